@@ -1,0 +1,19 @@
+"""Tandem: language models made of two blocks, a ContextBlock and a TokenBlock.
+
+The model classes load on first use, so that `import tandem` and `tandem --help` need no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tandem.model import TandemCache, TandemConfig, TandemForCausalLM
+
+__all__ = ["TandemCache", "TandemConfig", "TandemForCausalLM"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from tandem import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'tandem' has no attribute '{name}'")

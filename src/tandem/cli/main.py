@@ -1,0 +1,209 @@
+"""The command `tandem`: one function per command; what the user can mend is one sentence and exit code 2."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+
+from tandem.cli.arguments import (
+    ConfigArguments,
+    EvaluateArguments,
+    ExperimentArguments,
+    GenerateArguments,
+    ReportArguments,
+    TrainArguments,
+    parse,
+    parse_with_preset,
+)
+from tandem.errors import SettingsError, TandemError
+from tandem.settings import dump_settings, load_settings, preset_names
+
+# torch and transformers are imported by the commands that need them, so that --help answers at once.
+
+# A pipe or file has no width of its own; the summary table needs about this much.
+PIPE_COLUMNS = 160
+OUT = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+ERR = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_COLUMNS)
+
+
+def config(args: Sequence[str]) -> None:
+    """tandem config [PRESET|FILE]"""
+    if not args:
+        for name in preset_names():
+            OUT.print(f"{name:10} {load_settings(name).description}")
+        OUT.print(
+            "\n`tandem config PRESET` prints all settings of one, to save and edit or to override singly."
+        )
+        return
+    settings, arguments = parse_with_preset("config", ConfigArguments, args, "demo")
+    _write(json.dumps(settings.model_dump(mode="json")) if arguments.json_output else dump_settings(settings))
+
+
+def experiment(args: Sequence[str]) -> None:
+    """tandem experiment [PRESET|FILE]"""
+    settings, arguments = parse_with_preset("experiment", ExperimentArguments, args, "demo")
+    from tandem.cli.progress import ProgressView
+    from tandem.cli.summary import print_summary
+    from tandem.experiment.runner import run_experiment
+    from tandem.report.render import write_report
+
+    with ProgressView(ERR) as view:
+        run_dir, records = run_experiment(settings, view)
+    if arguments.json_output:
+        for record in records:
+            _write(record.model_dump_json())
+    report = write_report(run_dir, arguments.lang)
+    if not arguments.json_output:
+        print_summary(OUT, run_dir, arguments.lang, report)
+    failed = [record for record in records if record.status == "failed"]
+    if failed:
+        raise TandemError(
+            f"{len(failed)} of {len(records)} runs failed, the first one ({failed[0].run}) because: "
+            f"{failed[0].failure}; the others are in the report, and the same command tries these again"
+        )
+
+
+def train(args: Sequence[str]) -> None:
+    """tandem train [PRESET|FILE]"""
+    settings, arguments = parse_with_preset("train", TrainArguments, args, "demo")
+    from tandem.cli.progress import ProgressView
+    from tandem.cli.summary import print_run
+    from tandem.experiment.runner import run_name, train_one
+    from tandem.settings import Configuration
+
+    configuration = Configuration(arguments.context_layers, arguments.token_layers)
+    run = run_name(configuration, arguments.seed)
+    folder = Path(settings.output or Path("models") / f"{settings.name}-{run}")
+    with ProgressView(ERR) as view:
+        record = train_one(settings, configuration, arguments.seed, folder, view)
+    if arguments.json_output:
+        _write(record.model_dump_json())
+    else:
+        print_run(OUT, record, folder)
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """tandem evaluate MODEL --data SOURCE"""
+    arguments = parse("tandem evaluate", EvaluateArguments, args)
+    from tandem.cli.summary import print_evaluation
+    from tandem.experiment.evaluate import evaluate_model
+
+    result = evaluate_model(
+        arguments.model,
+        arguments.data,
+        txt_documents=arguments.txt_documents,
+        separator=arguments.separator,
+        device=arguments.device,
+        on_progress=(lambda _: None) if arguments.json_output else lambda what: ERR.print(f"[dim]{what}[/]"),
+    )
+    if arguments.json_output:
+        _write(result.model_dump_json())
+    else:
+        print_evaluation(OUT, result)
+
+
+def generate(args: Sequence[str]) -> None:
+    """tandem generate MODEL --prompt TEXT"""
+    arguments = parse("tandem generate", GenerateArguments, args)
+    from tandem.experiment.generate import generate_text
+
+    result = generate_text(
+        arguments.model,
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        device=arguments.device,
+        stream=not arguments.json_output,
+    )
+    if arguments.json_output:
+        _write(json.dumps(result, ensure_ascii=False))
+
+
+def report(args: Sequence[str]) -> None:
+    """tandem report RUN_DIR"""
+    arguments = parse("tandem report", ReportArguments, args)
+    from tandem.cli.summary import print_summary
+    from tandem.report.render import write_report
+
+    files = write_report(arguments.run_dir, arguments.lang)
+    if arguments.json_output:
+        _write(json.dumps([str(path) for path in files]))
+    else:
+        print_summary(OUT, arguments.run_dir, arguments.lang, files)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "experiment": (experiment, "train and compare configurations over several seeds, and write the report"),
+    "train": (train, "train one configuration into a model folder"),
+    "evaluate": (evaluate, "score a model on text"),
+    "generate": (generate, "continue a prompt"),
+    "report": (report, "rebuild an experiment's report from its records"),
+    "config": (config, "list the presets, or print one with all its settings"),
+}
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command; returns the exit code: 0, 2 for anything the user can mend, 130 when interrupted."""
+    # Both libraries would print warnings of their own between our lines.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        if not args or args[0] in {"-h", "--help", "help"}:
+            _usage()
+            return 0
+        if args[0] in {"-V", "--version"}:
+            OUT.print(f"tandem {metadata.version('tandem-lm')}")
+            return 0
+        if args[0] not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise SettingsError(f"there is no command '{args[0]}'{hint} (commands: {', '.join(COMMANDS)})")
+        COMMANDS[args[0]][0](args[1:])
+        return 0
+    except TandemError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); point stdout nowhere, so that exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(
+            f"{error.filename or 'the system'}: {error.strerror or error}; nothing already saved is lost"
+        )
+    except KeyboardInterrupt:
+        ERR.print("tandem: interrupted; finished runs are kept, and the same command continues")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def _usage() -> None:
+    OUT.print("usage: tandem COMMAND …\n")
+    for name, (_, summary) in COMMANDS.items():
+        OUT.print(f"  {name:12}{summary}")
+    OUT.print("\n`tandem COMMAND --help` lists every setting with its default and unit.")
+
+
+def _write(text: str) -> None:
+    """To standard output as it is: no wrapping, no markup."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def _fail(sentence: str) -> int:
+    sys.stderr.write(f"tandem: error: {sentence}\n")
+    return 2

@@ -1,0 +1,10 @@
+"""Contexts of a whole token stream: the sequential loop, the segment-parallel scan, the Jacobi sweep.
+
+Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segments.
+"""
+
+from tandem.contexts.jacobi import jacobi_sweep, previous_contexts
+from tandem.contexts.scan import compute_contexts
+from tandem.contexts.stream import Stream
+
+__all__ = ["Stream", "compute_contexts", "jacobi_sweep", "previous_contexts"]

@@ -1,0 +1,180 @@
+"""The segment-parallel scan: sequential contexts of a whole stream in about one pass of work.
+
+The stream is cut into S segments that run side by side, each from a zero state with a burn-in: it first
+reads the tokens before it, until what the block remembers of anything earlier is below the tolerance (SPEC
+section 6). How far that is depends on the block and is measured, twice: at every join of two segments, where
+the state that left the first must equal the state with which the second starts; and against the sequential
+loop on the first tokens of the stream.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tandem.contexts.stream import Stream
+from tandem.errors import ScanError
+from tandem.model import TandemForCausalLM, sequential_contexts
+from tandem.model.modeling_tandem import ContextBlock, ContextLayer
+from tandem.records import ScanRecord
+from tandem.settings import ContextSettings
+
+PROBE_STREAMS = 32
+LONGEST_BURN_IN = 4096
+
+
+@torch.no_grad()
+def compute_contexts(
+    model: TandemForCausalLM, stream: Stream, settings: ContextSettings
+) -> tuple[Tensor, ScanRecord]:
+    """Contexts after every token of the stream, [T, C], and how exact they are.
+
+    With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until every join agrees
+    to the tolerance. Raises ScanError when the contexts differ from the sequential loop by more than
+    `tolerance`, when the segments do not join to within it, or when the block does not forget at all.
+    """
+    began = time.perf_counter()
+    if settings.method == "loop" or len(stream) <= settings.segment_length:
+        contexts = _loop(model, stream)
+        return contexts, _record(settings, stream, Segments(len(stream), 1, 0), 0.0, 0.0, len(stream), began)
+
+    # At least three joins lie within the part that the loop checks.
+    length = max(1, min(settings.segment_length, settings.check_tokens // 4))
+    tables = _Tables(model, stream)
+    automatic = settings.burn_in == "auto"
+    burn_in = measure_burn_in(tables, settings) if settings.burn_in == "auto" else settings.burn_in
+    while True:
+        segments = Segments(length, -(-len(stream) // length), burn_in)
+        contexts, join_error = _scan(tables, segments)
+        if join_error <= settings.tolerance or not automatic or burn_in >= LONGEST_BURN_IN:
+            break
+        burn_in *= 2
+
+    sample = stream.first(settings.check_tokens)
+    loop_error = float((contexts[: len(sample)] - _loop(model, sample)).abs().max())
+    worst = max(loop_error, join_error)
+    if not worst <= settings.tolerance:  # also when it is not a number
+        raise ScanError(
+            f"the scan's contexts differ from the sequential loop by {worst:.2g}, more than the tolerance "
+            f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock; "
+            "give a longer --contexts.burn-in (or auto), or --contexts.method loop"
+        )
+    return contexts, _record(settings, stream, segments, loop_error, join_error, len(sample), began)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How a stream is cut: `count` segments of `length` tokens, each after `burn_in` tokens."""
+
+    length: int
+    count: int
+    burn_in: int
+
+
+class _Tables:
+    """What a block adds for each distinct token, computed once: table[l] = W_e·e + b, [U, C].
+
+    Every ContextLayer reads the same e_t, so its part of the product depends on the token id only.
+    """
+
+    def __init__(self, model: TandemForCausalLM, stream: Stream) -> None:
+        distinct, self.index = torch.unique(stream.ids, return_inverse=True)
+        embeds = model.embed(distinct)
+        self.restart = stream.restart
+        self.context_dim = model.config.context_dim
+        self.layers = []
+        for layer in model.context_block.layers:
+            assert isinstance(layer, ContextLayer)
+            weight = layer.linear.weight
+            table = F.linear(embeds, weight[:, self.context_dim :], layer.linear.bias)
+            self.layers.append((weight[:, : self.context_dim].t(), table, layer.norm))
+
+    def step(self, context: Tensor, positions: Tensor) -> Tensor:
+        """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
+        if self.restart is not None:
+            context = context.masked_fill(self.restart[positions.clamp(min=0)][:, None], 0.0)
+        tokens = self.index[positions.clamp(min=0)]
+        for weight, table, norm in self.layers:
+            added = torch.addmm(table[tokens], context, weight)
+            context = norm(context + F.gelu(added))
+        return context
+
+
+def _scan(tables: _Tables, segments: Segments) -> tuple[Tensor, float]:
+    """Contexts [T, C] by segments, and the largest difference at any of their joins."""
+    index = tables.index
+    total = len(index)
+    starts = torch.arange(segments.count, device=index.device) * segments.length
+    like = tables.layers[0][1]
+    context = like.new_zeros(segments.count, tables.context_dim)
+    contexts = like.new_empty(segments.count, segments.length, tables.context_dim)
+    entry = context
+    for step in range(-segments.burn_in, segments.length):
+        if step == 0:
+            entry = context  # what each segment starts with: must equal what its predecessor ends with
+        positions = (starts + step).clamp(max=total - 1)
+        if step <= 0:
+            context = context.masked_fill((positions <= 0)[:, None], 0.0)  # the stream itself starts at zero
+        context = tables.step(context, positions)
+        if step >= 0:
+            contexts[:, step] = context
+    join = (contexts[:-1, -1] - entry[1:]).abs().max() if segments.count > 1 else contexts.new_zeros(())
+    return contexts.reshape(-1, tables.context_dim)[:total], float(join)
+
+
+def measure_burn_in(tables: _Tables, settings: ContextSettings) -> int:
+    """Tokens after which two streams that differ only in their start agree to a quarter of the tolerance.
+
+    Read at PROBE_STREAMS places spread over the stream, from a zero and from a random start, both over the
+    same tokens; a quarter more than the slowest place needed. The longest it tries is LONGEST_BURN_IN.
+    """
+    index = tables.index
+    places = min(PROBE_STREAMS, len(index))
+    starts = torch.linspace(0, len(index) - 1, places + 1, device=index.device)[:-1].long()
+    like = tables.layers[0][1]
+    zero = like.new_zeros(places, tables.context_dim)
+    generator = torch.Generator().manual_seed(0)
+    other = F.layer_norm(
+        torch.randn(places, tables.context_dim, generator=generator).to(like), (tables.context_dim,)
+    )
+    pair = torch.cat((zero, other))
+    for step in range(LONGEST_BURN_IN):
+        positions = (starts + step) % len(index)
+        pair = tables.step(pair, positions.repeat(2))
+        if step % 8 == 7 and float((pair[:places] - pair[places:]).abs().max()) <= settings.tolerance / 4:
+            return (step + 1) * 5 // 4
+    raise ScanError(
+        f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts cannot "
+        "be computed in segments; use --contexts.method loop, or smaller --model.weight-init-std"
+    )
+
+
+def _loop(model: TandemForCausalLM, stream: Stream) -> Tensor:
+    """Contexts [T, C] by the sequential loop."""
+    block: ContextBlock = model.context_block
+    restart = None if stream.restart is None else stream.restart[None]
+    return sequential_contexts(block, model.embed(stream.ids)[None], restart=restart)[1][0]
+
+
+def _record(
+    settings: ContextSettings,
+    stream: Stream,
+    segments: Segments,
+    loop_error: float,
+    join_error: float,
+    checked: int,
+    began: float,
+) -> ScanRecord:
+    return ScanRecord(
+        method="loop" if segments.count == 1 else "scan",
+        tokens=len(stream),
+        segments=segments.count,
+        burn_in=segments.burn_in,
+        loop_error=loop_error,
+        join_error=join_error,
+        checked_tokens=checked,
+        tolerance=settings.tolerance,
+        seconds_s=time.perf_counter() - began,
+    )

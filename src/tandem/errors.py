@@ -1,0 +1,29 @@
+"""The errors that a person using Tandem is meant to read.
+
+Every one is a single sentence (or two) that says what was wrong, where, and what to do. The command line
+prints it without a traceback and exits with code 2; as a library they are ordinary exceptions.
+"""
+
+
+class TandemError(Exception):
+    """Something the user can mend: bad input, an impossible setting, an unwritable place."""
+
+
+class SettingsError(TandemError):
+    """A setting is unknown, of the wrong type, or impossible together with another one."""
+
+
+class DataError(TandemError):
+    """A text, tokenizer or embedding source is missing, malformed, or does not fit the settings."""
+
+
+class ScanError(TandemError):
+    """The segment-parallel scan disagrees with the sequential loop by more than its tolerance."""
+
+
+class NonFiniteLossError(TandemError):
+    """A loss or gradient was NaN or infinite; the step was refused before the optimizer saw it."""
+
+
+class RunDirError(TandemError):
+    """A run directory cannot be used: unwritable, too little disk, or of another experiment."""

@@ -1,0 +1,99 @@
+"""What a run leaves on disk beside its record: phase 1 results to share, and model folders."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from tandem.errors import RunDirError
+from tandem.model import TandemForCausalLM
+from tandem.records import Phase1Record, RunRecord
+from tandem.settings import Settings, dump_settings
+
+SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
+
+
+def phase1_path(run_dir: Path, context_layers: int, seed: int) -> Path:
+    """Where the phase 1 result that runs of this context depth and seed share lies."""
+    return run_dir / "phase1" / f"C{context_layers}-seed{seed}.safetensors"
+
+
+def save_phase1(path: Path, model: TandemForCausalLM, record: Phase1Record, fingerprint: str) -> None:
+    """Keep a finished phase 1, atomically, with the fingerprint of all it depends on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".partial")
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.context_block.state_dict().items()}
+    save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
+    draft.replace(path)
+
+
+def load_phase1(path: Path, fingerprint: str) -> SavedPhase1 | None:
+    """The kept phase 1, or none where there is none, it is damaged, or it came from anything else."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("fingerprint") != fingerprint:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, Phase1Record.model_validate_json(metadata["record"])
+    except (SafetensorError, KeyError, ValidationError):
+        return None
+
+
+def save_model(
+    folder: Path,
+    model: TandemForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: Settings,
+    record: RunRecord,
+) -> None:
+    """A Hugging Face model folder, with the settings and the record it came from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (folder / "settings.yaml").write_text(dump_settings(settings), "utf-8")
+    (folder / "record.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
+    """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact."""
+    if not (folder / "config.json").is_file():
+        raise RunDirError(
+            f"{folder} is not a model folder (it has no config.json); give the folder that `tandem train` "
+            "wrote, or one of RUN_DIR/models"
+        )
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+        if kind != "tandem":
+            raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
+        with quiet_transformers():
+            model = TandemForCausalLM.from_pretrained(folder)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunDirError(
+            f"the model in {folder} cannot be read ({reason}); train or copy it again"
+        ) from None
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars, which would tear ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

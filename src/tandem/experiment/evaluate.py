@@ -1,0 +1,120 @@
+"""Scoring a saved model on any text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+
+from tandem.contexts import Stream, compute_contexts, jacobi_sweep
+from tandem.errors import DataError
+from tandem.experiment.artefacts import load_model
+from tandem.experiment.machine import choose_device
+from tandem.metrics import convergence_rate, effective_rank, score_stream
+from tandem.model import TandemForCausalLM
+from tandem.settings import Phase1Settings, Settings, load_settings
+from tandem.tokens.prepare import tokenize_for_evaluation
+from tandem.training.initialization import generator_for
+
+
+class Evaluation(BaseModel):
+    """What a model makes of a text."""
+
+    model: str
+    configuration: str
+    data: str
+    documents: int
+    tokens: int
+    text_bytes: int
+    perplexity: float
+    nll_nats: float
+    accuracy: float
+    bits_per_byte: float
+    effective_rank: float
+    convergence_rate: float
+    convergence_iterations: int
+    scan_error: float
+
+
+def evaluate_model(
+    folder: Path,
+    source: str,
+    *,
+    txt_documents: str | None = None,
+    separator: str | None = None,
+    device: str = "auto",
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Score the model in `folder` on the text of `source`, tokenized as in its training.
+
+    Raises RunDirError for a folder that is no model, DataError for text that cannot be used.
+    """
+    model, tokenizer = load_model(folder)
+    settings = model_settings(folder)
+    chosen = choose_device(device)
+    model.to(chosen)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    data = settings.data
+    if separator is None:
+        separator = data.separator if data.validation_separator is None else data.validation_separator
+    reading = data.model_copy(
+        update={"txt_documents": txt_documents or data.txt_documents, "validation_separator": separator}
+    )
+    tokens = tokenize_for_evaluation(source, reading, tokenizer)
+    if len(tokens) < 2:
+        raise DataError(f"{source} gives {len(tokens)} token, and scoring needs at least 2; give more text")
+    on_progress(f"scoring {len(tokens):,} tokens of {source}")
+    stream = Stream.of(model, tokens.ids)
+    contexts, scan = compute_contexts(model, stream, settings.contexts)
+    score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
+    rate, iterations = converge(model, stream, settings.phase1)
+    return Evaluation(
+        model=str(folder),
+        configuration=model.config.name,
+        data=source,
+        documents=len(tokens.document_starts),
+        tokens=len(tokens),
+        text_bytes=int(tokens.document_bytes.sum()),
+        perplexity=score.perplexity,
+        nll_nats=score.nll_nats,
+        accuracy=score.accuracy,
+        bits_per_byte=score.bits_per_byte(tokens.scored_bytes),
+        effective_rank=effective_rank(contexts, settings.phase1.rank_positions),
+        convergence_rate=rate,
+        convergence_iterations=iterations,
+        scan_error=max(scan.loop_error, scan.join_error),
+    )
+
+
+@torch.no_grad()
+def converge(model: TandemForCausalLM, stream: Stream, settings: Phase1Settings) -> tuple[float, int]:
+    """Conv% of a finished block: phase 1's sweeps, with its noise and stop rule, and weights that stay.
+
+    Returns the convergence rate and the iterations it took; the random start counts as the first.
+    """
+    stream = stream.first(settings.max_tokens or len(stream))
+    draws = generator_for(0, "evaluation")
+    shape = (len(stream), model.config.context_dim)
+    contexts = (torch.randn(shape, generator=draws) * settings.start_std).to(model.device)
+
+    def noise(read: torch.Tensor) -> torch.Tensor:
+        return (torch.randn(read.shape, generator=draws) * settings.noise_std).to(read)
+
+    def embeds(positions: slice) -> torch.Tensor:
+        return model.embed(stream.ids[positions])
+
+    rate, iteration = 0.0, 1
+    while iteration < settings.max_iterations and rate < settings.convergence_stop:
+        iteration += 1
+        sweep = jacobi_sweep(
+            model.context_block, contexts, embeds, stream.restart, settings.batch_positions, noise
+        )
+        swept = torch.cat([new for _, new in sweep])
+        rate = convergence_rate(contexts, swept, settings.convergence_mse)
+        contexts = swept
+    return rate, iteration
+
+
+def model_settings(folder: Path) -> Settings:
+    """The settings a saved model was trained with; the defaults for a folder without them."""
+    path = folder / "settings.yaml"
+    return load_settings(str(path)) if path.is_file() else Settings()

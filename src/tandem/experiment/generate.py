@@ -1,0 +1,75 @@
+"""Continuing a prompt with a saved model, at constant memory."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from tandem.errors import SettingsError
+from tandem.experiment.artefacts import load_model
+from tandem.experiment.evaluate import model_settings
+from tandem.experiment.machine import choose_device
+
+
+def generate_text(
+    folder: Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    stream: bool = True,
+) -> dict[str, Any]:
+    """Continue `prompt`; with `stream` the text goes to standard output as it comes.
+
+    A prompt starts a document, as in training: the end-of-text token precedes it where documents were
+    separated so. Returns prompt, text (without the prompt) and the number of tokens of both. Raises
+    SettingsError for sampling settings that are impossible, RunDirError for a folder that is no model.
+    """
+    for name, value, fits, rule in (
+        ("max-new-tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "0 (always the likeliest token) or more"),
+        ("top-k", top_k, top_k is None or top_k >= 1, "at least 1"),
+        ("top-p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+    ):
+        if not fits:
+            raise SettingsError(f"--{name} {value} is not possible: it must be {rule}")
+    model, tokenizer = load_model(folder)
+    model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if model.config.bos_token_id is not None and model_settings(folder).data.separator == "eos":
+        ids = [model.config.bos_token_id, *ids]
+    if not ids:
+        raise SettingsError("--prompt is empty, and this model has no end-of-text token to start from")
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        # 0 and 1.0 are the library's words for "no limit"
+        sampling = {
+            "do_sample": True,
+            "temperature": temperature,
+            "top_k": top_k or 0,
+            "top_p": 1.0 if top_p is None else top_p,
+        }
+    torch.manual_seed(seed)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    if stream:
+        print(prompt, end="", flush=True)
+    with torch.inference_mode():
+        output = model.generate(  # type: ignore[misc]  # its declared `self` is a protocol of its own
+            torch.tensor([ids], device=model.device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            **sampling,
+        )
+    new = output[0, len(ids) :].tolist()
+    return {
+        "prompt": prompt,
+        "text": tokenizer.decode(new, skip_special_tokens=True),
+        "prompt_tokens": len(ids),
+        "new_tokens": len(new),
+    }

@@ -1,0 +1,127 @@
+"""The machine a run is on: which device, what versions, how much memory."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import transformers
+
+import tandem
+from tandem.errors import SettingsError
+from tandem.fingerprint import Fingerprint
+from tandem.records import Environment
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else CPU. Raises SettingsError for a device that is not there."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    available = [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available]
+    name = available[0] if wanted == "auto" else "cuda:0" if wanted == "cuda" else wanted
+    if name not in available:
+        raise SettingsError(
+            f"there is no device '{wanted}' here; --device can be auto, {', '.join(available)}"
+        )
+    return torch.device(name)
+
+
+def environment(device: torch.device) -> Environment:
+    """Versions and hardware, for the records."""
+    name, memory = _processor_name(), _physical_memory()
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+    return Environment(
+        device=str(device),
+        device_name=name,
+        device_memory_bytes=memory,
+        cpu_count=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        tandem=metadata.version("tandem-lm"),
+        code_fingerprint=code_fingerprint(),
+        git_commit=_git_commit(),
+    )
+
+
+@cache
+def code_fingerprint() -> str:
+    """Of the package's own source files, in order of their names."""
+    root = Path(tandem.__file__).parent
+    whole = Fingerprint("code")
+    for path in sorted(root.rglob("*.py")):
+        whole.update(path.relative_to(root).as_posix())
+        whole.update(path.read_bytes())
+    return whole.hexdigest()
+
+
+class PeakMemory:
+    """Peak memory in bytes since it was made: the device's on CUDA, otherwise the process's own.
+
+    Where the system cannot reset the process's peak (other than Linux), it is that since the process began.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5", "ascii")
+            except OSError:
+                return
+
+    def read(self) -> int:
+        """The peak so far."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        try:
+            for line in Path("/proc/self/status").read_text("ascii").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        except OSError:
+            pass
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+@cache
+def _git_commit() -> str | None:
+    """Commit of the checkout the package runs from; none for an installed package."""
+    root = Path(tandem.__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

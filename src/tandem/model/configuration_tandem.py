@@ -1,0 +1,75 @@
+"""Configuration of the two-block language model."""
+
+from transformers import PreTrainedConfig
+
+
+class TandemConfig(PreTrainedConfig):
+    """Sizes and depths of a Tandem model.
+
+    vocab_size        V, entries of the vocabulary
+    embed_dim         E, length of a token embedding
+    context_dim       C, length of the context vector
+    context_layers    layers of the ContextBlock
+    token_layers      layers of the TokenBlock
+    num_layers        shorthand that sets both depths; not to be given together with a different one
+    boundary          "carry": the context runs on across documents; "reset": it is zero before each
+                      `bos_token_id`, which then starts a document
+    weight_init_std, bias_init_std    of the initial linear weights and biases (SPEC section 1)
+    layer_norm_eps    of all LayerNorms
+
+    Raises ValueError for sizes below 1, contradictory depths, an unknown boundary, or a reset without
+    `bos_token_id`.
+    """
+
+    model_type = "tandem"
+    attribute_map = {"hidden_size": "embed_dim", "num_hidden_layers": "token_layers"}  # noqa: RUF012
+
+    vocab_size: int = 50257
+    embed_dim: int = 768
+    context_dim: int = 500
+    context_layers: int | None = None
+    token_layers: int | None = None
+    num_layers: int | None = None
+    boundary: str = "carry"
+    weight_init_std: float = 0.1
+    bias_init_std: float = 0.01
+    layer_norm_eps: float = 1e-5
+    # The state has a fixed size, so no length is too long; tools that ask for a limit get a large one.
+    max_position_embeddings: int = 1 << 20
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: object) -> None:
+        for depth in ("context_layers", "token_layers"):
+            given = getattr(self, depth)
+            if given is None:
+                setattr(self, depth, 1 if self.num_layers is None else self.num_layers)
+            elif self.num_layers is not None and given != self.num_layers:
+                raise ValueError(
+                    f"num_layers={self.num_layers} sets both depths, but {depth}={given}; give one of the two"
+                )
+        self.num_layers = self.context_layers if self.context_layers == self.token_layers else None
+        for size in ("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers"):
+            if getattr(self, size) < 1:
+                raise ValueError(f"{size}={getattr(self, size)} must be at least 1")
+        if self.boundary not in ("carry", "reset"):
+            raise ValueError(f"boundary={self.boundary!r} must be 'carry' or 'reset'")
+        if self.boundary == "reset" and self.bos_token_id is None:
+            raise ValueError("boundary='reset' needs bos_token_id, the token that starts a document")
+        super().__post_init__(**kwargs)
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """(context_layers, token_layers) as resolved from whatever was given."""
+        return self.context_layers or 1, self.token_layers or 1
+
+    @property
+    def name(self) -> str:
+        """The customary name of the depths, such as C2T1."""
+        return f"C{self.context_layers}T{self.token_layers}"
+
+
+__all__ = ["TandemConfig"]

@@ -1,0 +1,287 @@
+"""The two-block language model (SPEC section 1).
+
+Shape letters: B batch, T tokens, V vocabulary, E embed_dim, C context_dim.
+
+A ContextBlock folds token after token into one context vector; a TokenBlock turns the context and the
+current token into a prediction of the next one:
+
+    e_t = embed_norm(embedding[token_t])
+    c_t = context_block(c_{t-1}, e_t)
+    x_t = token_block(c_{t-1}, c_t, e_t)
+    logits_t = x_t · embeddingᵀ
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_tandem import TandemConfig
+
+
+class ContextLayer(nn.Module):
+    """c' = LayerNorm(c + GELU(W·[c; e] + b)), W: C×(C+E)."""
+
+    def __init__(self, context_dim: int, embed_dim: int, layer_norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.linear = nn.Linear(context_dim + embed_dim, context_dim)
+        self.norm = nn.LayerNorm(context_dim, eps=layer_norm_eps)
+
+    def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
+        """context [..., C], token_embeds [..., E] → [..., C]."""
+        return self.norm(context + F.gelu(self.linear(torch.cat((context, token_embeds), dim=-1))))
+
+
+class ContextBlock(nn.Module):
+    """`context_layers` ContextLayers in a row; each one reads the same token embedding."""
+
+    def __init__(self, config: TandemConfig) -> None:
+        super().__init__()
+        self.context_dim = config.context_dim
+        self.layers = nn.ModuleList(
+            ContextLayer(config.context_dim, config.embed_dim, config.layer_norm_eps)
+            for _ in range(config.depths[0])
+        )
+
+    def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
+        """One step: context [..., C] before the token, token_embeds [..., E] → context after it."""
+        for layer in self.layers:
+            context = layer(context, token_embeds)
+        return context
+
+
+class TokenLayer(nn.Module):
+    """x' = LayerNorm(x + GELU(W·[c; x] + b)), W: E×(C+E); without a context W·x, W: E×E."""
+
+    def __init__(self, context_dim: int, embed_dim: int, layer_norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.linear = nn.Linear(context_dim + embed_dim, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
+
+    def forward(self, context: Tensor | None, x: Tensor) -> Tensor:
+        """context [..., C] or none, x [..., E] → [..., E]."""
+        read = x if context is None else torch.cat((context, x), dim=-1)
+        return self.norm(x + F.gelu(self.linear(read)))
+
+
+class TokenBlock(nn.Module):
+    """`token_layers` TokenLayers; which context each one reads is `reads` (the seed's "G" plan).
+
+    The last layer reads the current context; with two or more layers, the first reads the previous one;
+    those between read none.
+    """
+
+    def __init__(self, config: TandemConfig) -> None:
+        super().__init__()
+        depth = config.depths[1]
+        self.reads: tuple[str | None, ...] = tuple(
+            "current" if i == depth - 1 else "previous" if i == 0 else None for i in range(depth)
+        )
+        self.layers = nn.ModuleList(
+            TokenLayer(config.context_dim if reads else 0, config.embed_dim, config.layer_norm_eps)
+            for reads in self.reads
+        )
+
+    def forward(self, previous_context: Tensor, current_context: Tensor, token_embeds: Tensor) -> Tensor:
+        """Contexts [..., C] before and after the token, token_embeds [..., E] → [..., E]."""
+        contexts = {"previous": previous_context, "current": current_context, None: None}
+        x = token_embeds
+        for layer, reads in zip(self.layers, self.reads, strict=True):
+            x = layer(contexts[reads], x)
+        return x
+
+
+def sequential_contexts(
+    context_block: ContextBlock,
+    token_embeds: Tensor,
+    start: Tensor | None = None,
+    restart: Tensor | None = None,
+    frozen: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Contexts by their definition, token after token: the ground truth of every faster way.
+
+    token_embeds [B, T, E]; start [B, C] context before the first token (none: zero); restart [B, T] bool,
+    where the context is zeroed before the token is read; frozen [B, T] bool, where the token is passed over
+    and the context stays as it was (padding).
+    Returns previous and current contexts, both [B, T, C]: before and after each token.
+    """
+    batch, length, _ = token_embeds.shape
+    context = token_embeds.new_zeros(batch, context_block.context_dim) if start is None else start
+    previous, current = [], []
+    for t in range(length):
+        if restart is not None:
+            context = context.masked_fill(restart[:, t, None], 0.0)
+        previous.append(context)
+        after = context_block(context, token_embeds[:, t])
+        context = after if frozen is None else torch.where(frozen[:, t, None], context, after)
+        current.append(context)
+    return torch.stack(previous, dim=1), torch.stack(current, dim=1)
+
+
+class TandemCache(Cache):
+    """All that generation carries from step to step: one context vector a stream, whatever its length."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.context: Tensor | None = None  # [B, C]
+        self.tokens_seen = 0
+
+    def store(self, context: Tensor, new_tokens: int) -> None:
+        """Keep the context [B, C] reached after `new_tokens` more tokens."""
+        self.context = context
+        self.tokens_seen += new_tokens
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+        """Tokens folded into the context so far."""
+        return self.tokens_seen
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:  # noqa: ARG002
+        """No limit."""
+        return -1
+
+    @property
+    def batch_size(self) -> int:
+        """Streams held; -1 before the first step."""
+        return -1 if self.context is None else self.context.shape[0]
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a first step was made."""
+        return self.context is not None
+
+    @property
+    def is_croppable(self) -> bool:
+        """A folded token cannot be taken back."""
+        return False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, except for nothing: a context vector cannot forget its last tokens."""
+        if tokens_to_remove != 0:
+            raise ValueError("a Tandem context cannot be cropped; start again from the text to keep")
+
+    def reset(self) -> None:
+        """Back to the empty stream."""
+        self.context, self.tokens_seen = None, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search: take streams `beam_idx` in their new order."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep streams `indices`."""
+        if self.context is not None:
+            self.context = self.context.index_select(0, indices.to(self.context.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every stream `repeats` times, side by side."""
+        if self.context is not None:
+            self.context = self.context.repeat_interleave(repeats, dim=0)
+
+
+class TandemForCausalLM(PreTrainedModel, GenerationMixin):
+    """ContextBlock, TokenBlock and a head tied to the embedding, as a Hugging Face causal LM."""
+
+    config_class = TandemConfig
+    base_model_prefix = ""
+    _input_embed_layer = "embedding"
+    _tied_weights_keys = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012
+    _no_split_modules = ["ContextLayer", "TokenLayer"]  # noqa: RUF012
+    _is_stateful = True
+
+    def __init__(self, config: TandemConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.embed_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.context_block = ContextBlock(config)
+        self.token_block = TokenBlock(config)
+        self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ContextLayer | TokenLayer):
+            init.normal_(module.linear.weight, std=self.config.weight_init_std)
+            init.normal_(module.linear.bias, std=self.config.bias_init_std)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def num_params(self) -> dict[str, int]:
+        """Parameters by part and in total; the tied head adds none."""
+        parts = ("embedding", "embed_norm", "context_block", "token_block")
+        counts = {part: sum(p.numel() for p in getattr(self, part).parameters()) for part in parts}
+        return counts | {"total": sum(counts.values())}
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """e_t of SPEC section 1: ids [...] → normalised embeddings [..., E]."""
+        return self.embed_norm(self.embedding(input_ids))
+
+    def restarts(self, input_ids: Tensor) -> Tensor | None:
+        """Where the context is zeroed before a token is read, like `input_ids`; none if it never is."""
+        return input_ids == self.config.bos_token_id if self.config.boundary == "reset" else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: TandemCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
+        """Logits of the next token at every position, by the sequential loop.
+
+        input_ids [B, T] or inputs_embeds [B, T, E] (before `embed_norm`); attention_mask [B, ≥T], where 0
+        freezes the state (the last T columns count); past_key_values continues a stream; labels [B, T] as
+        in every causal LM (shifted inside, -100 ignored); logits_to_keep: only the last so many positions,
+        or those indices.
+        Returns logits [B, T or fewer, V], loss (scalar) with labels, and past_key_values with use_cache.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if input_ids is not None:
+            token_embeds, restart = self.embed(input_ids), self.restarts(input_ids)
+        else:
+            token_embeds, restart = self.embed_norm(inputs_embeds), None
+        length = token_embeds.shape[1]
+        frozen = None if attention_mask is None else attention_mask[:, -length:] == 0
+        if frozen is not None and not frozen.any():
+            frozen = None
+        start = None if past_key_values is None else past_key_values.context
+        previous, current = sequential_contexts(self.context_block, token_embeds, start, restart, frozen)
+
+        use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
+        if use_cache:
+            past_key_values = TandemCache() if past_key_values is None else past_key_values
+            past_key_values.store(current[:, -1], length)
+
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = self.token_block(previous[:, kept], current[:, kept], token_embeds[:, kept])
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=past_key_values if use_cache else None
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+
+__all__ = ["TandemCache", "TandemConfig", "TandemForCausalLM"]

@@ -1,0 +1,281 @@
+"""The report in order: which section holds what. Words come from the texts, figures from the analysis."""
+
+from collections.abc import Iterable, Iterator, Set
+
+import yaml
+
+from tandem.report import tables
+from tandem.report.blocks import (
+    Block,
+    Callout,
+    Code,
+    Details,
+    Document,
+    FigureBlock,
+    Items,
+    Paragraph,
+    Section,
+)
+from tandem.report.choice import Choice, choose, selecting_settings, train_command
+from tandem.report.findings import (
+    alternative_messages,
+    avoid_messages,
+    conclusions,
+    effect_findings,
+    phase1_findings,
+    phase2_findings,
+    recommendation_message,
+    seeds_text,
+    standing,
+)
+from tandem.report.original import load_original
+from tandem.report.provenance import data_table, environment_table
+from tandem.report.results import Analysis, ConfigurationResult
+from tandem.report.wording import (
+    Message,
+    Texts,
+    count_short,
+    count_text,
+    literal,
+    percent,
+    perplexity_text,
+    seconds_text,
+)
+
+DEFINITIONS = (
+    "config params iterations convergence rank perplexity bits accuracy plus_minus interval verdict "
+    "efficiency time"
+)
+
+
+def compose(analysis: Analysis, texts: Texts, figures: Set[str]) -> Document:
+    """The whole report; `figures` names the figures there are."""
+    writer = _Writer(analysis, texts, figures)
+    return Document(
+        language=texts.language,
+        title=texts("title", experiment=literal(analysis.experiment)),
+        subtitle=texts("subtitle", date=analysis.finished_at[:10]),
+        sections=tuple(writer.sections()),
+        footer=texts("footer", date=analysis.finished_at[:10]),
+    )
+
+
+class _Writer:
+    """Holds what every section needs: the analysis, the choice that follows from it, the texts."""
+
+    def __init__(self, analysis: Analysis, texts: Texts, figures: Set[str]) -> None:
+        self.analysis = analysis
+        self.choice = choose(analysis)
+        self.texts = texts
+        self.figures = figures
+
+    def sections(self) -> Iterator[Section]:
+        analysis, texts, choice = self.analysis, self.texts, self.choice
+        yield self._section("overview", self._overview())
+        yield self._section("summary", self._summary())
+        yield self._section("details", [])
+        yield self._section("phase1", self._phase1(), 3)
+        yield self._section("phase2", self._phase2(), 3)
+        yield self._section(
+            "efficiency",
+            [tables.efficiency_table(analysis, texts, choice), *self._figure("perplexity_parameters")],
+            3,
+        )
+        if analysis.scans:
+            table = tables.scan_table(analysis, texts)
+            yield self._section("scans", [Paragraph(texts("scan.meaning")), table], 3)
+        yield self._section("findings", [])
+        yield self._section("standing", self._standing(), 3)
+        yield self._section("depth", self._depth(), 3)
+        yield self._section("recommendation", [])
+        yield from self._recommendation()
+        yield self._section("conclusions", [self._items(conclusions(analysis, choice), ordered=True)])
+        if choice is not None:
+            yield self._section("change", self._change(choice))
+        yield self._section("original", self._original())
+        yield self._section("runs", self._runs())
+        yield self._section("provenance", self._provenance())
+        names = [texts(f"definition.{name}") for name in DEFINITIONS.split()]
+        yield self._section("definitions", [Items(names)])
+
+    def _section(self, name: str, blocks: Iterable[Block], level: int = 2) -> Section:
+        return Section(name, self.texts(f"section.{name}"), tuple(blocks), level)
+
+    def _items(self, messages: Iterable[Message], ordered: bool = False) -> Items:
+        return Items([self.texts.say(message) for message in messages], ordered)
+
+    def _figure(self, name: str) -> Iterator[FigureBlock]:
+        if name in self.figures:
+            yield FigureBlock(name, self.texts(f"figure.{name}"))
+
+    def _overview(self) -> Iterator[Block]:
+        analysis, texts = self.analysis, self.texts
+        yield Paragraph(texts("overview.purpose", count=str(len(analysis.configurations))))
+        if self.choice is not None:
+            sentences = [
+                texts.say(standing(analysis, self.choice)),
+                texts.say(recommendation_message(self.choice)),
+            ]
+            if self.choice.provisional:
+                sentences.append(texts("recommended.provisional"))
+            yield Callout(texts("sentence_separator").join(sentences), "result")
+        else:
+            yield Callout(texts.say(next(conclusions(analysis, None))), "warning")
+        record, data = analysis.records[0], analysis.data[0][0]
+        facts = {
+            "configurations": [c.name for c in analysis.configurations],
+            "seeds": seeds_text(analysis.seeds),
+            "devices": sorted({literal(e.device_name) for e, _ in analysis.environments}),
+            "train_tokens": f"{data.train_tokens:,}",
+            "validation_tokens": f"{data.validation_tokens:,}",
+            "vocabulary": f"{data.vocab_size:,}",
+            "embed_dim": str(record.embed_dim),
+            "context_dim": str(record.context_dim),
+        }
+        yield Items([texts(f"overview.{key}", value=value) for key, value in facts.items()])
+
+    def _summary(self) -> Iterator[Block]:
+        analysis, texts = self.analysis, self.texts
+        for key in self._warnings():
+            yield Callout(texts.say(key), "warning")
+        yield tables.summary_table(analysis, texts, self.choice)
+        yield from self._figure("validation_perplexity")
+
+    def _warnings(self) -> Iterator[Message]:
+        analysis = self.analysis
+        if not analysis.comparable:
+            yield Message("warning.not_comparable")
+        if len(analysis.environments) > 1:
+            yield Message("warning.environments", {"count": str(len(analysis.environments))})
+        if analysis.failed:
+            yield Message("warning.failed", {"runs": [literal(r.run) for r in analysis.failed]})
+        if analysis.missing:
+            missing: dict[str, list[str]] = {}
+            for name, seed in analysis.missing:
+                missing.setdefault(name, []).append(str(seed))
+            runs = [f"{literal(name)} (seed {', '.join(seeds)})" for name, seeds in missing.items()]
+            yield Message("warning.missing", {"runs": runs})
+        if len({c.seeds for c in analysis.configurations if c.phase2}) > 1:
+            yield Message("warning.seeds_differ")
+        if any(not scan.within for scan in analysis.scans):
+            yield Message("warning.scan")
+        if any(data.overlap_documents for data, _ in analysis.data):
+            yield Message("warning.overlap")
+
+    def _phase1(self) -> Iterator[Block]:
+        yield tables.phase1_table(self.analysis, self.texts)
+        messages = list(phase1_findings(self.analysis))
+        if messages:
+            yield Paragraph(self.texts("findings_lead"))
+            yield self._items(messages)
+        yield from self._figure("phase1_convergence")
+        yield from self._figure("phase1_loss")
+
+    def _phase2(self) -> Iterator[Block]:
+        yield tables.phase2_table(self.analysis, self.texts, self.choice)
+        messages = list(phase2_findings(self.analysis, self.choice))
+        if messages:
+            yield Paragraph(self.texts("findings_lead"))
+            yield self._items(messages)
+        yield from self._figure("learning_curves")
+
+    def _standing(self) -> Iterator[Block]:
+        if self.choice is None:
+            yield Paragraph(self.texts.say(next(conclusions(self.analysis, None))))
+            return
+        yield Paragraph(self.texts.say(standing(self.analysis, self.choice)))
+        if self.analysis.comparisons:
+            yield tables.comparison_table(self.analysis, self.texts)
+            yield Paragraph(self.texts("comparison_note"))
+
+    def _depth(self) -> Iterator[Block]:
+        messages = list(effect_findings(self.analysis))
+        yield self._items(messages) if messages else Paragraph(self.texts("effect.none"))
+
+    def _recommendation(self) -> Iterator[Section]:
+        texts, choice = self.texts, self.choice
+        if choice is None:
+            yield Section("recommended", texts("recommended.none"), (), 3)
+            return
+        reason = [recommendation_message(choice)]
+        if choice.provisional:
+            reason.append(Message("recommended.provisional"))
+        yield self._choice_section("recommended", choice.recommended, reason)
+        alternatives = list(alternative_messages(self.analysis, choice))
+        if choice.alternative is not None:
+            yield self._choice_section("alternative", choice.alternative, alternatives)
+        else:
+            yield self._section("no_alternative", [self._items(alternatives)], 3)
+        avoid = list(avoid_messages(choice)) or [Message("avoid.none")]
+        yield self._section("avoid", [self._items(avoid)], 3)
+
+    def _choice_section(self, name: str, c: ConfigurationResult, reasons: list[Message]) -> Section:
+        texts = self.texts
+        figures = [
+            texts("choice.perplexity", value=perplexity_text(c.mean_perplexity)),
+            texts("choice.accuracy", value=percent(c.accuracy.mean if c.accuracy else None)),
+            texts("choice.parameters", value=count_short(c.parameters.total if c.parameters else None)),
+            texts("choice.iterations", value=count_text(c.iterations.mean if c.iterations else None)),
+        ]
+        title = texts(
+            f"section.{name}", name=c.name, context=str(c.context_layers), token=str(c.token_layers)
+        )
+        return Section(
+            name,
+            title,
+            (
+                Code(self._settings(c), "python"),
+                Items([*(texts.say(reason) for reason in reasons), *figures]),
+            ),
+            3,
+        )
+
+    def _settings(self, c: ConfigurationResult) -> str:
+        context, token, *both = selecting_settings(c)
+        return "\n".join(
+            [context, token, *(line for both_line in both for line in (self.texts("code.or"), both_line))]
+        )
+
+    def _change(self, choice: Choice) -> Iterator[Block]:
+        yield Paragraph(self.texts("change.settings", name=choice.recommended.name))
+        yield Code(self._settings(choice.recommended), "python")
+        yield Paragraph(self.texts("change.command"))
+        yield Code(train_command(choice.recommended), "sh")
+
+    def _original(self) -> Iterator[Block]:
+        texts, original = self.texts, load_original()
+        yield Callout(
+            texts("original.label", title=original.title, date=original.date, device=original.device,
+                  data=original.data, tokenizer=original.tokenizer),
+            "warning",
+        )  # fmt: skip
+        yield tables.original_table(self.analysis, texts)
+        yield Paragraph(texts("original.caveats"))
+        yield Items(original.caveats[texts.language])
+        yield Paragraph(texts("original.claims"))
+        yield tables.claims_table(self.analysis, texts)
+
+    def _runs(self) -> Iterator[Block]:
+        analysis, texts = self.analysis, self.texts
+        yield Paragraph(
+            texts(
+                "runs.time",
+                spent=seconds_text(analysis.seconds_spent),
+                alone=seconds_text(analysis.seconds_alone),
+            )
+        )
+        if analysis.failed:
+            yield tables.failures_table(analysis.failed, texts)
+        yield tables.runs_table(analysis, texts)
+
+    def _provenance(self) -> Iterator[Block]:
+        analysis, texts = self.analysis, self.texts
+        yield Paragraph(texts("provenance.source"))
+        yield Code(texts("provenance.command"), "sh")
+        yield environment_table(analysis, texts)
+        yield data_table(analysis, texts)
+        if analysis.manifest is None:
+            yield Paragraph(texts("provenance.no_manifest"))
+            return
+        settings = yaml.safe_dump(analysis.manifest.settings, sort_keys=False, allow_unicode=True, width=100)
+        yield Details(texts("provenance.settings"), Code(settings.rstrip(), "yaml"))

@@ -1,0 +1,246 @@
+"""What the records show, as messages: every claim among them rests on a verdict, and none goes beyond it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from tandem.report.choice import Choice
+from tandem.report.results import Analysis, Comparison, DepthComparison
+from tandem.report.statistics import Paired, Verdict, perplexity
+from tandem.report.wording import (
+    NONE,
+    Message,
+    count_text,
+    interval_text,
+    number,
+    p_text,
+    percent,
+    perplexity_text,
+    signed,
+)
+
+Axis = Literal["context", "token"]
+
+
+def change_text(comparison: Paired) -> str:
+    """Change of perplexity from a NLL difference, in percent."""
+    return _change(comparison.difference)
+
+
+def change_interval_text(comparison: Paired) -> str:
+    """95% interval of the change of perplexity."""
+    return interval_text(comparison.interval, _change)
+
+
+def _change(difference: float | None) -> str:
+    if difference is None:
+        return NONE
+    return signed(100 * (perplexity(difference) - 1), 1) + "%"
+
+
+def seeds_text(seeds: Sequence[int]) -> tuple[str, ...]:
+    """Seeds, to be joined as the language does."""
+    return tuple(str(seed) for seed in seeds) or (NONE,)
+
+
+# Phase 1
+
+
+def phase1_findings(analysis: Analysis) -> Iterator[Message]:
+    """What phase 1 shared, how it stopped, and which depth needs fewer iterations."""
+    depths = [d for d in analysis.depths if d.phase1]
+    if depths:
+        yield Message("phase1.shared")
+    if depths and not any(d.at_limit for d in depths):
+        yield Message("phase1.all_converged")
+    for depth in depths:
+        if depth.at_limit:
+            how = "all_at_limit" if len(depth.at_limit) == len(depth.phase1) else "some_at_limit"
+            values = {"depth": str(depth.context_layers), "seeds": seeds_text(depth.at_limit)}
+            yield Message(f"phase1.{how}", values)
+    for comparison in analysis.depth_comparisons:
+        yield speed_message(comparison)
+
+
+def speed_message(comparison: DepthComparison) -> Message:
+    """Which of two context depths converges faster, where the seeds show it."""
+    test = comparison.iterations
+    slow_is_a = test.difference is not None and test.difference < 0
+    fast, slow = (comparison.b, comparison.a) if slow_is_a else (comparison.a, comparison.b)
+    fast_mean, slow_mean = (test.mean_b, test.mean_a) if slow_is_a else (test.mean_a, test.mean_b)
+    shown = comparison.verdict in (Verdict.BETTER, Verdict.WORSE)
+    return Message(
+        "phase1.faster" if shown else f"phase1.{comparison.verdict}",
+        {
+            "fast": str(fast),
+            "slow": str(slow),
+            "fast_iterations": count_text(fast_mean),
+            "slow_iterations": count_text(slow_mean),
+            "ratio": number(slow_mean / fast_mean if slow_mean and fast_mean else None, 1),
+            "interval": interval_text(test.interval, lambda end: signed(end, 1)),
+            "a": str(comparison.a),
+            "b": str(comparison.b),
+            "p": _p_relation(comparison.corrected_p),
+            "seeds": seeds_text(test.seeds),
+        },
+    )
+
+
+def _p_relation(p: float | None) -> str:
+    shown = p_text(p)
+    return f"p < {shown[1:]}" if shown.startswith("<") else f"p = {shown}"
+
+
+# Phase 2
+
+
+def phase2_findings(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
+    """Lowest perplexity, gap between training and validation, and runs that may still be improving."""
+    if choice is not None:
+        mean = perplexity_text(choice.best.mean_perplexity)
+        yield Message("phase2.lowest", {"name": choice.best.name, "perplexity": mean})
+    gaps = [(c.gap, c.name) for c in analysis.configurations if c.gap is not None and math.isfinite(c.gap)]
+    if len(gaps) > 1:
+        (low, low_name), (high, high_name) = min(gaps), max(gaps)
+        values = {
+            "low": number(low, 2),
+            "low_name": low_name,
+            "high": number(high, 2),
+            "high_name": high_name,
+        }
+        yield Message("phase2.gap", values)
+    yield from still_improving(analysis)
+
+
+def still_improving(analysis: Analysis) -> Iterator[Message]:
+    """Configurations with seeds whose best epoch was the last one allowed."""
+    names = [
+        f"{c.name} ({len(c.still_improving)}/{len(c.phase2)})"
+        for c in analysis.configurations
+        if c.still_improving
+    ]
+    if names:
+        yield Message("phase2.still_improving", {"names": names})
+    elif any(c.phase2 for c in analysis.configurations):
+        yield Message("phase2.all_stopped")
+
+
+# Effect of depth
+
+
+def effect_findings(analysis: Analysis) -> Iterator[Message]:
+    """For more context layers and for more token layers, all else equal: the pairs by verdict."""
+    for axis in ("context", "token"):
+        pairs = _pairs_along(analysis, axis)
+        for found in Verdict:
+            named = [f"{c.a} → {c.b}" for c in pairs if c.verdict is found]
+            if named:
+                yield Message(f"effect.{axis}.{found}", {"pairs": named})
+
+
+def _pairs_along(analysis: Analysis, axis: Axis) -> list[Comparison]:
+    """Pairs from fewer to more layers of one block, with equal depth of the other."""
+    chosen = []
+    for comparison in analysis.comparisons:
+        a, b = analysis.configuration(comparison.a), analysis.configuration(comparison.b)
+        if a is None or b is None:
+            continue
+        equal = (
+            a.token_layers == b.token_layers if axis == "context" else a.context_layers == b.context_layers
+        )
+        grows = (a.context_layers, a.token_layers) < (b.context_layers, b.token_layers)
+        if equal:
+            chosen.append(comparison if grows else comparison.reversed)
+    return chosen
+
+
+# Which is best
+
+
+def standing(analysis: Analysis, choice: Choice) -> Message:
+    """How firmly the configuration of lowest perplexity is the best."""
+    best = choice.best.name
+    rivals = {
+        c.name: analysis.compare(best, c.name) for c in analysis.configurations if c.name != best and c.phase2
+    }
+    beaten = [name for name, r in rivals.items() if r is not None and r.verdict is Verdict.WORSE]
+    untested = [name for name, r in rivals.items() if r is None or r.verdict is Verdict.TOO_FEW_SEEDS]
+    others = [name for name in rivals if name not in beaten]
+    values = {
+        "name": best,
+        "perplexity": perplexity_text(choice.best.mean_perplexity),
+        "accuracy": percent(choice.best.accuracy.mean if choice.best.accuracy else None),
+        "beaten": beaten,
+        "others": others,
+        "untested": untested,
+    }
+    if not rivals:
+        return Message("standing.only", values)
+    if len(beaten) == len(rivals):
+        return Message("standing.best_of_all", values)
+    if beaten:
+        return Message("standing.best_of_some", values)
+    return Message("standing.too_few" if len(untested) == len(rivals) else "standing.nothing_shown", values)
+
+
+def recommendation_message(choice: Choice) -> Message:
+    """The recommended configuration and the rule that chose it."""
+    return Message(
+        f"recommended.{choice.reason}", {"name": choice.recommended.name, "best": choice.best.name}
+    )
+
+
+def alternative_messages(analysis: Analysis, choice: Choice) -> Iterator[Message]:
+    """Why the alternative is one, and whether its phase 1 is shown to be faster; or why there is none."""
+    alternative, recommended = choice.alternative, choice.recommended
+    if alternative is None:
+        alone = sum(c.rankable for c in analysis.configurations) == 1
+        yield Message("alternative.alone" if alone else "alternative.all_worse")
+        return
+    yield Message(f"alternative.{choice.alternative_reason}", {"recommended": recommended.name})
+    depths = (recommended.context_layers, alternative.context_layers)
+    for c in analysis.depth_comparisons:
+        found = {(c.a, c.b): c.verdict, (c.b, c.a): c.verdict.reversed}
+        if found.get(depths) is Verdict.BETTER:
+            yield speed_message(c)
+
+
+def avoid_messages(choice: Choice, together: bool = False) -> Iterator[Message]:
+    """What is shown worse, and than what; each with its perplexity, or all in one sentence."""
+    if together:
+        for rivals in dict.fromkeys(than for _, than in choice.avoid):
+            names = [c.name for c, than in choice.avoid if than == rivals]
+            yield Message("avoid.together", {"names": names, "than": rivals})
+        return
+    for c, than in choice.avoid:
+        values = {"name": c.name, "than": than, "perplexity": perplexity_text(c.mean_perplexity)}
+        yield Message("avoid.shown_worse", values)
+
+
+def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
+    """The closing sentences."""
+    if choice is None:
+        finished = any(c.phase2 for c in analysis.configurations)
+        reason = "not_comparable" if not analysis.comparable else "diverged" if finished else "no_results"
+        yield Message(f"conclusion.{reason}")
+        return
+    yield standing(analysis, choice)
+    for axis in ("context", "token"):
+        pairs = _pairs_along(analysis, axis)
+        shown = [c for c in pairs if c.verdict in (Verdict.BETTER, Verdict.WORSE)]
+        if pairs and not shown:
+            yield Message(f"conclusion.no_effect.{axis}")
+        for found in (Verdict.BETTER, Verdict.WORSE):
+            named = [f"{c.a} → {c.b}" for c in shown if c.verdict is found]
+            if named:
+                yield Message(f"effect.{axis}.{found}", {"pairs": named})
+    for comparison in analysis.depth_comparisons:
+        if comparison.verdict in (Verdict.BETTER, Verdict.WORSE):
+            yield speed_message(comparison)
+    yield recommendation_message(choice)
+    if choice.provisional:
+        yield Message("recommended.provisional")
+    yield from avoid_messages(choice, together=True)
+    if any(c.still_improving for c in analysis.configurations):
+        yield from still_improving(analysis)
+    yield Message("conclusion.scope")

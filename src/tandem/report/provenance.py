@@ -1,0 +1,62 @@
+"""Where the records come from: tables of the environment and of the data, with every fingerprint."""
+
+from collections.abc import Callable
+
+from tandem.records import DataRecord, Environment
+from tandem.report.blocks import Table
+from tandem.report.results import Analysis
+from tandem.report.wording import NONE, Texts, bytes_text, code, literal
+
+
+def environment_table(analysis: Analysis, texts: Texts) -> Table:
+    """Where it ran; one column per environment."""
+    environments = [environment for environment, _ in analysis.environments]
+    fields: list[tuple[str, Callable[[Environment], str]]] = [
+        ("device", lambda e: f"{literal(e.device_name)} ({code(e.device)})"),
+        ("device_memory", lambda e: bytes_text(e.device_memory_bytes)),
+        ("cpu", lambda e: texts("cpu_threads", count=str(e.cpu_count), threads=str(e.threads))),
+        ("platform", lambda e: literal(e.platform)),
+        ("versions", lambda e: f"Python {literal(e.python)}, torch {literal(e.torch)}, "
+                               f"transformers {literal(e.transformers)}, Tandem {literal(e.tandem)}"),
+        ("code_version", lambda e: code(e.code_fingerprint)),
+        ("git_commit", lambda e: code(e.git_commit) if e.git_commit else NONE),
+    ]  # fmt: skip
+    rows = [[texts(f"fact.{key}"), *(show(e) for e in environments)] for key, show in fields]
+    several = len(environments) > 1
+    heads = [
+        texts("fact.environment", number=str(i + 1) if several else "") for i in range(len(environments))
+    ]
+    if several:
+        rows.append([texts("fact.runs"), *(literal(", ".join(runs)) for _, runs in analysis.environments)])
+    return Table([texts("fact.fact"), *heads], rows, texts("caption.environment"))
+
+
+def data_table(analysis: Analysis, texts: Texts) -> Table:
+    """What it was trained and scored on; one column per data set."""
+    sets = [data for data, _ in analysis.data]
+    fields: list[tuple[str, Callable[[DataRecord], str]]] = [
+        ("train", lambda d: _split(d.train_source, d.train_documents, d.train_tokens, d.train_bytes, texts)),
+        ("validation", lambda d: _split(d.validation_source, d.validation_documents, d.validation_tokens,
+                                        d.validation_bytes, texts)),
+        ("duplicates", lambda d: f"{d.duplicates_dropped:,}"),
+        ("overlap", lambda d: f"{d.overlap_documents:,}"),
+        ("tokenizer", lambda d: texts("tokenizer", source=code(d.tokenizer), size=f"{d.vocab_size:,}")),
+        ("embeddings", lambda d: code(d.embeddings) + " " + texts(
+            "embeddings.trained" if d.embeddings_trained else "embeddings.frozen")),
+        ("text_fingerprint", lambda d: code(d.text_fingerprint)),
+        ("tokenizer_fingerprint", lambda d: code(d.tokenizer_fingerprint)),
+        ("tokens_fingerprint", lambda d: code(d.tokens_fingerprint)),
+    ]  # fmt: skip
+    rows = [[texts(f"fact.{key}"), *(show(d) for d in sets)] for key, show in fields]
+    embeddings = texts("joined", names=[code(f) for f in analysis.embeddings])
+    rows.append([texts("fact.embeddings_fingerprint"), *([embeddings] * len(sets))])
+    settings = texts("joined", names=[code(f) for f in analysis.settings])
+    rows.append([texts("fact.settings_fingerprint"), *([settings] * len(sets))])
+    several = len(sets) > 1
+    heads = [texts("fact.data_set", number=str(i + 1) if several else "") for i in range(len(sets))]
+    return Table([texts("fact.fact"), *heads], rows, texts("caption.data"))
+
+
+def _split(source: str, documents: int, tokens: int, size: int, texts: Texts) -> str:
+    counts = {"documents": f"{documents:,}", "tokens": f"{tokens:,}", "bytes": f"{size:,}"}
+    return texts("split_size", source=code(source), **counts)

@@ -1,0 +1,116 @@
+"""Write the report of a run directory: Markdown, one self-contained HTML page, and the figures."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from tandem.errors import RunDirError
+from tandem.records import Manifest, RunRecord, read_manifest, read_records
+from tandem.report.analysis import analyse
+from tandem.report.blocks import Code, Document
+from tandem.report.choice import choose
+from tandem.report.document import compose
+from tandem.report.figures import draw_figures, inline_svg
+from tandem.report.tables import summary_table
+from tandem.report.wording import Texts, inline_html, read_resource
+
+
+def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
+    """Write the report of the records in `run_dir`, and return the files written.
+
+    `en` writes report.md and report.html, `ja` report.ja.md and report.ja.html, each with its figures under
+    figures/. The same records always give the same bytes. Raises RunDirError for an unknown language, and for
+    a directory that is missing, unwritable or without records.
+    """
+    texts = Texts(lang)
+    if not run_dir.is_dir():
+        raise RunDirError(f"there is no run directory {run_dir}; `tandem experiment` makes one")
+    records = read_records(run_dir)
+    if not records:
+        raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
+    analysis = analyse(records, read_manifest(run_dir))
+    figures = draw_figures(analysis, texts)
+    document = compose(analysis, texts, figures.keys())
+    suffix = _suffix(lang)
+    files = {
+        f"report{suffix}.md": render_markdown(document),
+        f"report{suffix}.html": render_html(document, figures),
+        **{f"figures/{name}{suffix}.svg": svg for name, svg in figures.items()},
+    }
+    try:
+        return [_write(run_dir / name, content) for name, content in files.items()]
+    except OSError as error:
+        raise RunDirError(f"cannot write the report into {run_dir}: {error.strerror or error}") from None
+
+
+def summary_rows(
+    records: list[RunRecord], manifest: Manifest | None = None, lang: str = "en"
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the summary table as plain strings, one row per configuration."""
+    if not records:
+        return [], []
+    analysis = analyse(records, manifest)
+    table = summary_table(analysis, Texts(lang), choose(analysis))
+    return list(table.columns), [list(row) for row in table.rows]
+
+
+def render_markdown(document: Document) -> str:
+    """The report as Markdown; figures are links into figures/."""
+    jinja = _jinja(document.language, autoescape=False)
+    text = jinja.get_template("report.md.j2").render(document=document)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def render_html(document: Document, figures: Mapping[str, str]) -> str:
+    """The report as one HTML page that loads nothing: style and figures stand inside it."""
+    jinja = _jinja(document.language, autoescape=True)
+    drawings = {name: inline_svg(svg) for name, svg in figures.items()}
+    page = jinja.get_template("report.html.j2").render(
+        document=document,
+        figures=drawings,
+        style=Markup(read_resource("templates/report.css").rstrip()),
+        contents=Texts(document.language)("contents"),
+    )
+    return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
+
+
+def _jinja(language: str, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(lambda name: read_resource(f"templates/{name}")),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(inline=inline_html, md_cell=_md_cell, md_fence=_md_fence)
+    environment.globals["figure_file"] = lambda name: f"{name}{_suffix(language)}.svg"
+    return environment
+
+
+def _md_cell(text: str) -> str:
+    """A cell of a Markdown table: no line breaks, no bare pipes."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _md_fence(block: Code) -> str:
+    """Code between fences longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{block.language}\n{block.text}\n{fence}"
+
+
+def _suffix(language: str) -> str:
+    return "" if language == "en" else f".{language}"
+
+
+def _write(path: Path, content: str) -> Path:
+    """Write all or nothing: a reader never sees half a file."""
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_name(path.name + ".partial")
+    draft.write_text(content, "utf-8")
+    draft.replace(path)
+    return path

@@ -1,0 +1,291 @@
+"""The report's tables of results: from analysed figures to cells."""
+
+from collections.abc import Iterable, Sequence
+
+from tandem.records import RunRecord
+from tandem.report.blocks import Table
+from tandem.report.choice import Choice
+from tandem.report.findings import change_interval_text, change_text
+from tandem.report.original import claims, load_original
+from tandem.report.results import Analysis, ConfigurationResult, DepthResult
+from tandem.report.statistics import Spread, Verdict, perplexity
+from tandem.report.wording import (
+    NONE,
+    Texts,
+    bytes_text,
+    count_short,
+    count_text,
+    error_text,
+    interval_text,
+    literal,
+    number,
+    p_text,
+    percent,
+    perplexity_text,
+    plus_minus,
+    seconds_text,
+    signed,
+    span,
+)
+
+
+def summary_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:
+    """One row per configuration, in the original report's columns."""
+    rows = [
+        [
+            c.name,
+            str(c.context_layers),
+            str(c.token_layers),
+            count_short(c.parameters.total if c.parameters else None),
+            plus_minus(c.iterations, count_text),
+            plus_minus(c.convergence_rate, percent),
+            plus_minus(c.effective_rank, percent),
+            plus_minus(c.perplexity, perplexity_text, c.mean_perplexity),
+            plus_minus(c.accuracy, percent),
+            plus_minus(c.seconds_alone, seconds_text),
+            f"{len(c.phase2)}/{_planned(analysis, c)}",
+        ]
+        for c in analysis.configurations
+    ]
+    columns = "config context token params iterations convergence rank perplexity accuracy total_time seeds"
+    return _table(texts, "summary", columns, rows, emphasised=_recommended(analysis, choice))
+
+
+def phase1_table(analysis: Analysis, texts: Texts) -> Table:
+    """One row per context depth: phase 1 is shared by the configurations of that depth."""
+    rows = [
+        [
+            f"C{d.context_layers}",
+            texts("joined", names=d.used_by),
+            plus_minus(d.iterations, count_text),
+            plus_minus(d.convergence_rate, percent),
+            plus_minus(d.effective_rank_validation, percent),
+            plus_minus(d.effective_rank_train, percent),
+            plus_minus(d.seconds, seconds_text),
+            _stopped(d, texts),
+            _speed(analysis, d, texts),
+        ]
+        for d in analysis.depths
+    ]
+    columns = "context_depth used_by iterations convergence rank_validation rank_train seconds stopped speed"
+    return _table(texts, "phase1", columns, rows, words={1, 7, 8})
+
+
+def phase2_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:
+    """Figures at the best epoch."""
+    rows = [
+        [
+            c.name,
+            plus_minus(c.best_epoch, count_text),
+            plus_minus(c.train_perplexity, perplexity_text, c.mean_train_perplexity),
+            plus_minus(c.perplexity, perplexity_text, c.mean_perplexity),
+            number(c.gap, 2),
+            plus_minus(c.accuracy, percent),
+            plus_minus(c.bits_per_byte, _three),
+            count_short(c.parameters.trained_phase2 if c.parameters else None),
+            plus_minus(c.phase2_seconds, seconds_text),
+        ]
+        for c in analysis.configurations
+    ]
+    columns = "config best_epoch train_perplexity perplexity gap accuracy bits trained seconds"
+    return _table(texts, "phase2", columns, rows, emphasised=_recommended(analysis, choice))
+
+
+def scan_table(analysis: Analysis, texts: Texts) -> Table:
+    """How exact the contexts are: the largest errors over seeds."""
+    rows = [
+        [
+            f"C{s.context_layers}",
+            texts(f"split.{s.split}"),
+            texts("joined", names=sorted({f"`{scan.method}`" for scan in s.scans})),
+            span_of(scan.segments for scan in s.scans),
+            span_of(scan.burn_in for scan in s.scans),
+            error_text(s.loop_error),
+            error_text(s.join_error),
+            error_text(s.tolerance),
+            texts("scan.within" if s.within else "scan.beyond"),
+        ]
+        for s in analysis.scans
+    ]
+    columns = "context_depth split method segments burn_in loop_error join_error tolerance exactness"
+    return _table(texts, "scans", columns, rows, words={1, 2, 8})
+
+
+def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:
+    """Parameters by part and accuracy for their number."""
+    rows = []
+    for c in analysis.configurations:
+        if c.parameters is None:
+            rows.append([c.name, *[NONE] * 6])
+            continue
+        p, accuracy = c.parameters, c.accuracy.mean if c.accuracy else None
+        rows.append(
+            [
+                c.name,
+                f"{p.total:,}",
+                f"{p.context_block:,}",
+                f"{p.token_block:,}",
+                f"{p.trained_phase2:,} ({percent(p.trained_phase2 / p.total)})",
+                f"{percent(accuracy)} / {count_short(p.total)}" if accuracy is not None else NONE,
+                number(100 * accuracy / (p.total / 1e6) if accuracy is not None else None, 3),
+            ]
+        )
+    columns = "config total context_block token_block trained_share efficiency per_million"
+    return _table(texts, "efficiency", columns, rows, emphasised=_recommended(analysis, choice))
+
+
+def comparison_table(analysis: Analysis, texts: Texts) -> Table:
+    """Every pair over its common seeds."""
+    rows = []
+    for c in analysis.comparisons:
+        nll, accuracy = c.nll, c.accuracy
+        before, after = (perplexity(m) if m is not None else None for m in (nll.mean_a, nll.mean_b))
+        points = None if accuracy.difference is None else 100 * accuracy.difference
+        interval = interval_text(accuracy.interval, lambda end: signed(100 * end, 1))
+        rows.append(
+            [
+                f"{c.a} → {c.b}",
+                f"{perplexity_text(before)} → {perplexity_text(after)} ({change_text(nll)})",
+                change_interval_text(nll),
+                f"{percent(accuracy.mean_a)} → {percent(accuracy.mean_b)} ({signed(points, 1)})",
+                interval,
+                str(len(nll.seeds)),
+                p_text(c.corrected_p),
+                _verdict(c.verdict, c.b, texts),
+            ]
+        )
+    columns = "comparison perplexity_change interval accuracy_change accuracy_interval common_seeds p verdict"
+    return _table(texts, "comparison", columns, rows, words={7})
+
+
+def original_table(analysis: Analysis, texts: Texts) -> Table:
+    """The original report's row and ours, one under the other."""
+    rows = []
+    for theirs in load_original().rows:
+        rows.append(
+            [
+                theirs.configuration, texts("source.original"), theirs.parameters, theirs.iterations,
+                theirs.convergence, theirs.rank, theirs.best_epoch, theirs.train_perplexity,
+                theirs.perplexity, theirs.accuracy, theirs.time,
+            ]
+        )  # fmt: skip
+        c = analysis.configuration(theirs.configuration)
+        if c is None or not c.phase2:
+            continue
+        rows.append(
+            [
+                c.name,
+                texts("source.here"),
+                count_short(c.parameters.total if c.parameters else None),
+                plus_minus(c.iterations, count_text),
+                plus_minus(c.convergence_rate, percent),
+                plus_minus(c.effective_rank, percent),
+                plus_minus(c.best_epoch, count_text),
+                plus_minus(c.train_perplexity, perplexity_text, c.mean_train_perplexity),
+                plus_minus(c.perplexity, perplexity_text, c.mean_perplexity),
+                plus_minus(c.accuracy, percent),
+                plus_minus(c.seconds_alone, seconds_text),
+            ]
+        )
+    columns = (
+        "config source params iterations convergence rank best_epoch train_perplexity perplexity accuracy "
+        "total_time"
+    )
+    ours = frozenset(i for i, row in enumerate(rows) if row[1] == texts("source.here"))
+    return _table(texts, "original", columns, rows, emphasised=ours, words={1})
+
+
+def claims_table(analysis: Analysis, texts: Texts) -> Table:
+    """The original report's claims against these records."""
+    rows = [
+        [
+            texts(f"claim.{claim.key}"),
+            texts(f"outcome.{claim.outcome}"),
+            " ".join(texts.say(message) for message in claim.evidence) or NONE,
+        ]
+        for claim in claims(analysis)
+    ]
+    return _table(texts, "claims", "claim outcome evidence", rows, words={1, 2})
+
+
+def runs_table(analysis: Analysis, texts: Texts) -> Table:
+    """Every run."""
+    rows = [
+        [
+            literal(r.run),
+            str(r.seed),
+            texts(f"status.{r.status}"),
+            number(r.phase1.iterations, 0) if r.phase1 else NONE,
+            number(r.phase2.best_epoch, 0) if r.phase2 else NONE,
+            perplexity_text(r.phase2.validation_perplexity) if r.phase2 else NONE,
+            percent(r.phase2.validation_accuracy) if r.phase2 else NONE,
+            seconds_text(r.seconds_spent_s),
+            seconds_text(r.seconds_alone_s),
+            bytes_text(r.peak_memory_bytes),
+        ]
+        for r in analysis.records
+    ]
+    columns = "run seed status iterations best_epoch perplexity accuracy spent alone memory"
+    return _table(texts, "runs", columns, rows, words={2})
+
+
+def failures_table(failed: Sequence[RunRecord], texts: Texts) -> Table:
+    """Failed runs and why."""
+    rows = [[literal(r.run), literal(r.failure or NONE), seconds_text(r.seconds_spent_s)] for r in failed]
+    return _table(texts, "failures", "run reason spent", rows, words={1})
+
+
+def span_of(values: Iterable[float]) -> str:
+    """`low–high` of some counts."""
+    values = tuple(values)
+    return span(Spread(values, 0.0, None, None, min(values), max(values)), lambda v: number(v, 0))
+
+
+def _table(
+    texts: Texts,
+    name: str,
+    columns: str,
+    rows: Sequence[Sequence[str]],
+    emphasised: frozenset[int] = frozenset(),
+    words: set[int] | None = None,
+) -> Table:
+    """A table of the named columns, all numeric but the first and those in `words`."""
+    heads = [texts(f"column.{column}") for column in columns.split()]
+    numeric = frozenset(range(1, len(heads))) - (words or set())
+    return Table(heads, rows, texts(f"caption.{name}"), numeric, emphasised)
+
+
+def _recommended(analysis: Analysis, choice: Choice | None) -> frozenset[int]:
+    return frozenset(i for i, c in enumerate(analysis.configurations) if choice and c is choice.recommended)
+
+
+def _planned(analysis: Analysis, c: ConfigurationResult) -> int:
+    """How many seeds the configuration was to be trained with, as far as is known."""
+    recorded = sum(r.configuration == c.name for r in analysis.records)
+    return recorded + sum(name == c.name for name, _ in analysis.missing)
+
+
+def _stopped(d: DepthResult, texts: Texts) -> str:
+    if not d.phase1:
+        return NONE
+    converged = len(d.phase1) - len(d.at_limit)
+    return texts("stopped", converged=str(converged), total=str(len(d.phase1)))
+
+
+def _speed(analysis: Analysis, d: DepthResult, texts: Texts) -> str:
+    """What is shown of this depth's speed against every other."""
+    found = []
+    for c in analysis.depth_comparisons:
+        if d.context_layers in (c.a, c.b):
+            own = c.verdict if c.b == d.context_layers else c.verdict.reversed
+            other = c.a if c.b == d.context_layers else c.b
+            found.append(texts(f"speed.{own}", other=f"C{other}"))
+    return texts("joined", names=found) if found else NONE
+
+
+def _verdict(verdict: Verdict, name: str, texts: Texts) -> str:
+    return texts(f"verdict.{verdict}", name=name)
+
+
+def _three(value: float | None) -> str:
+    return number(value, 3)

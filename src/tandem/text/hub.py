@@ -1,0 +1,147 @@
+"""The Hugging Face hub: data sets named `hf:NAME[:SPLIT]`, and a way in that fails within seconds offline."""
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tandem.errors import DataError
+from tandem.text.rows import COLUMNS, record_text
+
+PROBE_TIMEOUT_S = 5.0
+
+
+def hub_documents(source: str) -> Iterator[str]:
+    """The documents of `hf:NAME[:SPLIT]`, one per row, by the rule of `record_text`.
+
+    NAME is a data set on the hub or a local folder in the shape of one; SPLIT may be a slice such as
+    `train[:2000]` and is `train` if absent. Copies that the `datasets` library keeps are used offline.
+
+    Raises DataError if `datasets` is not installed, the hub cannot be reached, the data set or split does
+    not exist, or a row has no text.
+    """
+    name, split = parse_hub_source(source)
+    dataset = _load(name, split)
+    column = next((column for column in COLUMNS if column in dataset.column_names), None)
+    if column is None:
+        found = ", ".join(repr(column) for column in dataset.column_names) or "none"
+        raise DataError(f"{source} has neither a column 'text' nor 'messages' (columns found: {found})")
+    for number, record in enumerate(dataset.select_columns([column]), start=1):
+        yield record_text(record, f"{source}, row {number}")
+
+
+def parse_hub_source(source: str) -> tuple[str, str]:
+    """NAME and SPLIT of `hf:NAME[:SPLIT]`.
+
+    SPLIT begins after the last colon that stands outside brackets (a slice has one inside) and is not part
+    of a path. Raises DataError where either is empty.
+    """
+    rest = source.removeprefix("hf:")
+    outside = re.sub(r"\[[^\]]*\]", lambda slice_: "_" * len(slice_[0]), rest)
+    colon = outside.rfind(":")
+    if Path(rest).is_dir() or colon < 0 or re.search(r"[/\\]", outside[colon:]):
+        name, split = rest, "train"
+    else:
+        name, split = rest[:colon], rest[colon + 1 :]
+    if not name or not split:
+        raise DataError(
+            f"'{source}' is not of the form hf:NAME or hf:NAME:SPLIT, such as hf:NAME:train[:2000]"
+        )
+    return name, split
+
+
+@contextmanager
+def hub_access() -> Iterator[bool]:
+    """Whether the hub answers, asked once with a time limit of a few seconds.
+
+    While it does not, the hub's libraries are held offline inside the `with` block: they look at the copies
+    they keep, and fail at once instead of retrying for minutes. Their log lines and progress bars are
+    silenced in any case and restored after.
+    """
+    from huggingface_hub import constants, utils
+
+    hub_bars: Any = utils
+
+    reachable = _hub_answers()
+    switches: list[Any] = [constants]
+    if "datasets.config" in sys.modules:
+        switches.append(sys.modules["datasets.config"])
+    before = [switch.HF_HUB_OFFLINE for switch in switches]
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    bars_were_off = hub_bars.are_progress_bars_disabled()
+    try:
+        for switch in switches:
+            switch.HF_HUB_OFFLINE = not reachable
+        logger.setLevel(logging.ERROR)
+        _set_bars(hub_bars, on=False)
+        yield reachable
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.HF_HUB_OFFLINE = value
+        logger.setLevel(level)
+        _set_bars(hub_bars, on=not bars_were_off)
+
+
+def _load(name: str, split: str) -> Any:
+    """The rows of one split, as a `datasets.Dataset`."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"reading hf:{name} needs the `datasets` library; install it with `pip install tandem-lm[hub]`"
+        ) from None
+    local = Path(name).is_dir()
+    if not local and (name.startswith((".", "/", "~", "\\")) or name.count("/") > 1):
+        raise DataError(f"there is no folder {name} (in 'hf:{name}'); check the path")
+    bars_were_off = datasets.are_progress_bars_disabled()
+    _set_bars(datasets, on=False)
+    reachable = True
+    try:
+        with nullcontext(True) if local else hub_access() as reachable:
+            return datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if not local and not reachable:
+            raise DataError(
+                f"the Hugging Face hub cannot be reached and no copy of the data set '{name}' is kept here; "
+                "connect to the network, or use a local file or 'python-docs' instead"
+            ) from None
+        raise DataError(f"cannot load the data set 'hf:{name}:{split}': {_first_line(error)}") from None
+    finally:
+        _set_bars(datasets, on=not bars_were_off)
+
+
+def _hub_answers() -> bool:
+    """One small request, in a thread of its own because looking up a name has no time limit by itself."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_S)
+        except Exception:  # whatever went wrong, the hub did not answer
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_TIMEOUT_S + 1)
+    return answered.is_set()
+
+
+def _set_bars(library: Any, *, on: bool) -> None:
+    (library.enable_progress_bars if on else library.disable_progress_bars)()
+
+
+def _first_line(error: Exception) -> str:
+    """The cause of a library's error, shortened to a line."""
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__

@@ -1,0 +1,325 @@
+"""Token embeddings, which are also the output head: spectral, random, or from a trained model. [V, E]"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sparse
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tandem.errors import DataError
+from tandem.fingerprint import fingerprint
+from tandem.settings import EmbeddingSettings
+from tandem.text.hub import hub_access
+from tandem.tokens.prepare import Corpus
+from tandem.tokens.store import TokenStream
+
+Table = npt.NDArray[np.float32]
+
+CUSTOMARY_NAMES = (
+    "wte.weight",
+    "embed_tokens.weight",
+    "tok_embeddings.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "token_embedding.weight",
+    "token_embeddings.weight",
+    "embedding.weight",
+    "embeddings.weight",
+    "shared.weight",
+)
+"""How models call their input embedding, prefixes such as `transformer.` apart; tried in this order."""
+EXTRA_DIMENSIONS = 64
+"""Dimensions that the randomised SVD computes beyond those wanted, for accuracy."""
+UNSEEN_LENGTH = 0.1
+"""Length of the vector of a token without co-occurrences, relative to the others."""
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Files of model weights, in order of preference; each may be split into parts listed by an index."""
+
+
+def embedding_table(
+    settings: EmbeddingSettings, corpus: Corpus, embed_dim: int, cache: Path | None, seed: int = 0
+) -> tuple[Table, str]:
+    """The embedding of every token, [V, E] float32, and its fingerprint (of the table itself).
+
+    `spectral` tables are kept in `cache` (None: nowhere) and compared with their fingerprint when read
+    again; a damaged one is made anew. `seed` serves `random` and the vectors of tokens that never occur.
+
+    Raises DataError if the source cannot be read, does not fit the vocabulary or `embed_dim`, or holds
+    values that are not finite.
+    """
+    if settings.source == "spectral":
+        if embed_dim >= corpus.vocab_size:
+            raise DataError(
+                f"spectral embeddings must be shorter than the vocabulary of {corpus.vocab_size}, "
+                f"but --model.embed-dim is {embed_dim}; lower it, or use --embeddings.source random"
+            )
+        request = {"window": settings.window, "norm": settings.norm, "embed_dim": embed_dim, "seed": seed}
+        table = _cached(
+            cache,
+            fingerprint("spectral", corpus.train.fingerprint, request),
+            lambda: spectral(
+                corpus.train, corpus.vocab_size, embed_dim, settings.window, settings.norm, seed
+            ),
+        )
+    elif settings.source == "random":
+        table = _scaled(_normal(corpus.vocab_size, embed_dim, seed), settings.norm).astype(np.float32)
+    else:
+        table = pretrained(settings.source, corpus.vocab_size, embed_dim)
+    return table, fingerprint("embeddings", table)
+
+
+def spectral(
+    stream: TokenStream, vocab_size: int, embed_dim: int, window: int, norm: float, seed: int = 0
+) -> Table:
+    """U·√S of the truncated SVD of the positive pointwise mutual information (PPMI) of co-occurrences.
+
+    Two tokens co-occur if they stand at most `window` apart in one document; a pair counts 1/distance.
+    The SVD is a randomised one (power iterations from a fixed seed); signs are fixed by making each
+    dimension's largest entry positive. Rows have a root mean square length of `norm`; tokens without
+    co-occurrences get a random vector of a tenth of the others' length. Bit for bit the same on the same
+    machine.
+
+    Sources: Levy and Goldberg 2014, "Neural word embedding as implicit matrix factorization"; Halko,
+    Martinsson and Tropp 2011, algorithm 4.4 (the randomised SVD).
+    """
+    ppmi = _ppmi(_cooccurrences(stream, vocab_size, window))
+    seen = np.diff(ppmi.indptr) > 0
+    table = UNSEEN_LENGTH * _scaled(_normal(vocab_size, embed_dim, seed), 1.0)
+    if seen.any():
+        table[seen] = _scaled(_root_vectors(ppmi[seen][:, seen], embed_dim), 1.0)
+    return _scaled(table, norm).astype(np.float32)
+
+
+def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
+    """The input embedding of a trained model, [V, E], read without loading the rest of the model.
+
+    `source` is a .safetensors file, a model folder (safetensors or PyTorch weights, in one file or several),
+    or a hub name. Rows beyond `vocab_size` are cut off.
+
+    Raises DataError if there is no such model, no tensor can be told to be the embedding, or it does not
+    fit: fewer rows than `vocab_size`, another width than `embed_dim`, values that are not finite.
+    """
+    path = Path(source).expanduser()
+
+    def in_folder(name: str) -> Path | None:
+        return path / name if (path / name).is_file() else None
+
+    if path.is_file():
+        table = _read_embedding(path, source)
+    elif path.is_dir():
+        table = _read_embedding(_weights_file(in_folder, source), source)
+    elif (
+        path.suffix in {".safetensors", ".bin"}
+        or source.startswith((".", "/", "~", "\\"))
+        or source.count("/") > 1
+    ):
+        raise DataError(f"there is no model file or folder {source}; check --embeddings.source")
+    else:
+        table = _read_from_hub(source)
+    rows, width = table.shape
+    if width != embed_dim:
+        raise DataError(
+            f"the embedding of {source} has vectors of length {width}, but --model.embed-dim is {embed_dim}; "
+            f"set --model.embed-dim {width}"
+        )
+    if rows < vocab_size:
+        raise DataError(
+            f"the embedding of {source} has {rows} rows, but the vocabulary has {vocab_size} tokens; "
+            "use the tokenizer of the same model with --tokenizer.source"
+        )
+    table = table[:vocab_size]
+    if not torch.isfinite(table).all():
+        raise DataError(f"the embedding of {source} holds values that are not finite; use an undamaged copy")
+    return table.float().contiguous().numpy()
+
+
+def _cooccurrences(stream: TokenStream, vocab_size: int, window: int) -> Any:
+    """Symmetric [V, V] sparse counts of pairs within `window` of each other and in one document."""
+    ids = stream.ids.astype(np.int64)
+    document = np.zeros(len(ids), np.int64)
+    np.add.at(document, stream.document_starts[1:], 1)
+    document = document.cumsum()
+    counts = sparse.csr_array((vocab_size, vocab_size))
+    for distance in range(1, min(window, len(ids) - 1) + 1):
+        together = document[distance:] == document[:-distance]
+        pairs = ids[:-distance][together], ids[distance:][together]
+        weights = np.full(len(pairs[0]), 1 / distance)
+        counts = counts + sparse.coo_array((weights, pairs), shape=counts.shape).tocsr()
+    return (counts + counts.T).tocsr()
+
+
+def _ppmi(counts: Any) -> Any:
+    """max(0, log p(a, b) / (p(a) p(b))) of symmetric sparse counts; only positive entries stored."""
+    totals = counts.sum(axis=1)
+    pairs = counts.tocoo()
+    rows, columns = pairs.coords
+    information = np.log(pairs.data * totals.sum() / (totals[rows] * totals[columns]))
+    positive = information > 0
+    kept = (rows[positive], columns[positive])
+    return sparse.coo_array((information[positive], kept), shape=counts.shape).tocsr()
+
+
+def _root_vectors(matrix: Any, width: int) -> npt.NDArray[np.float64]:
+    """U·√S [n, width] of a sparse [n, n] matrix, each column's largest entry positive; missing ones zero."""
+    pairs = matrix.tocoo()
+    operator = torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack(pairs.coords)),
+        torch.from_numpy(pairs.data),
+        pairs.shape,
+        is_coalesced=True,
+        check_invariants=False,
+    )
+    with _one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, _ = torch.svd_lowrank(operator, q=min(width + EXTRA_DIMENSIONS, matrix.shape[0]), niter=4)
+    vectors = (u * s.sqrt())[:, :width].numpy()
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
+    rows = np.zeros((matrix.shape[0], width))
+    rows[:, : vectors.shape[1]] = vectors * np.where(largest < 0, -1.0, 1.0)
+    return rows
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Linear algebra on one thread: the same bits whatever the thread setting.
+
+    It is also faster where the cores are shared: threads that wait for each other through thousands of
+    small steps made the decomposition ten times slower on two busy cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _normal(rows: int, width: int, seed: int) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(seed).standard_normal((rows, width))
+
+
+def _scaled(rows: npt.NDArray[np.float64], norm: float) -> npt.NDArray[np.float64]:
+    """`rows` times one number, so that the root mean square of their lengths is `norm`."""
+    length = np.sqrt(np.square(rows).sum(axis=1).mean())
+    return rows * (norm / length) if length > 0 else rows
+
+
+def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table:
+    """The table kept under `key` if its bytes are still those its file name tells, else a computed one."""
+    if cache is None:
+        return compute()
+    folder = cache / "embeddings"
+    for path in sorted(folder.glob(f"{key}-*.npy")):
+        try:
+            kept: Table = np.load(path)
+        except (OSError, ValueError, EOFError):
+            continue
+        if path.stem == f"{key}-{fingerprint('embeddings', kept)}":
+            return kept
+    table = compute()
+    path = folder / f"{key}-{fingerprint('embeddings', table)}.npy"
+    draft = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            np.save(file, table)
+        draft.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the embeddings to {folder}: {error.strerror or error}; "
+            "free space there, or set TANDEM_CACHE to another folder"
+        ) from None
+    return table
+
+
+def _read_from_hub(name: str) -> torch.Tensor:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    def fetch(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file))
+        except EntryNotFoundError:  # not in the repository, or offline and not among the kept copies
+            return None
+
+    with hub_access() as reachable:
+        try:
+            return _read_embedding(_weights_file(fetch, name), name)
+        except HFValidationError:
+            raise DataError(
+                f"'{name}' is neither a file, a folder nor a hub name; check --embeddings.source"
+            ) from None
+        except HfHubHTTPError:
+            raise DataError(
+                f"the hub has no model '{name}' that is open to you; check --embeddings.source"
+            ) from None
+        except DataError:
+            if reachable:
+                raise
+            raise DataError(
+                f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no usable "
+                "copy is kept; connect to the network, or use --embeddings.source spectral"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"fetching the model '{name}' failed ({error}); try again, or give a .safetensors file"
+            ) from None
+
+
+def _weights_file(fetch: Callable[[str], Path | None], source: str) -> Path:
+    """The file of a model's weights: the part that holds the embedding, where an index tells which.
+
+    `fetch` gives the local path of a file of the model, None if the model has no such file.
+    """
+    for name in WEIGHTS_FILES:
+        if whole := fetch(name):
+            return whole
+        if index := fetch(f"{name}.index.json"):
+            try:
+                parts: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+            except (ValueError, KeyError) as error:
+                raise DataError(f"{index} is not an index of weights ({error}); fetch it again") from None
+            part = parts[_embedding_name(list(parts), source)]
+            if path := fetch(part):
+                return path
+            raise DataError(f"{source} lacks the file {part} that its index names; fetch it again")
+    raise DataError(f"{source} holds no model weights (looked for {' and '.join(WEIGHTS_FILES)})")
+
+
+def _read_embedding(path: Path, source: str) -> torch.Tensor:
+    """The embedding tensor in a file of weights."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+                return file.get_tensor(_embedding_name([n for n, s in shapes.items() if len(s) == 2], source))
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        matrices = [name for name, tensor in tensors.items() if tensor.ndim == 2]
+        return tensors[_embedding_name(matrices, source)]
+    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError) as error:
+        raise DataError(f"cannot read model weights from {path} ({str(error).splitlines()[0]})") from None
+
+
+def _embedding_name(matrices: list[str], source: str) -> str:
+    """Which of the named matrices is the input embedding: one of customary name, or the only one there is."""
+    for customary in CUSTOMARY_NAMES:
+        found = [name for name in matrices if name == customary or name.endswith(f".{customary}")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            matrices = found
+            break
+    if len(matrices) == 1:
+        return matrices[0]
+    shown = ", ".join(matrices[:8]) + (", …" if len(matrices) > 8 else "") if matrices else "none"
+    raise DataError(
+        f"cannot tell which tensor of {source} is the token embedding (candidates: {shown}); "
+        "save it alone in a .safetensors file, as `embedding.weight`"
+    )

@@ -1,0 +1,38 @@
+"""Initial weights and random streams that depend on the seed and on their purpose, and on nothing else."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from tandem.model import TandemForCausalLM
+
+
+def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator for one purpose of one run, such as (seed, "phase1 noise", context_layers).
+
+    Two purposes never share random numbers; the order in which runs are made does not matter. Seed and
+    purpose are hashed together, since torch's CPU generator uses the low 32 bits of its seed only.
+    """
+    name = "/".join(str(part) for part in (seed, *purpose))
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@torch.no_grad()
+def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torch.Generator) -> None:
+    """Initialise one block as SPEC section 1 says: weights N(0, 0.1), biases N(0, 0.01), LayerNorms 1 and 0.
+
+    The standard deviations are the configuration's. Drawn on the CPU, so that every device starts alike.
+    """
+    config = model.config
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            for parameter, std in (
+                (module.weight, config.weight_init_std),
+                (module.bias, config.bias_init_std),
+            ):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()

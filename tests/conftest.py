@@ -1,0 +1,81 @@
+"""What all tests share: one thread a worker, a cache of their own, and the shared corpora where there are any."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tandem.settings import Settings
+
+torch.set_num_threads(1)  # tests run side by side; more threads than cores would only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared tokens go to a folder of the test session, never to the user's."""
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("TANDEM_CACHE", str(base / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with corpora and oracle that TANDEM_SHARED names; the test is skipped without it."""
+    folder = os.environ.get("TANDEM_SHARED")
+    if not folder:
+        pytest.skip("TANDEM_SHARED does not name a folder with the corpora and the oracle")
+    return Path(folder)
+
+
+WORDS = (
+    "the a one context token block folds reads turns into next vector small model learns from text and "
+    "then every layer norm keeps state of what came before it while phase two predicts"
+).split()
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Documents with some structure: each word depends on the one before."""
+    draws = random.Random(seed)
+    documents = []
+    for number in range(count):
+        word, text = draws.randrange(len(WORDS)), []
+        for _ in range(60):
+            text.append(WORDS[word])
+            word = (word * 3 + draws.choice((1, 2, 5))) % len(WORDS)
+        documents.append(f"{number}: " + " ".join(text) + ".")
+    return documents
+
+
+def write_jsonl(path: Path, documents: list[str]) -> Path:
+    """One `text` object a line."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), "utf-8")
+    return path
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A small training text, as JSON lines."""
+    return write_jsonl(tmp_path / "text.jsonl", sentences(60))
+
+
+def tiny(text: Path, **more: object) -> Settings:
+    """Settings of an experiment that takes a second or two."""
+    values: dict[str, object] = {
+        "name": "tiny",
+        "configurations": ((1, 1), (2, 1)),
+        "seeds": (0, 1),
+        "device": "cpu",
+        "data": {"train": str(text), "validation_fraction": 0.1},
+        "tokenizer": {"vocab_size": 300},
+        "embeddings": {"norm": 1.0},
+        "model": {"embed_dim": 24, "context_dim": 16, "weight_init_std": 0.3},
+        "contexts": {"segment_length": 256, "check_tokens": 600},
+        "phase1": {"max_iterations": 6, "batch_positions": 500},
+        "phase2": {"max_epochs": 2, "batch_positions": 256, "lr": 0.01},
+    }
+    for key, value in more.items():
+        before = values.get(key)
+        values[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+    return Settings(**values)

@@ -1,0 +1,183 @@
+"""The Hugging Face model: sizes, which context is read, state, generation, saving."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tandem import TandemConfig, TandemForCausalLM
+from tandem.contexts import Stream, compute_contexts
+from tandem.settings import ContextSettings
+
+# SPEC section 1, with the seed's sizes
+TOTALS = {
+    (1, 1): (635_500, 976_128, 40_210_540),
+    (2, 1): (1_271_000, 976_128, 40_846_040),
+    (1, 2): (635_500, 1_952_256, 41_186_668),
+    (2, 2): (1_271_000, 1_952_256, 41_822_168),
+}
+
+
+def model_of(context_layers: int = 2, token_layers: int = 3, **more: object) -> TandemForCausalLM:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 40, "embed_dim": 12, "context_dim": 8, "weight_init_std": 0.4}
+    depths = {"context_layers": context_layers, "token_layers": token_layers}
+    return TandemForCausalLM(TandemConfig(**{**sizes, **depths, **more})).eval()
+
+
+@pytest.mark.parametrize("depths", TOTALS)
+def test_parameter_totals_of_the_seed(depths: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        model = TandemForCausalLM(TandemConfig(context_layers=depths[0], token_layers=depths[1]))
+    counts = model.num_params()
+    assert (counts["context_block"], counts["token_block"], counts["total"]) == TOTALS[depths]
+    assert sum(p.numel() for p in model.parameters()) == counts["total"]  # the tied head adds none
+
+
+def test_num_layers_sets_both_depths() -> None:
+    config = TandemConfig(num_layers=2)
+    assert (config.context_layers, config.token_layers, config.name) == (2, 2, "C2T2")
+    assert TandemConfig(context_layers=3).depths == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"num_layers": 2, "token_layers": 1}, "num_layers=2"),
+        ({"context_layers": 0}, "context_layers=0"),
+        ({"embed_dim": 0}, "embed_dim=0"),
+        ({"boundary": "sometimes"}, "boundary='sometimes'"),
+        ({"boundary": "reset"}, "bos_token_id"),
+    ],
+)
+def test_impossible_configurations_are_refused(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TandemConfig(**wrong)
+
+
+@pytest.mark.parametrize(("depth", "reads"), [(1, "c"), (2, "pc"), (3, "p-c"), (4, "p--c")])
+def test_each_token_layer_reads_its_context(depth: int, reads: str) -> None:
+    """By perturbation: a layer's output moves with just the context that it is said to read."""
+    model = model_of(1, depth)
+    base = torch.randn(1, 8), torch.randn(1, 8), torch.randn(1, 12)
+    for index, letter in enumerate(reads):
+        outputs = []
+        hook = model.token_block.layers[index].register_forward_hook(lambda _m, _i, out: outputs.append(out))
+        model.token_block(*base)
+        # only what this layer itself reads: the layers before it are fed the unchanged embedding
+        given = []
+        inner = model.token_block.layers[index].register_forward_pre_hook(
+            lambda _m, args: given.append(args[0])
+        )
+        model.token_block(base[0] + 1.0, base[1] + 2.0, base[2])
+        read = given[0]
+        expected = {"p": base[0] + 1.0, "c": base[1] + 2.0, "-": None}[letter]
+        assert (read is None) if expected is None else torch.equal(read, expected)
+        assert not torch.equal(outputs[0], outputs[1]) or letter == "-"
+        hook.remove()
+        inner.remove()
+
+
+def test_no_logit_depends_on_later_tokens() -> None:
+    model = model_of()
+    ids = torch.randint(40, (1, 12))
+    changed = ids.clone()
+    changed[0, 7:] = (changed[0, 7:] + 1) % 40
+    before, after = model(ids).logits, model(changed).logits
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+@pytest.mark.parametrize("boundary", ["carry", "reset"])
+def test_generation_equals_teacher_forcing(boundary: str) -> None:
+    model = model_of(boundary=boundary, bos_token_id=3, eos_token_id=None, pad_token_id=3)
+    ids = torch.randint(4, 40, (3, 9))
+    ids[:, 4] = 3
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=10,
+        do_sample=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    forced = model(out.sequences).logits[:, 8:-1]
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), forced, rtol=0, atol=1e-5)
+    assert out.past_key_values.context.shape == (3, 8)  # the state has not grown
+
+
+def test_a_stream_can_be_cut_anywhere() -> None:
+    model = model_of()
+    ids = torch.randint(40, (2, 11))
+    first = model(ids[:, :5], use_cache=True)
+    rest = model(ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
+    torch.testing.assert_close(torch.cat((first.logits, rest.logits), dim=1), model(ids).logits)
+    assert rest.past_key_values.get_seq_length() == 11
+    with pytest.raises(ValueError, match="cannot be cropped"):
+        rest.past_key_values.crop(1)
+
+
+def test_padding_freezes_the_state() -> None:
+    model = model_of()
+    ids = torch.randint(40, (2, 6))
+    padded = torch.cat((torch.zeros(2, 3, dtype=torch.long), ids), dim=1)
+    mask = torch.cat((torch.zeros(2, 3), torch.ones(2, 6)), dim=1)
+    torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 3:], model(ids).logits)
+
+
+def test_beam_search_moves_states_with_their_beams() -> None:
+    model = model_of(eos_token_id=None, pad_token_id=0)
+    ids = torch.randint(40, (2, 5))
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), num_beams=3, max_new_tokens=6, do_sample=False,
+        return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    logs = model(out.sequences).logits.log_softmax(-1)[:, 4:-1]
+    picked = logs.gather(-1, out.sequences[:, 5:, None])[..., 0].sum(-1) / 6
+    torch.testing.assert_close(out.sequences_scores, picked, rtol=0, atol=1e-4)
+
+
+def test_reset_makes_documents_independent() -> None:
+    model = model_of(boundary="reset", bos_token_id=0)
+    a, b = torch.randint(1, 40, (6,)), torch.randint(1, 40, (7,))
+    start = torch.zeros(1, dtype=torch.long)
+    both = model(torch.cat((start, a, start, b))[None]).logits[0]
+    torch.testing.assert_close(both[7:], model(torch.cat((start, b))[None]).logits[0])
+
+
+def test_labels_and_logits_to_keep() -> None:
+    model = model_of()
+    ids = torch.randint(40, (2, 8))
+    out = model(ids, labels=ids)
+    manual = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, manual)
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, out.logits[:, -2:])
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        model()
+
+
+def test_saved_and_loaded_gives_identical_logits(tmp_path: Path) -> None:
+    model = model_of(boundary="reset", bos_token_id=0)
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(40, (2, 8))
+    loaded = TandemForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert loaded.lm_head.weight is loaded.embedding.weight
+    automatic = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(automatic(ids).logits, model(ids).logits)
+    # what travels with a model imports nothing of Tandem but its neighbours
+    for name in ("modeling_tandem.py", "configuration_tandem.py"):
+        source = (tmp_path / name).read_text("utf-8")
+        assert "from tandem" not in source
+        assert "import tandem" not in source
+
+
+def test_the_scan_reads_the_same_model_as_forward() -> None:
+    model = model_of(2, 2)
+    ids = torch.randint(40, (700,))
+    settings = ContextSettings(segment_length=64, check_tokens=256, tolerance=1e-4)
+    contexts, _ = compute_contexts(model, Stream.of(model, ids), settings)
+    with torch.no_grad():
+        last = model(ids[None], use_cache=True).past_key_values.context[0]
+    torch.testing.assert_close(contexts[-1], last, rtol=0, atol=1e-4)
