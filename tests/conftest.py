@@ -1,4 +1,4 @@
-"""What all tests share: one thread a worker, a cache of their own, and the shared corpora where there are any."""
+"""What all tests share: one thread a worker, a cache of their own, the corpora where there are any."""
 
 import json
 import os
@@ -29,10 +29,41 @@ def shared() -> Path:
     return Path(folder)
 
 
-WORDS = (
-    "the a one context token block folds reads turns into next vector small model learns from text and "
-    "then every layer norm keeps state of what came before it while phase two predicts"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "one",
+    "context",
+    "token",
+    "block",
+    "folds",
+    "reads",
+    "turns",
+    "into",
+    "next",
+    "vector",
+    "small",
+    "model",
+    "learns",
+    "from",
+    "text",
+    "and",
+    "then",
+    "every",
+    "layer",
+    "norm",
+    "keeps",
+    "state",
+    "of",
+    "what",
+    "came",
+    "before",
+    "it",
+    "while",
+    "phase",
+    "two",
+    "predicts",
+]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -58,25 +58,19 @@ def test_impossible_configurations_are_refused(wrong: dict[str, object], says: s
 
 @pytest.mark.parametrize(("depth", "reads"), [(1, "c"), (2, "pc"), (3, "p-c"), (4, "p--c")])
 def test_each_token_layer_reads_its_context(depth: int, reads: str) -> None:
-    """By perturbation: a layer's output moves with just the context that it is said to read."""
     model = model_of(1, depth)
-    base = torch.randn(1, 8), torch.randn(1, 8), torch.randn(1, 12)
-    for index, letter in enumerate(reads):
-        outputs = []
-        hook = model.token_block.layers[index].register_forward_hook(lambda _m, _i, out: outputs.append(out))
-        model.token_block(*base)
-        # only what this layer itself reads: the layers before it are fed the unchanged embedding
-        given = []
-        inner = model.token_block.layers[index].register_forward_pre_hook(
-            lambda _m, args: given.append(args[0])
-        )
-        model.token_block(base[0] + 1.0, base[1] + 2.0, base[2])
-        read = given[0]
-        expected = {"p": base[0] + 1.0, "c": base[1] + 2.0, "-": None}[letter]
-        assert (read is None) if expected is None else torch.equal(read, expected)
-        assert not torch.equal(outputs[0], outputs[1]) or letter == "-"
-        hook.remove()
-        inner.remove()
+    previous, current = torch.randn(1, 8), torch.randn(1, 8).exp()
+    read: list[torch.Tensor | None] = []
+    for layer in model.token_block.layers:
+        layer.register_forward_pre_hook(lambda _layer, inputs: read.append(inputs[0]))
+    embeds = torch.randn(1, 12)
+    before = model.token_block(previous, current, embeds)
+    given = {"p": previous, "c": current, "-": None}
+    assert all(context is given[letter] for context, letter in zip(read, reads, strict=True))
+
+    # and it makes a difference: changing just that context changes the output
+    assert not torch.equal(model.token_block(previous, current + 1, embeds), before)
+    assert torch.equal(model.token_block(previous + 1, current, embeds), before) == (depth == 1)
 
 
 def test_no_logit_depends_on_later_tokens() -> None:

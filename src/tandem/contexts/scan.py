@@ -7,6 +7,7 @@ the state that left the first must equal the state with which the second starts;
 loop on the first tokens of the stream.
 """
 
+import copy
 import time
 from dataclasses import dataclass
 
@@ -31,36 +32,40 @@ def compute_contexts(
 ) -> tuple[Tensor, ScanRecord]:
     """Contexts after every token of the stream, [T, C], and how exact they are.
 
-    With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until every join agrees
-    to the tolerance. Raises ScanError when the contexts differ from the sequential loop by more than
-    `tolerance`, when the segments do not join to within it, or when the block does not forget at all.
+    With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree
+    with the loop, and at every join, to the tolerance. Raises ScanError when the contexts differ
+    from the sequential loop by more than `tolerance`, when the segments do not join to within it, or when
+    the block does not forget at all.
     """
     began = time.perf_counter()
     if settings.method == "loop" or len(stream) <= settings.segment_length:
-        contexts = _loop(model, stream)
+        contexts = _loop(model, _precise(model), stream).to(model.dtype)
         return contexts, _record(settings, stream, Segments(len(stream), 1, 0), 0.0, 0.0, len(stream), began)
 
     # At least three joins lie within the part that the loop checks.
     length = max(1, min(settings.segment_length, settings.check_tokens // 4))
-    tables = _Tables(model, stream)
+    block = _precise(model)
+    tables = _Tables(model, block, stream)
     automatic = settings.burn_in == "auto"
     burn_in = measure_burn_in(tables, settings) if settings.burn_in == "auto" else settings.burn_in
+    sample = stream.first(settings.check_tokens)
+    exact = _loop(model, block, sample)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
         contexts, join_error = _scan(tables, segments)
-        if join_error <= settings.tolerance or not automatic or burn_in >= LONGEST_BURN_IN:
+        loop_error = float((contexts[: len(sample)] - exact).abs().max())
+        worst = max(loop_error, join_error)
+        if worst <= settings.tolerance or not automatic or burn_in >= LONGEST_BURN_IN:
             break
         burn_in *= 2
 
-    sample = stream.first(settings.check_tokens)
-    loop_error = float((contexts[: len(sample)] - _loop(model, sample)).abs().max())
-    worst = max(loop_error, join_error)
     if not worst <= settings.tolerance:  # also when it is not a number
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {worst:.2g}, more than the tolerance "
             f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock; "
             "give a longer --contexts.burn-in (or auto), or --contexts.method loop"
         )
+    contexts = contexts.to(model.dtype)
     return contexts, _record(settings, stream, segments, loop_error, join_error, len(sample), began)
 
 
@@ -79,15 +84,16 @@ class _Tables:
     Every ContextLayer reads the same e_t, so its part of the product depends on the token id only.
     """
 
-    def __init__(self, model: TandemForCausalLM, stream: Stream) -> None:
+    def __init__(self, model: TandemForCausalLM, block: ContextBlock, stream: Stream) -> None:
         distinct, self.index = torch.unique(stream.ids, return_inverse=True)
         embeds = model.embed(distinct)
         self.restart = stream.restart
-        self.context_dim = model.config.context_dim
+        self.context_dim = block.context_dim
         self.layers = []
-        for layer in model.context_block.layers:
+        for layer in block.layers:
             assert isinstance(layer, ContextLayer)
             weight = layer.linear.weight
+            embeds = embeds.to(weight.dtype)
             table = F.linear(embeds, weight[:, self.context_dim :], layer.linear.bias)
             self.layers.append((weight[:, : self.context_dim].t(), table, layer.norm))
 
@@ -151,11 +157,17 @@ def measure_burn_in(tables: _Tables, settings: ContextSettings) -> int:
     )
 
 
-def _loop(model: TandemForCausalLM, stream: Stream) -> Tensor:
-    """Contexts [T, C] by the sequential loop."""
-    block: ContextBlock = model.context_block
+def _precise(model: TandemForCausalLM) -> ContextBlock:
+    """The model's ContextBlock in double precision; a plain copy where the device has none."""
+    block = copy.deepcopy(model.context_block)
+    return block if model.device.type == "mps" else block.double()
+
+
+def _loop(model: TandemForCausalLM, block: ContextBlock, stream: Stream) -> Tensor:
+    """Contexts [T, C] by the sequential loop, in the precision of `block`."""
+    embeds = model.embed(stream.ids).to(next(block.parameters()).dtype)
     restart = None if stream.restart is None else stream.restart[None]
-    return sequential_contexts(block, model.embed(stream.ids)[None], restart=restart)[1][0]
+    return sequential_contexts(block, embeds[None], restart=restart)[1][0]
 
 
 def _record(

@@ -1,0 +1,217 @@
+"""The command line as people meet it: help, presets, every command on small text, and bad input."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import sentences, tiny, write_jsonl
+
+from tandem.cli.main import run
+from tandem.settings import dump_settings, known_keys, load_settings, preset_names
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = run(args)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def preset(text_file: Path, tmp_path: Path) -> str:
+    """A settings file of a tiny experiment."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_settings(tiny(text_file, output=str(tmp_path / "run"))), "utf-8")
+    return str(path)
+
+
+def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert all(name in out for name in ("experiment", "train", "evaluate", "generate", "report", "config"))
+    code, out, _ = call(capsys, "experiment", "--help")
+    assert code == 0
+    for key in known_keys():
+        assert f"--{key.replace('_', '-')}" in out or key in {
+            "save_models",
+            "phase2.shuffle",
+            "embeddings.trained",
+        }
+    assert "(default: python-docs)" in out
+    assert call(capsys, "--version")[1].startswith("tandem 0.")
+
+
+def test_every_preset_loads_and_prints_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert preset_names() == ["demo", "dialogue", "seed"]
+    for name in preset_names():
+        code, out, _ = call(capsys, "config", name)
+        assert code == 0
+        assert yaml.safe_load(out) == load_settings(name).model_dump(mode="json")
+    assert "demo" in call(capsys, "config")[1]
+    code, out, _ = call(
+        capsys, "config", "demo", "--phase2.lr", "0.5", "--configurations", "1", "1", "3", "2", "--json"
+    )
+    assert json.loads(out)["phase2"]["lr"] == 0.5
+    assert json.loads(out)["configurations"] == [[1, 1], [3, 2]]
+
+
+def test_the_seed_preset_is_the_seed() -> None:
+    seed = load_settings("seed")
+    assert seed.data.train.endswith("ultrachat_200k:train_sft[:2000]")
+    assert seed.data.validation.endswith("ultrachat_200k:train_sft[50000:50020]")
+    assert (seed.data.separator, seed.data.validation_separator) == ("", "\n\n")
+    assert (seed.tokenizer.source, seed.embeddings.source, seed.embeddings.trained) == ("gpt2", "gpt2", False)
+    assert (seed.model.embed_dim, seed.model.context_dim, seed.model.boundary) == (768, 500, "carry")
+    one, two = seed.phase1, seed.phase2
+    assert (one.max_iterations, one.batch_positions, one.max_tokens) == (60, 5000, None)
+    assert (one.lr, one.max_grad_norm, one.start_std, one.noise_std) == (0.002, 2.0, 0.01, 0.1)
+    assert (one.centroid_weight, one.convergence_mse, one.convergence_stop) == (0.1, 0.03, 0.9)
+    assert (two.lr, two.max_grad_norm, two.batch_positions, two.max_epochs) == (0.001, 1.0, 4096, 20)
+    assert (two.patience, two.shuffle) == (1, False)
+
+
+def test_presets_run_on_small_text(
+    capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path
+) -> None:
+    """Every shipped preset, with only its text and its sizes made small."""
+    small = [
+        *("--data.train", str(text_file), "--data.validation", "None", "--seeds", "0", "--device", "cpu"),
+        *("--data.validation-fraction", "0.1", "--tokenizer.source", "bpe", "--tokenizer.vocab-size", "300"),
+        *("--embeddings.source", "random", "--model.embed-dim", "24", "--model.context-dim", "16"),
+        *(
+            "--model.weight-init-std",
+            "0.3",
+            "--phase1.batch-positions",
+            "500",
+            "--phase1.max-iterations",
+            "4",
+        ),
+        *("--phase2.batch-positions", "256", "--phase2.max-epochs", "1"),
+    ]
+    for name in preset_names():
+        output = tmp_path / name
+        code, out, err = call(capsys, "experiment", name, *small, "--output", str(output))
+        assert code == 0, err
+        assert "C2T2" in out
+        assert (output / "report.html").is_file()
+        assert len((output / "records.jsonl").read_text("utf-8").splitlines()) == 4
+
+
+def test_commands_from_training_to_text(
+    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+) -> None:
+    model, held = str(tmp_path / "model"), write_jsonl(tmp_path / "held.jsonl", sentences(5, seed=9))
+    code, out, err = call(capsys, "train", preset, "--token-layers", "2", "--output", model)
+    assert code == 0, err
+    assert "C1T2" in out
+    assert "bits per byte" in out
+    code, out, _ = call(capsys, "evaluate", model, "--data", str(held), "--json")
+    assert code == 0
+    assert json.loads(out)["documents"] == 5
+    assert 1 < json.loads(out)["perplexity"] < 300
+
+    code, text, _ = call(capsys, "generate", model, "--prompt", "the context", "--max-new-tokens", "20")
+    assert code == 0
+    assert text.startswith("the context")
+    code, out, _ = call(
+        capsys, "generate", model, "--prompt", "the context", "--max-new-tokens", "20", "--json"
+    )
+    result = json.loads(out)
+    assert (result["prompt"] + result["text"]).strip() == text.strip()
+    assert result["new_tokens"] <= 20
+    others = [
+        call(capsys, "generate", model, "--prompt", "the", "--json", "--seed", seed, *more)[1]
+        for seed, more in (("1", ()), ("2", ()), ("1", ("--top-k", "1")), ("2", ("--temperature", "0")))
+    ]
+    assert others[0] != others[1]
+    assert others[2] == others[3]  # the likeliest token, whatever the seed
+
+
+def test_an_experiment_and_its_report(
+    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+) -> None:
+    code, out, err = call(capsys, "experiment", preset)
+    assert code == 0, err
+    assert "C2T1" in out
+    assert "report.html" in out
+    before = (tmp_path / "run" / "report.md").read_bytes()
+    (tmp_path / "run" / "report.md").unlink()
+    assert call(capsys, "report", str(tmp_path / "run"))[0] == 0
+    assert (tmp_path / "run" / "report.md").read_bytes() == before
+    code, out, _ = call(capsys, "report", str(tmp_path / "run"), "--lang", "ja", "--json")
+    assert any(path.endswith("report.ja.html") for path in json.loads(out))
+    code, out, _ = call(capsys, "experiment", preset, "--json")
+    assert [json.loads(line)["run"] for line in out.splitlines()][:2] == ["C1T1-seed0", "C2T1-seed0"]
+
+
+BAD = {
+    "unknown command": (["experimnet"], "did you mean 'experiment'"),
+    "unknown preset": (["experiment", "sead"], "did you mean 'seed'"),
+    "missing settings file": (["experiment", "none.yaml"], "there is no settings file none.yaml"),
+    "unknown option": (["experiment", "--phase2.lrr", "1"], "did you mean --phase2.lr"),
+    "unknown key": (["experiment", "{bad_key}"], "'phase2.epoch'; did you mean 'phase2.max_epochs'"),
+    "not YAML": (["experiment", "{not_yaml}"], "line 3 is not valid YAML"),
+    "no layers": (["experiment", "--configurations", "0", "1"], "configurations"),
+    "negative rate": (["experiment", "--phase2.lr", "-1"], "setting phase2.lr = -1.0 is not possible"),
+    "not a number": (["experiment", "--phase2.lr", "fast"], "--phase2.lr"),
+    "repeated seeds": (["experiment", "--seeds", "1", "1"], "seeds repeat"),
+    "missing file": (["train", "{tiny}", "--data.train", "{here}/none.txt"], "none.txt"),
+    "empty file": (["train", "{tiny}", "--data.train", "{empty}"], "empty.txt"),
+    "not UTF-8": (["train", "{tiny}", "--data.train", "{latin}"], "latin.txt"),
+    "wrong field": (["train", "{tiny}", "--data.train", "{fields}"], "fields.jsonl, line 2"),
+    "overlap": (["train", "{tiny}", "--data.validation", "{text}"], "--data.allow-overlap"),
+    "large vocabulary": (["train", "{tiny}", "--tokenizer.vocab-size", "9000"], "--tokenizer.vocab-size"),
+    "large batch": (["train", "{tiny}", "--phase2.batch-positions", "999999"], "phase2.batch_positions"),
+    "unwritable output": (["train", "{tiny}", "--output", "{text}/model"], "cannot write to"),
+    "unreachable hub": (["train", "{tiny}", "--data.train", "hf:no/such"], "no/such"),
+    "no model": (["generate", "{here}", "--prompt", "x"], "is not a model folder"),
+    "no records": (["report", "{here}"], "records"),
+    "no prompt": (["generate", "{here}"], "--prompt"),
+    "non-finite loss": (["train", "{tiny}", "--phase2.lr", "1e30"], "phase 2 was stopped at epoch 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_sentence(
+    capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path, case: str
+) -> None:
+    files = {
+        "empty": ("empty.txt", b""),
+        "latin": ("latin.txt", "caf\xe9 and more".encode("latin-1")),
+        "fields": ("fields.jsonl", b'{"text": "a b"}\n{"body": "c"}\n'),
+        "bad_key": ("bad_key.yaml", b"phase2:\n  epoch: 3\n"),
+        "not_yaml": ("not_yaml.yaml", b"phase2:\n  lr: [1\nx: }\n"),
+        "tiny": ("tiny.yaml", dump_settings(tiny(text_file, output=str(tmp_path / "out"))).encode()),
+    }
+    places = {"here": str(tmp_path), "text": str(text_file)}
+    for key, (name, content) in files.items():
+        (tmp_path / name).write_bytes(content)
+        places[key] = str(tmp_path / name)
+    args, says = BAD[case]
+    code, _, err = call(capsys, *(arg.format(**places) for arg in args))
+    message = [line for line in err.splitlines() if line.startswith("tandem: error: ")]
+    assert code == 2
+    assert len(message) == 1
+    assert says in message[0]
+    assert "Traceback" not in err
+    assert err.rstrip().endswith(message[0])  # it is the last thing said, and all on one line
+
+
+def test_too_little_disk_is_said_before_training(
+    capsys: pytest.CaptureFixture[str], preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = os.statvfs_result((4096, 4096, 1000, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: usage)  # the system's own answer: nothing is free
+    code, _, err = call(capsys, "experiment", preset)
+    assert code == 2
+    assert "runs need about" in err
+    assert "make room" in err
+
+
+def test_a_failed_run_makes_the_command_fail(capsys: pytest.CaptureFixture[str], preset: str) -> None:
+    code, out, err = call(capsys, "experiment", preset, "--phase2.lr", "1e30")
+    assert code == 2
+    assert "4 of 4 runs failed" in err
+    assert "last" in err or "no epoch before" in err
+    assert "report" in out

@@ -1,0 +1,124 @@
+"""Contexts: the scan equals the loop, and says so when it does not; the Jacobi sweep is a k-token memory."""
+
+import pytest
+import torch
+
+from tandem.contexts import Stream, compute_contexts, jacobi_sweep, previous_contexts
+from tandem.errors import ScanError
+from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
+from tandem.settings import ContextSettings, Phase1Settings
+from tandem.training.initialization import generator_for, initialize_block
+from tandem.training.phase1 import train_context_block
+
+TOKENS = 3000
+
+
+def block_and_stream(boundary: str = "carry", **more: object) -> tuple[TandemForCausalLM, Stream]:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 120, "embed_dim": 48, "context_dim": 30, "context_layers": 2}
+    model = TandemForCausalLM(
+        TandemConfig(**{**sizes, "boundary": boundary, "bos_token_id": 0, "weight_init_std": 0.25, **more})
+    ).eval()
+    initialize_block(model.context_block, model, generator_for(0, "test"))
+    ids = torch.randint(1, 120, (TOKENS,))
+    ids[::97] = 0
+    return model, Stream.of(model, ids)
+
+
+def loop(model: TandemForCausalLM, stream: Stream) -> torch.Tensor:
+    restart = None if stream.restart is None else stream.restart[None]
+    with torch.no_grad():
+        embeds = model.embed(stream.ids)[None]
+        return sequential_contexts(model.context_block, embeds, restart=restart)[1][0]
+
+
+@pytest.mark.parametrize("boundary", ["carry", "reset"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_scan_equals_loop_after_phase_1(boundary: str, depth: int) -> None:
+    model, stream = block_and_stream(boundary, context_layers=depth)
+    train_context_block(model, stream, Phase1Settings(batch_positions=1000, max_iterations=20), seed=0)
+    contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
+    true_error = float((contexts - loop(model, stream)).abs().max())
+    assert true_error <= 1e-5
+    assert record.method == "scan"
+    assert record.segments == 15
+    assert record.loop_error <= 1e-5
+    assert record.join_error <= 1e-5
+
+
+@pytest.mark.parametrize("check_tokens", [4, 2048])
+def test_a_burn_in_that_is_too_short_is_an_error(check_tokens: int) -> None:
+    """Seen by the loop, and also where the loop's sample is too small to see it: at the joins."""
+    model, stream = block_and_stream()
+    settings = ContextSettings(segment_length=200, burn_in=2, check_tokens=check_tokens)
+    with pytest.raises(ScanError, match="burn-in of 2 tokens is too short"):
+        compute_contexts(model, stream, settings)
+
+
+def test_a_block_that_never_forgets_is_an_error() -> None:
+    model, stream = block_and_stream(weight_init_std=0.0, bias_init_std=0.0)
+    with pytest.raises(ScanError, match="does not forget"):
+        compute_contexts(model, stream, ContextSettings(segment_length=200))
+
+
+def test_loop_method_and_short_streams_need_no_segments() -> None:
+    model, stream = block_and_stream()
+    exact = loop(model, stream)
+    contexts, record = compute_contexts(model, stream, ContextSettings(method="loop"))
+    assert record.method == "loop"
+    torch.testing.assert_close(contexts, exact, rtol=0, atol=1e-5)
+    contexts, record = compute_contexts(model, stream.first(50), ContextSettings(segment_length=200))
+    assert record.method == "loop"
+    torch.testing.assert_close(contexts, exact[:50], rtol=0, atol=1e-5)
+
+
+def test_join_error_is_the_difference_it_claims() -> None:
+    """With a far too generous tolerance, the reported errors are those measured against the whole loop."""
+    model, stream = block_and_stream()
+    settings = ContextSettings(segment_length=100, burn_in=12, tolerance=10.0, check_tokens=TOKENS)
+    contexts, record = compute_contexts(model, stream, settings)
+    true_error = float((contexts - loop(model, stream)).abs().max())
+    assert record.loop_error == pytest.approx(true_error, rel=1e-3)
+    assert record.loop_error <= record.join_error * 4
+    assert record.join_error > 1e-4
+
+
+def test_k_jacobi_sweeps_are_a_k_token_memory() -> None:
+    model, stream = block_and_stream()
+    model = model.double()
+    embeds = model.embed(stream.ids[:60]).detach()
+    contexts = torch.zeros(60, 30, dtype=torch.float64)
+    sweeps = 5
+    for _ in range(sweeps):
+        contexts = torch.cat(
+            [new for _, new in jacobi_sweep(model.context_block, contexts, lambda at: embeds[at])]
+        )
+    for position in range(sweeps, 60):
+        window = embeds[None, position - sweeps + 1 : position + 1]
+        memory = sequential_contexts(model.context_block, window)[1][0, -1]
+        torch.testing.assert_close(contexts[position], memory, rtol=0, atol=1e-12)
+
+
+def test_sweeps_reach_the_sequential_contexts() -> None:
+    model, stream = block_and_stream()
+    stream = stream.first(300)
+    contexts = torch.randn(300, 30)
+    with torch.no_grad():
+        for _ in range(300):
+            sweep = jacobi_sweep(
+                model.context_block, contexts, lambda at: model.embed(stream.ids[at]), batch=64
+            )
+            new = torch.cat([part for _, part in sweep])
+            new[0] = loop(model, stream.first(1))[
+                0
+            ]  # the wrap-around reads the last position; a stream does not
+            contexts = new
+    torch.testing.assert_close(contexts, loop(model, stream), rtol=0, atol=1e-5)
+
+
+def test_what_the_first_position_and_a_restart_read() -> None:
+    contexts = torch.arange(1.0, 9.0).reshape(4, 2)
+    restart = torch.tensor([False, False, True, False])
+    assert previous_contexts(contexts, None, wrap=True)[0].tolist() == [7.0, 8.0]
+    before = previous_contexts(contexts, restart, wrap=False)
+    assert before.tolist() == [[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]

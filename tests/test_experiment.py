@@ -1,0 +1,221 @@
+"""The grid end to end on small text: records, shared phase 1, taking up again, failures, saved models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+
+from tandem.errors import DataError, RunDirError, ScanError, SettingsError
+from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
+from tandem.experiment.evaluate import evaluate_model
+from tandem.experiment.runner import Unwatched, run_experiment, train_one
+from tandem.fingerprint import fingerprint
+from tandem.records import append_record, read_manifest, read_records, records_path
+from tandem.settings import Configuration
+from tandem.training.progress import Tick
+
+
+class Interrupt(Unwatched):
+    """Stops the process's work, as Ctrl-C does, when a run begins."""
+
+    def __init__(self, at: str, phase: str | None = None) -> None:
+        self.at, self.phase, self.now, self.started = at, phase, "", []
+
+    def run_started(self, run: str) -> None:
+        self.now = run
+        self.started.append(run)
+        if run == self.at and self.phase is None:
+            raise KeyboardInterrupt
+
+    def tick(self, tick: Tick) -> None:
+        if self.now == self.at and tick.phase == self.phase:
+            raise KeyboardInterrupt
+
+
+def test_an_experiment_end_to_end(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "run"), configurations=((1, 1), (1, 2), (2, 1)))
+    run_dir, records = run_experiment(settings, Unwatched())
+    assert [record.run for record in records] == [
+        "C1T1-seed0", "C1T2-seed0", "C2T1-seed0", "C1T1-seed1", "C1T2-seed1", "C2T1-seed1",
+    ]  # fmt: skip
+    assert all(record.status == "finished" for record in records)
+    by_run = {record.run: record for record in records}
+
+    # phase 1 depends on the context depth and the seed only, and is computed once for each pair of them
+    assert by_run["C1T1-seed0"].phase1 == by_run["C1T2-seed0"].phase1
+    assert by_run["C1T1-seed0"].phase1 != by_run["C1T1-seed1"].phase1
+    assert by_run["C1T1-seed0"].phase1_computed_here
+    assert not by_run["C1T2-seed0"].phase1_computed_here
+    shared = by_run["C1T2-seed0"]
+    assert shared.seconds_spent_s == pytest.approx(shared.phase2.seconds_s)
+    assert shared.seconds_alone_s > shared.seconds_spent_s
+
+    # a record's figures come out again from the saved model and the data
+    manifest = read_manifest(run_dir)
+    assert manifest.settings_fingerprint == settings.fingerprint() == records[0].settings_fingerprint
+    for record in records:
+        model, tokenizer = load_model(run_dir / "models" / record.run)
+        assert model.num_params()["total"] == record.parameters.total
+        assert model.config.name == record.configuration
+        assert len(tokenizer) == record.data.vocab_size
+        assert record.parameters.trained_phase1 == sum(p.numel() for p in model.context_block.parameters())
+        assert record.phase2.validation_perplexity < record.data.vocab_size
+
+
+def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held.jsonl"
+    lines = text_file.read_text("utf-8").splitlines(keepends=True)
+    text_file.write_text("".join(lines[:50]), "utf-8")
+    held_out.write_text("".join(lines[50:]), "utf-8")
+    for boundary in ("carry", "reset"):
+        settings = tiny(text_file, data={"validation": str(held_out)}, model={"boundary": boundary})
+        folder = tmp_path / boundary
+        record = train_one(settings, Configuration(2, 2), 0, folder, Unwatched())
+        result = evaluate_model(folder, str(held_out), device="cpu")
+        assert result.perplexity == pytest.approx(record.phase2.validation_perplexity, rel=1e-5)
+        assert result.accuracy == pytest.approx(record.phase2.validation_accuracy)
+        assert result.bits_per_byte == pytest.approx(record.phase2.validation_bits_per_byte, rel=1e-5)
+        assert result.effective_rank == pytest.approx(record.phase1.effective_rank_validation, rel=1e-4)
+        assert 0 <= result.convergence_rate <= 1
+        # and the model's own forward, by the sequential loop, gives the same loss
+        model, tokenizer = load_model(folder)
+        eos = model.config.bos_token_id
+        ids = [token for line in lines[50:] for token in [eos, *tokenizer.encode(json.loads(line)["text"])]]
+        loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+        assert float(loss.detach()) == pytest.approx(record.phase2.validation_nll_nats, abs=1e-4)
+
+
+def test_the_same_settings_twice_give_identical_records(text_file: Path, tmp_path: Path) -> None:
+    runs = [run_experiment(tiny(text_file, output=str(tmp_path / name)), Unwatched())[1] for name in "ab"]
+    for first, second in zip(*runs, strict=True):
+        assert first.without_times() == second.without_times()
+        assert json.loads(first.model_dump_json())["phase2"]["history"]
+
+
+def test_seeds_make_a_difference(text_file: Path, tmp_path: Path) -> None:
+    _, records = run_experiment(tiny(text_file, output=str(tmp_path / "run"), seeds=(0, 1, 2)), Unwatched())
+    assert len({record.phase2.validation_nll_nats for record in records}) == len(records)
+    assert len({record.phase1.history[0].loss for record in records}) == len(records)
+
+
+@pytest.mark.parametrize("phase", [None, "phase 1", "phase 2"])
+def test_an_interrupted_experiment_continues(text_file: Path, tmp_path: Path, phase: str | None) -> None:
+    whole = run_experiment(tiny(text_file, output=str(tmp_path / "whole")), Unwatched())[1]
+    settings = tiny(text_file, output=str(tmp_path / "torn"))
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, Interrupt("C1T1-seed1", phase))
+    kept = read_records(tmp_path / "torn")
+    assert [record.run for record in kept] == ["C1T1-seed0", "C2T1-seed0"]
+
+    follower = Interrupt(at="none")
+    _, records = run_experiment(settings, follower)
+    assert follower.started == ["C1T1-seed1", "C2T1-seed1"]  # finished runs are not repeated
+    assert [r.without_times() for r in records] == [r.without_times() for r in whole]
+    assert run_experiment(settings, follower)[1] == records
+    assert len(follower.started) == 2
+
+
+def test_a_torn_last_record_is_done_again(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
+    run_dir, records = run_experiment(settings, Unwatched())
+    path = records_path(run_dir)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert [record.run for record in read_records(run_dir)] == ["C1T1-seed0"]
+    assert [r.without_times() for r in run_experiment(settings, Unwatched())[1]] == [
+        r.without_times() for r in records
+    ]
+    assert path.read_bytes().count(b"\n") == 2
+    path.write_bytes(b"not a record\n" + path.read_bytes())
+    with pytest.raises(RunDirError, match=r"records\.jsonl, line 1 is not a record"):
+        read_records(run_dir)
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(text_file: Path, tmp_path: Path) -> None:
+    # A burn-in that is too short for the deeper block at these settings fails its scan.
+    good = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
+
+    class Saboteur(Unwatched):
+        def tick(self, tick: Tick) -> None:
+            if tick.phase == "phase 2" and self.now == "C1T1-seed0":
+                raise ScanError("the scan disagreed in this one run")
+            if tick.phase == "phase 1" and self.now == "C2T1-seed0":
+                raise ZeroDivisionError("a defect of the program")
+
+        def run_started(self, run: str) -> None:
+            self.now = run
+
+    settings = good.model_copy(update={"configurations": ((1, 1), (1, 2), (2, 1))})
+    run_dir, records = run_experiment(settings, Saboteur())
+    outcome = {record.run: (record.status, record.failure) for record in records}
+    assert outcome["C1T1-seed0"] == ("failed", "the scan disagreed in this one run")
+    assert outcome["C1T2-seed0"] == ("finished", None)
+    assert outcome["C2T1-seed0"][1].startswith("ZeroDivisionError: a defect of the program (see failures")
+    assert "Traceback" in (run_dir / "failures" / "C2T1-seed0.txt").read_text("utf-8")
+    paid = [record.run for record in records if record.phase1_computed_here]
+    assert paid == ["C1T2-seed0"]  # phase 1's time is on the account of a run that finished
+
+    _, again = run_experiment(settings, Unwatched())
+    assert all(record.status == "finished" for record in again)
+    assert [record.run for record in again if record.phase1_computed_here] == ["C1T2-seed0", "C2T1-seed0"]
+
+
+def test_a_run_directory_of_another_experiment_is_refused(text_file: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    run_dir, records = run_experiment(tiny(text_file, output=output, seeds=(0,)), Unwatched())
+    with pytest.raises(RunDirError, match="holds an experiment with other settings"):
+        run_experiment(tiny(text_file, output=output, phase2={"lr": 0.02}), Unwatched())
+    assert read_records(run_dir) == records
+    # more seeds of the same experiment are welcome
+    _, more = run_experiment(tiny(text_file, output=output, seeds=(0, 3)), Unwatched())
+    assert [r for r in more if r.seed == 0] == records
+    (run_dir / "manifest.json").unlink()
+    with pytest.raises(RunDirError, match=r"no manifest\.json"):
+        run_experiment(tiny(text_file, output=output), Unwatched())
+
+
+def test_a_phase_1_of_anything_else_is_not_used(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
+    run_dir, _ = run_experiment(settings, Unwatched())
+    path = phase1_path(run_dir, 1, 0)
+    assert load_phase1(path, fingerprint("phase1", "another seed")) is None
+    path.write_bytes(path.read_bytes()[:-10])
+    assert load_phase1(path, "whatever") is None
+    assert load_phase1(tmp_path / "none", "whatever") is None
+
+
+def test_trained_embeddings_move_and_contexts_follow(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, embeddings={"trained": True})
+    record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+    parameters = record.parameters
+    assert parameters.trained_phase2 == parameters.token_block + parameters.embedding
+    model, _ = load_model(tmp_path / "model")
+    assert model.embed_norm.weight.eq(1).all()  # frozen, and not counted
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ({"phase1": {"batch_positions": 10**6}}, SettingsError, "phase1.batch_positions = 1000000 is larger"),
+        ({"phase2": {"batch_positions": 10**6}}, SettingsError, "phase2.batch_positions = 1000000 is larger"),
+        ({"tokenizer": {"vocab_size": 5000}}, DataError, "lower it with --tokenizer.vocab-size"),
+        ({"device": "cuda:7"}, SettingsError, "there is no device 'cuda:7'"),
+        ({"model": {"boundary": "reset"}, "data": {"separator": ""}}, SettingsError, "needs data.separator"),
+        ({"embeddings": {"source": "nowhere.safetensors"}}, DataError, "nowhere.safetensors"),
+    ],
+)
+def test_settings_that_do_not_fit_the_text(
+    text_file: Path, tmp_path: Path, wrong: dict[str, object], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error) as caught:
+        run_experiment(tiny(text_file, output=str(tmp_path / "run"), **wrong), Unwatched())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_records_append_and_the_latest_counts(text_file: Path, tmp_path: Path) -> None:
+    run_dir, records = run_experiment(tiny(text_file, output=str(tmp_path / "run"), seeds=(0,)), Unwatched())
+    append_record(run_dir, records[0].model_copy(update={"seconds_alone_s": 1.0}))
+    assert next(record.seconds_alone_s for record in read_records(run_dir)) == 1.0
+    assert len(read_records(run_dir)) == 2

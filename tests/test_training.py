@@ -1,0 +1,252 @@
+"""Both phases: their losses and gradients, what they change and what they leave, and how they stop."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tandem.contexts import Stream, compute_contexts
+from tandem.cross_entropy import mean_nll, token_nll
+from tandem.errors import NonFiniteLossError
+from tandem.metrics import convergence_rate, effective_rank, perplexity, score_stream
+from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings
+from tandem.training.initialization import generator_for, initialize_block
+from tandem.training.phase1 import oacd_loss, train_context_block
+from tandem.training.phase2 import Split, train_token_block
+from tandem.training.progress import Tick
+
+
+def model_and_stream(tokens: int = 900) -> tuple[TandemForCausalLM, Stream]:
+    torch.manual_seed(0)
+    config = TandemConfig(
+        vocab_size=50, embed_dim=24, context_dim=16, context_layers=1, token_layers=2, weight_init_std=0.3
+    )
+    model = TandemForCausalLM(config).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(0.3)
+    ids = (torch.arange(tokens) * 7 + torch.randint(3, (tokens,))) % 50
+    return model, Stream.of(model, ids)
+
+
+def split_of(model: TandemForCausalLM, stream: Stream) -> Split:
+    return Split(stream, compute_contexts(model, stream, ContextSettings(method="loop"))[0])
+
+
+def state(model: TandemForCausalLM) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def changed(before: dict[str, torch.Tensor], model: TandemForCausalLM) -> set[str]:
+    after = model.state_dict()
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("head_trained", [False, True])
+def test_chunked_cross_entropy_equals_the_plain_one(chunk: int, head_trained: bool) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(30, 6, dtype=torch.float64, requires_grad=head_trained)
+    targets = torch.randint(30, (20,))
+    plain = F.cross_entropy(hidden @ head.t(), targets)
+    wanted = [hidden, head] if head_trained else [hidden]
+    expected = torch.autograd.grad(3 * plain, wanted)
+    ours = mean_nll(hidden, head, targets, chunk)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(torch.autograd.grad(3 * ours, wanted), expected)
+    losses, best = token_nll(hidden, head, targets)
+    torch.testing.assert_close(losses.mean(), plain)
+    assert torch.equal(best, (hidden @ head.t()).argmax(-1))
+
+
+def test_chunked_cross_entropy_survives_extreme_logits() -> None:
+    hidden = torch.tensor([[300.0, 0.0]], requires_grad=True)
+    head = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    loss = mean_nll(hidden, head, torch.tensor([1]), 4)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(600.0)
+    assert torch.isfinite(hidden.grad).all()
+
+
+def test_oacd_rewards_spread_around_the_origin() -> None:
+    spread = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert float(oacd_loss(spread)) == pytest.approx(-math.sqrt(2) / 2)
+    away = spread + torch.tensor([3.0, 0.0])
+    assert float(oacd_loss(away)) == pytest.approx(-math.sqrt(2) / 2 + 0.1 * 9)
+
+
+def test_effective_rank_of_known_spectra() -> None:
+    assert effective_rank(torch.eye(4, dtype=torch.float64)) == pytest.approx(1.0, abs=1e-8)
+    assert effective_rank(torch.ones(9, 4, dtype=torch.float64)) == pytest.approx(0.25, abs=1e-6)
+    with pytest.raises(ValueError, match="not finite"):
+        effective_rank(torch.full((3, 2), math.nan))
+
+
+def test_convergence_rate_counts_positions() -> None:
+    before = torch.zeros(4, 2)
+    after = torch.tensor([[0.0, 0.0], [0.1, 0.1], [0.2, 0.2], [1.0, 1.0]])
+    assert convergence_rate(before, after, 0.03) == 0.5
+
+
+def test_phase_1_changes_the_context_block_only() -> None:
+    model, stream = model_and_stream()
+    before = state(model)
+    ticks: list[Tick] = []
+    settings = Phase1Settings(max_iterations=5, batch_positions=400)
+    result = train_context_block(model, stream, settings, seed=0, on_tick=ticks.append)
+    assert changed(before, model) == {"context_block"}
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert (result.iterations, result.stopped) == (5, "max_iterations")  # a spent budget is not convergence
+    assert [entry.iteration for entry in result.history] == [2, 3, 4, 5]  # the random start was the first
+    assert [tick.done for tick in ticks] == [2, 3, 4, 5]
+
+
+def test_phase_1_lowers_its_loss_and_settles() -> None:
+    model, stream = model_and_stream()
+    result = train_context_block(model, stream, Phase1Settings(batch_positions=900), seed=0)
+    assert result.history[-1].loss < result.history[1].loss - 0.01
+    assert result.history[-1].convergence_rate > result.history[1].convergence_rate
+
+
+def test_phase_1_stops_when_enough_positions_have_converged() -> None:
+    model, stream = model_and_stream()
+    settings = Phase1Settings(batch_positions=900, convergence_mse=1.0, convergence_stop=0.5)
+    result = train_context_block(model, stream, settings, seed=0)
+    rates = [entry.convergence_rate for entry in result.history]
+    assert result.stopped == "converged"
+    assert rates[-1] == result.convergence_rate >= 0.5
+    assert max(rates[:-1]) < 0.5
+
+
+def test_one_step_of_phase_1_is_one_step_of_adam_on_the_averaged_gradient() -> None:
+    """Against the loss written out plainly: all batches in one graph."""
+    model, stream = model_and_stream(tokens=100)
+    settings = Phase1Settings(max_iterations=2, batch_positions=30, noise_std=0.0)
+    plain = copy.deepcopy(model)
+    train_context_block(model, stream, settings, seed=0)
+
+    start = torch.randn((100, 16), generator=generator_for(0, "phase1 start", 1)) * settings.start_std
+    new = plain.context_block(start.roll(1, 0), plain.embed(stream.ids).detach())
+    loss = torch.stack([oacd_loss(part) for part in new.split(30)]).mean()
+    optimizer = torch.optim.Adam(plain.context_block.parameters(), lr=settings.lr)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(plain.context_block.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    for ours, theirs in zip(model.context_block.parameters(), plain.context_block.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("train_embedding", [False, True])
+def test_phase_2_changes_just_what_is_counted_as_trained(train_embedding: bool) -> None:
+    model, stream = model_and_stream()
+    train, validation = split_of(model, stream), split_of(model, stream.first(200))
+    before = state(model)
+
+    def refresh() -> tuple[Split, Split]:
+        return split_of(model, stream), split_of(model, stream.first(200))
+
+    train_token_block(
+        model,
+        train,
+        validation,
+        Phase2Settings(max_epochs=2, batch_positions=128, lr=0.01),
+        seed=0,
+        train_embedding=train_embedding,
+        refresh=refresh if train_embedding else None,
+    )
+    expected = {"token_block"} | ({"embedding", "lm_head"} if train_embedding else set())
+    assert changed(before, model) == expected
+    assert model.lm_head.weight is model.embedding.weight
+
+
+def test_phase_2_learns_and_keeps_its_best_epoch() -> None:
+    model, stream = model_and_stream()
+    train, validation = split_of(model, stream), split_of(model, stream.first(300))
+    untrained = score_stream(model, stream, train.contexts, 64)
+    settings = Phase2Settings(max_epochs=12, batch_positions=64, lr=0.05, patience=2, shuffle=True)
+    result = train_token_block(model, train, validation, settings, seed=0)
+    best = min(result.history, key=lambda epoch: epoch.validation_nll_nats)
+    assert result.best_epoch == best.epoch
+    again = score_stream(model, validation.stream, validation.contexts, 64)
+    assert again.nll_nats == pytest.approx(best.validation_nll_nats, abs=1e-6)
+    assert again.perplexity < untrained.perplexity / 2
+    if result.stopped == "patience":
+        assert len(result.history) == result.best_epoch + 2
+
+
+def test_one_epoch_of_phase_2_scores_every_position_once() -> None:
+    """With a learning rate of nearly nothing, the epoch's mean NLL is the stream's: no batch is lost."""
+    model, stream = model_and_stream(tokens=501)
+    train = split_of(model, stream)
+    for shuffle in (False, True):
+        settings = Phase2Settings(max_epochs=1, batch_positions=64, lr=1e-12, shuffle=shuffle)
+        result = train_token_block(model, train, train, settings, seed=0)
+        assert result.train_nll_nats == pytest.approx(result.validation.nll_nats, abs=1e-5)
+        assert result.validation.tokens == 500
+
+
+def test_scores_do_not_depend_on_the_chunk() -> None:
+    model, stream = model_and_stream(tokens=333)
+    contexts = split_of(model, stream).contexts
+    scores = [score_stream(model, stream, contexts, chunk) for chunk in (7, 100, 4096)]
+    assert scores[0].nll_nats == pytest.approx(scores[2].nll_nats, abs=1e-6)
+    assert {score.tokens for score in scores} == {332}
+    manual = model(stream.ids[None], labels=stream.ids[None]).loss
+    assert scores[0].nll_nats == pytest.approx(float(manual.detach()), abs=1e-5)
+    assert scores[0].bits_per_byte(1000) == pytest.approx(
+        float(manual.detach()) * 332 / math.log(2) / 1000, rel=1e-5
+    )
+
+
+def test_a_non_finite_loss_is_refused_with_the_last_good_values() -> None:
+    model, stream = model_and_stream()
+    train = split_of(model, stream)
+
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.context_block.layers[0].linear.weight[0, 0] = math.nan
+    before = state(broken)
+    with pytest.raises(
+        NonFiniteLossError, match=r"phase 1 was stopped at iteration 2: .*no iteration before"
+    ):
+        train_context_block(broken, stream, Phase1Settings(batch_positions=300), seed=0)
+    kept = broken.state_dict()
+    assert all(torch.equal(before[name].nan_to_num(7), kept[name].nan_to_num(7)) for name in before)
+
+    poisoned = Split(train.stream, torch.full_like(train.contexts, math.nan))
+    settings = Phase2Settings(max_epochs=3, batch_positions=300)
+    with pytest.raises(NonFiniteLossError, match=r"phase 2 was stopped at epoch 1, step 1"):
+        train_token_block(model, poisoned, train, settings, seed=0)
+    later = iter([(train, train), (train, poisoned)])
+    with pytest.raises(
+        NonFiniteLossError, match=r"epoch 2, validation: .*last good values: epoch 1, training"
+    ):
+        train_token_block(model, train, train, settings, seed=0, refresh=lambda: next(later))
+
+
+def test_random_streams_differ_by_seed_and_by_purpose() -> None:
+    """torch's CPU generator keeps 32 bits of its seed: what differs in the others must still count."""
+    draws = {
+        (seed, purpose): torch.randn(4, generator=generator_for(seed, purpose)).tolist()
+        for seed in (0, 1, 2, 1 << 30)
+        for purpose in ("a", "b")
+    }
+    assert len({tuple(values) for values in draws.values()}) == len(draws)
+
+
+def test_initial_weights_follow_the_specification() -> None:
+    torch.manual_seed(0)
+    model = TandemForCausalLM(TandemConfig(vocab_size=20, embed_dim=200, context_dim=100)).eval()
+    initialize_block(model.context_block, model, generator_for(0, "context_block", 1))
+    layer = model.context_block.layers[0]
+    assert float(layer.linear.weight.detach().std()) == pytest.approx(0.1, rel=0.02)
+    assert float(layer.linear.bias.detach().std()) == pytest.approx(0.01, rel=0.3)
+    assert torch.equal(layer.norm.weight, torch.ones(100))
+
+
+def test_perplexity_overflows_to_infinity() -> None:
+    assert perplexity(math.log(50.0)) == pytest.approx(50.0)
+    assert perplexity(1e6) == math.inf
