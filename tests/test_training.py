@@ -113,12 +113,12 @@ def test_phase_1_lowers_its_loss_and_settles() -> None:
 
 def test_phase_1_stops_when_enough_positions_have_converged() -> None:
     model, stream = model_and_stream()
-    settings = Phase1Settings(batch_positions=900, convergence_mse=1.0, convergence_stop=0.5)
+    settings = Phase1Settings(batch_positions=900, convergence_mse=0.5, convergence_stop=0.2)
     result = train_context_block(model, stream, settings, seed=0)
     rates = [entry.convergence_rate for entry in result.history]
     assert result.stopped == "converged"
-    assert rates[-1] == result.convergence_rate >= 0.5
-    assert max(rates[:-1]) < 0.5
+    assert rates[-1] == result.convergence_rate >= 0.2
+    assert max(rates[:-1]) < 0.2
 
 
 def test_one_step_of_phase_1_is_one_step_of_adam_on_the_averaged_gradient() -> None:
