@@ -34,17 +34,19 @@ def call(arguments, **more):
     return subprocess.call([PYTHON, *arguments], cwd=ROOT, **more)
 
 
+def works():
+    """Whether .venv holds a Python with pip: an interrupted or moved one does not."""
+    try:
+        return call(["-m", "pip", "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+    except OSError:
+        return False
+
+
 def make_venv():
-    if (
-        subprocess.call(
-            [PYTHON, "-m", "pip", "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        == 0
-    ):
+    if works():
         return
     say("making a virtual environment in .venv")
-    made = subprocess.call([sys.executable, "-m", "venv", "--clear", VENV])
-    if made != 0:
+    if subprocess.call([sys.executable, "-m", "venv", "--clear", VENV]) != 0 or not works():
         fail(
             "this Python cannot make a virtual environment; install its venv module "
             "(on Debian and Ubuntu: apt install python3-venv) and run the same command again"
