@@ -73,6 +73,7 @@ class _Writer:
         analysis, texts, choice = self.analysis, self.texts, self.choice
         yield self._section("overview", self._overview())
         yield self._section("summary", self._summary())
+        yield self._section("original", self._original())  # beside our own table, so that one sees both
         yield self._section("details", [])
         yield self._section("phase1", self._phase1(), 3)
         yield self._section("phase2", self._phase2(), 3)
@@ -92,7 +93,6 @@ class _Writer:
         yield self._section("conclusions", [self._items(conclusions(analysis, choice), ordered=True)])
         if choice is not None:
             yield self._section("change", self._change(choice))
-        yield self._section("original", self._original())
         yield self._section("runs", self._runs())
         yield self._section("provenance", self._provenance())
         names = [texts(f"definition.{name}") for name in DEFINITIONS.split()]
