@@ -1,6 +1,5 @@
 """The grid of runs: every configuration with every seed, phase 1 shared, interrupted work taken up again."""
 
-import shutil
 import time
 import traceback
 from datetime import UTC, datetime
@@ -9,36 +8,23 @@ from typing import Protocol
 
 import torch
 
-from tandem.errors import RunDirError, TandemError
+from tandem.errors import TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.machine import PeakMemory, environment
 from tandem.experiment.pipeline import (
     Prepared,
     TrainedContexts,
     count_parameters,
-    model_config,
     phase1_fingerprint,
     prepare,
     train_contexts,
     train_tokens,
 )
-from tandem.fingerprint import fingerprint
+from tandem.experiment.run_dir import check_disk, keep_record, make_folder, open_run_dir
 from tandem.model import TandemForCausalLM
-from tandem.records import (
-    Manifest,
-    Phase2Record,
-    RunRecord,
-    append_record,
-    read_manifest,
-    read_records,
-    write_manifest,
-)
+from tandem.records import Phase2Record, RunRecord, read_records
 from tandem.settings import Configuration, Settings
 from tandem.training.progress import OnTick, Tick
-
-# What a model folder takes beside its weights (tokenizer, code, record), and the records with their report.
-MODEL_FOLDER_BYTES = 8 << 20
-RECORDS_BYTES = 16 << 20
 
 
 class Watcher(Protocol):
@@ -92,13 +78,13 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
     """
     use_threads(settings)
     prepared = prepare(settings, watcher.preparing)
-    run_dir = _open_run_dir(settings, prepared)
+    run_dir = open_run_dir(settings, prepared)
     records = {record.run: record for record in read_records(run_dir)}
     grid = [(configuration, seed) for seed in settings.seeds for configuration in settings.grid]
     names = [run_name(*cell) for cell in grid]
     finished = {name for name in names if name in records and records[name].status == "finished"}
     watcher.planned(run_dir, names, len(finished))
-    _check_disk(run_dir, prepared, len(grid) - len(finished))
+    check_disk(run_dir, prepared, len(grid) - len(finished))
 
     for seed in settings.seeds:
         for context_layers in dict.fromkeys(c.context_layers for c in settings.grid):
@@ -115,7 +101,7 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
             group = _Group(prepared, run_dir, context_layers, seed, unpaid)
             for configuration in pending:
                 record = group.run(configuration, watcher)
-                _append(run_dir, record)
+                keep_record(run_dir, record)
                 records[record.run] = record
                 watcher.run_finished(record)
     return run_dir, [records[name] for name in names]
@@ -242,7 +228,7 @@ def train_one(
     prepared = prepare(settings, watcher.preparing)
     make_folder(folder)
     watcher.planned(folder, [run_name(configuration, seed)], 0)
-    _check_disk(folder, prepared, 1)
+    check_disk(folder, prepared, 1)
     watcher.run_started(run_name(configuration, seed))
     memory = PeakMemory(prepared.device)
     shared = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)
@@ -257,76 +243,3 @@ def use_threads(settings: Settings) -> None:
     """As many CPU threads as the settings name; none: torch's own choice."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-
-
-def make_folder(folder: Path) -> None:
-    """Make sure that `folder` exists and can be written to; raises RunDirError otherwise."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise RunDirError(
-            f"cannot write to {folder} ({error.strerror or error}); choose another place with --output"
-        ) from None
-
-
-def _open_run_dir(settings: Settings, prepared: Prepared) -> Path:
-    """The run directory, made or taken up again; RunDirError if it belongs to another experiment."""
-    identity = fingerprint("experiment", settings.fingerprint(), prepared.corpus.fingerprint)
-    run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
-    make_folder(run_dir)
-    manifest = read_manifest(run_dir)
-    if manifest is None and read_records(run_dir):
-        raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
-    if manifest is not None:
-        for what, theirs, ours in (
-            ("settings", manifest.settings_fingerprint, settings.fingerprint()),
-            ("text or tokens", manifest.tokens_fingerprint, prepared.corpus.fingerprint),
-        ):
-            if theirs != ours:
-                raise RunDirError(
-                    f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one; "
-                    "give another --output"
-                )
-    write_manifest(
-        run_dir,
-        Manifest(
-            name=settings.name,
-            settings=settings.model_dump(mode="json"),
-            settings_fingerprint=settings.fingerprint(),
-            tokens_fingerprint=prepared.corpus.fingerprint,
-            configurations=tuple(c.name for c in settings.grid),
-            seeds=settings.seeds,
-            created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
-    )
-    return run_dir
-
-
-def _append(run_dir: Path, record: RunRecord) -> None:
-    try:
-        append_record(run_dir, record)
-    except OSError as error:
-        raise RunDirError(
-            f"cannot write the record of {record.run} to {run_dir} ({error.strerror or error}); everything "
-            "recorded before is kept; make room and give the same command again to continue"
-        ) from None
-
-
-def _check_disk(folder: Path, prepared: Prepared, runs: int) -> None:
-    """RunDirError where what the runs will save does not fit the disk."""
-    with torch.device("meta"):
-        largest = max(
-            TandemForCausalLM(model_config(prepared, configuration)).num_params()["total"]
-            for configuration in prepared.settings.grid
-        )
-    kept = runs if prepared.settings.save_models else 0
-    needed = kept * (4 * largest + MODEL_FOLDER_BYTES) + RECORDS_BYTES
-    free = shutil.disk_usage(folder).free
-    if runs and needed > free:
-        raise RunDirError(
-            f"{runs} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free; "
-            "make room, choose another --output, or use --no-save-models"
-        )

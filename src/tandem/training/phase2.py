@@ -153,6 +153,8 @@ def _one_epoch(
         done = epoch - 1 + (start + len(at)) / positions
         if done < epoch:
             figures = {"train PPL": perplexity(total / (start + len(at)))}
+            if history:
+                figures["val PPL"] = perplexity(history[-1].validation_nll_nats)
             on_tick(Tick("phase 2", done, settings.max_epochs, "epoch", figures))
     return total / positions
 

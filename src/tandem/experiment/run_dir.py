@@ -1,0 +1,91 @@
+"""The run directory: made or taken up again, checked to be writable, large enough, and of this experiment."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from tandem.errors import RunDirError
+from tandem.experiment.pipeline import Prepared, model_config
+from tandem.fingerprint import fingerprint
+from tandem.model import TandemForCausalLM
+from tandem.records import Manifest, RunRecord, append_record, read_manifest, read_records, write_manifest
+from tandem.settings import Settings
+
+# What a model folder takes beside its weights (tokenizer, code, record), and the records with their report.
+MODEL_FOLDER_BYTES = 8 << 20
+RECORDS_BYTES = 16 << 20
+
+
+def make_folder(folder: Path) -> None:
+    """Make sure that `folder` exists and can be written to; raises RunDirError otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write to {folder} ({error.strerror or error}); choose another place with --output"
+        ) from None
+
+
+def open_run_dir(settings: Settings, prepared: Prepared) -> Path:
+    """The run directory, made or taken up again; RunDirError if it belongs to another experiment."""
+    identity = fingerprint("experiment", settings.fingerprint(), prepared.corpus.fingerprint)
+    run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
+    make_folder(run_dir)
+    manifest = read_manifest(run_dir)
+    if manifest is None and read_records(run_dir):
+        raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
+    if manifest is not None:
+        for what, theirs, ours in (
+            ("settings", manifest.settings_fingerprint, settings.fingerprint()),
+            ("text or tokens", manifest.tokens_fingerprint, prepared.corpus.fingerprint),
+        ):
+            if theirs != ours:
+                raise RunDirError(
+                    f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one; "
+                    "give another --output"
+                )
+    write_manifest(
+        run_dir,
+        Manifest(
+            name=settings.name,
+            settings=settings.model_dump(mode="json"),
+            settings_fingerprint=settings.fingerprint(),
+            tokens_fingerprint=prepared.corpus.fingerprint,
+            configurations=tuple(c.name for c in settings.grid),
+            seeds=settings.seeds,
+            created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+    )
+    return run_dir
+
+
+def keep_record(run_dir: Path, record: RunRecord) -> None:
+    try:
+        append_record(run_dir, record)
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write the record of {record.run} to {run_dir} ({error.strerror or error}); everything "
+            "recorded before is kept; make room and give the same command again to continue"
+        ) from None
+
+
+def check_disk(folder: Path, prepared: Prepared, runs: int) -> None:
+    """RunDirError where what the runs will save does not fit the disk."""
+    with torch.device("meta"):
+        largest = max(
+            TandemForCausalLM(model_config(prepared, configuration)).num_params()["total"]
+            for configuration in prepared.settings.grid
+        )
+    kept = runs if prepared.settings.save_models else 0
+    needed = kept * (4 * largest + MODEL_FOLDER_BYTES) + RECORDS_BYTES
+    free = shutil.disk_usage(folder).free
+    if runs and needed > free:
+        raise RunDirError(
+            f"{runs} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free; "
+            "make room, choose another --output, or use --no-save-models"
+        )
