@@ -31,6 +31,12 @@ class Section(BaseModel):
     path: ClassVar[str] = ""
     """Where this section stands in the whole, for error messages; the whole itself is ''."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():  # `--help` wraps lines itself
+            field.description = " ".join((field.description or "").split())
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)

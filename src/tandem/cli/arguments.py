@@ -34,7 +34,10 @@ class ExperimentArguments(Settings):
 
 
 class TrainArguments(Settings):
-    """Train one configuration into a model folder (--output; default models/NAME-CONFIGURATION-seedSEED)."""
+    """Train one configuration into a model folder."""
+
+    output: str | None = None
+    """Model folder; none: `models/NAME-CONFIGURATION-seedSEED`."""
 
     context_layers: Positive = 1
     """Layers of the ContextBlock."""
