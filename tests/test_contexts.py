@@ -119,6 +119,7 @@ def test_sweeps_reach_the_sequential_contexts() -> None:
 def test_what_the_first_position_and_a_restart_read() -> None:
     contexts = torch.arange(1.0, 9.0).reshape(4, 2)
     restart = torch.tensor([False, False, True, False])
-    assert previous_contexts(contexts, None, wrap=True)[0].tolist() == [7.0, 8.0]
-    before = previous_contexts(contexts, restart, wrap=False)
+    everywhere = torch.arange(4)
+    assert previous_contexts(contexts, everywhere, None, wrap=True)[0].tolist() == [7.0, 8.0]
+    before = previous_contexts(contexts, everywhere, restart, wrap=False)
     assert before.tolist() == [[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]

@@ -70,13 +70,13 @@ def score_stream(model: TandemForCausalLM, stream: Stream, contexts: Tensor, chu
     The softmax is exact; `chunk_positions` positions at a time, which bounds memory and changes nothing
     else. Sums are taken in double precision.
     """
-    before = previous_contexts(contexts, stream.restart, wrap=False)
     scored = len(stream) - 1
     nll, correct = 0.0, 0
     for start in range(0, scored, chunk_positions):
-        positions = slice(start, min(start + chunk_positions, scored))
-        hidden = model.token_block(before[positions], contexts[positions], model.embed(stream.ids[positions]))
-        targets = stream.ids[positions.start + 1 : positions.stop + 1]
+        at = torch.arange(start, min(start + chunk_positions, scored), device=contexts.device)
+        before = previous_contexts(contexts, at, stream.restart, wrap=False)
+        hidden = model.token_block(before, contexts[at], model.embed(stream.ids[at]))
+        targets = stream.ids[at + 1]
         losses, best = token_nll(hidden, model.embedding.weight, targets)
         nll += float(losses.cpu().double().sum())
         correct += int((best == targets).sum())

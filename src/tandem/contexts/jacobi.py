@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from tandem.model.modeling_tandem import ContextBlock
 
 
-def previous_contexts(contexts: Tensor, restart: Tensor | None, wrap: bool) -> Tensor:
-    """Context before each token, [T, C], from the contexts after each token, [T, C].
+def previous_contexts(contexts: Tensor, at: Tensor, restart: Tensor | None, wrap: bool) -> Tensor:
+    """Contexts before the tokens at positions `at` [n], as [n, C], from those after each token, [T, C].
 
     Position 0 reads the last position's context with `wrap` (as in phase 1), otherwise zero, the start of
-    the stream; a position where `restart` is true reads zero.
+    the stream; a position where `restart` [T] is true reads zero.
     """
-    before = contexts.roll(1, dims=0)
-    if not wrap:
-        before[0] = 0.0
+    before = contexts[at - 1]  # position 0 takes index -1, the last
+    zero = torch.zeros_like(at, dtype=torch.bool) if wrap else at == 0
     if restart is not None:
-        before.masked_fill_(restart[:, None], 0.0)
-    return before
+        zero = zero | restart[at]
+    return before.masked_fill(zero[:, None], 0.0)
 
 
 def jacobi_sweep(
@@ -36,11 +36,11 @@ def jacobi_sweep(
     of what a batch reads, is added to it. With fixed weights and without noise, k sweeps from any start give
     the contexts of a k-token memory (SPEC section 6).
     """
-    before = previous_contexts(contexts, restart, wrap=True)
     length = len(contexts)
     for start in range(0, length, batch or length):
         positions = slice(start, min(start + (batch or length), length))
-        read = before[positions]
+        at = torch.arange(positions.start, positions.stop, device=contexts.device)
+        read = previous_contexts(contexts, at, restart, wrap=True)
         if noise is not None:
             read = read + noise(read)
         yield positions, context_block(read, token_embeds(positions))

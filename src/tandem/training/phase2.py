@@ -132,14 +132,14 @@ def _one_epoch(
 ) -> float:
     """One pass over all positions that have a next token; returns their mean NLL in nats."""
     ids, contexts = train.stream.ids, train.contexts
-    before = previous_contexts(contexts, train.stream.restart, wrap=False)
     positions = len(ids) - 1
     chosen = torch.randperm(positions, generator=order) if settings.shuffle else torch.arange(positions)
     chosen = chosen.to(ids.device)
     total = 0.0
     for start in range(0, positions, settings.batch_positions):
         at = chosen[start : start + settings.batch_positions]
-        hidden = model.token_block(before[at], contexts[at], model.embed(ids[at]))
+        before = previous_contexts(contexts, at, train.stream.restart, wrap=False)
+        hidden = model.token_block(before, contexts[at], model.embed(ids[at]))
         loss = mean_nll(hidden, model.embedding.weight, ids[at + 1], settings.chunk_positions)
         optimizer.zero_grad()
         loss.backward()
