@@ -33,8 +33,9 @@ def mean_nll(hidden: Tensor, head: Tensor, targets: Tensor, chunk_positions: int
     return _MeanNll.apply(hidden, head, targets, chunk_positions)
 
 
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
-    logits = hidden @ head.t()
+def _logits(hidden: Tensor, head: Tensor, out: Tensor | None = None) -> Tensor:
+    """hidden · headᵀ, [n, V], in at least fp32; `out` is memory for the product."""
+    logits = torch.mm(hidden, head.t(), out=out)
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -45,10 +46,12 @@ class _MeanNll(torch.autograd.Function):
         count = len(hidden)
         hidden_grad = torch.empty_like(hidden) if need_hidden else None
         head_grad = torch.zeros_like(head) if need_head else None
+        # One buffer for all chunks: large tensors come fresh from the system, page by page, each time.
+        buffer = hidden.new_empty(min(chunk, count), len(head))
         parts = []
         for start in range(0, count, chunk):
-            part = slice(start, start + chunk)
-            logits = _logits(hidden[part], head)
+            part = slice(start, min(start + chunk, count))
+            logits = _logits(hidden[part], head, out=buffer[: part.stop - part.start])
             rows = torch.arange(len(logits), device=logits.device)
             # In place from here on: logits become exp(logits - max), then the gradient of the mean NLL.
             shift = logits.amax(dim=-1, keepdim=True)
