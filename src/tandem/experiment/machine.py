@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -81,8 +80,8 @@ class PeakMemory:
             except OSError:
                 return
 
-    def read(self) -> int:
-        """The peak so far."""
+    def read(self) -> int | None:
+        """The peak so far; none where the system does not tell (Windows)."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         try:
@@ -91,6 +90,10 @@ class PeakMemory:
                     return int(line.split()[1]) * 1024
         except OSError:
             pass
+        try:
+            import resource
+        except ImportError:
+            return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
