@@ -106,6 +106,8 @@ def test_commands_from_training_to_text(
     assert code == 0, err
     assert "C1T2" in out
     assert "bits per byte" in out
+    kept = load_settings(str(tmp_path / "model" / "settings.yaml"))
+    assert (kept.configurations, kept.seeds) == (((1, 2),), (0,))
     code, out, _ = call(capsys, "evaluate", model, "--data", str(held), "--json")
     assert code == 0
     assert json.loads(out)["documents"] == 5
@@ -150,6 +152,11 @@ BAD = {
     "unknown preset": (["experiment", "sead"], "did you mean 'seed'"),
     "missing settings file": (["experiment", "none.yaml"], "there is no settings file none.yaml"),
     "unknown option": (["experiment", "--phase2.lrr", "1"], "did you mean --phase2.lr"),
+    "unknown option of evaluate": (["evaluate", "{here}", "--seperator", "x"], "did you mean --separator"),
+    "preset last": (["experiment", "--device", "cpu", "{tiny}"], "comes first"),
+    "name with a path": (["experiment", "--name", "a/../b"], "setting name"),
+    "sampling seed": (["generate", "{here}", "--prompt", "x", "--temperature", "1e-300"], "--temperature"),
+    "prompt of bytes": (["generate", "{here}", "--prompt", "\udcff"], "--prompt is not valid text"),
     "unknown key": (["experiment", "{bad_key}"], "'phase2.epoch'; did you mean 'phase2.max_epochs'"),
     "not YAML": (["experiment", "{not_yaml}"], "line 3 is not valid YAML"),
     "no layers": (["experiment", "--configurations", "0", "1"], "configurations"),

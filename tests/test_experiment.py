@@ -1,15 +1,18 @@
 """The grid end to end on small text: records, shared phase 1, taking up again, failures, saved models."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny
+from safetensors.torch import load_file, save_file
 
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
 from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
 from tandem.experiment.evaluate import evaluate_model
+from tandem.experiment.run_dir import only_process
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.fingerprint import fingerprint
 from tandem.records import append_record, read_manifest, read_records, records_path
@@ -133,7 +136,6 @@ def test_a_torn_last_record_is_done_again(text_file: Path, tmp_path: Path) -> No
 
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(text_file: Path, tmp_path: Path) -> None:
-    # A burn-in that is too short for the deeper block at these settings fails its scan.
     good = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
 
     class Saboteur(Unwatched):
@@ -170,6 +172,9 @@ def test_a_run_directory_of_another_experiment_is_refused(text_file: Path, tmp_p
     # more seeds of the same experiment are welcome
     _, more = run_experiment(tiny(text_file, output=output, seeds=(0, 3)), Unwatched())
     assert [r for r in more if r.seed == 0] == records
+    assert read_manifest(run_dir).seeds == (0, 3)
+    run_experiment(tiny(text_file, output=output, seeds=(5,)), Unwatched())
+    assert read_manifest(run_dir).seeds == (0, 3, 5)  # what was asked for before stays part of it
     (run_dir / "manifest.json").unlink()
     with pytest.raises(RunDirError, match=r"no manifest\.json"):
         run_experiment(tiny(text_file, output=output), Unwatched())
@@ -192,6 +197,49 @@ def test_trained_embeddings_move_and_contexts_follow(text_file: Path, tmp_path: 
     assert parameters.trained_phase2 == parameters.token_block + parameters.embedding
     model, _ = load_model(tmp_path / "model")
     assert model.embed_norm.weight.eq(1).all()  # frozen, and not counted
+
+
+def test_a_damaged_model_is_refused_not_scored(text_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    train_one(tiny(text_file), Configuration(2, 1), 3, folder, Unwatched())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    weights = load_file(folder / "model.safetensors")
+
+    def refused(says: str, **change: object) -> None:
+        (folder / "config.json").write_text(json.dumps({**config, **change}), "utf-8")
+        with pytest.raises(RunDirError, match=says) as caught:
+            load_model(folder)
+        assert "\n" not in str(caught.value)
+
+    refused("missing keys", token_layers=2)
+    refused("unexpected keys", context_layers=1)
+    refused("cannot be read", context_dim=20)
+    refused("cannot be read", embed_dim=-1)
+    name = "token_block.layers.0.linear.weight"
+    save_file({**weights, name: weights[name] * math.nan}, folder / "model.safetensors", {"format": "pt"})
+    refused("not finite")
+    save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", {"format": "pt"})
+    refused("missing keys")
+    (folder / "model.safetensors").write_bytes(b"no weights at all")
+    refused("cannot be read")
+
+
+def test_two_processes_do_not_share_a_run_directory(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    with only_process(tmp_path / "run"), pytest.raises(RunDirError, match="another process is working"):
+        run_experiment(settings, Unwatched())
+
+
+def test_batches_through_the_saved_tokenizer_equal_single_texts(text_file: Path, tmp_path: Path) -> None:
+    train_one(tiny(text_file), Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+    model, tokenizer = load_model(tmp_path / "model")
+    texts = ["the context", "a token block folds what came before it into"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    together = model.generate(**batch, max_new_tokens=8, do_sample=False)
+    for text, row in zip(texts, together, strict=True):
+        alone = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+        assert torch.equal(row[-8:], alone[0, -8:])
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def test_num_layers_sets_both_depths() -> None:
     config = TandemConfig(num_layers=2)
     assert (config.context_layers, config.token_layers, config.name) == (2, 2, "C2T2")
     assert TandemConfig(context_layers=3).depths == (3, 1)
+    config.token_layers = 3
+    assert TandemConfig.from_dict(config.to_dict()).depths == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,7 @@ def test_num_layers_sets_both_depths() -> None:
         ({"num_layers": 2, "token_layers": 1}, "num_layers=2"),
         ({"context_layers": 0}, "context_layers=0"),
         ({"embed_dim": 0}, "embed_dim=0"),
+        ({"context_layers": 1.5}, "context_layers"),
         ({"boundary": "sometimes"}, "boundary='sometimes'"),
         ({"boundary": "reset"}, "bos_token_id"),
     ],
@@ -118,6 +121,16 @@ def test_padding_freezes_the_state() -> None:
     padded = torch.cat((torch.zeros(2, 3, dtype=torch.long), ids), dim=1)
     mask = torch.cat((torch.zeros(2, 3), torch.ones(2, 6)), dim=1)
     torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 3:], model(ids).logits)
+
+
+def test_padding_with_the_token_that_starts_documents_freezes_too() -> None:
+    model = model_of(boundary="reset", bos_token_id=0, pad_token_id=0)
+    ids = torch.tensor([[0, 5, 6]])
+    padded, mask = torch.tensor([[0, 5, 6, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]])
+    ends = [model(ids, use_cache=True), model(padded, attention_mask=mask, use_cache=True)]
+    assert torch.equal(*(end.past_key_values.context for end in ends))
+    with pytest.raises(ValueError, match="needs input_ids"):
+        model(inputs_embeds=torch.zeros(1, 2, 12))
 
 
 def test_beam_search_moves_states_with_their_beams() -> None:

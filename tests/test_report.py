@@ -426,7 +426,7 @@ CASES = {
     "nothing converged": [make_record(c, 1, s, stopped="max_iterations") for c in (1, 2) for s in range(3)],
     "still improving": [make_record(c, 1, s, phase2_stopped="max_epochs") for c in (1, 2) for s in range(3)],
     "diverged": [*make_grid([0, 1, 2])[:-1], make_record(2, 2, 2, nll=800.0)],
-    "all diverged": [make_record(1, 1, s, nll=math.inf) for s in range(3)],
+    "all diverged": [make_record(1, 1, s, nll=900.0) for s in range(3)],
     "one at the limit": [make_record(1, 1, 0), make_record(1, 1, 1, stopped="max_iterations")],
     "troubled": [make_troubled()],
     "two machines": [make_record(1, 1, 0), make_record(1, 1, 1, device_name="A | B <x>")],

@@ -374,7 +374,7 @@ def test_loaded_tokenizer(tmp_path, source):
 
 def test_evaluation_gives_the_tokens_of_validation(tmp_path, source):
     validation = tmp_path / "v.txt"
-    validation.write_text("A cat.\n\nA dog.\n\nA cat.")
+    validation.write_text("A cat.\n\nA dog.")
     data = DataSettings(train=str(source), validation=str(validation), txt_documents="blank-line")
     corpus = prepare_corpus(data, BPE_SETTINGS, tmp_path / "cache")
     corpus.tokenizer.save_pretrained(tmp_path / "model")
@@ -382,6 +382,8 @@ def test_evaluation_gives_the_tokens_of_validation(tmp_path, source):
     stream = tokenize_for_evaluation(str(validation), data, loaded)
     assert np.array_equal(stream.ids, corpus.validation.ids)
     assert stream.scored_bytes == corpus.validation.scored_bytes == len("A cat.A dog.")
+    validation.write_text("A cat.\n\nA dog.\n\nA cat.")  # what is evaluated is all of what was given
+    assert len(tokenize_for_evaluation(str(validation), data, loaded).document_starts) == 3
 
 
 def test_cache_dir_follows_the_environment(monkeypatch):

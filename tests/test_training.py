@@ -173,8 +173,16 @@ def test_phase_2_learns_and_keeps_its_best_epoch() -> None:
     again = score_stream(model, validation.stream, validation.contexts, 64)
     assert again.nll_nats == pytest.approx(best.validation_nll_nats, abs=1e-6)
     assert again.perplexity < untrained.perplexity / 2
-    if result.stopped == "patience":
-        assert len(result.history) == result.best_epoch + 2
+
+
+def test_phase_2_stops_when_its_patience_is_spent() -> None:
+    model, stream = model_and_stream()
+    train = split_of(model, stream)
+    other = Split(Stream.of(model, stream.ids.flip(0)), train.contexts)  # learning the train text worsens it
+    settings = Phase2Settings(max_epochs=40, batch_positions=64, lr=0.05, patience=2)
+    result = train_token_block(model, train, other, settings, seed=0)
+    assert result.stopped == "patience"
+    assert len(result.history) == result.best_epoch + 2 < 40
 
 
 def test_one_epoch_of_phase_2_scores_every_position_once() -> None:
@@ -231,7 +239,7 @@ def test_random_streams_differ_by_seed_and_by_purpose() -> None:
     """torch's CPU generator keeps 32 bits of its seed: what differs in the others must still count."""
     draws = {
         (seed, purpose): torch.randn(4, generator=generator_for(seed, purpose)).tolist()
-        for seed in (0, 1, 2, 1 << 30)
+        for seed in (0, 1, 2, 1 << 30, 1 << 32, (1 << 32) + 1)
         for purpose in ("a", "b")
     }
     assert len({tuple(values) for values in draws.values()}) == len(draws)

@@ -6,20 +6,32 @@ sentinel number.
 """
 
 import json
+import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from tandem.errors import RunDirError
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
+def _finite_or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# JSON has no infinity: a perplexity that overflows, say, is written as null and read as infinite.
+Unbounded = Annotated[
+    float,
+    BeforeValidator(lambda value: math.inf if value is None else value),
+    PlainSerializer(_finite_or_null, return_type=float | None, when_used="json"),
+]
+
+
 class _Record(BaseModel):
-    # Figures are saved as they are: a diverged run's perplexity may well be infinite.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Parameters(_Record):
@@ -63,8 +75,8 @@ class Phase2Epoch(_Record):
     """One pass; training figures are running means over the epoch, validation is at its end."""
 
     epoch: int
-    train_nll_nats: float
-    validation_nll_nats: float
+    train_nll_nats: Unbounded
+    validation_nll_nats: Unbounded
     validation_accuracy: float
     seconds_s: float
     """Since the start of phase 2."""
@@ -76,12 +88,12 @@ class Phase2Record(_Record):
     best_epoch: int
     epochs: int
     stopped: Literal["patience", "max_epochs"]
-    train_nll_nats: float
-    train_perplexity: float
-    validation_nll_nats: float
-    validation_perplexity: float
+    train_nll_nats: Unbounded
+    train_perplexity: Unbounded
+    validation_nll_nats: Unbounded
+    validation_perplexity: Unbounded
     validation_accuracy: float
-    validation_bits_per_byte: float
+    validation_bits_per_byte: Unbounded
     seconds_s: float
     history: tuple[Phase2Epoch, ...]
 

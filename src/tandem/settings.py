@@ -18,10 +18,9 @@ from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
 
 Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -130,7 +129,7 @@ class ContextSettings(Section):
     tolerance: PositiveFloat = 1e-5
     """Largest allowed difference (absolute, per element) between scan and loop; more is an error."""
     check_tokens: Positive = 2048
-    """Tokens on which the scan is compared with the loop, each time."""
+    """Tokens on which the scan is compared with the loop, each time; never fewer than four segments."""
 
 
 class Phase1Settings(Section):
@@ -199,8 +198,8 @@ class Configuration:
 class Settings(Section):
     """An experiment: data, sizes, both phases, which configurations, which seeds."""
 
-    name: str = "experiment"
-    """Name of the experiment; part of its default run directory."""
+    name: Annotated[str, Field(pattern=r"^[\w][\w.\-]*$")] = "experiment"
+    """Name of the experiment (letters, digits, `_`, `-`, `.`); part of its default run directory."""
     description: str = ""
     """One line about it."""
     configurations: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] = (
@@ -214,9 +213,9 @@ class Settings(Section):
     """Seeds; every configuration is trained once with each."""
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
-    threads: Positive | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads; none: as torch chooses."""
-    output: str | None = None
+    output: Annotated[str, Field(min_length=1)] | None = None
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
     save_models: bool = True
     """Keep the model of every run under RUN_DIR/models."""
@@ -293,7 +292,10 @@ def load_settings(preset_or_file: str) -> Settings:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise SettingsError(f"{preset_or_file} must hold settings as `key: value` lines; see `tandem config`")
     values.setdefault("name", path.stem)
-    return Settings(**values)
+    try:
+        return Settings(**values)
+    except SettingsError as error:
+        raise SettingsError(f"{preset_or_file}: {error}") from None
 
 
 def dump_settings(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import inspect
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from pydantic import Field
 
 from tandem.errors import SettingsError
 from tandem.settings import Positive, Seed, Settings, known_keys, load_settings, nearest_key
@@ -36,7 +38,7 @@ class ExperimentArguments(Settings):
 class TrainArguments(Settings):
     """Train one configuration into a model folder."""
 
-    output: str | None = None
+    output: Annotated[str, Field(min_length=1)] | None = None
     """Model folder; none: `models/NAME-CONFIGURATION-seedSEED`."""
 
     context_layers: Positive = 1
@@ -86,7 +88,7 @@ class GenerateArguments:
     """Sample from this many likeliest tokens only; none: all."""
     top_p: float | None = None
     """Sample from the likeliest tokens that together have this probability; none: all."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the sampling."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
@@ -118,12 +120,19 @@ def parse_with_preset(
     own = {name for name in kind.model_fields if name not in Settings.model_fields}
     base = load_settings(preset).model_dump(exclude=set() if kind is Settings else _hidden(kind))
     prog = f"tandem {command} [PRESET|FILE]"
-    _check_options(rest, kind, own, command)
-    arguments = parse(prog, kind, rest, default=kind(**base))
+    keys = {*known_keys(), *own} - _hidden(kind)
+    _check_options(rest, keys | {"no-save-models", "phase2.no-shuffle", "embeddings.no-trained"}, command)
+    arguments = _parse(prog, kind, rest, default=kind(**base))
     return Settings(**arguments.model_dump(exclude=own)), arguments
 
 
-def parse(
+def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments:
+    """Arguments of a command that has no preset. Raises SettingsError for what cannot be understood."""
+    _check_options(args, set(inspect.signature(kind).parameters), command)
+    return _parse(f"tandem {command}", kind, args)
+
+
+def _parse(
     prog: str, kind: type[Arguments], args: Sequence[str], default: Arguments | None = None
 ) -> Arguments:
     """Parse with tyro; what it cannot parse becomes one SettingsError sentence."""
@@ -135,9 +144,10 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise SettingsError(
-            _first_sentence(said.getvalue()) + f"; see {prog.split(' [')[0]} --help"
-        ) from None
+        sentence = _first_sentence(said.getvalue())
+        if sentence.startswith("Unrecognized options:") and "[PRESET|FILE]" in prog:
+            sentence += "; a preset or settings file comes first, before all options"
+        raise SettingsError(f"{sentence}; see {prog.split(' [')[0]} --help") from None
 
 
 def _hidden(kind: type[Settings]) -> set[str]:
@@ -145,20 +155,18 @@ def _hidden(kind: type[Settings]) -> set[str]:
     return {"configurations", "seeds", "save_models"} if kind is TrainArguments else set()
 
 
-def _check_options(args: Sequence[str], kind: type[Settings], own: set[str], command: str) -> None:
+def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:
     """SettingsError for an option that is not known, naming the nearest one that is."""
-    keys = {*known_keys(), *own} - _hidden(kind)
-    options = {"--help", "-h", "--json"} | {f"--{key}" for key in keys} - {"--json_output"}
-    options |= {f"--no-{key}" for key in ("save_models", "phase2.shuffle", "embeddings.trained")}
-    options |= {"--phase2.no-shuffle", "--embeddings.no-trained"}
-    known = {option.replace("_", "-") for option in options}
+    options = {"--help", "-h", "--json"} | {
+        f"--{key.replace('_', '-')}" for key in keys if key != "json_output"
+    }
     for argument in args:
         option = argument.split("=", 1)[0].replace("_", "-")
-        if not argument.startswith("--") or option in known:
+        if not argument.startswith("--") or option in options:
             continue
-        near = difflib.get_close_matches(option, sorted(known), n=1, cutoff=0.7)
+        near = difflib.get_close_matches(option, sorted(options), n=1, cutoff=0.7)
         key = nearest_key(option.removeprefix("--").replace("-", "_"))
-        hint = near[0] if near else f"--{key.replace('_', '-')}" if key else None
+        hint = near[0] if near else f"--{key.replace('_', '-')}" if key in keys else None
         raise SettingsError(
             f"there is no option {argument.split('=', 1)[0]}"
             + (f"; did you mean {hint}?" if hint else "")
@@ -167,14 +175,16 @@ def _check_options(args: Sequence[str], kind: type[Settings], own: set[str], com
 
 
 def _first_sentence(box: str) -> str:
-    """The message of tyro's error box, without its frame and hints, on one line."""
-    lines: list[str] = []
+    """The message of tyro's error box, without its title, frame and hints, on one line.
+
+    The frame is of box characters, or of blanks and hyphens where the terminal has no others.
+    """
+    parts: list[list[str]] = [[]]
     for line in box.splitlines():
-        text = line.strip("│╭╮╰╯ ")
-        if not text or set(text) <= set("─"):
-            if lines:
-                break
-            continue
-        if not line.startswith("╭"):
-            lines.append(text)
-    return " ".join(lines) or "the arguments cannot be understood"
+        text = line.strip("│╭╮╰╯─ ")
+        if text and set(text) != {"-"} and not line.startswith("╭"):
+            parts[-1].append(text)
+        elif parts[-1]:
+            parts.append([])
+    titled = not box.startswith("╭") and len(parts) > 1  # without a frame the title is a part of its own
+    return " ".join(parts[1 if titled else 0]) or "the arguments cannot be understood"

@@ -22,6 +22,10 @@ from tandem.cli.arguments import (
 from tandem.errors import SettingsError, TandemError
 from tandem.settings import dump_settings, load_settings, preset_names
 
+# While it waits for a thread, OpenMP spins for milliseconds, which beside other busy processes slows training
+# down up to 40 times (LOG.md). It reads this when torch loads; undisturbed runs are as fast with it.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
 
 # A pipe or file has no width of its own; the summary table needs about this much.
@@ -78,6 +82,8 @@ def train(args: Sequence[str]) -> None:
     configuration = Configuration(arguments.context_layers, arguments.token_layers)
     run = run_name(configuration, arguments.seed)
     folder = Path(settings.output or Path("models") / f"{settings.name}-{run}")
+    depths = (configuration.context_layers, configuration.token_layers)
+    settings = settings.model_copy(update={"configurations": (depths,), "seeds": (arguments.seed,)})
     with ProgressView(ERR) as view:
         record = train_one(settings, configuration, arguments.seed, folder, view)
     if arguments.json_output:
@@ -88,7 +94,7 @@ def train(args: Sequence[str]) -> None:
 
 def evaluate(args: Sequence[str]) -> None:
     """tandem evaluate MODEL --data SOURCE"""
-    arguments = parse("tandem evaluate", EvaluateArguments, args)
+    arguments = parse("evaluate", EvaluateArguments, args)
     from tandem.cli.summary import print_evaluation
     from tandem.experiment.evaluate import evaluate_model
 
@@ -108,7 +114,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 def generate(args: Sequence[str]) -> None:
     """tandem generate MODEL --prompt TEXT"""
-    arguments = parse("tandem generate", GenerateArguments, args)
+    arguments = parse("generate", GenerateArguments, args)
     from tandem.experiment.generate import generate_text
 
     result = generate_text(
@@ -128,7 +134,7 @@ def generate(args: Sequence[str]) -> None:
 
 def report(args: Sequence[str]) -> None:
     """tandem report RUN_DIR"""
-    arguments = parse("tandem report", ReportArguments, args)
+    arguments = parse("report", ReportArguments, args)
     from tandem.cli.summary import print_summary
     from tandem.report.render import write_report
 
@@ -181,14 +187,14 @@ def run(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(
-            f"{error.filename or 'the system'}: {error.strerror or error}; nothing already saved is lost"
-        )
+        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        ERR.print("tandem: interrupted; finished runs are kept, and the same command continues")
+        kept = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
+        sys.stderr.write(f"tandem: interrupted{kept}\n")
         return 130
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
+        # rich leaves with 1 when the reader of its output went away (`| head`): that is no failure
+        return 0 if stop.code == 1 else stop.code if isinstance(stop.code, int) else 0
 
 
 def _usage() -> None:

@@ -128,7 +128,7 @@ class ProgressView:
             if not self._console.is_terminal:
                 took = time.perf_counter() - self._phase_began
                 self._console.print(
-                    f"         {self._run}, {self._last.phase}: {self._last.done:g} {self._last.unit}s, "
+                    f"         {self._run}, {self._last.phase}: {self._last.done:.3g} {self._last.unit}s, "
                     f"{_figures(self._last)} ({took:.0f} s)",
                     highlight=False,
                 )

@@ -8,6 +8,7 @@ loop on the first tokens of the stream.
 """
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 
@@ -42,24 +43,27 @@ def compute_contexts(
         contexts = _loop(model, _precise(model), stream).to(model.dtype)
         return contexts, _record(settings, stream, Segments(len(stream), 1, 0), 0.0, 0.0, len(stream), began)
 
-    # At least three joins lie within the part that the loop checks.
-    length = max(1, min(settings.segment_length, settings.check_tokens // 4))
+    length = settings.segment_length
     block = _precise(model)
     tables = _Tables(model, block, stream)
     automatic = settings.burn_in == "auto"
     burn_in = measure_burn_in(tables, settings) if settings.burn_in == "auto" else settings.burn_in
-    sample = stream.first(settings.check_tokens)
+    # At least three joins lie within the part that the loop checks.
+    sample = stream.first(max(settings.check_tokens, 4 * length))
     exact = _loop(model, block, sample)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
         contexts, join_error = _scan(tables, segments)
         loop_error = float((contexts[: len(sample)] - exact).abs().max())
-        worst = max(loop_error, join_error)
-        if worst <= settings.tolerance or not automatic or burn_in >= LONGEST_BURN_IN:
+        exact_enough = loop_error <= settings.tolerance and join_error <= settings.tolerance
+        # Not a number in either is not exact enough, and no longer burn-in would mend it.
+        undefined = math.isnan(loop_error + join_error)
+        if exact_enough or undefined or not automatic or burn_in >= LONGEST_BURN_IN:
             break
         burn_in *= 2
 
-    if not worst <= settings.tolerance:  # also when it is not a number
+    if not exact_enough:
+        worst = math.nan if undefined else max(loop_error, join_error)
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {worst:.2g}, more than the tolerance "
             f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock; "

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -45,7 +46,7 @@ def load_phase1(path: Path, fingerprint: str) -> SavedPhase1 | None:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, Phase1Record.model_validate_json(metadata["record"])
-    except (SafetensorError, KeyError, ValidationError):
+    except (OSError, SafetensorError, KeyError, ValidationError):
         return None
 
 
@@ -73,18 +74,36 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
             "wrote, or one of RUN_DIR/models"
         )
     try:
-        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        kind = config.get("model_type") if isinstance(config, dict) else None
         if kind != "tandem":
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
         with quiet_transformers():
-            model = TandemForCausalLM.from_pretrained(folder)
+            loaded: Any = TandemForCausalLM.from_pretrained(folder, output_loading_info=True)
+            model: TandemForCausalLM = loaded[0]
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if fault := _fault(model, tokenizer, loaded[1]):
+            raise ValueError(fault)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise RunDirError(
             f"the model in {folder} cannot be read ({reason}); train or copy it again"
         ) from None
     return model.eval(), tokenizer
+
+
+def _fault(
+    model: TandemForCausalLM, tokenizer: PreTrainedTokenizerFast, loading: dict[str, Any]
+) -> str | None:
+    """What is wrong with a loaded model: the library would fill in missing weights at random."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(str(name) for name in loading.get(kind, ()) if name != "lm_head.weight"):
+            return f"{kind.replace('_', ' ')} in its weights, such as {names[0]}"
+    if len(tokenizer) != model.config.vocab_size:
+        return f"its tokenizer has {len(tokenizer)} entries and its embedding {model.config.vocab_size}"
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        return "some of its weights are not finite"
+    return None
 
 
 @contextmanager

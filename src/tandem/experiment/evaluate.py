@@ -7,11 +7,12 @@ import torch
 from pydantic import BaseModel
 
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
-from tandem.errors import DataError
+from tandem.errors import ScanError
 from tandem.experiment.artefacts import load_model
 from tandem.experiment.machine import choose_device
 from tandem.metrics import convergence_rate, effective_rank, score_stream
 from tandem.model import TandemForCausalLM
+from tandem.records import Unbounded
 from tandem.settings import Phase1Settings, Settings, load_settings
 from tandem.tokens.prepare import tokenize_for_evaluation
 from tandem.training.initialization import generator_for
@@ -26,7 +27,7 @@ class Evaluation(BaseModel):
     documents: int
     tokens: int
     text_bytes: int
-    perplexity: float
+    perplexity: Unbounded
     nll_nats: float
     accuracy: float
     bits_per_byte: float
@@ -60,11 +61,12 @@ def evaluate_model(
         update={"txt_documents": txt_documents or data.txt_documents, "validation_separator": separator}
     )
     tokens = tokenize_for_evaluation(source, reading, tokenizer)
-    if len(tokens) < 2:
-        raise DataError(f"{source} gives {len(tokens)} token, and scoring needs at least 2; give more text")
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
     stream = Stream.of(model, tokens.ids)
-    contexts, scan = compute_contexts(model, stream, settings.contexts)
+    try:
+        contexts, scan = compute_contexts(model, stream, settings.contexts)
+    except ScanError as error:
+        raise ScanError(f"{error} (here: in {folder / 'settings.yaml'})") from None
     score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
     rate, iterations = converge(model, stream, settings.phase1)
     return Evaluation(

@@ -32,15 +32,24 @@ def generate_text(
     """
     for name, value, fits, rule in (
         ("max-new-tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, temperature >= 0, "0 (always the likeliest token) or more"),
+        (
+            "temperature",
+            temperature,
+            temperature == 0 or 0.01 <= temperature <= 100,
+            "0 (always the likeliest token) or between 0.01 and 100",
+        ),
         ("top-k", top_k, top_k is None or top_k >= 1, "at least 1"),
         ("top-p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
     ):
         if not fits:
             raise SettingsError(f"--{name} {value} is not possible: it must be {rule}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise SettingsError("--prompt is not valid text; give it in the terminal's encoding") from None
     model, tokenizer = load_model(folder)
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)
     if model.config.bos_token_id is not None and model_settings(folder).data.separator == "eos":
         ids = [model.config.bos_token_id, *ids]
     if not ids:

@@ -179,16 +179,13 @@ def train_contexts(
         phase1 = saved[1]
     else:
         assert result is not None
-        ranks = (
-            effective_rank(split.contexts, settings.phase1.rank_positions)
-            for split in (train_split, validation_split)
-        )
+        positions = settings.phase1.rank_positions
         phase1 = Phase1Record(
             iterations=result.iterations,
             stopped=result.stopped,
             convergence_rate=result.convergence_rate,
-            effective_rank_train=next(ranks),
-            effective_rank_validation=next(ranks),
+            effective_rank_train=effective_rank(train_split.contexts, positions),
+            effective_rank_validation=effective_rank(validation_split.contexts, positions),
             tokens=result.tokens,
             seconds_s=result.seconds_s,
             history=result.history,

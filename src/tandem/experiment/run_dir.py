@@ -1,8 +1,11 @@
 """The run directory: made or taken up again, checked to be writable, large enough, and of this experiment."""
 
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +16,7 @@ from tandem.model import TandemForCausalLM
 from tandem.records import Manifest, RunRecord, append_record, read_manifest, read_records, write_manifest
 from tandem.settings import Settings
 
+Item = TypeVar("Item")
 # What a model folder takes beside its weights (tokenizer, code, record), and the records with their report.
 MODEL_FOLDER_BYTES = 8 << 20
 RECORDS_BYTES = 16 << 20
@@ -56,12 +60,35 @@ def open_run_dir(settings: Settings, prepared: Prepared) -> Path:
             settings=settings.model_dump(mode="json"),
             settings_fingerprint=settings.fingerprint(),
             tokens_fingerprint=prepared.corpus.fingerprint,
-            configurations=tuple(c.name for c in settings.grid),
-            seeds=settings.seeds,
+            configurations=_union(manifest and manifest.configurations, [c.name for c in settings.grid]),
+            seeds=_union(manifest and manifest.seeds, settings.seeds),
             created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
     return run_dir
+
+
+@contextmanager
+def only_process(run_dir: Path) -> Iterator[None]:
+    """Within the block no other process works in `run_dir`; RunDirError if one does already."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunDirError(
+                f"another process is working in {run_dir}; wait for it, or give another --output"
+            ) from None
+        yield
+
+
+def _union(before: Iterable[Item] | None, now: Iterable[Item]) -> tuple[Item, ...]:
+    """What the run directory was asked for before, and what is asked for now, in that order."""
+    return tuple(dict.fromkeys([*(before or ()), *now]))
 
 
 def keep_record(run_dir: Path, record: RunRecord) -> None:

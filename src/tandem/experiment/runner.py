@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from tandem.errors import TandemError
+from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.machine import PeakMemory, environment
 from tandem.experiment.pipeline import (
@@ -20,7 +20,7 @@ from tandem.experiment.pipeline import (
     train_contexts,
     train_tokens,
 )
-from tandem.experiment.run_dir import check_disk, keep_record, make_folder, open_run_dir
+from tandem.experiment.run_dir import check_disk, keep_record, make_folder, only_process, open_run_dir
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase2Record, RunRecord, read_records
 from tandem.settings import Configuration, Settings
@@ -77,8 +77,16 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
     for input that no run could use, RunDirError for a run directory that cannot be used.
     """
     use_threads(settings)
+    if settings.output:
+        make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
     prepared = prepare(settings, watcher.preparing)
     run_dir = open_run_dir(settings, prepared)
+    with only_process(run_dir):
+        return run_dir, _run_grid(prepared, run_dir, watcher)
+
+
+def _run_grid(prepared: Prepared, run_dir: Path, watcher: Watcher) -> list[RunRecord]:
+    settings = prepared.settings
     records = {record.run: record for record in read_records(run_dir)}
     grid = [(configuration, seed) for seed in settings.seeds for configuration in settings.grid]
     names = [run_name(*cell) for cell in grid]
@@ -104,7 +112,7 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
                 keep_record(run_dir, record)
                 records[record.run] = record
                 watcher.run_finished(record)
-    return run_dir, [records[name] for name in names]
+    return [records[name] for name in names]
 
 
 class _Group:
@@ -136,6 +144,12 @@ class _Group:
                 tokenizer = self._prepared.corpus.tokenizer
                 folder = self._run_dir / "models" / name
                 save_model(folder, model, tokenizer, self._prepared.settings, record)
+        except OSError as error:
+            # No run that follows could be kept either.
+            raise RunDirError(
+                f"cannot keep {name} in {self._run_dir} ({error.strerror or error}); everything recorded "
+                "before is kept; mend that and give the same command again to continue"
+            ) from None
         except Exception as error:
             return self._failed(configuration, error, time.perf_counter() - began)
         self._unpaid = False
@@ -225,8 +239,8 @@ def train_one(
 ) -> RunRecord:
     """Train one configuration with one seed into a model folder. Raises whatever stops it."""
     use_threads(settings)
-    prepared = prepare(settings, watcher.preparing)
     make_folder(folder)
+    prepared = prepare(settings, watcher.preparing)
     watcher.planned(folder, [run_name(configuration, seed)], 0)
     check_disk(folder, prepared, 1)
     watcher.run_started(run_name(configuration, seed))

@@ -51,10 +51,10 @@ class TandemConfig(PreTrainedConfig):
                 raise ValueError(
                     f"num_layers={self.num_layers} sets both depths, but {depth}={given}; give one of the two"
                 )
-        self.num_layers = self.context_layers if self.context_layers == self.token_layers else None
+        self.num_layers = None  # said; kept, it could contradict a depth that is changed later
         for size in ("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers"):
-            if getattr(self, size) < 1:
-                raise ValueError(f"{size}={getattr(self, size)} must be at least 1")
+            if not isinstance(getattr(self, size), int) or getattr(self, size) < 1:
+                raise ValueError(f"{size}={getattr(self, size)} must be a whole number of at least 1")
         if self.boundary not in ("carry", "reset"):
             raise ValueError(f"boundary={self.boundary!r} must be 'carry' or 'reset'")
         if self.boundary == "reset" and self.bos_token_id is None:

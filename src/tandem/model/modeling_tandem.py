@@ -113,6 +113,8 @@ def sequential_contexts(
     """
     batch, length, _ = token_embeds.shape
     context = token_embeds.new_zeros(batch, context_block.context_dim) if start is None else start
+    if restart is not None and frozen is not None:
+        restart = restart & ~frozen
     previous, current = [], []
     for t in range(length):
         if restart is not None:
@@ -257,6 +259,10 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids is not None:
             token_embeds, restart = self.embed(input_ids), self.restarts(input_ids)
         else:
+            if self.config.boundary == "reset":
+                raise ValueError(
+                    "boundary='reset' needs input_ids: embeddings do not tell where documents start"
+                )
             token_embeds, restart = self.embed_norm(inputs_embeds), None
         length = token_embeds.shape[1]
         frozen = None if attention_mask is None else attention_mask[:, -length:] == 0

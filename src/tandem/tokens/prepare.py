@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from tandem.errors import DataError
 from tandem.fingerprint import fingerprint
 from tandem.settings import DataSettings, TokenizerSettings
-from tandem.text.splits import Splits, read_distinct, split_documents
+from tandem.text.sources import open_documents
+from tandem.text.splits import Splits, split_documents
 from tandem.tokens import store
 from tandem.tokens.store import StaleCorpus, StoredCorpus, TokenStream
 from tandem.tokens.tokenizer import (
@@ -148,19 +149,19 @@ def tokenize_for_evaluation(
 ) -> TokenStream:
     """The tokens of any source, by the rules for validation text in `data`, with a model's own tokenizer.
 
-    Duplicate documents are dropped; nothing is set aside, compared with training text or kept on disk. Of
-    `data` only `txt_documents`, `separator` and `validation_separator` are used.
+    All documents count, repeated ones too; nothing is set aside, compared with training text or kept on
+    disk. Of `data` only `txt_documents`, `separator` and `validation_separator` are used.
 
     Raises DataError or SettingsError for a source that cannot be used.
     """
-    documents, _ = read_distinct(source, data.txt_documents)
+    documents = list(open_documents(source, data.txt_documents))
     model = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     model.no_truncation()
     model.no_padding()
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
     separator = _validation_separator(data)
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
-    return encode_documents(list(documents.values()), model, eos, separator, chain, source)
+    return encode_documents(documents, model, eos, separator, chain, source)
 
 
 def encode_documents(

@@ -86,11 +86,15 @@ def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenize
     """`tokenizer` as transformers wants it, so that a model folder can hold it and AutoTokenizer load it.
 
     `eos` becomes its end-of-text token, and its beginning-of-text token too: Tandem puts it before each
-    document, so generation may start from it.
+    document, so generation may start from it. It pads as well, on the left, where the state is frozen.
     """
-    special = {} if eos is None else {"eos_token": eos, "bos_token": eos}
+    special = {} if eos is None else {"eos_token": eos, "bos_token": eos, "pad_token": eos}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(tokenizer.to_str()), clean_up_tokenization_spaces=False, **special
+        tokenizer_object=Tokenizer.from_str(tokenizer.to_str()),
+        clean_up_tokenization_spaces=False,
+        padding_side="left",  # generation continues at the right end of a batch
+        model_input_names=["input_ids", "attention_mask"],
+        **special,
     )
 
 
