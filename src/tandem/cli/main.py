@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
@@ -28,10 +29,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
 
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # a closed stream is none
+
+
 # A pipe or file has no width of its own; the summary table needs about this much.
 PIPE_COLUMNS = 160
-OUT = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-ERR = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_COLUMNS)
+OUT = Console(highlight=False, width=None if _is_terminal(sys.stdout) else PIPE_COLUMNS)
+ERR = Console(stderr=True, highlight=False, width=None if _is_terminal(sys.stderr) else PIPE_COLUMNS)
 
 
 def config(args: Sequence[str]) -> None:
@@ -206,8 +212,7 @@ def _usage() -> None:
 
 def _write(text: str) -> None:
     """To standard output as it is: no wrapping, no markup."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
+    print(text.rstrip("\n"), flush=True)
 
 
 def _fail(sentence: str) -> int:
