@@ -23,8 +23,8 @@ from tandem.cli.arguments import (
 from tandem.errors import SettingsError, TandemError
 from tandem.settings import dump_settings, load_settings, preset_names
 
-# While it waits for a thread, OpenMP spins for milliseconds, which beside other busy processes slows training
-# down up to 40 times (LOG.md). It reads this when torch loads; undisturbed runs are as fast with it.
+# While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
+# down many times (bench/contention.py). Read when torch loads; undisturbed runs are as fast with it.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
