@@ -16,7 +16,7 @@ from tandem.experiment.run_dir import only_process
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.fingerprint import fingerprint
 from tandem.records import append_record, read_manifest, read_records, records_path
-from tandem.settings import Configuration
+from tandem.settings import Configuration, Settings
 from tandem.training.progress import Tick
 
 
@@ -64,7 +64,7 @@ def test_an_experiment_end_to_end(text_file: Path, tmp_path: Path) -> None:
         assert model.config.name == record.configuration
         assert len(tokenizer) == record.data.vocab_size
         assert record.parameters.trained_phase1 == sum(p.numel() for p in model.context_block.parameters())
-        assert record.phase2.validation_perplexity < record.data.vocab_size
+        assert record.validation.perplexity < record.data.vocab_size
 
 
 def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None
         folder = tmp_path / boundary
         record = train_one(settings, Configuration(2, 2), 0, folder, Unwatched())
         result = evaluate_model(folder, str(held_out), device="cpu")
-        assert result.perplexity == pytest.approx(record.phase2.validation_perplexity, rel=1e-5)
-        assert result.accuracy == pytest.approx(record.phase2.validation_accuracy)
-        assert result.bits_per_byte == pytest.approx(record.phase2.validation_bits_per_byte, rel=1e-5)
+        assert result.perplexity == pytest.approx(record.validation.perplexity, rel=1e-5)
+        assert result.accuracy == pytest.approx(record.validation.accuracy)
+        assert result.bits_per_byte == pytest.approx(record.validation.bits_per_byte, rel=1e-5)
         assert result.effective_rank == pytest.approx(record.phase1.effective_rank_validation, rel=1e-4)
         assert 0 <= result.convergence_rate <= 1
         # and the model's own forward, by the sequential loop, gives the same loss
@@ -87,7 +87,7 @@ def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None
         eos = model.config.bos_token_id
         ids = [token for line in lines[50:] for token in [eos, *tokenizer.encode(json.loads(line)["text"])]]
         loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
-        assert float(loss.detach()) == pytest.approx(record.phase2.validation_nll_nats, abs=1e-4)
+        assert float(loss.detach()) == pytest.approx(record.validation.nll_nats, abs=1e-4)
 
 
 def test_the_same_settings_twice_give_identical_records(text_file: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_same_settings_twice_give_identical_records(text_file: Path, tmp_pat
 
 def test_seeds_make_a_difference(text_file: Path, tmp_path: Path) -> None:
     _, records = run_experiment(tiny(text_file, output=str(tmp_path / "run"), seeds=(0, 1, 2)), Unwatched())
-    assert len({record.phase2.validation_nll_nats for record in records}) == len(records)
+    assert len({record.validation.nll_nats for record in records}) == len(records)
     assert len({record.phase1.history[0].loss for record in records}) == len(records)
 
 
@@ -267,3 +267,78 @@ def test_records_append_and_the_latest_counts(text_file: Path, tmp_path: Path) -
     append_record(run_dir, records[0].model_copy(update={"seconds_alone_s": 1.0}))
     assert next(record.seconds_alone_s for record in read_records(run_dir)) == 1.0
     assert len(read_records(run_dir)) == 2
+
+
+SMALL_NETWORKS = {
+    "models": ("unigram", "bigram", "kneser-ney", "untrained", "lstm", "gpt2"),
+    "untrained": ((1, 2), (2, 1)),
+    "lstm": {"max_epochs": 1, "streams": 4},
+    "gpt2": {"max_epochs": 1, "heads": 2, "window": 16},
+}
+
+
+def test_baselines_stand_in_the_same_records(text_file: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    settings = tiny(text_file, output=output, configurations=((1, 1),), baselines=SMALL_NETWORKS)
+    run_dir, records = run_experiment(settings, Unwatched())
+    assert [(record.failure, record.status) for record in records] == [(None, "finished")] * len(records)
+    assert [record.run for record in records] == [
+        "unigram", "bigram", "KN-5",
+        "C1T1-seed0", "C1T2-untrained-seed0", "C2T1-untrained-seed0", "LSTM-seed0", "GPT-2-seed0",
+        "C1T1-seed1", "C1T2-untrained-seed1", "C2T1-untrained-seed1", "LSTM-seed1", "GPT-2-seed1",
+    ]  # fmt: skip
+    by_run = {record.run: record for record in records}
+    assert read_manifest(run_dir).baselines == tuple(r.run for r in records if r.kind != "tandem")
+    nll = {run: record.validation.nll_nats for run, record in by_run.items()}
+    assert nll["KN-5"] < nll["bigram"] < nll["unigram"] < math.log(300)
+    # the same text is scored by all: the same documents, the same tokens
+    tokens = {run: tuple(record.validation.documents.unpack()[0]) for run, record in by_run.items()}
+    assert len(set(tokens.values())) == 1
+    assert sum(tokens["KN-5"]) == by_run["KN-5"].data.validation_tokens - 1
+    for record in records:
+        scored, summed = record.validation.documents.unpack()
+        assert summed.sum() / scored.sum() == pytest.approx(record.validation.nll_nats, rel=1e-5)
+    allowed = by_run["C1T1-seed0"].parameters.total
+    for name in ("LSTM-seed0", "GPT-2-seed0"):
+        assert 0.8 * allowed < by_run[name].parameters.total <= allowed
+    control = by_run["C1T2-untrained-seed0"]
+    assert control.phase1 is None
+    assert control.parameters.trained_phase1 == 0
+    assert (control.context_layers, control.token_layers) == (1, 2)
+    assert nll["LSTM-seed0"] != nll["LSTM-seed1"]
+
+
+def test_a_baseline_with_other_settings_is_made_anew(text_file: Path, tmp_path: Path) -> None:
+    def settings(**lstm: object) -> Settings:
+        baselines = {
+            **SMALL_NETWORKS,
+            "models": ("lstm", "bigram"),
+            "lstm": {**SMALL_NETWORKS["lstm"], **lstm},
+        }
+        output = str(tmp_path / "run")
+        return tiny(text_file, output=output, configurations=((1, 1),), seeds=(0,), baselines=baselines)
+
+    _, first = run_experiment(settings(), Unwatched())
+    _, again = run_experiment(settings(), Unwatched())
+    assert again == first
+    _, other = run_experiment(settings(lr=0.02), Unwatched())
+    changed = [a.run for a, b in zip(first, other, strict=True) if a != b]
+    assert changed == ["LSTM-seed0"]
+
+
+def test_records_of_schema_1_are_still_read(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "run"), configurations=((1, 1),), seeds=(0,))
+    run_dir, (record,) = run_experiment(settings, Unwatched())
+    old = json.loads(record.model_dump_json())
+    validation = old.pop("validation")
+    for name in ("kind", "training", "baseline_fingerprint"):
+        old.pop(name)
+    for phase in ("phase1", "phase2"):
+        old[phase].pop("parts")
+    for name in ("nll_nats", "perplexity", "accuracy", "bits_per_byte"):
+        old["phase2"][f"validation_{name}"] = validation[name]
+    records_path(run_dir).write_text(json.dumps({**old, "schema_version": 1}) + "\n", "utf-8")
+    (read,) = read_records(run_dir)
+    assert read.validation.perplexity == record.validation.perplexity
+    assert (read.validation.documents, read.kind, read.phase1.parts) == (None, "tandem", ())
+    assert read.phase2.history == record.phase2.history

@@ -1,14 +1,18 @@
 """The figures, each in one place: training, evaluation, tests and report all mean the same by a name."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tandem.contexts import Stream, previous_contexts
 from tandem.cross_entropy import token_nll
 from tandem.model import TandemForCausalLM
+from tandem.records import DocumentScores, ValidationRecord
+from tandem.tokens.store import TokenStream
 
 # Inside the logarithm of the effective rank, as in the program that made the seed's figures.
 ENTROPY_EPS = 1e-10
@@ -23,13 +27,15 @@ def effective_rank(contexts: Tensor, max_positions: int | None = None) -> float:
     """exp(entropy) of the normalised singular values of contexts [T, C], as a share of C (SPEC section 3).
 
     Not centred. On at most `max_positions` evenly spaced positions. Roy & Vetterli, "The effective rank",
-    EUSIPCO 2007. Raises ValueError if the contexts are not finite.
+    EUSIPCO 2007. Contexts that are all zero have rank 0. Raises ValueError if they are not finite.
     """
     if max_positions is not None and len(contexts) > max_positions:
         picked = torch.linspace(0, len(contexts) - 1, max_positions, dtype=torch.float64).long()
         contexts = contexts[picked.to(contexts.device)]
     if not bool(torch.isfinite(contexts).all()):
         raise ValueError("effective rank of contexts that are not finite")
+    if not bool(contexts.any()):
+        return 0.0
     values = torch.linalg.svdvals(contexts.cpu())
     shares = values / values.sum()
     entropy = -(shares * (shares + ENTROPY_EPS).log()).sum()
@@ -42,11 +48,18 @@ class Score:
 
     nll_nats     mean negative log-likelihood, nats per token
     accuracy     share of tokens that are the arg-max of their prediction
+    losses       [tokens] NLL of each in nats
     """
 
     tokens: int
     nll_nats: float
     accuracy: float
+    losses: npt.NDArray[np.floating] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, losses: npt.NDArray[np.floating], correct: int) -> "Score":
+        """The score of tokens with these losses, `correct` of which were the likeliest ones."""
+        return cls(len(losses), float(losses.mean(dtype=np.float64)), correct / len(losses), losses)
 
     @property
     def perplexity(self) -> float:
@@ -71,13 +84,37 @@ def score_stream(model: TandemForCausalLM, stream: Stream, contexts: Tensor, chu
     else. Sums are taken in double precision.
     """
     scored = len(stream) - 1
-    nll, correct = 0.0, 0
+    losses, correct = np.empty(scored), 0
     for start in range(0, scored, chunk_positions):
         at = torch.arange(start, min(start + chunk_positions, scored), device=contexts.device)
         before = previous_contexts(contexts, at, stream.restart, wrap=False)
         hidden = model.token_block(before, contexts[at], model.embed(stream.ids[at]))
         targets = stream.ids[at + 1]
-        losses, best = token_nll(hidden, model.embedding.weight, targets)
-        nll += float(losses.cpu().double().sum())
+        nll, best = token_nll(hidden, model.embedding.weight, targets)
+        losses[start : start + len(at)] = nll.cpu().numpy()
         correct += int((best == targets).sum())
-    return Score(tokens=scored, nll_nats=nll / scored, accuracy=correct / scored)
+    return Score.of(losses, correct)
+
+
+def validation_record(score: Score, tokens: TokenStream) -> ValidationRecord:
+    """The score of a validation stream as records keep it, summed by document."""
+    return ValidationRecord(
+        tokens=score.tokens,
+        nll_nats=score.nll_nats,
+        perplexity=score.perplexity,
+        accuracy=score.accuracy,
+        bits_per_byte=score.bits_per_byte(tokens.scored_bytes),
+        documents=DocumentScores.pack(*by_document(score.losses, tokens.document_starts)),
+    )
+
+
+def by_document(
+    losses: npt.NDArray[np.floating], document_starts: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Scored tokens and summed losses of each document, [D], from losses [T−1] of tokens 1 to T−1."""
+    positions = np.arange(1, len(losses) + 1)
+    document = np.searchsorted(document_starts, positions, side="right") - 1
+    count = len(document_starts)
+    return np.bincount(document, minlength=count), np.bincount(document, losses, minlength=count).astype(
+        np.float64
+    )

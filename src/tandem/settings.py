@@ -182,6 +182,86 @@ class Phase2Settings(Section):
     """Positions whose logits over the whole vocabulary are held at once (memory only, not results)."""
 
 
+class LstmSettings(Section):
+    """The LSTM baseline: one embedding for input and output, truncated backpropagation through time."""
+
+    path: ClassVar[str] = "baselines.lstm"
+
+    layers: Positive = 1
+    """Layers; their width follows from the parameters allowed."""
+    streams: Positive = 16
+    """The text is cut into so many streams, read side by side."""
+    window: Positive = 32
+    """Tokens of a stream per optimizer step; no gradient flows further back, the state does."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Of embeddings and outputs."""
+    lr: PositiveFloat = 0.01
+    """AdamW's largest learning rate; it falls to a tenth along a cosine."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+    max_epochs: Positive = 6
+    """Epochs; the best one counts."""
+
+
+class Gpt2Settings(Section):
+    """The GPT-2 baseline: transformers' own class, small; its width follows from the parameters allowed."""
+
+    path: ClassVar[str] = "baselines.gpt2"
+
+    layers: Positive = 2
+    """Layers."""
+    heads: Positive = 4
+    """Attention heads."""
+    window: Annotated[int, Field(ge=2)] = 64
+    """Tokens it sees at once; in scoring every token but the first ones sees at least half of that."""
+    batch_windows: Positive = 8
+    """Windows per optimizer step."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Of embeddings, attention and residuals."""
+    lr: PositiveFloat = 0.003
+    """AdamW's largest learning rate; it rises for a tenth of the steps and falls along a cosine."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+    max_epochs: Positive = 6
+    """Epochs; the best one counts."""
+
+
+Baseline = Literal["kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram"]
+
+
+class BaselineSettings(Section):
+    """What people would use instead, and the control of phase 1, on the same tokens in the same run."""
+
+    path: ClassVar[str] = "baselines"
+
+    models: tuple[Baseline, ...] = ()
+    """Which ones: `kneser-ney` (interpolated, modified), `lstm`, `gpt2`, `untrained` (a ContextBlock with
+    random weights), `bigram`, `unigram`. `--baselines` alone means all of them."""
+    order: Annotated[int, Field(ge=2, le=8)] = 5
+    """Kneser-Ney: tokens of the longest n-grams."""
+    max_parameters: Positive | None = None
+    """Parameters that the LSTM and the GPT-2 may have, all of which are trained; none: as many as the
+    smallest of the `configurations` has in all."""
+    untrained: tuple[tuple[Positive, Positive], ...] | None = None
+    """Configurations of the control without phase 1, as pairs of depths; none: the first of the
+    `configurations`."""
+    lstm: LstmSettings = LstmSettings()
+    gpt2: Gpt2Settings = Gpt2Settings()
+
+    def fingerprint(self, kind: str) -> str | None:
+        """Of what one baseline's result depends on, beside text and tokens; none where that is nothing."""
+        own: dict[str, dict[str, Any]] = {
+            "kneser-ney": {"order": self.order},
+            "lstm": {"max_parameters": self.max_parameters, **self.lstm.model_dump(mode="json")},
+            "gpt2": {"max_parameters": self.max_parameters, **self.gpt2.model_dump(mode="json")},
+        }
+        return fingerprint("baseline", kind, own[kind]) if kind in own else None
+
+
 @dataclass(frozen=True)
 class Configuration:
     """Depths of the two blocks: `C<context_layers>T<token_layers>`."""
@@ -226,6 +306,7 @@ class Settings(Section):
     contexts: ContextSettings = ContextSettings()
     phase1: Phase1Settings = Phase1Settings()
     phase2: Phase2Settings = Phase2Settings()
+    baselines: BaselineSettings = BaselineSettings()
 
     @model_validator(mode="after")
     def _no_repeats(self) -> "Settings":
@@ -233,6 +314,8 @@ class Settings(Section):
             raise ValueError("seeds repeat; name each seed once")
         if len(set(self.configurations)) < len(self.configurations):
             raise ValueError("configurations repeat; name each one once")
+        if len(set(self.baselines.models)) < len(self.baselines.models):
+            raise ValueError("baselines.models repeat; name each one once")
         return self
 
     @property
@@ -240,11 +323,19 @@ class Settings(Section):
         """The configurations to compare."""
         return tuple(Configuration(*depths) for depths in self.configurations)
 
+    @property
+    def untrained_grid(self) -> tuple[Configuration, ...]:
+        """The configurations to train without phase 1, as a control."""
+        if "untrained" not in self.baselines.models:
+            return ()
+        depths = self.baselines.untrained
+        return self.grid[:1] if depths is None else tuple(Configuration(*pair) for pair in depths)
+
     def fingerprint(self) -> str:
         """Of everything that a single run's result depends on: not its name, place, seeds or siblings."""
         apart = {
             *("name", "description", "output", "save_models", "device", "threads"),
-            *("seeds", "configurations"),
+            *("seeds", "configurations", "baselines"),
         }
         return fingerprint("settings", self.model_dump(mode="json", exclude=apart))
 

@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from tandem.contexts import ContextsSample
 from tandem.errors import RunDirError
+from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase1Record, RunRecord
 from tandem.settings import Settings, dump_settings
 
-SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
+CONTEXTS_SAMPLE = "contexts_sample.safetensors"
 
 
 def phase1_path(run_dir: Path, context_layers: int, seed: int) -> Path:
@@ -52,18 +54,27 @@ def load_phase1(path: Path, fingerprint: str) -> SavedPhase1 | None:
 
 def save_model(
     folder: Path,
-    model: TandemForCausalLM,
+    trained: TrainedTokens,
     tokenizer: PreTrainedTokenizerFast,
     settings: Settings,
     record: RunRecord,
 ) -> None:
-    """A Hugging Face model folder, with the settings and the record it came from."""
+    """A Hugging Face model folder, with the settings, the record and a sample of its contexts."""
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
-        model.save_pretrained(folder)
+        trained.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    trained.sample.save(folder / CONTEXTS_SAMPLE)
     (folder / "settings.yaml").write_text(dump_settings(settings), "utf-8")
     (folder / "record.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def load_sample(folder: Path) -> ContextsSample | None:
+    """The sample of contexts in a model folder; none where there is none that can be read."""
+    try:
+        return ContextsSample.load(folder / CONTEXTS_SAMPLE)
+    except (OSError, SafetensorError, TypeError):
+        return None
 
 
 def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:

@@ -7,13 +7,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tandem.contexts import Stream, compute_contexts
+from tandem.contexts import ContextsSample, Stream, compute_contexts
 from tandem.errors import SettingsError
 from tandem.experiment.machine import choose_device
 from tandem.fingerprint import fingerprint
-from tandem.metrics import effective_rank, perplexity
+from tandem.metrics import effective_rank, perplexity, validation_record
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.records import ContextsRecord, DataRecord, Parameters, Phase1Record, Phase2Record
+from tandem.records import (
+    ContextsRecord,
+    DataRecord,
+    Parameters,
+    Phase1Record,
+    TrainingRecord,
+    ValidationRecord,
+)
 from tandem.settings import Configuration, Settings
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
@@ -60,18 +67,31 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TrainedContexts:
-    """Phase 1 of one (context_layers, seed): its model, the contexts of both splits, and how it went."""
+    """Phase 1 of one (context_layers, seed): its model, the contexts of both splits, and how it went.
+
+    phase1    none of a control: its ContextBlock has the weights it started with
+    """
 
     model: TandemForCausalLM
     train: Split
     validation: Split
-    phase1: Phase1Record
+    phase1: Phase1Record | None
     contexts: ContextsRecord
 
     @property
     def seconds_s(self) -> float:
         """Time that every run which shares this would have to spend alone."""
-        return self.phase1.seconds_s + self.contexts.seconds_s
+        return (self.phase1.seconds_s if self.phase1 else 0.0) + self.contexts.seconds_s
+
+
+@dataclass(frozen=True)
+class TrainedTokens:
+    """Phase 2 of one run: the model, how it went, what it scores, and a sample of the contexts it read."""
+
+    model: TandemForCausalLM
+    phase2: TrainingRecord
+    validation: ValidationRecord
+    sample: ContextsSample
 
 
 def prepare(settings: Settings, on_progress: Callable[[str], None]) -> Prepared:
@@ -154,12 +174,15 @@ def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> st
     )
 
 
+SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
+
+
 def train_contexts(
     prepared: Prepared,
     context_layers: int,
     seed: int,
     on_tick: OnTick = silent,
-    saved: tuple[dict[str, torch.Tensor], Phase1Record] | None = None,
+    saved: SavedPhase1 | None = None,
 ) -> TrainedContexts:
     """Phase 1 (or its `saved` result), then the contexts of both splits by the scan.
 
@@ -167,30 +190,41 @@ def train_contexts(
     """
     settings = prepared.settings
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
-    train = Stream.of(model, prepared.corpus.train.ids)
-    validation = Stream.of(model, prepared.corpus.validation.ids)
-    result = None
-    if saved is None:
-        result = train_context_block(model, train, settings.phase1, seed, on_tick)
-    else:
-        model.context_block.load_state_dict(saved[0])
-    train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
+    train, validation = _streams(prepared, model)
     if saved is not None:
-        phase1 = saved[1]
-    else:
-        assert result is not None
-        positions = settings.phase1.rank_positions
-        phase1 = Phase1Record(
-            iterations=result.iterations,
-            stopped=result.stopped,
-            convergence_rate=result.convergence_rate,
-            effective_rank_train=effective_rank(train_split.contexts, positions),
-            effective_rank_validation=effective_rank(validation_split.contexts, positions),
-            tokens=result.tokens,
-            seconds_s=result.seconds_s,
-            history=result.history,
-        )
+        model.context_block.load_state_dict(saved[0])
+        train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
+        return TrainedContexts(model, train_split, validation_split, saved[1], contexts)
+    result = train_context_block(model, train, settings.phase1, seed, on_tick)
+    train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
+    positions = settings.phase1.rank_positions
+    phase1 = Phase1Record(
+        iterations=result.iterations,
+        stopped=result.stopped,
+        convergence_rate=result.convergence_rate,
+        effective_rank_train=effective_rank(train_split.contexts, positions),
+        effective_rank_validation=effective_rank(validation_split.contexts, positions),
+        tokens=result.tokens,
+        seconds_s=result.seconds_s,
+        history=result.history,
+        parts=result.parts,
+    )
     return TrainedContexts(model, train_split, validation_split, phase1, contexts)
+
+
+def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> TrainedContexts:
+    """The control of phase 1: the weights it would have started from, and their contexts.
+
+    Raises ScanError where that block does not forget its start.
+    """
+    model = new_model(prepared, Configuration(context_layers=context_layers), seed)
+    splits = _contexts_of(model, *_streams(prepared, model), prepared.settings)
+    return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2])
+
+
+def _streams(prepared: Prepared, model: TandemForCausalLM) -> tuple[Stream, Stream]:
+    corpus = prepared.corpus
+    return Stream.of(model, corpus.train.ids), Stream.of(model, corpus.validation.ids)
 
 
 def train_tokens(
@@ -199,7 +233,7 @@ def train_tokens(
     configuration: Configuration,
     seed: int,
     on_tick: OnTick = silent,
-) -> tuple[TandemForCausalLM, Phase2Record]:
+) -> TrainedTokens:
     """Phase 2 of one configuration on the contexts of its phase 1; `shared` stays as it is.
 
     Raises NonFiniteLossError; ScanError where contexts are recomputed for a trained embedding.
@@ -222,28 +256,28 @@ def train_tokens(
         refresh=refresh if trained else None,
         on_tick=on_tick,
     )
-    score = result.validation
-    return model, Phase2Record(
+    phase2 = TrainingRecord(
         best_epoch=result.best_epoch,
         epochs=len(result.history),
         stopped=result.stopped,
         train_nll_nats=result.train_nll_nats,
         train_perplexity=perplexity(result.train_nll_nats),
-        validation_nll_nats=score.nll_nats,
-        validation_perplexity=score.perplexity,
-        validation_accuracy=score.accuracy,
-        validation_bits_per_byte=score.bits_per_byte(prepared.corpus.validation.scored_bytes),
         seconds_s=result.seconds_s,
         history=result.history,
+        parts=result.parts,
     )
+    validation = validation_record(result.validation, prepared.corpus.validation)
+    return TrainedTokens(model, phase2, validation, result.contexts)
 
 
-def count_parameters(model: TandemForCausalLM, embeddings_trained: bool) -> Parameters:
+def count_parameters(
+    model: TandemForCausalLM, embeddings_trained: bool, context_block_trained: bool = True
+) -> Parameters:
     """Parameters by part, and how many each phase trains."""
     counts = model.num_params()
     return Parameters(
         **counts,
-        trained_phase1=counts["context_block"],
+        trained_phase1=counts["context_block"] if context_block_trained else 0,
         trained_phase2=counts["token_block"] + (counts["embedding"] if embeddings_trained else 0),
     )
 

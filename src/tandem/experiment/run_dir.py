@@ -35,8 +35,11 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def open_run_dir(settings: Settings, prepared: Prepared) -> Path:
-    """The run directory, made or taken up again; RunDirError if it belongs to another experiment."""
+def open_run_dir(settings: Settings, prepared: Prepared, baselines: Iterable[str]) -> Path:
+    """The run directory, made or taken up again; RunDirError if it belongs to another experiment.
+
+    `baselines` are the names of their runs.
+    """
     identity = fingerprint("experiment", settings.fingerprint(), prepared.corpus.fingerprint)
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
     make_folder(run_dir)
@@ -62,6 +65,7 @@ def open_run_dir(settings: Settings, prepared: Prepared) -> Path:
             tokens_fingerprint=prepared.corpus.fingerprint,
             configurations=_union(manifest and manifest.configurations, [c.name for c in settings.grid]),
             seeds=_union(manifest and manifest.seeds, settings.seeds),
+            baselines=_union(manifest and manifest.baselines, baselines),
             created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )

@@ -17,7 +17,7 @@ from tandem.contexts import Stream, jacobi_sweep
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import convergence_rate
 from tandem.model import TandemForCausalLM
-from tandem.records import Phase1Iteration
+from tandem.records import PartRecord, Phase1Iteration
 from tandem.settings import Phase1Settings
 from tandem.training.initialization import generator_for
 from tandem.training.progress import OnTick, Tick, silent
@@ -34,6 +34,7 @@ class Phase1Result:
     tokens: int
     seconds_s: float
     history: tuple[Phase1Iteration, ...]
+    parts: tuple[PartRecord, ...]
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float = 0.1) -> Tensor:
@@ -75,8 +76,8 @@ def train_context_block(
     def noise(read: Tensor) -> Tensor:
         return settings.noise_std * torch.randn(read.shape, generator=draws, device=read.device)
 
-    with training_only(model, block) as parameters:
-        optimizer = torch.optim.Adam(parameters, lr=settings.lr)
+    with training_only(model, block) as trained:
+        optimizer = torch.optim.Adam(trained.parameters, lr=settings.lr)
         for iteration in range(2, settings.max_iterations + 1):  # the random start was the first
             optimizer.zero_grad()
             swept = torch.empty_like(contexts)
@@ -88,7 +89,7 @@ def train_context_block(
                 (batch_loss / batches).backward()
                 losses.append(batch_loss.detach())
                 swept[positions] = new.detach()
-            gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            gradient_norm = torch.nn.utils.clip_grad_norm_(trained.parameters, settings.max_grad_norm)
             loss = float(torch.stack(losses).mean())
             if not (math.isfinite(loss) and torch.isfinite(gradient_norm)):
                 raise NonFiniteLossError(_non_finite(iteration, loss, history))
@@ -117,6 +118,7 @@ def train_context_block(
         tokens=len(stream),
         seconds_s=time.perf_counter() - began,
         history=tuple(history),
+        parts=trained.parts,
     )
 
 

@@ -1,26 +1,80 @@
-"""Which parts of the model a phase may change; all others are frozen and cost no gradient."""
+"""Which parts of the model a phase may change; all others are frozen, cost no gradient, and are watched."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+from tandem.fingerprint import Fingerprint
+from tandem.records import PartRecord
+
+
+class Trainable:
+    """What a phase trains, and, once it has ended, what it did to every part of the model."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.parts: tuple[PartRecord, ...] = ()
 
 
 @contextmanager
-def training_only(model: nn.Module, *parts: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Within the block only the parameters of `parts` require a gradient; they are what it gives.
+def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
+    """Within the block only the parameters of the `chosen` parts require a gradient.
 
-    On leaving, gradients are dropped and every parameter requires what it did before.
+    On leaving it without an error, `parts` of what it gives tells what happened to each part of the model:
+    its weights before and after, and whether a gradient reached it. Gradients are dropped then, and every
+    parameter requires what it did before.
     """
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    for parameter in before:
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in required:
         parameter.requires_grad_(False)
-    chosen = [parameter for part in parts for parameter in part.parameters()]
-    for parameter in chosen:
+    trainable = Trainable([parameter for part in chosen for parameter in part.parameters()])
+    for parameter in trainable.parameters:
         parameter.requires_grad_(True)
+    before = part_fingerprints(model)
+    ours = set(trainable.parameters)
     try:
-        yield chosen
+        yield trainable
+        after = part_fingerprints(model)
+        trainable.parts = tuple(
+            PartRecord(
+                part=name,
+                trained=ours.issuperset(part.parameters()),
+                before=before[name],
+                after=after[name],
+                gradient=all(_has_gradient(parameter) for parameter in part.parameters()),
+            )
+            for name, part in model_parts(model)
+        )
     finally:
-        for parameter, required in before.items():
-            parameter.requires_grad_(required)
+        for parameter, was in required.items():
+            parameter.requires_grad_(was)
             parameter.grad = None
+
+
+def model_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts that the records speak of: embedding, embed_norm, head, and each layer of either block."""
+    for name, child in model.named_children():
+        layers = getattr(child, "layers", None)
+        if isinstance(layers, nn.ModuleList):
+            yield from ((f"{name}.layers.{number}", layer) for number, layer in enumerate(layers))
+        else:
+            yield name, child
+
+
+@torch.no_grad()
+def part_fingerprints(model: nn.Module) -> dict[str, str]:
+    """Fingerprint of the weights of every part."""
+    prints = {}
+    for name, part in model_parts(model):
+        whole = Fingerprint("weights")
+        for key, tensor in part.state_dict().items():
+            whole.update(key)
+            whole.update(tensor.float().cpu().numpy())
+        prints[name] = whole.hexdigest()
+    return prints
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())

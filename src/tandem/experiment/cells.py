@@ -1,0 +1,61 @@
+"""The runs of an experiment, planned: which model with which seed, in which order."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tandem.records import BaselineKind
+from tandem.settings import Configuration, Settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be made.
+
+    configuration    of Tandem models, `untrained` ones included; None for other baselines
+    seed             None where nothing is drawn at random
+    label            what runs that differ in their seed only have in common: C2T1, LSTM, KN-5
+    """
+
+    kind: Literal["tandem"] | BaselineKind
+    configuration: Configuration | None
+    seed: int | None
+    label: str
+
+    @property
+    def name(self) -> str:
+        """Such as C2T1-seed0 or KN-5."""
+        return self.label if self.seed is None else f"{self.label}-seed{self.seed}"
+
+
+def tandem_cell(configuration: Configuration, seed: int) -> Cell:
+    """The run of one configuration."""
+    return Cell("tandem", configuration, seed, configuration.name)
+
+
+def plan(settings: Settings) -> list[Cell]:
+    """All runs in order: what needs no seed first, then seed after seed, so that a part is balanced too."""
+    wanted = settings.baselines.models
+    names: dict[BaselineKind, str] = {
+        "unigram": "unigram",
+        "bigram": "bigram",
+        "kneser-ney": f"KN-{settings.baselines.order}",
+        "lstm": "LSTM",
+        "gpt2": "GPT-2",
+    }
+    ngrams: tuple[BaselineKind, ...] = ("unigram", "bigram", "kneser-ney")
+    networks: tuple[BaselineKind, ...] = ("lstm", "gpt2")
+    cells = [Cell(kind, None, None, names[kind]) for kind in ngrams if kind in wanted]
+    for seed in settings.seeds:
+        depths = dict.fromkeys(configuration.context_layers for configuration in settings.grid)
+        cells += [
+            tandem_cell(configuration, seed)
+            for layers in depths
+            for configuration in settings.grid
+            if configuration.context_layers == layers
+        ]
+        cells += [
+            Cell("untrained", configuration, seed, f"{configuration.name}-untrained")
+            for configuration in settings.untrained_grid
+        ]
+        cells += [Cell(kind, None, seed, names[kind]) for kind in networks if kind in wanted]
+    return cells

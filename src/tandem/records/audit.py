@@ -1,0 +1,85 @@
+"""What an audit found, check by check; kept beside the records, so that the report can show it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from tandem.errors import RunDirError
+from tandem.records.run import _Record
+
+Status = Literal["pass", "warn", "fail", "skip"]
+
+
+class Check(_Record):
+    """One check of one run, or of the data that all runs share."""
+
+    name: str
+    """Such as `causality`; the same everywhere."""
+    looked_at: str
+    """What was examined, in words."""
+    figure: str
+    """What came out, with its limit."""
+    status: Status
+    """`skip`: could not be made, and `figure` says why."""
+
+
+class RunAudit(_Record):
+    """All checks of one run; `run` is None for those of the data that all runs share."""
+
+    run: str | None
+    finished_at: str | None
+    """Of the record that was audited: a later record of the same run has not been."""
+    checks: tuple[Check, ...]
+
+    @property
+    def status(self) -> Status:
+        """The worst of its checks; `skip` only if none could be made."""
+        return worst(check.status for check in self.checks)
+
+
+class AuditRecord(_Record):
+    """audit.json of a run directory or model folder."""
+
+    schema_version: Literal[1] = 1
+    audited_at: str
+    """UTC, ISO 8601."""
+    code_fingerprint: str
+    runs: tuple[RunAudit, ...]
+
+    @property
+    def status(self) -> Status:
+        """The worst of all."""
+        return worst(run.status for run in self.runs)
+
+    def failed(self) -> list[tuple[str | None, Check]]:
+        """The checks that failed, each with its run."""
+        return [(run.run, check) for run in self.runs for check in run.checks if check.status == "fail"]
+
+
+def worst(statuses: Iterable[Status]) -> Status:
+    """The worst status: fail before warn before pass; skip where there is nothing else."""
+    found = set(statuses)
+    return next((status for status in ("fail", "warn", "pass") if status in found), "skip")
+
+
+def write_audit(folder: Path, audit: AuditRecord) -> Path:
+    """Write audit.json atomically; returns its path."""
+    path = folder / "audit.json"
+    draft = path.with_suffix(".json.partial")
+    draft.write_text(json.dumps(audit.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    draft.replace(path)
+    return path
+
+
+def read_audit(folder: Path) -> AuditRecord | None:
+    """The audit in a folder; none where there is none. Raises RunDirError if it is damaged."""
+    path = folder / "audit.json"
+    if not path.is_file():
+        return None
+    try:
+        return AuditRecord.model_validate_json(path.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError):
+        raise RunDirError(f"{path} is damaged; make it again with `tandem audit {folder}`") from None

@@ -1,0 +1,99 @@
+"""Records on disk: one JSON object a line, appended and forced to disk; the manifest beside them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from tandem.errors import RunDirError
+from tandem.records.run import RunRecord, _Record
+
+
+class Manifest(_Record):
+    """RUN_DIR/manifest.json: what the experiment is."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    settings: dict[str, object]
+    settings_fingerprint: str
+    tokens_fingerprint: str
+    configurations: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baselines: tuple[str, ...] = ()
+    """Runs of baselines, by name."""
+    created_at: str
+
+
+def records_path(run_dir: Path) -> Path:
+    """Where the records of an experiment lie."""
+    return run_dir / "records.jsonl"
+
+
+def append_record(run_dir: Path, record: RunRecord) -> None:
+    """Append one record and force it to disk; a torn last line of an earlier crash is cut off first."""
+    path = records_path(run_dir)
+    with path.open("ab+") as file:
+        file.seek(0)
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+        file.write(record.model_dump_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(run_dir: Path) -> list[RunRecord]:
+    """The latest record of every run, in order of first appearance.
+
+    A torn last line (the process died while writing it) is passed over: that run counts as not done.
+    Raises RunDirError where any other line is not a record, naming file and line.
+    """
+    path = records_path(run_dir)
+    if not path.is_file():
+        return []
+    latest: dict[str, RunRecord] = {}
+    content = path.read_bytes()
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            record = RunRecord.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise RunDirError(
+                f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']}); "
+                "restore the file, or use a new run directory with --output"
+            ) from None
+        latest[record.run] = record
+    return list(latest.values())
+
+
+def manifest_path(run_dir: Path) -> Path:
+    """Where the manifest of an experiment lies."""
+    return run_dir / "manifest.json"
+
+
+def write_manifest(run_dir: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically."""
+    path = manifest_path(run_dir)
+    draft = path.with_suffix(".json.partial")
+    draft.write_text(
+        json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )
+    draft.replace(path)
+
+
+def read_manifest(run_dir: Path) -> Manifest | None:
+    """The manifest of a run directory; none where there is none. Raises RunDirError if it is damaged."""
+    path = manifest_path(run_dir)
+    if not path.is_file():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError):
+        raise RunDirError(
+            f"{path} is damaged; restore it, or use a new run directory with --output"
+        ) from None

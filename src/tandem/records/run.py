@@ -1,0 +1,301 @@
+"""What is written down of a run: typed, readable without torch.
+
+Units stand in the names: `_s` seconds, `_bytes` bytes, `_nats` natural-log units per token. Shares
+(`convergence_rate`, `accuracy`, `effective_rank`) lie between 0 and 1. A missing figure is null, never a
+sentinel number.
+"""
+
+import base64
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+
+SCHEMA_VERSION: Literal[2] = 2
+
+
+def _finite_or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# JSON has no infinity: a perplexity that overflows, say, is written as null and read as infinite.
+Unbounded = Annotated[
+    float,
+    BeforeValidator(lambda value: math.inf if value is None else value),
+    PlainSerializer(_finite_or_null, return_type=float | None, when_used="json"),
+]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Parameters(_Record):
+    """Parameter counts by part; the tied head adds none."""
+
+    embedding: int = 0
+    embed_norm: int = 0
+    context_block: int = 0
+    token_block: int = 0
+    other: int = 0
+    """Of a baseline: all but its embedding; of an n-gram model, the n-grams it keeps."""
+    total: int
+    trained_phase1: int
+    trained_phase2: int
+    """Of a baseline: all that its training changes."""
+
+
+class PartRecord(_Record):
+    """What a training phase did to one part of the model."""
+
+    part: str
+    """Such as `context_block.layers.0`."""
+    trained: bool
+    """Whether the phase was to change it."""
+    before: str
+    """Fingerprint of its weights."""
+    after: str
+    gradient: bool
+    """Whether every one of its parameters had a gradient other than zero in the phase's last step."""
+
+
+class Phase1Iteration(_Record):
+    """One iteration; the random start is iteration 1 and has no entry."""
+
+    iteration: int
+    loss: float
+    grad_norm: float
+    convergence_rate: float
+    """Share of positions whose mean squared change since the last iteration is below the threshold."""
+    seconds_s: float
+    """Since the start of phase 1."""
+
+
+class Phase1Record(_Record):
+    """Result of phase 1; shared by all runs of the same (context_layers, seed)."""
+
+    parts: tuple[PartRecord, ...] = ()
+    """Empty in records of schema 1."""
+
+    iterations: int
+    stopped: Literal["converged", "max_iterations"]
+    convergence_rate: float
+    effective_rank_train: float
+    effective_rank_validation: float
+    tokens: int
+    seconds_s: float
+    history: tuple[Phase1Iteration, ...]
+
+
+class Epoch(_Record):
+    """One pass; training figures are running means over the epoch, validation is at its end."""
+
+    epoch: int
+    train_nll_nats: Unbounded
+    validation_nll_nats: Unbounded
+    validation_accuracy: float
+    seconds_s: float
+    """Since the start of phase 2."""
+
+
+class TrainingRecord(_Record):
+    """Training for next-token prediction, at its best epoch: phase 2, or the training of a baseline."""
+
+    best_epoch: int
+    epochs: int
+    stopped: Literal["patience", "max_epochs"]
+    train_nll_nats: Unbounded
+    train_perplexity: Unbounded
+    seconds_s: float
+    history: tuple[Epoch, ...]
+    parts: tuple[PartRecord, ...] = ()
+    """Empty for baselines, and in records of schema 1."""
+
+
+class DocumentScores(_Record):
+    """NLL of every validation document, packed: base64 of little-endian arrays, [D] documents."""
+
+    tokens: str
+    """Scored tokens of each document, int32."""
+    nll_nats: str
+    """Their NLL in nats, summed over each document, float32."""
+
+    @classmethod
+    def pack(cls, tokens: npt.NDArray[Any], nll_nats: npt.NDArray[Any]) -> "DocumentScores":
+        """From two arrays [D]."""
+        return cls(
+            tokens=base64.b64encode(tokens.astype("<i4").tobytes()).decode("ascii"),
+            nll_nats=base64.b64encode(nll_nats.astype("<f4").tobytes()).decode("ascii"),
+        )
+
+    def unpack(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Scored tokens [D] and summed NLL in nats [D]."""
+        return (
+            np.frombuffer(base64.b64decode(self.tokens), "<i4").astype(np.int64),
+            np.frombuffer(base64.b64decode(self.nll_nats), "<f4").astype(np.float64),
+        )
+
+
+class ValidationRecord(_Record):
+    """What next-token prediction made of the validation text."""
+
+    tokens: int | None
+    """Scored ones: all but the first; not known in records of schema 1."""
+    nll_nats: Unbounded
+    """Mean per scored token."""
+    perplexity: Unbounded
+    accuracy: float
+    bits_per_byte: Unbounded
+    documents: DocumentScores | None
+    """None in records of schema 1."""
+
+
+class ScanRecord(_Record):
+    """How the contexts of one stream were computed, and how far from the sequential loop they are."""
+
+    method: Literal["scan", "loop"]
+    tokens: int
+    segments: int
+    burn_in: int
+    loop_error: float
+    """Largest absolute difference from the loop on `checked_tokens` tokens of the stream."""
+    join_error: float
+    """Largest absolute difference at any join of two segments, between the two ways of reaching it."""
+    checked_tokens: int
+    tolerance: float
+    seconds_s: float
+
+
+class ContextsRecord(_Record):
+    """Contexts of both splits; computed once per (context_layers, seed)."""
+
+    train: ScanRecord
+    validation: ScanRecord
+    seconds_s: float
+
+
+class DataRecord(_Record):
+    """What the run was trained and scored on."""
+
+    train_source: str
+    validation_source: str
+    train_documents: int
+    train_tokens: int
+    train_bytes: int
+    validation_documents: int
+    validation_tokens: int
+    validation_bytes: int
+    duplicates_dropped: int
+    overlap_documents: int
+    """Validation documents that also occur in training (allowed by name only)."""
+    vocab_size: int
+    tokenizer: str
+    text_fingerprint: str
+    tokenizer_fingerprint: str
+    tokens_fingerprint: str
+    embeddings: str
+    embeddings_trained: bool
+    embeddings_fingerprint: str
+
+
+class Environment(_Record):
+    """Where it ran."""
+
+    device: str
+    device_name: str
+    device_memory_bytes: int | None
+    cpu_count: int
+    threads: int
+    platform: str
+    python: str
+    torch: str
+    transformers: str
+    tandem: str
+    code_fingerprint: str
+    """Of the package's own source files: the code version even where there is no git."""
+    git_commit: str | None
+
+
+BaselineKind = Literal["kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram"]
+
+
+class RunRecord(_Record):
+    """One run: one configuration, or one baseline, with one seed."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    run: str
+    """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
+    experiment: str
+    kind: Literal["tandem"] | BaselineKind = "tandem"
+    """`untrained` is a Tandem model whose phase 1 was left out; the other kinds are other models."""
+    configuration: str
+    """Such as C2T1; of baselines, such as `C1T1-untrained`, `LSTM`, `KN-5`."""
+    context_layers: int | None
+    """None, like all sizes that the model does not have."""
+    token_layers: int | None
+    embed_dim: int | None
+    context_dim: int | None
+    seed: int | None
+    """None where nothing is drawn at random (n-gram models)."""
+    status: Literal["finished", "failed"]
+    failure: str | None = None
+    """One sentence, for a failed run; its results are null."""
+    settings_fingerprint: str
+    """Of what all runs of the experiment share."""
+    baseline_fingerprint: str | None = None
+    """Of a baseline's own settings."""
+    data: DataRecord
+    environment: Environment
+    parameters: Parameters | None = None
+    phase1: Phase1Record | None = None
+    phase1_computed_here: bool | None = None
+    """False: taken from a sibling run with the same context_layers and seed."""
+    contexts: ContextsRecord | None = None
+    phase2: TrainingRecord | None = None
+    """Of Tandem models, `untrained` ones included."""
+    training: TrainingRecord | None = None
+    """Of baselines trained by gradient steps."""
+    validation: ValidationRecord | None = None
+    seconds_spent_s: float
+    """Time this run really took, shared work counted only where it was done."""
+    seconds_alone_s: float
+    """Time it would have taken alone: phase 1, contexts and phase 2."""
+    peak_memory_bytes: int | None = None
+    """Of the process during this run (host), or of the device where it is not the CPU."""
+    finished_at: str
+    """UTC, ISO 8601."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_schema_1(cls, values: Any) -> Any:
+        """Records of schema 1 kept the validation figures in `phase2`, and no documents."""
+        if not isinstance(values, Mapping) or values.get("schema_version") != 1:
+            return values
+        new = {**values, "schema_version": SCHEMA_VERSION}
+        if isinstance(values.get("phase2"), Mapping):
+            figures = ("nll_nats", "perplexity", "accuracy", "bits_per_byte")
+            phase2 = dict(values["phase2"])
+            found = {name: phase2.pop(f"validation_{name}", None) for name in figures}
+            new |= {"phase2": phase2, "validation": {**found, "tokens": None, "documents": None}}
+        return new
+
+    @property
+    def trained(self) -> TrainingRecord | None:
+        """Phase 2, or the training of a baseline."""
+        return self.phase2 or self.training
+
+    def without_times(self) -> dict[str, object]:
+        """The record less everything that differs between two identical runs: times, dates and memory."""
+        return _strip(self.model_dump(mode="json"))  # type: ignore[return-value]
+
+
+def _strip(value: object) -> object:
+    varying = {"peak_memory_bytes", "finished_at"}
+    if isinstance(value, dict):
+        return {k: _strip(v) for k, v in value.items() if not k.endswith("_s") and k not in varying}
+    if isinstance(value, list):
+        return [_strip(item) for item in value]
+    return value

@@ -1,0 +1,73 @@
+"""What every training by epochs keeps and tells: its history, its ticks, and its refusal of a bad step."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from tandem.errors import NonFiniteLossError
+from tandem.metrics import Score, perplexity
+from tandem.records import Epoch
+from tandem.training.progress import OnTick, Tick
+
+
+@dataclass
+class Epochs:
+    """Epochs so far, told to whoever watches; a loss that is not finite ends the training here.
+
+    title         what is trained, for people: "phase 2", "LSTM"
+    lr_setting    the learning rate's name on the command line
+    """
+
+    title: str
+    lr_setting: str
+    limit: int
+    on_tick: OnTick
+    history: list[Epoch] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds_s(self) -> float:
+        """Since training began."""
+        return time.perf_counter() - self.began
+
+    def step_done(self, share: float, train_nll: float) -> None:
+        """So much of the current epoch is done, with this mean NLL so far, in nats."""
+        figures = {"train PPL": perplexity(train_nll)}
+        if self.history:
+            figures["val PPL"] = perplexity(self.history[-1].validation_nll_nats)
+        if share < 1:
+            self._tick(len(self.history) + share, figures)
+
+    def epoch_done(self, train_nll: float, score: Score) -> Epoch:
+        """The epoch that just ended, added to the history. Raises NonFiniteLossError if it scored nothing."""
+        if not score.nll_nats < math.inf:
+            self.not_finite(score.nll_nats, "validation")
+        epoch = Epoch(
+            epoch=len(self.history) + 1,
+            train_nll_nats=train_nll,
+            validation_nll_nats=score.nll_nats,
+            validation_accuracy=score.accuracy,
+            seconds_s=self.seconds_s,
+        )
+        self.history.append(epoch)
+        figures = {"train PPL": perplexity(train_nll), "val PPL": score.perplexity, "val acc": score.accuracy}
+        self._tick(epoch.epoch, figures)
+        return epoch
+
+    def not_finite(self, loss: float, where: str) -> NoReturn:
+        """Raises NonFiniteLossError, with the last good values."""
+        last = "no epoch before it was good"
+        if self.history:
+            good = self.history[-1]
+            last = (
+                f"last good values: epoch {good.epoch}, training PPL {perplexity(good.train_nll_nats):.4g}, "
+                f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
+            )
+        raise NonFiniteLossError(
+            f"{self.title} was stopped at epoch {len(self.history) + 1}, {where}: the loss or its gradient "
+            f"is not finite (loss {loss}); {last}; try a lower --{self.lr_setting}"
+        )
+
+    def _tick(self, done: float, figures: dict[str, float]) -> None:
+        self.on_tick(Tick(self.title, done, self.limit, "epoch", figures))
