@@ -1,0 +1,334 @@
+"""The baselines: n-gram models against a naive one, LSTM and GPT-2 against plain forwards."""
+
+import logging
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_kneser_ney import NaiveKneserNey
+from torch.nn import functional as F
+
+from tandem.baselines import Fitted, Task, fit_gpt2, fit_lstm, fit_ngram, gpt2, lstm
+from tandem.baselines.common import stream_of
+from tandem.baselines.kneser_ney import KneserNey, discounts
+from tandem.baselines.training import lr_share
+from tandem.errors import NonFiniteLossError, SettingsError
+from tandem.settings import Gpt2Settings, LstmSettings
+from tandem.training.progress import Tick
+
+CPU = torch.device("cpu")
+V = 23
+
+
+def structured(tokens: int, seed: int, vocab_size: int = V) -> npt.NDArray[np.uint16]:
+    """Each token follows from the one before it and a bit of the one before that, but for one in five."""
+    draws = np.random.default_rng(seed)
+    ids = [1, 2]
+    while len(ids) < tokens:
+        plain = (ids[-1] * 3 + ids[-2] % 2 + 1) % vocab_size
+        ids.append(int(draws.integers(vocab_size)) if draws.random() < 1 / 5 else plain)
+    return np.array(ids, np.uint16)
+
+
+TASK = Task(structured(1500, 0), structured(301, 1), V)
+LSTM = LstmSettings(streams=4, window=16, lr=0.02, max_epochs=3)
+GPT2 = Gpt2Settings(layers=1, heads=2, window=16, batch_windows=4, lr=0.02, max_epochs=3)
+
+
+def fit(kind: str, seed: int = 0, task: Task = TASK, **changed: Any) -> Fitted:
+    if kind == "lstm":
+        return fit_lstm(task, 12, 3000, LSTM.model_copy(update=changed), seed, CPU, 100)
+    return fit_gpt2(task, 3000, GPT2.model_copy(update=changed), seed, CPU, 100)
+
+
+# n-gram models
+
+
+def histories_of(ids: list[int], order: int, vocab_size: int) -> list[tuple[int, ...]]:
+    """Histories of every length below `order`: from the stream, half from it, and at random."""
+    draws = np.random.default_rng(len(ids))
+    found: list[tuple[int, ...]] = [()]
+    for length in range(1, order):
+        found += [tuple(ids[at : at + length]) for at in range(0, len(ids) - length + 1, 3)]
+        found += [tuple(int(token) for token in draws.integers(vocab_size, size=length)) for _ in range(4)]
+        found += [(int(draws.integers(vocab_size)), *ids[-length:][1:])]
+    return found
+
+
+def distributions(model: KneserNey, histories: list[tuple[int, ...]]) -> npt.NDArray[np.float64]:
+    padded = np.zeros((len(histories), model.order - 1), np.int32)
+    for row, history in zip(padded, histories, strict=True):
+        row[len(row) - len(history) :] = history
+    return model.probabilities(padded, np.array([len(history) for history in histories]))
+
+
+def agrees_with_naive(ids: list[int], vocab_size: int, order: int) -> None:
+    model = KneserNey.fit(np.array(ids, np.uint16), vocab_size, order)
+    naive = NaiveKneserNey(ids, vocab_size, order)
+    histories = histories_of(ids, order, vocab_size)
+    ours = distributions(model, histories)
+    assert np.abs(ours.sum(axis=1) - 1).max() < 1e-9
+    assert ours.min() > 0
+    expected = [[naive.probability(history, token) for token in range(vocab_size)] for history in histories]
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids=st.lists(st.integers(0, 4), min_size=1, max_size=60), order=st.integers(2, 5))
+def test_kneser_ney_equals_the_naive_one(ids: list[int], order: int) -> None:
+    agrees_with_naive(ids, 6, order)
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+def test_kneser_ney_equals_the_naive_one_with_three_discounts(order: int) -> None:
+    ids = [int(token) for token in structured(500, 4, 9)]
+    counts = np.unique([ids[:-1], ids[1:]], axis=1, return_counts=True)[1]
+    assert len(set(discounts(counts))) == 4
+    agrees_with_naive(ids, 11, order)
+
+
+def test_kneser_ney_by_hand() -> None:
+    # a b a c: continuation counts a 1, b 1, c 1 (a follows b, b and c follow a); every discount is 1/2.
+    model = KneserNey.fit(np.array([0, 1, 0, 2]), 4, 2)
+    p1 = np.array([0.5 / 3, 0.5 / 3, 0.5 / 3, 0]) + 0.5 / 4
+    np.testing.assert_allclose(model.unigram, p1)
+    after_a = np.array([0, 0.25, 0.25, 0]) + 0.5 * p1
+    np.testing.assert_allclose(model.probabilities(np.array([[0], [3]])), [after_a, p1])
+    assert model.ngrams == 3 + 3
+
+
+def test_discounts_fall_back_where_counts_of_counts_give_none() -> None:
+    def of(n1: int, n2: int, n3: int, n4: int) -> list[float]:
+        return list(discounts(np.repeat([1, 2, 3, 4, 9], [n1, n2, n3, n4, 2])))
+
+    y = 100 / 180
+    assert of(100, 40, 20, 10) == pytest.approx([0, 1 - 0.8 * y, 2 - 1.5 * y, 3 - 2 * y])
+    assert of(100, 40, 0, 10) == pytest.approx([0, y, y, y])
+    assert of(0, 40, 20, 10) == of(100, 0, 20, 10) == [0, 0.5, 0.5, 0.5]
+    assert of(100, 40, 200, 10) == pytest.approx([0, y, y, y])  # D2 would be negative
+
+
+@pytest.mark.parametrize("order", [2, 4])
+def test_kneser_ney_scores_every_token_given_all_before_it(
+    order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem.baselines.kneser_ney.BATCH_BYTES", 8 * V * 7)  # several batches
+    score = KneserNey.fit(TASK.train, V, order).score(TASK.validation)
+    naive = NaiveKneserNey(TASK.train.tolist(), V, order)
+    ids = TASK.validation.tolist()
+    rows = np.array([[naive.probability(tuple(ids[:t]), token) for token in range(V)] for t in range(1, 301)])
+    np.testing.assert_allclose(score.losses, -np.log(rows[np.arange(300), ids[1:]]), rtol=1e-6)
+    assert score.accuracy == np.mean(rows.argmax(axis=1) == ids[1:])
+
+
+def test_ngram_models_in_their_order() -> None:
+    kinds: tuple[Literal["kneser-ney", "bigram", "unigram"], ...] = ("kneser-ney", "bigram", "unigram")
+    fitted = {kind: fit_ngram(kind, TASK, order=3) for kind in kinds}
+    losses = [fitted[kind].score.nll_nats for kind in kinds]
+    assert losses == sorted(losses)
+    assert losses[0] < losses[2] - 0.5
+    kept = [fitted[kind].other_parameters for kind in kinds]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[2] == V
+    assert all(
+        (f.embedding_parameters, f.training, f.score.tokens) == (0, None, 300) for f in fitted.values()
+    )
+    counts = np.bincount(TASK.train, minlength=V)
+    expected = -np.log((counts[TASK.validation[1:]] + 1) / (1500 + V))
+    np.testing.assert_allclose(fitted["unigram"].score.losses, expected, rtol=1e-6)
+
+
+def test_ngram_models_of_the_shortest_streams() -> None:
+    for tokens in (1, 2, 3):
+        task = Task(np.arange(tokens), np.array([0, 1, 4]), 5)
+        for kind in ("kneser-ney", "bigram", "unigram"):
+            assert math.isfinite(fit_ngram(kind, task).score.nll_nats)
+    with pytest.raises(ValueError, match="at least 2"):
+        fit_ngram("kneser-ney", TASK, order=1)
+
+
+# models trained by gradient steps
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dict[str, Fitted]:
+    return {kind: fit(kind) for kind in ("lstm", "gpt2")}
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt2"])
+def test_learns_structure_and_keeps_the_best_epoch(kind: str, fitted: dict[str, Fitted]) -> None:
+    result = fitted[kind]
+    assert result.training is not None
+    assert result.score.nll_nats < fit_ngram("unigram", TASK).score.nll_nats - 0.1
+    history = result.training.history
+    best = min(history, key=lambda epoch: epoch.validation_nll_nats)
+    assert [epoch.epoch for epoch in history] == [1, 2, 3]
+    assert result.training.best_epoch == best.epoch
+    assert result.score.nll_nats == best.validation_nll_nats
+    assert result.training.train_nll_nats == best.train_nll_nats
+    assert result.training.stopped == "max_epochs"
+    assert len(result.score.losses) == 300
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt2"])
+def test_depends_on_the_seed_alone(kind: str, fitted: dict[str, Fitted]) -> None:
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    again = fit(kind)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert np.array_equal(again.score.losses, fitted[kind].score.losses)
+    assert not np.array_equal(fit(kind, seed=1, max_epochs=1).score.losses, again.score.losses)
+
+
+@pytest.mark.parametrize("budget", [1600, 3000, 12_345])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_as_wide_as_the_parameters_allow(budget: int, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[torch.nn.Module] = []
+
+    def stop(model: torch.nn.Module, *_: object) -> None:
+        built.append(model)
+        raise InterruptedError
+
+    for room in (lstm, gpt2):
+        monkeypatch.setattr(room, "train", stop)
+    with pytest.raises(InterruptedError):
+        fit_lstm(TASK, 12, budget, LSTM.model_copy(update={"layers": layers}), 0, CPU)
+    with pytest.raises(InterruptedError):
+        fit_gpt2(TASK, budget, GPT2.model_copy(update={"layers": layers}), 0, CPU)
+    ours, theirs = built
+    assert isinstance(ours, lstm.LstmModel)
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in built]
+    width = ours.lstm.hidden_size
+    assert counts[0] == lstm.parameter_count(V, 12, width, layers) <= budget
+    assert lstm.parameter_count(V, 12, width + 1, layers) > budget
+    config = GPT2.model_copy(update={"layers": layers})
+    assert counts[1] == gpt2.parameter_count(V, theirs.config.n_embd, config) <= budget
+    assert gpt2.parameter_count(V, theirs.config.n_embd + 2, config) > budget
+
+
+def test_no_projection_where_the_widths_agree() -> None:
+    model = lstm.LstmModel(V, 12, 12, 2, 0.1)
+    assert sum(p.numel() for p in model.parameters()) == lstm.parameter_count(V, 12, 12, 2)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt2"])
+def test_parameters_are_reported(kind: str, fitted: dict[str, Fitted]) -> None:
+    result = fitted[kind]
+    assert result.embedding_parameters % V == 0
+    assert 2000 < result.embedding_parameters + result.other_parameters <= 3000
+
+
+def test_too_few_parameters_are_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=r"LSTM has 360 parameters even at width 1,.*--baselines\.max-par"
+    ):
+        fit_lstm(TASK, 12, 359, LSTM, 0, CPU)
+    with pytest.raises(SettingsError, match=r"GPT-2 has .* at width 2, .*--baselines\.max-parameters"):
+        fit_gpt2(TASK, 100, GPT2, 0, CPU)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_lstm_scores_like_one_forward(chunk: int) -> None:
+    torch.manual_seed(0)
+    model = lstm.LstmModel(V, 12, 9, 2, 0.5).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(10)  # predictions that differ
+    ids = stream_of(TASK.validation, CPU)
+    logits = model(ids[:-1, None])[0][:, 0] @ model.embedding.weight.t()
+    check_score(lstm.score_lstm(model, ids, chunk), logits, ids)
+
+
+@pytest.mark.parametrize(("window", "tokens"), [(16, 301), (16, 17), (16, 18), (16, 5), (7, 100), (2, 20)])
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_gpt2_scores_like_a_window_for_each_token(window: int, tokens: int, chunk: int) -> None:
+    torch.manual_seed(0)
+    model = gpt2.build(V, 8, Gpt2Settings(layers=2, heads=2, window=window)).eval()
+    with torch.no_grad():
+        model.wte.weight.mul_(50)
+        model.wpe.weight.mul_(50)
+    ids = stream_of(TASK.validation[:tokens], CPU)
+    stride, rows = window // 2, []
+    for t in range(tokens - 1):
+        # The first window, of those sliding by `stride`, that reads token t.
+        start = 0 if t < window else math.ceil((t - window + 1) / stride) * stride
+        assert start == 0 or t - start + 1 >= window / 2
+        with torch.no_grad():
+            rows.append(model(input_ids=ids[None, start : t + 1]).last_hidden_state[0, -1])
+    check_score(gpt2.score_gpt2(model, ids, chunk), torch.stack(rows) @ model.wte.weight.t(), ids)
+
+
+def check_score(score: Any, logits: torch.Tensor, ids: torch.Tensor) -> None:
+    expected = F.cross_entropy(logits, ids[1:], reduction="none").detach().numpy()
+    np.testing.assert_allclose(score.losses, expected, rtol=1e-3, atol=1e-4)
+    assert score.tokens == len(ids) - 1
+    assert score.accuracy == pytest.approx(float((logits.argmax(-1) == ids[1:]).float().mean()))
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 17, 100, 101])
+@pytest.mark.parametrize("streams", [1, 4, 50])
+def test_lstm_streams_hold_every_token_once(tokens: int, streams: int) -> None:
+    inputs, targets, valid = lstm.side_by_side(torch.arange(tokens), streams)
+    assert inputs.shape[1] <= streams
+    assert inputs.t()[valid.t()].tolist() == list(range(tokens - 1))
+    assert torch.equal(targets[valid], inputs[valid] + 1)
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 16, 17, 18, 100])
+def test_gpt2_windows_cover_the_stream(tokens: int) -> None:
+    window, numbers = 16, set()
+    for offset in range(window):
+        starts = gpt2.window_starts(tokens, window, offset)
+        numbers.add(len(starts))
+        seen = starts[:, None] + torch.arange(min(window, tokens - 1))
+        assert set(seen.flatten().tolist()) == set(range(tokens - 1))
+        assert seen.numel() <= tokens - 1 + 2 * window
+    assert len(numbers) == 1
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt2"])
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_streams_shorter_than_a_window(kind: str, tokens: int) -> None:
+    task = Task(TASK.train[:tokens], TASK.validation[:2], V)
+    result = fit(kind, task=task, max_epochs=1)
+    assert result.score.tokens == 1
+    assert math.isfinite(result.score.nll_nats)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt2"])
+def test_non_finite_steps_are_refused(kind: str) -> None:
+    with pytest.raises(NonFiniteLossError, match=rf"not finite .*--baselines.{kind}.lr"):
+        fit(kind, lr=1e30)
+
+
+def test_learning_rate_rises_and_falls_to_a_tenth() -> None:
+    shares = [lr_share(step, 100, 10) for step in range(100)]
+    assert shares[0] == pytest.approx(1 / 11)
+    assert shares[10] == max(shares) == pytest.approx(1)
+    assert shares[99] == min(shares[10:]) == pytest.approx(0.1)
+    assert lr_share(0, 1, 0) == 1
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt2"])
+def test_tells_its_progress_quietly(
+    kind: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ticks: list[Tick] = []
+    task = Task(TASK.train[:300], TASK.validation[:50], V)
+    with caplog.at_level(logging.WARNING):
+        if kind == "lstm":
+            fit_lstm(task, 12, 3000, LSTM, 0, CPU, on_tick=ticks.append)
+        else:
+            fit_gpt2(task, 3000, GPT2, 0, CPU, on_tick=ticks.append)
+    done = [tick.done for tick in ticks]
+    assert done == sorted(done)
+    assert {1, 2, 3} <= set(done)
+    assert done[-1] == ticks[-1].limit == 3
+    assert {tick.phase for tick in ticks} == {{"lstm": "LSTM", "gpt2": "GPT-2"}[kind]}
+    assert set(ticks[-1].figures) == {"train PPL", "val PPL", "val acc"}
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
