@@ -1,0 +1,125 @@
+"""Checks of what the model does, by perturbation: who reads which context, does anything look ahead."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tandem.audit.subject import Subject
+from tandem.contexts import Stream, compute_contexts
+from tandem.model import TandemForCausalLM
+from tandem.records import Check
+
+TOKENS = 256
+FORWARD_TOLERANCE = 1e-3
+"""Nats by which two single-precision ways to the same loss may differ."""
+
+
+def behaviour_checks(subject: Subject) -> Iterator[Check]:
+    """`reads`, `causality` and `forward` of one run's model."""
+    yield _reads(subject)
+    yield _causality(subject)
+    yield _forward(subject)
+
+
+def _reads(subject: Subject) -> Check:
+    looked_at = "each token layer's output when the previous, then the current context alone is changed"
+    found = layer_reads(subject.model)
+    depth = subject.configuration.token_layers
+    wanted = [
+        {"current"} if layer == depth - 1 else {"previous"} if layer == 0 else set() for layer in range(depth)
+    ]
+    if len(found) != depth:
+        wrong = [f"there are {len(found)} token layers instead of {depth}"]
+    else:
+        wrong = [
+            f"token layer {layer + 1} of {depth} reads {_named(reads)} instead of {_named(wanted[layer])}"
+            for layer, reads in enumerate(found)
+            if reads != wanted[layer]
+        ]
+    said = "; ".join(wrong) or ", ".join(f"layer {n + 1}: {_named(reads)}" for n, reads in enumerate(found))
+    return Check(name="reads", looked_at=looked_at, figure=said, status="fail" if wrong else "pass")
+
+
+@torch.no_grad()
+def layer_reads(model: TandemForCausalLM) -> list[set[str]]:
+    """Which contexts each token layer reads, found by changing them; its other input is held fixed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(width: int) -> Tensor:
+        return torch.randn(16, width, generator=generator).to(model.embedding.weight)
+
+    previous, current, other = (draw(model.config.context_dim) for _ in range(3))
+    x = draw(model.config.embed_dim)
+    outputs: list[Tensor] = []
+    hooks = []
+    for layer in model.token_block.layers:
+        hooks.append(layer.register_forward_pre_hook(lambda _, inputs: (inputs[0], x)))
+        hooks.append(layer.register_forward_hook(lambda *call: outputs.append(call[-1].clone())))
+    try:
+        runs = {}
+        for name, contexts in (
+            ("as it is", (previous, current)),
+            ("previous", (other, current)),
+            ("current", (previous, other)),
+        ):
+            outputs.clear()
+            model.token_block(*contexts, x)
+            runs[name] = list(outputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        {name for name in ("previous", "current") if not torch.equal(runs[name][layer], output)}
+        for layer, output in enumerate(runs["as it is"])
+    ]
+
+
+def _named(reads: set[str]) -> str:
+    return " and ".join(f"the {name} context" for name in sorted(reads, reverse=True)) or "no context"
+
+
+@torch.no_grad()
+def _causality(subject: Subject) -> Check:
+    looked_at = "logits and scanned contexts at and before a token, when all tokens after it are changed"
+    model, ids = subject.model, subject.ids("validation")[:TOKENS]
+    changed_from = [len(ids) // 4, len(ids) // 2, len(ids) - 1]
+    worst, where = 0.0, 0
+    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    for at in changed_from:
+        other = ids.clone()
+        other[at:] = (other[at:] + 1) % model.config.vocab_size
+        again = model(input_ids=other[None], use_cache=False).logits[0]
+        difference = float((again[:at] - logits[:at]).abs().max()) if at else 0.0
+        if difference > worst:
+            worst, where = difference, at
+    whole = subject.ids("validation")
+    half = len(whole) // 2
+    other = torch.cat((whole[:half], (whole[half:] + 1) % model.config.vocab_size))
+    contexts, changed = (
+        compute_contexts(model, Stream.of(model, stream.cpu()), subject.prepared.settings.contexts)[0]
+        for stream in (whole, other)
+    )
+    scanned = float((contexts[:half] - changed[:half]).abs().max()) if half else 0.0
+    # Another burn-in may be chosen for another text, so scanned contexts agree to the tolerance only.
+    limit = 2 * subject.prepared.settings.contexts.tolerance + 1e-6
+    ahead = worst > 1e-5 or scanned > limit
+    figure = f"largest change of a logit {worst:.2g}, of a scanned context {scanned:.2g}"
+    if worst > 1e-5:
+        figure += f": logits before token {where} depend on it or on later ones"
+    return Check(name="causality", looked_at=looked_at, figure=figure, status="fail" if ahead else "pass")
+
+
+@torch.no_grad()
+def _forward(subject: Subject) -> Check:
+    looked_at = (
+        f"losses of the first {TOKENS} validation tokens by the model's own forward and by the definition"
+    )
+    model, ids = subject.model, subject.ids("validation")[: TOKENS + 1]
+    logits = model(input_ids=ids[None, :-1], use_cache=False).logits[0].float()
+    own = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").cpu().numpy()
+    defined = subject.validation_losses[0][: len(own)]
+    worst = float(abs(own - defined).max())
+    status = "fail" if not worst <= FORWARD_TOLERANCE else "pass"
+    figure = f"largest difference {worst:.2g} nats (limit {FORWARD_TOLERANCE:g})"
+    return Check(name="forward", looked_at=looked_at, figure=figure, status=status)

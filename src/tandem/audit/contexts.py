@@ -1,0 +1,111 @@
+"""Checks of the contexts that training and validation read."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tandem.audit.explain import explain_contexts
+from tandem.audit.reference import context_blocks
+from tandem.audit.subject import Subject
+from tandem.contexts import ContextsSample
+from tandem.metrics import effective_rank
+from tandem.records import Check
+from tandem.records.audit import Status, worst
+
+# Limits of `distribution`: (warn, fail). The texts of the two splits differ, so their contexts do a little.
+NORM = (0.05, 0.2)
+"""Relative difference of the mean length of a context."""
+SHIFT = (0.5, 1.0)
+"""Root mean square, over dimensions, of the difference of means in standard deviations."""
+SPREAD = (0.3, 0.7)
+"""Root mean square, over dimensions, of the difference of log standard deviations."""
+RANK = (0.15, 0.3)
+"""Difference of effective rank, on equally many positions, as a share of the larger."""
+ZERO = 0.01
+"""Difference of the shares of zero vectors."""
+
+
+def context_checks(subject: Subject) -> Iterator[Check]:
+    """`contexts` and `distribution` of one run."""
+    if subject.sample is None:
+        for name in ("contexts", "distribution"):
+            yield Check(
+                name=name,
+                looked_at="a sample of the contexts that were read",
+                figure="the model folder holds no sample of contexts",
+                status="skip",
+            )
+        return
+    yield _recomputed(subject, subject.sample)
+    yield _distribution(subject.sample)
+
+
+def _recomputed(subject: Subject, sample: ContextsSample) -> Check:
+    tolerance = 10 * subject.prepared.settings.contexts.tolerance
+    largest, wrong, count = 0.0, [], 0
+    for split in ("train", "validation"):
+        at, kept = getattr(sample, f"{split}_at"), getattr(sample, split)
+        ids = subject.ids(split)
+        if len(at) == 0 or int(at.max()) >= len(ids):
+            wrong.append(f"{split}: the sample is of a longer text")
+            continue
+        right = context_blocks(subject.model, ids, at.to(ids.device), 1, subject.warm_up)[1][:, 0].cpu()
+        difference = float((kept - right).abs().max())
+        largest = max(largest, difference)
+        count += len(at)
+        if not difference <= tolerance:
+            wrong.append(f"{split}: {explain_contexts(subject, split, at, kept, right)}")
+    return Check(
+        name="contexts",
+        looked_at=f"{count} contexts that were read, against the recurrence recomputed token by token",
+        figure=f"largest difference {largest:.2g} (limit {tolerance:.2g})"
+        + (": " + "; ".join(wrong) if wrong else ""),
+        status="fail" if wrong else "pass",
+    )
+
+
+def _distribution(sample: ContextsSample) -> Check:
+    train_std, validation_std = (std.clamp(min=1e-6) for std in (sample.train_std, sample.validation_std))
+    norm = abs(float(sample.validation_norm) / max(float(sample.train_norm), 1e-9) - 1)
+    shift = _rms((sample.validation_mean - sample.train_mean) / train_std)
+    spread = _rms((validation_std / train_std).log())
+    zero = abs(float(sample.validation_zero) - float(sample.train_zero))
+    ranks = [_rank(contexts) for contexts in _equally_many(sample.train, sample.validation)]
+    rank = abs(ranks[0] - ranks[1]) / max(*ranks, 1e-9)
+    figures = (
+        ("length", norm, NORM),
+        ("means", shift, SHIFT),
+        ("deviations", spread, SPREAD),
+        ("effective rank", rank, RANK),
+        ("zero vectors", zero, (ZERO, ZERO)),
+    )
+    statuses: list[Status] = [
+        "pass" if value <= warn else "warn" if value <= fail else "fail" for _, value, (warn, fail) in figures
+    ]
+    shown = ", ".join(f"{name} {value:.3g}" for name, value, _ in figures)
+    limits = ", ".join(f"{fail:g}" for _, _, (_, fail) in figures)
+    return Check(
+        name="distribution",
+        looked_at="training against validation contexts: lengths, moments by dimension, rank, zero vectors",
+        figure=f"differences: {shown} (limits {limits})",
+        status=worst(statuses),
+    )
+
+
+def _rms(values: Tensor) -> float:
+    value = float(values.square().mean().sqrt())
+    return value if math.isfinite(value) else math.inf
+
+
+def _equally_many(train: Tensor, validation: Tensor) -> tuple[Tensor, Tensor]:
+    """Equally many rows of both, from the end, where they are spread over the whole text."""
+    count = min(len(train), len(validation))
+    return train[-count:], validation[-count:]
+
+
+def _rank(contexts: Tensor) -> float:
+    if not bool(torch.isfinite(contexts).all()) or not bool(contexts.any()):
+        return 0.0
+    return effective_rank(contexts)

@@ -1,0 +1,142 @@
+"""Checks of the data that all runs share: leakage between the splits, and the text behind the tokens."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tandem.audit.leakage import measure_leakage
+from tandem.experiment.pipeline import Prepared
+from tandem.records import Check, RunRecord
+from tandem.text.splits import Splits, split_documents
+from tandem.tokens.store import TokenStream
+
+ENCODED_BYTES = 1 << 20
+"""Of each split so much text is encoded again."""
+SHARE = 0.1
+"""Share of the validation text's 13-grams that also occur in training, above which there is a warning."""
+CONTAINED = 0.01
+"""Share of validation documents contained in training above which the check fails; one alone is a warning."""
+
+
+def data_checks(prepared: Prepared) -> Iterator[Check]:
+    """`leakage` and `tokens`. Raises DataError where the text can no longer be read."""
+    splits = split_documents(prepared.settings.data)
+    yield _leakage(splits, bool(prepared.settings.data.allow_overlap))
+    yield _tokens(prepared, splits)
+
+
+def _leakage(splits: Splits, allowed: bool) -> Check:
+    found = measure_leakage(splits.train, splits.validation)
+    share = found.ngram_share or 0.0
+    status = "pass"
+    if found.exact or found.contained > CONTAINED * found.comparable:
+        status = "warn" if allowed else "fail"
+    elif found.contained or share > SHARE:
+        status = "warn"
+    elif not found.comparable:
+        status = "skip"
+    figure = (
+        f"{found.exact} of {found.documents} documents also in training; {found.contained} of "
+        f"{found.comparable} with 80% or more of their 13-grams there; {share:.2%} of all 13-grams"
+    )
+    if status != "pass" and found.first:
+        figure += f" (the first: '{found.first}')"
+    if allowed and found.exact:
+        figure += "; overlap is allowed by name in the settings"
+    return Check.model_validate(
+        {
+            "name": "leakage",
+            "looked_at": "validation documents and their 13-grams of words, in the training documents",
+            "figure": figure,
+            "status": status,
+        }
+    )
+
+
+def _tokens(prepared: Prepared, splits: Splits) -> Check:
+    corpus, data = prepared.corpus, prepared.settings.data
+    tokenizer = Tokenizer.from_str(corpus.tokenizer.backend_tokenizer.to_str())
+    tokenizer.encode_special_tokens = True
+    separators = {
+        "training": data.separator,
+        "validation": data.separator if data.validation_separator is None else data.validation_separator,
+    }
+    wrong, count = [], 0
+    for split, documents, stream in (
+        ("training", splits.train, corpus.train),
+        ("validation", splits.validation, corpus.validation),
+    ):
+        checked, bad = _encode_again(tokenizer, documents, stream, separators[split], corpus.eos_token_id)
+        count += checked
+        if len(documents) != len(stream.document_starts):
+            bad = f"has {len(stream.document_starts)} documents instead of {len(documents)}"
+        if bad:
+            wrong.append(f"{split} text: {bad}")
+    return Check(
+        name="tokens",
+        looked_at=f"{count} documents of both splits, encoded again with the one tokenizer",
+        figure="; ".join(wrong) or "the same tokens",
+        status="fail" if wrong else "pass",
+    )
+
+
+def _encode_again(
+    tokenizer: Tokenizer, documents: Sequence[str], stream: TokenStream, separator: str, eos: int | None
+) -> tuple[int, str | None]:
+    """Documents compared, from the first on, and what was wrong with the first that differs."""
+    taken = 0
+    ends = [*stream.document_starts[1:].tolist(), len(stream)]
+    for number, document in enumerate(documents):
+        if number >= len(ends):
+            break
+        if taken > ENCODED_BYTES:
+            return number, None
+        taken += len(document.encode())
+        last = number == len(documents) - 1
+        text = document if separator == "eos" or last else document + separator
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if separator == "eos" and eos is not None:
+            ids = [eos, *ids]
+        there = np.asarray(stream.ids[stream.document_starts[number] : ends[number]])
+        if not np.array_equal(there, np.array(ids)):
+            return number + 1, f"document {number + 1} has other tokens than this tokenizer gives it"
+    return len(documents), None
+
+
+def baseline_gaps(prepared: Prepared, records: Sequence[RunRecord]) -> dict[str, float]:
+    """Validation NLL less training NLL of simple models on the same tokens, in nats.
+
+    Unigram and interpolated bigram, counted here, and the networks among `records`. The bigram scores the
+    text it was counted on, so it stands for what memorising can do.
+    """
+    train, validation = (
+        np.asarray(stream.ids, np.int64) for stream in (prepared.corpus.train, prepared.corpus.validation)
+    )
+    gaps = _ngram_gaps(train, validation, prepared.corpus.vocab_size)
+    for record in records:
+        if record.kind in ("lstm", "gpt2") and record.training and record.validation:
+            gap = record.validation.nll_nats - record.training.train_nll_nats
+            gaps[record.run] = gap
+    return gaps
+
+
+def _ngram_gaps(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> dict[str, float]:
+    single = np.bincount(train, minlength=vocab_size) + 1.0
+    unigram = single / single.sum()
+    pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
+    follow = np.bincount(train[:-1], minlength=vocab_size)
+    kinds = np.bincount(pairs // vocab_size, minlength=vocab_size)
+
+    def losses(ids: np.ndarray) -> tuple[float, float]:
+        wanted = ids[:-1] * vocab_size + ids[1:]
+        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+        seen = np.where(pairs[place] == wanted, counts[place], 0)
+        # Witten-Bell: the weight of the unigram is the share of kinds among what followed.
+        total = follow[ids[:-1]] + kinds[ids[:-1]]
+        back = np.where(total > 0, kinds[ids[:-1]] / np.maximum(total, 1), 1.0)
+        bigram = seen / np.maximum(total, 1) + back * unigram[ids[1:]]
+        return float(-np.log(unigram[ids[1:]]).mean()), float(-np.log(bigram).mean())
+
+    (train_one, train_two), (validation_one, validation_two) = losses(train), losses(validation)
+    return {"unigram": validation_one - train_one, "bigram": validation_two - train_two}

@@ -1,0 +1,159 @@
+"""Checks of the figures: what the record says, recomputed from the saved model and the data."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from tandem.audit.explain import explain_nll
+from tandem.audit.reference import block_losses
+from tandem.audit.subject import Subject
+from tandem.metrics import perplexity
+from tandem.records import Check, RunRecord, ValidationRecord
+
+NLL_TOLERANCE = 1e-4
+"""Nats per token by which a recomputed mean may differ; single precision over many tokens stays below it."""
+TRAIN_MARGIN = 0.2
+"""Nats per token by which the training text may score worse than the mean over the epoch said."""
+GAP = (0.25, 0.75)
+"""Nats outside the range of gaps that the baselines show: warn, fail."""
+
+
+def figure_checks(subject: Subject, gaps: dict[str, float]) -> Iterator[Check]:
+    """`counts`, `perplexity`, `training` and `gap` of one run; `gaps` in nats, of each baseline."""
+    yield _counts(subject)
+    yield _perplexity(subject)
+    train_nll, error = _train_nll(subject)
+    yield _training(subject, train_nll, error)
+    yield gap_check(subject.record, train_nll, gaps)
+
+
+def _counts(subject: Subject) -> Check:
+    said, counted = subject.record.data, subject.prepared.data_record()
+    wrong = [
+        f"{name} {getattr(said, name)} (counted {getattr(counted, name)})"
+        for name in type(said).model_fields
+        if getattr(said, name) != getattr(counted, name)
+    ]
+    scored = len(subject.prepared.corpus.validation) - 1
+    validation = subject.record.validation
+    assert validation is not None
+    if validation.tokens is not None and validation.tokens != scored:
+        wrong.append(f"validation scored {validation.tokens} of {scored} tokens")
+    if validation.documents is not None:
+        tokens, _ = validation.documents.unpack()
+        if len(tokens) != counted.validation_documents or int(tokens.sum()) != scored:
+            wrong.append(f"its documents hold {int(tokens.sum())} of {scored} scored tokens")
+    return Check(
+        name="counts",
+        looked_at="recorded documents, tokens, bytes and fingerprints, against the data read again",
+        figure="; ".join(wrong)
+        or f"{counted.train_tokens:,} training and {counted.validation_tokens:,} validation tokens",
+        status="fail" if wrong else "pass",
+    )
+
+
+def _perplexity(subject: Subject) -> Check:
+    said = subject.record.validation
+    assert said is not None
+    losses, right = subject.validation_losses
+    nll = float(losses.mean(dtype=np.float64))
+    accuracy = float(right.mean())
+    bits = float(losses.sum(dtype=np.float64)) / (
+        math.log(2) * subject.prepared.corpus.validation.scored_bytes
+    )
+    wrong = []
+    if not abs(said.nll_nats - nll) <= NLL_TOLERANCE:
+        why = explain_nll(subject, said)
+        wrong.append(
+            f"NLL {said.nll_nats:.4f}, recomputed {nll:.4f}" + (f" ({why})" if why else " (no known mistake)")
+        )
+    if not math.isclose(said.perplexity, perplexity(said.nll_nats), rel_tol=1e-6):
+        wrong.append(
+            f"PPL {said.perplexity:.2f} is not exp of its NLL, {perplexity(said.nll_nats):.2f}"
+            + _mean_of_perplexities(subject, said)
+        )
+    # Two logits may tie within rounding, and then either may be the arg-max.
+    if abs(said.accuracy - accuracy) > 1e-4 + 2 / len(right):
+        wrong.append(f"accuracy {said.accuracy:.4f}, recomputed {accuracy:.4f}")
+    if not abs(said.bits_per_byte - bits) <= NLL_TOLERANCE * max(1.0, bits):
+        wrong.append(f"bits per byte {said.bits_per_byte:.4f}, recomputed {bits:.4f}")
+    wrong += _documents(subject, said)
+    return Check(
+        name="perplexity",
+        looked_at="validation NLL, PPL, accuracy, bits per byte and every document's NLL, recomputed plainly",
+        figure="; ".join(wrong)
+        or f"PPL {perplexity(nll):.2f}, NLL within {abs(said.nll_nats - nll):.1g} nats",
+        status="fail" if wrong else "pass",
+    )
+
+
+def _mean_of_perplexities(subject: Subject, said: ValidationRecord) -> str:
+    """Whether the recorded PPL is a mean of the PPL of batches."""
+    losses = subject.validation_losses[0].astype(np.float64)
+    settings = subject.prepared.settings.phase2
+    for size in (settings.chunk_positions, settings.batch_positions):
+        batches = [losses[start : start + size] for start in range(0, len(losses), size)]
+        for mean in (
+            float(np.mean([perplexity(float(batch.mean())) for batch in batches])),
+            perplexity(float(np.mean([batch.mean() for batch in batches]))),
+        ):
+            if len(batches) > 1 and math.isclose(mean, said.perplexity, rel_tol=1e-3):
+                return f"; averaging over batches of {size} instead of tokens gives it"
+    return ""
+
+
+def _documents(subject: Subject, said: ValidationRecord) -> list[str]:
+    if said.documents is None:
+        return []
+    tokens, recorded = said.documents.unpack()
+    losses, starts = subject.validation_losses[0], subject.prepared.corpus.validation.document_starts
+    ends = [*starts[1:].tolist(), len(losses) + 1]
+    # The first token of the stream is not scored; token t has loss t - 1.
+    sums = np.array(
+        [
+            losses[max(start - 1, 0) : end - 1].sum(dtype=np.float64)
+            for start, end in zip(starts.tolist(), ends, strict=True)
+        ]
+    )
+    if len(sums) != len(recorded):
+        return [f"{len(recorded)} documents instead of {len(sums)}"]
+    off = np.abs(sums - recorded) > NLL_TOLERANCE * np.maximum(tokens, 1) * 10 + 1e-3
+    return [f"{int(off.sum())} of {len(sums)} documents have another NLL"] if off.any() else []
+
+
+def _train_nll(subject: Subject) -> tuple[float, float]:
+    """Training NLL of the saved model on a part of the training text, nats per token, and its error."""
+    losses = np.concatenate([block_losses(subject.model, block)[0] for block in subject.training])
+    return float(losses.mean(dtype=np.float64)), float(losses.std(dtype=np.float64)) / math.sqrt(len(losses))
+
+
+def _training(subject: Subject, nll: float, error: float) -> Check:
+    record = subject.record.phase2
+    assert record is not None
+    limit = record.train_nll_nats + TRAIN_MARGIN + 4 * error
+    return Check(
+        name="training",
+        looked_at="training NLL of the saved model, against the mean over its best epoch",
+        figure=f"recomputed {nll:.3f}, recorded {record.train_nll_nats:.3f} nats (limit {limit:.3f})",
+        status="pass" if nll <= limit else "fail",
+    )
+
+
+def gap_check(record: RunRecord, train_nll: float, gaps: dict[str, float]) -> Check:
+    """Whether validation NLL less training NLL lies in the range that the baselines show.
+
+    The training NLL is that of the finished model: the mean over an epoch in which it still learned a lot
+    may exceed the validation NLL at its end.
+    """
+    looked_at = "validation NLL less the saved model's training NLL, against the range of it in " + ", ".join(
+        sorted(gaps)
+    )
+    assert record.validation is not None
+    gap = record.validation.nll_nats - train_nll
+    low, high = min(gaps.values()), max(gaps.values())
+    outside = max(low - gap, gap - high, 0.0)
+    warn, fail = GAP
+    status = "fail" if not outside <= fail else "warn" if outside > warn else "pass"
+    figure = f"{gap:.3f} nats; baselines {low:.3f} to {high:.3f}"
+    return Check.model_validate({"name": "gap", "looked_at": looked_at, "figure": figure, "status": status})

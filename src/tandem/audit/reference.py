@@ -1,0 +1,112 @@
+"""What the audit computes with: the recurrence and the loss again, plainly, sharing no code with training.
+
+Shape letters: T tokens, S blocks of consecutive tokens, n positions, C context_dim.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tandem.model import TandemForCausalLM
+
+POSITIONS = 512
+"""Positions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive tokens, their contexts, and the one before.
+
+    ids         [n + 1] int64: n tokens that are read, each of which predicts the one after it
+    previous    [n, C] contexts before each token
+    current     [n, C] contexts after it
+    """
+
+    ids: Tensor
+    previous: Tensor
+    current: Tensor
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+@torch.no_grad()
+def context_blocks(
+    model: TandemForCausalLM, ids: Tensor, starts: Tensor, length: int, warm_up: int
+) -> tuple[Tensor, Tensor]:
+    """Contexts before and after each token of S blocks, both [S, length, C], by the plain recurrence.
+
+    ids [T]; starts [S]. Every block is read from `warm_up` tokens before it, from a zero context, or from the
+    start of the stream where that is nearer. In double precision where the device has it. Past the end of
+    the stream the last token is repeated; what stands there means nothing.
+    """
+    block = copy.deepcopy(model.context_block)
+    block = block if model.device.type == "mps" else block.double()
+    dtype = next(block.parameters()).dtype
+    context = torch.zeros(len(starts), block.context_dim, dtype=dtype, device=ids.device)
+    previous, current = [], []
+    for step in range(-warm_up, length):
+        at = starts + step
+        tokens = ids[at.clamp(0, len(ids) - 1)]
+        context = context.masked_fill((at <= 0)[:, None], 0.0)
+        if model.config.boundary == "reset":
+            context = context.masked_fill((tokens == model.config.bos_token_id)[:, None], 0.0)
+        before, context = context, block(context, model.embed(tokens).to(dtype))
+        if step >= 0:
+            previous.append(before)
+            current.append(context)
+    return (torch.stack(previous, 1).to(model.dtype), torch.stack(current, 1).to(model.dtype))
+
+
+def whole_stream(model: TandemForCausalLM, ids: Tensor, warm_up: int, length: int = 256) -> Block:
+    """All of a stream [T] as one block of T − 1 positions."""
+    starts = torch.arange(0, len(ids), length, device=ids.device)
+    previous, current = (
+        part.flatten(0, 1)[: len(ids) - 1] for part in context_blocks(model, ids, starts, length, warm_up)
+    )
+    return Block(ids, previous, current)
+
+
+def spread_blocks(
+    model: TandemForCausalLM, ids: Tensor, warm_up: int, blocks: int = 32, length: int = 512
+) -> list[Block]:
+    """Blocks spread evenly over a stream; all of it, as one block, where it is no longer than they are."""
+    if len(ids) <= blocks * length:
+        return [whole_stream(model, ids, warm_up)]
+    starts = torch.linspace(0, len(ids) - 1 - length, blocks, device=ids.device, dtype=torch.float64).long()
+    previous, current = context_blocks(model, ids, starts, length, warm_up)
+    return [
+        Block(ids[start : start + length + 1], previous[number], current[number])
+        for number, start in enumerate(starts.tolist())
+    ]
+
+
+@torch.no_grad()
+def block_losses(
+    model: TandemForCausalLM,
+    block: Block,
+    previous: Tensor | None = None,
+    current: Tensor | None = None,
+    ahead: int = 1,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Loss in nats of each prediction in a block, and whether its arg-max is right, both [n].
+
+    `previous` and `current` [n, C] replace the block's own contexts; `ahead` says which token is scored (1:
+    the next one; where there is none, the last): both are there to explain figures that do not recompute.
+    """
+    previous = block.previous if previous is None else previous
+    current = block.current if current is None else current
+    losses, right = [], []
+    for start in range(0, len(block), POSITIONS):
+        at = torch.arange(start, min(start + POSITIONS, len(block)), device=block.ids.device)
+        hidden = model.token_block(previous[at], current[at], model.embed(block.ids[at]))
+        logits = F.linear(hidden, model.embedding.weight).float()
+        targets = block.ids[(at + ahead).clamp(max=len(block.ids) - 1)]
+        losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
+        right.append((logits.argmax(-1) == targets).cpu())
+    return torch.cat(losses).numpy(), torch.cat(right).numpy()

@@ -1,0 +1,174 @@
+"""Checks of the weights: what was frozen, what was trained, and whose phase 1 it is."""
+
+from collections.abc import Iterator
+
+from tandem.audit.subject import Subject
+from tandem.experiment.pipeline import count_parameters, phase1_fingerprint
+from tandem.records import Check, Parameters, PartRecord
+from tandem.training.trainable import model_parts
+
+
+def weight_checks(subject: Subject) -> Iterator[Check]:
+    """`frozen`, `trained`, `phase1` and `parameters` of one run."""
+    yield _frozen(subject)
+    yield _trained(subject)
+    yield _phase1(subject)
+    yield _parameters(subject)
+
+
+def _may_change(subject: Subject, part: str) -> bool:
+    """Whether any phase of this run was to train the part."""
+    if part.startswith("token_block"):
+        return True
+    if part.startswith("context_block"):
+        return subject.record.kind == "tandem"
+    return part in ("embedding", "lm_head") and subject.prepared.settings.embeddings.trained
+
+
+def _frozen(subject: Subject) -> Check:
+    looked_at = "weights that no phase may change, against those the run started from; hashes of each phase"
+    initial, now = subject.initial_parts, subject.parts
+    moved = [part for part in now if not _may_change(subject, part) and now[part] != initial[part]]
+    phases = _phases(subject)
+    moved += [
+        f"{record.part} (in {phase})"
+        for phase, parts in phases.items()
+        for record in parts
+        if record.before != record.after and not record.trained
+    ]
+    # What phase 1 left is what phase 2 found, and what phase 2 left is what was saved.
+    after = {record.part: record.after for record in phases.get("phase 1", ())}
+    for record in phases.get("phase 2", ()):
+        if record.part.startswith("context_block") and after.get(record.part, record.before) != record.before:
+            moved.append(f"{record.part} (between the phases)")
+        if record.after != now.get(record.part):
+            moved.append(f"{record.part} (after phase 2)")
+    if moved:
+        return _check("frozen", looked_at, f"changed: {', '.join(dict.fromkeys(moved))}", "fail")
+    count = sum(not _may_change(subject, part) for part in now)
+    if "phase 2" not in phases:
+        return _check("frozen", looked_at, f"{count} parts unchanged; the record has no hashes", "warn")
+    return _check("frozen", looked_at, f"{count} parts unchanged", "pass")
+
+
+def _trained(subject: Subject) -> Check:
+    looked_at = "every part that a phase trains: did a gradient reach it, and did it change"
+    phases = _phases(subject)
+    if not phases:
+        return _check("trained", looked_at, "the record has no hashes (schema 1)", "skip")
+    wrong = []
+    for phase, parts in phases.items():
+        for record in parts:
+            if record.trained and record.before == record.after:
+                wrong.append(f"{record.part} did not change in {phase}")
+            elif record.trained and not record.gradient:
+                wrong.append(f"no gradient reached all of {record.part} in {phase}")
+            elif not record.trained and record.gradient:
+                wrong.append(f"a gradient reached {record.part} in {phase}")
+        expected = {part for part in subject.parts if _trains(subject, phase, part)}
+        said = {record.part for record in parts if record.trained}
+        if expected != said:
+            wrong.append(f"{phase} was to train {_names(expected)}, and trained {_names(said)}")
+    unchanged = [
+        part
+        for part, print_now in subject.parts.items()
+        if _may_change(subject, part) and print_now == subject.initial_parts[part]
+    ]
+    wrong += [f"{part} is as it was before training" for part in unchanged]
+    count = sum(record.trained for parts in phases.values() for record in parts)
+    return _check(
+        "trained",
+        looked_at,
+        "; ".join(dict.fromkeys(wrong)) or f"{count} parts trained",
+        "fail" if wrong else "pass",
+    )
+
+
+def _trains(subject: Subject, phase: str, part: str) -> bool:
+    if phase == "phase 1":
+        return part.startswith("context_block")
+    return part.startswith("token_block") or (
+        part in ("embedding", "lm_head") and subject.prepared.settings.embeddings.trained
+    )
+
+
+def _phase1(subject: Subject) -> Check:
+    looked_at = "phase 1: start and result, against this depth and seed and the saved ContextBlock"
+    record = subject.record
+    if record.kind == "untrained":
+        same = all(
+            subject.parts[part] == subject.initial_parts[part]
+            for part in subject.parts
+            if part.startswith("context_block")
+        )
+        said = "the control's ContextBlock has the weights it started with"
+        return _check(
+            "phase1", looked_at, said if same else "the control was trained", "pass" if same else "fail"
+        )
+    assert record.phase1 is not None
+    ours = [part for part in record.phase1.parts if part.part.startswith("context_block")]
+    if not ours:
+        return _check("phase1", looked_at, "the record has no hashes (schema 1)", "skip")
+    wrong = []
+    if any(part.before != subject.initial_parts[part.part] for part in ours):
+        wrong.append(f"it did not start from the weights of seed {subject.seed}{_of_sibling(subject, ours)}")
+    if any(part.after != subject.parts[part.part] for part in ours):
+        wrong.append("its result is not the ContextBlock that was saved")
+    converged = record.phase1.convergence_rate >= subject.prepared.settings.phase1.convergence_stop
+    if (record.phase1.stopped == "converged") != converged:
+        wrong.append(
+            f"it says '{record.phase1.stopped}' at a convergence rate of {record.phase1.convergence_rate:.1%}"
+        )
+    inputs = phase1_fingerprint(subject.prepared, subject.configuration.context_layers, subject.seed)
+    return _check(
+        "phase1", looked_at, "; ".join(wrong) or f"inputs {inputs}, hashes agree", "fail" if wrong else "pass"
+    )
+
+
+def _of_sibling(subject: Subject, ours: list[PartRecord]) -> str:
+    """The other seed of the experiment whose phase 1 this is, if it is one's."""
+    for sibling in subject.siblings:
+        if sibling.seed == subject.seed or sibling.phase1 is None:
+            continue
+        theirs = [part for part in sibling.phase1.parts if part.part.startswith("context_block")]
+        if [part.after for part in theirs] == [part.after for part in ours]:
+            return f"; the phase 1 of {sibling.run} has the same result"
+    return ""
+
+
+def _parameters(subject: Subject) -> Check:
+    looked_at = "recorded parameter counts, against the saved model and the parts that really changed"
+    said = subject.record.parameters
+    assert said is not None
+    settings = subject.prepared.settings
+    counted = count_parameters(subject.model, settings.embeddings.trained, subject.record.kind == "tandem")
+    wrong = [
+        f"{name} {getattr(said, name):,} (counted {getattr(counted, name):,})"
+        for name in Parameters.model_fields
+        if getattr(said, name) != getattr(counted, name)
+    ]
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model_parts(subject.model)}
+    for phase, parts in _phases(subject).items():
+        changed = sum(
+            sizes.get(r.part, 0) for r in parts if r.before != r.after and r.part != "lm_head"
+        )  # the head is the embedding, counted there
+        trained = said.trained_phase1 if phase == "phase 1" else said.trained_phase2
+        if changed != trained:
+            wrong.append(f"{phase} is said to train {trained:,} and changed {changed:,}")
+    return _check(
+        "parameters", looked_at, "; ".join(wrong) or f"{counted.total:,} in all", "fail" if wrong else "pass"
+    )
+
+
+def _phases(subject: Subject) -> dict[str, tuple[PartRecord, ...]]:
+    record = subject.record
+    phases = {"phase 1": record.phase1, "phase 2": record.phase2}
+    return {name: phase.parts for name, phase in phases.items() if phase is not None and phase.parts}
+
+
+def _names(parts: set[str]) -> str:
+    return ", ".join(sorted(parts)) or "nothing"
+
+
+def _check(name: str, looked_at: str, figure: str, status: str) -> Check:
+    return Check.model_validate({"name": name, "looked_at": looked_at, "figure": figure, "status": status})

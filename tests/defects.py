@@ -1,0 +1,305 @@
+"""Mistakes to plant into otherwise correct runs: each is one that somebody makes, or has made.
+
+`plant(name, patch)` puts one in place through pytest's MonkeyPatch (or anything with its `setattr`), for as
+long as that lasts. The audit must name every one (tests/test_audit.py); three of them are those of the
+original experiment, whose effect bench/seed_findings.py measures.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tandem.contexts import previous_contexts
+from tandem.contexts.stream import Stream
+from tandem.cross_entropy import token_nll
+from tandem.experiment import pipeline, runner
+from tandem.metrics import Score, perplexity
+from tandem.model import modeling_tandem
+from tandem.text import splits
+from tandem.tokens import prepare
+from tandem.tokens.tokenizer import train_bpe
+from tandem.training import phase2
+from tandem.training.initialization import generator_for
+
+
+class Patch(Protocol):
+    """What plants: pytest's MonkeyPatch."""
+
+    def setattr(self, target: object, name: str, value: object) -> None:
+        """Replace an attribute for a while."""
+
+
+Defect = Callable[[Patch], None]
+
+
+def _contexts(patch: Patch, split: str, change: Callable[[Any, Stream, Tensor], Tensor]) -> None:
+    """Change the contexts of one split, as pipeline computes them: training first, then validation."""
+    real, calls = pipeline.compute_contexts, [0]
+
+    def changed(model: Any, stream: Stream, settings: Any) -> Any:
+        contexts, record = real(model, stream, settings)
+        calls[0] += 1
+        if split == ("train", "validation")[(calls[0] - 1) % 2]:
+            contexts = change(model, stream, contexts)
+        return contexts, record
+
+    patch.setattr(pipeline, "compute_contexts", changed)
+
+
+def zero_validation_contexts(patch: Patch) -> None:
+    """The original experiment's C1T2: a validation cache that was never written."""
+    _contexts(patch, "validation", lambda _model, _stream, contexts: torch.zeros_like(contexts))
+
+
+def zero_training_contexts(patch: Patch) -> None:
+    """The same for training."""
+    _contexts(patch, "train", lambda _model, _stream, contexts: torch.zeros_like(contexts))
+
+
+def late_validation_contexts(patch: Patch) -> None:
+    """Contexts off by one: those of the token before."""
+    _contexts(patch, "validation", lambda _model, _stream, contexts: contexts.roll(1, 0))
+
+
+def early_training_contexts(patch: Patch) -> None:
+    """Contexts off by one the other way: those of the token that is to be predicted."""
+    _contexts(patch, "train", lambda _model, _stream, contexts: contexts.roll(-1, 0))
+
+
+def noise_at_evaluation(patch: Patch) -> None:
+    """Phase 1's noise left on."""
+    _contexts(
+        patch,
+        "validation",
+        lambda _model, _stream, contexts: (
+            contexts + 0.1 * torch.randn(contexts.shape, generator=generator_for(0, "defect"))
+        ),
+    )
+
+
+def noisy_sweep_for_training(patch: Patch) -> None:
+    """The original experiment: training contexts are one noisy Jacobi sweep, validation is sequential."""
+
+    @torch.no_grad()
+    def swept(model: Any, stream: Stream, contexts: Tensor) -> Tensor:
+        draws = generator_for(0, "defect")
+        parts = []
+        for at in torch.arange(len(contexts)).split(4096):
+            read = previous_contexts(contexts, at, stream.restart, wrap=True)
+            read = read + 0.1 * torch.randn(read.shape, generator=draws)
+            parts.append(model.context_block(read, model.embed(stream.ids[at])))
+        return torch.cat(parts)
+
+    _contexts(patch, "train", swept)
+
+
+def stale_contexts(patch: Patch) -> None:
+    """Contexts of the ContextBlock as it was before phase 1, from a cache nobody refreshed."""
+    real = pipeline._contexts_of
+
+    def stale(model: Any, train: Any, validation: Any, settings: Any) -> Any:
+        trained = {k: v.clone() for k, v in model.context_block.state_dict().items()}
+        depth = len(model.context_block.layers)
+        pipeline.initialize_block(model.context_block, model, generator_for(0, "context_block", depth))
+        made = real(model, train, validation, settings)
+        model.context_block.load_state_dict(trained)
+        return made
+
+    patch.setattr(pipeline, "_contexts_of", stale)
+
+
+def no_burn_in(patch: Patch) -> None:
+    """Segments that start from zero, with nothing read before them."""
+
+    def cut(model: Any, stream: Stream, _contexts: Tensor) -> Tensor:
+        pieces = [Stream(part, None) for part in stream.ids.split(64)]
+        blocks = [
+            modeling_tandem.sequential_contexts(model.context_block, model.embed(p.ids)[None]) for p in pieces
+        ]
+        return torch.cat([current[0] for _, current in blocks])
+
+    _contexts(patch, "validation", torch.no_grad()(cut))
+
+
+def previous_context_for_a_single_layer(patch: Patch) -> None:
+    """The original experiment's C2T1: the only token layer reads the context before the token."""
+
+    def forward(self: Any, previous: Tensor, current: Tensor, token_embeds: Tensor) -> Tensor:
+        contexts = {"previous": previous, "current": current, None: None}
+        x = token_embeds
+        for layer, reads in zip(self.layers, self.reads, strict=True):
+            x = layer(contexts["previous" if len(self.layers) == 1 else reads], x)
+        return x
+
+    patch.setattr(modeling_tandem.TokenBlock, "forward", forward)
+
+
+def look_ahead(patch: Patch) -> None:
+    """The context of the next token is read in place of the current one."""
+    real = modeling_tandem.sequential_contexts
+
+    def ahead(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        previous, current = real(*args, **kwargs)
+        return previous, torch.cat((current[:, 1:], current[:, -1:]), dim=1)
+
+    patch.setattr(modeling_tandem, "sequential_contexts", ahead)
+
+
+def frozen_part_moves(patch: Patch) -> None:
+    """The ContextBlock drifts while the TokenBlock is trained."""
+    real = phase2._one_epoch
+
+    def drifting(model: Any, *args: Any) -> float:
+        with torch.no_grad():
+            model.context_block.layers[0].linear.weight.mul_(1.01)
+        return real(model, *args)
+
+    patch.setattr(phase2, "_one_epoch", drifting)
+
+
+def head_trained_by_accident(patch: Patch) -> None:
+    """The embedding, and with it the head, is handed to the optimizer."""
+    real = pipeline.train_token_block
+
+    def with_head(*args: Any, **kwargs: Any) -> Any:
+        return real(*args, **{**kwargs, "train_embedding": True})
+
+    patch.setattr(pipeline, "train_token_block", with_head)
+
+
+def parameters_left_out(patch: Patch) -> None:
+    """The optimizer is given all but the first token layer's weight."""
+    real = torch.optim.Adam
+
+    def fewer(parameters: Any, **kwargs: Any) -> Any:
+        left = list(parameters)
+        return real(left[4:] if len(left) > 4 else left[:1], **kwargs)
+
+    patch.setattr(phase2.torch.optim, "Adam", fewer)
+
+
+def phase1_of_another_seed(patch: Patch) -> None:
+    """Every seed takes up the phase 1 of seed 0."""
+    path, inputs = runner.phase1_path, runner.phase1_fingerprint
+    patch.setattr(runner, "phase1_path", lambda run_dir, layers, _seed: path(run_dir, layers, 0))
+    patch.setattr(runner, "phase1_fingerprint", lambda prepared, layers, _seed: inputs(prepared, layers, 0))
+
+
+def wrong_tokenizer_at_evaluation(patch: Patch) -> None:
+    """Validation is encoded with another vocabulary of the same size."""
+    real, calls = prepare.encode_documents, [0]
+
+    def other(documents: Any, tokenizer: Any, *rest: Any) -> Any:
+        calls[0] += 1
+        if calls[0] % 2 == 0:
+            tokenizer = train_bpe(
+                ["".join(sorted(text)) for text in documents], prepare.vocab_size(tokenizer)
+            )
+        return real(documents, tokenizer, *rest)
+
+    patch.setattr(prepare, "encode_documents", other)
+
+
+def last_batch_dropped(patch: Patch) -> None:
+    """The last partial batch does not count."""
+    real = phase2.score_stream
+
+    def dropped(model: Any, stream: Any, contexts: Any, chunk: int) -> Score:
+        score = real(model, stream, contexts, chunk)
+        kept = len(score.losses) // chunk * chunk
+        return Score.of(score.losses[:kept], round(score.accuracy * kept))
+
+    patch.setattr(phase2, "score_stream", dropped)
+
+
+def averaged_over_batches(patch: Patch) -> None:
+    """PPL is exp of the mean of batch means, not of the mean over tokens."""
+    real = pipeline.validation_record
+
+    def averaged(score: Score, tokens: Any) -> Any:
+        batches = np.split(score.losses, range(256, len(score.losses), 256))
+        nll = float(np.mean([batch.mean() for batch in batches]))
+        return real(replace(score, nll_nats=nll), tokens)
+
+    patch.setattr(pipeline, "validation_record", averaged)
+
+
+def mean_of_perplexities(patch: Patch) -> None:
+    """PPL is the mean of the PPL of batches."""
+    real = pipeline.validation_record
+
+    def averaged(score: Score, tokens: Any) -> Any:
+        batches = np.split(score.losses, range(256, len(score.losses), 256))
+        mean = float(np.mean([perplexity(float(batch.mean())) for batch in batches]))
+        return real(score, tokens).model_copy(update={"perplexity": mean})
+
+    patch.setattr(pipeline, "validation_record", averaged)
+
+
+def scored_token_is_the_current_one(patch: Patch) -> None:
+    """Targets off by one at evaluation: what is scored has just been read."""
+
+    @torch.no_grad()
+    def shifted(model: Any, stream: Stream, contexts: Tensor, chunk: int) -> Score:
+        losses, correct = [], 0
+        for at in torch.arange(len(stream) - 1).split(chunk):
+            before = previous_contexts(contexts, at, stream.restart, wrap=False)
+            hidden = model.token_block(before, contexts[at], model.embed(stream.ids[at]))
+            nll, best = token_nll(hidden, model.embedding.weight, stream.ids[at])
+            losses.append(nll)
+            correct += int((best == stream.ids[at]).sum())
+        return Score.of(torch.cat(losses).numpy(), correct)
+
+    patch.setattr(phase2, "score_stream", shifted)
+
+
+def trained_on_shifted_targets(patch: Patch) -> None:
+    """Targets off by one in training: the token after next."""
+    real = phase2.mean_nll
+    patch.setattr(
+        phase2, "mean_nll", lambda hidden, head, targets, chunk: real(hidden, head, targets.roll(-1), chunk)
+    )
+
+
+def norm_counted_as_trained(patch: Patch) -> None:
+    """The original experiment: embed_norm counted as trained, though no gradient reached it."""
+    real = runner.count_parameters
+
+    def counted(*args: Any) -> Any:
+        counts = real(*args)
+        return counts.model_copy(update={"trained_phase2": counts.trained_phase2 + counts.embed_norm})
+
+    patch.setattr(runner, "count_parameters", counted)
+
+
+def other_weights_saved(patch: Patch) -> None:
+    """What is saved is not what was scored."""
+    real = runner.save_model
+
+    def saved(folder: Any, trained: Any, *rest: Any) -> None:
+        with torch.no_grad():
+            trained.model.token_block.layers[0].linear.bias.add_(0.05)
+        real(folder, trained, *rest)
+
+    patch.setattr(runner, "save_model", saved)
+
+
+def duplicates_across_splits(patch: Patch) -> None:
+    """The check that keeps validation documents out of training is off."""
+    patch.setattr(splits, "_count_overlap", lambda *_given: 0)
+
+
+def edited_record(run_dir: Path) -> None:
+    """Somebody improves a figure by hand."""
+    path = run_dir / "records.jsonl"
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["validation"]["nll_nats"] -= 0.1
+        line["validation"]["perplexity"] = perplexity(line["validation"]["nll_nats"])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")

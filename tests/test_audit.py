@@ -1,0 +1,254 @@
+"""The audit names every planted defect, and raises no alarm where there is none."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import defects
+import pytest
+from conftest import sentences, tiny, write_jsonl
+
+from tandem.audit import audit
+from tandem.experiment.runner import Unwatched, run_experiment
+from tandem.records import AuditRecord, read_audit, read_records
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A defect, what the audit must say of it, and the experiment it is planted into.
+
+    named      checks that must fail, each with words that its figure must hold
+    remains    whether the mistake is in the program, and so is still there when the audit runs
+    """
+
+    plant: Callable[[pytest.MonkeyPatch], None]
+    named: dict[str, str]
+    configuration: tuple[int, int] = (1, 1)
+    seeds: tuple[int, ...] = (0,)
+    remains: bool = False
+
+
+PLANTED = {
+    "validation contexts all zero": Planted(
+        defects.zero_validation_contexts,
+        {"contexts": "all zero", "distribution": "zero vectors 1", "perplexity": "all zero give it"},
+        (1, 2),
+    ),
+    "training contexts all zero": Planted(
+        defects.zero_training_contexts, {"contexts": "train: they are all zero"}
+    ),
+    "contexts off by one": Planted(
+        defects.late_validation_contexts,
+        {"contexts": "those of the token before", "perplexity": "reads the previous context"},
+    ),
+    "contexts that look ahead": Planted(
+        defects.early_training_contexts, {"contexts": "train: they are those of the token after"}
+    ),
+    "noise left on at evaluation": Planted(
+        defects.noise_at_evaluation, {"contexts": "noise of standard deviation 0.1"}
+    ),
+    "noisy sweep as training contexts": Planted(
+        defects.noisy_sweep_for_training, {"contexts": "train: they differ"}
+    ),
+    "stale context cache": Planted(defects.stale_contexts, {"contexts": "before phase 1 (stale)"}),
+    "no burn-in": Planted(defects.no_burn_in, {"contexts": "validation: they differ"}),
+    "single layer trained on the previous context": Planted(
+        defects.previous_context_for_a_single_layer, {"perplexity": "reads the previous context"}, (2, 1)
+    ),
+    "single layer that reads the previous context": Planted(
+        defects.previous_context_for_a_single_layer,
+        {"reads": "token layer 1 of 1 reads the previous context instead of the current context"},
+        (2, 1),
+        remains=True,
+    ),
+    "look-ahead in the model": Planted(defects.look_ahead, {"causality": "depend on it"}, remains=True),
+    "frozen part that moves": Planted(
+        defects.frozen_part_moves, {"frozen": "context_block.layers.0 (in phase 2)"}
+    ),
+    "head trained by accident": Planted(
+        defects.head_trained_by_accident, {"frozen": "embedding", "parameters": "phase 2 is said to train"}
+    ),
+    "part left out of the optimizer": Planted(
+        defects.parameters_left_out, {"trained": "token_block.layers.0 did not change"}, (1, 2)
+    ),
+    "phase 1 of another seed": Planted(
+        defects.phase1_of_another_seed,
+        {"phase1": "did not start from the weights of seed 1; the phase 1 of C1T1-seed0"},
+        seeds=(0, 1),
+    ),
+    "wrong tokenizer at evaluation": Planted(
+        defects.wrong_tokenizer_at_evaluation, {"tokens": "validation text: document 1 has other tokens"}
+    ),
+    "last partial batch dropped": Planted(
+        defects.last_batch_dropped, {"counts": "validation scored", "perplexity": "last partial batch"}
+    ),
+    "PPL averaged over batches": Planted(
+        defects.averaged_over_batches, {"perplexity": "averaging over batches of 256"}
+    ),
+    "mean of the PPL of batches": Planted(
+        defects.mean_of_perplexities, {"perplexity": "averaging over batches of 256"}
+    ),
+    "current token scored": Planted(
+        defects.scored_token_is_the_current_one, {"perplexity": "scoring the current token gives it"}
+    ),
+    "trained on shifted targets": Planted(defects.trained_on_shifted_targets, {"training": "recomputed"}),
+    "norm counted as trained": Planted(defects.norm_counted_as_trained, {"parameters": "is said to train"}),
+    "other weights saved": Planted(
+        defects.other_weights_saved, {"frozen": "token_block.layers.0 (after phase 2)", "perplexity": "NLL"}
+    ),
+}
+
+
+def failed(found: AuditRecord) -> dict[str, str]:
+    """Figures of the checks that failed."""
+    return {check.name: check.figure for _, check in found.failed()}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_every_planted_defect_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = PLANTED[name]
+    # Defects can reach the store of prepared tokens, so each test has one of its own.
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
+    text = write_jsonl(tmp_path / "text.jsonl", sentences(60))
+    settings = tiny(
+        text,
+        configurations=(planted.configuration,),
+        seeds=planted.seeds,
+        output=str(tmp_path / "run"),
+        phase2={"chunk_positions": 256},
+    )
+    with monkeypatch.context() as patch:
+        planted.plant(patch)
+        run_dir, records = run_experiment(settings, Unwatched())
+        assert [record.failure for record in records] == [None] * len(records)
+        found = audit(run_dir) if planted.remains else None
+    found = found or audit(run_dir)
+    figures = failed(found)
+    for check, words in planted.named.items():
+        assert check in figures, f"{check} did not fail; failed: {figures}"
+        assert words in figures[check]
+
+
+def test_validation_text_inside_training_is_named(tmp_path: Path) -> None:
+    documents = sentences(60)
+    inside = write_jsonl(
+        tmp_path / "train.jsonl", [*documents[5:], "Before. " + documents[2] + " And after."]
+    )
+    validation = write_jsonl(tmp_path / "valid.jsonl", documents[:5])
+    settings = tiny(
+        inside,
+        configurations=((1, 1),),
+        seeds=(0,),
+        output=str(tmp_path / "run"),
+        data={"validation": str(validation)},
+    )
+    run_dir, _ = run_experiment(settings, Unwatched())
+    assert "1 of 5 with 80% or more" in failed(audit(run_dir))["leakage"]
+
+
+def test_duplicates_across_splits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = sentences(60)
+    settings = tiny(
+        write_jsonl(tmp_path / "train.jsonl", documents),
+        configurations=((1, 1),),
+        seeds=(0,),
+        output=str(tmp_path / "run"),
+        data={"validation": str(write_jsonl(tmp_path / "valid.jsonl", documents[:5]))},
+    )
+    defects.duplicates_across_splits(monkeypatch)
+    run_dir, _ = run_experiment(settings, Unwatched())
+    assert "5 of 5 documents also in training" in failed(audit(run_dir))["leakage"]
+
+
+def test_an_edited_record_is_named(tmp_path: Path, text_file: Path) -> None:
+    settings = tiny(text_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"))
+    run_dir, _ = run_experiment(settings, Unwatched())
+    defects.edited_record(run_dir)
+    assert "recomputed" in failed(audit(run_dir))["perplexity"]
+
+
+LONG = [" ".join(part) for part in zip(*[iter(sentences(90, seed=3))] * 3, strict=False)]
+JAPANESE = [
+    f"第{n}章。" + "文脈を一つのベクトルに畳み込み、次の語を予測する。" * (n % 5 + 2) for n in range(60)
+]
+CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
+    "C1T1": (sentences(60), {}),
+    "C2T3": (sentences(60), {"configurations": ((2, 3),)}),
+    "C3T2": (sentences(60), {"configurations": ((3, 2),)}),
+    "C1T4": (sentences(60), {"configurations": ((1, 4),)}),
+    "documents reset the context": (sentences(60), {"model": {"boundary": "reset"}}),
+    "reset and two token layers": (
+        sentences(60),
+        {"model": {"boundary": "reset"}, "configurations": ((1, 2),)},
+    ),
+    "trained embeddings": (sentences(60), {"embeddings": {"trained": True}, "phase2": {"max_epochs": 3}}),
+    "trained embeddings, two layers": (
+        sentences(60),
+        {"embeddings": {"trained": True}, "configurations": ((2, 2),)},
+    ),
+    "random embeddings": (sentences(60), {"embeddings": {"source": "random"}}),
+    "shuffled small batches": (sentences(60), {"phase2": {"shuffle": True, "batch_positions": 64}}),
+    "many epochs": (sentences(60), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
+    "a text as separator": (sentences(60), {"data": {"separator": "\n\n"}}),
+    "no separator": (sentences(60), {"data": {"separator": ""}}),
+    "sequential loop": (sentences(40), {"contexts": {"method": "loop"}}),
+    "a fixed burn-in": (sentences(60), {"contexts": {"burn_in": 200}}),
+    "long documents": (LONG, {"data": {"validation_fraction": 0.2}}),
+    "Japanese": (JAPANESE, {"tokenizer": {"vocab_size": 320}}),
+    "a larger vocabulary": (sentences(200), {"tokenizer": {"vocab_size": 420}, "model": {"context_dim": 40}}),
+    "one long validation document": (
+        [*sentences(40), " ".join(sentences(8, seed=7))],
+        {"data": {"validation_fraction": 0.3}},
+    ),
+    "part of phase 1's tokens": (sentences(60), {"phase1": {"max_tokens": 1500, "max_iterations": 20}}),
+    "converged phase 1": (sentences(60), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
+    "without training of the contexts": (sentences(60), {"baselines": {"models": ("untrained", "bigram")}}),
+}
+
+
+@pytest.mark.parametrize("shape", CLEAN)
+def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
+    documents, more = CLEAN[shape]
+    settings = tiny(
+        write_jsonl(tmp_path / "text.jsonl", documents),
+        **{"configurations": ((1, 1),), "seeds": (0,), "output": str(tmp_path / "run"), **more},
+    )
+    run_dir, records = run_experiment(settings, Unwatched())
+    assert [record.failure for record in records] == [None] * len(records)
+    found = audit(run_dir)
+    alarms = {
+        f"{run.run}: {check.name} {check.status}": check.figure
+        for run in found.runs
+        for check in run.checks
+        if check.status in ("warn", "fail")
+    }
+    assert not alarms
+    assert {check.name for run in found.runs for check in run.checks if check.status == "pass"} >= {
+        *("tokens", "frozen", "trained", "phase1", "parameters", "reads", "causality", "forward"),
+        *("contexts", "distribution", "counts", "perplexity", "training", "gap"),
+    }
+
+
+def test_a_model_folder_is_audited_alone(tmp_path: Path, text_file: Path) -> None:
+    settings = tiny(text_file, configurations=((1, 2),), seeds=(0,), output=str(tmp_path / "run"))
+    run_dir, _ = run_experiment(settings, Unwatched())
+    folder = run_dir / "models" / "C1T2-seed0"
+    found = audit(folder)
+    assert found.status == "pass"
+    assert read_audit(folder) == found
+    record = json.loads((folder / "record.json").read_text("utf-8"))
+    record["validation"]["accuracy"] += 0.1
+    (folder / "record.json").write_text(json.dumps(record), "utf-8")
+    assert "accuracy" in failed(audit(folder))["perplexity"]
+
+
+def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, text_file: Path) -> None:
+    settings = tiny(
+        text_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"), save_models=False
+    )
+    run_dir, _ = run_experiment(settings, Unwatched())
+    found = audit(run_dir)
+    assert found.status == "pass"
+    assert [c.status for c in found.runs[-1].checks if c.name == "model"] == ["skip"]
+    assert {run.run for run in found.runs} == {None, *(record.run for record in read_records(run_dir))}
