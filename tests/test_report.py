@@ -1,8 +1,7 @@
-"""The report: its statistics against scipy and by hand, its claims, its files in both languages."""
+"""The report: its claims, its choice, its files in both languages."""
 
 import itertools
 import math
-import random
 import re
 import string
 import subprocess
@@ -14,30 +13,25 @@ from xml.etree import ElementTree
 
 import pytest
 from jinja2.filters import do_striptags as striptags
-from scipy import stats
+from report_records import (
+    GRID,
+    as_schema_1,
+    make_audit,
+    make_baselines,
+    make_grid,
+    make_manifest,
+    make_record,
+    write_run_dir,
+)
 
 from tandem.errors import RunDirError
-from tandem.records import (
-    ContextsRecord,
-    DataRecord,
-    Environment,
-    Manifest,
-    Parameters,
-    Phase1Iteration,
-    Phase1Record,
-    Phase2Epoch,
-    Phase2Record,
-    RunRecord,
-    ScanRecord,
-    append_record,
-    write_manifest,
-)
+from tandem.records import RunRecord
 from tandem.report import summary_rows, write_report
 from tandem.report.analysis import analyse
 from tandem.report.choice import choose
 from tandem.report.findings import conclusions, phase1_findings
 from tandem.report.original import Outcome, claims, load_original
-from tandem.report.statistics import Verdict, holm, paired, perplexity, spread, verdict
+from tandem.report.statistics import Verdict, spread
 from tandem.report.wording import (
     LANGUAGES,
     count_short,
@@ -49,218 +43,6 @@ from tandem.report.wording import (
     plus_minus,
     seconds_text,
 )
-
-C, E, V = 500, 768, 50_257
-NLL = {"C1T1": 4.85, "C2T1": 4.93, "C1T2": 4.80, "C2T2": 4.88}
-
-
-def make_record(
-    context_layers: int = 1,
-    token_layers: int = 1,
-    seed: int = 0,
-    *,
-    nll: float | None = None,
-    iterations: int | None = None,
-    stopped: str = "converged",
-    phase2_stopped: str = "patience",
-    failure: str | None = None,
-    device_name: str = "NVIDIA L4",
-    text_fingerprint: str = "5f0c1a9be2d7",
-) -> RunRecord:
-    """A record with the sizes of the original experiment and values that depend on the seed alone."""
-    noise = random.Random(f"{context_layers} {token_layers} {seed}")
-    name = f"C{context_layers}T{token_layers}"
-    if nll is None:
-        nll = NLL.get(name, 4.9) + 0.03 * random.Random(seed).gauss(0, 1) + noise.gauss(0, 0.002)
-    iterations = iterations or (30 if context_layers == 1 else 14) + random.Random(seed).randint(-1, 1)
-    context_block, token_block = context_layers * 635_500, token_layers * 976_128
-    total = V * E + 2 * E + context_block + token_block
-    phase1 = Phase1Record(
-        iterations=iterations,
-        stopped=stopped,
-        convergence_rate=0.92 if stopped == "converged" else 0.71,
-        effective_rank_train=0.78 + noise.gauss(0, 0.004),
-        effective_rank_validation=0.797 + noise.gauss(0, 0.004),
-        tokens=2_403_563,
-        seconds_s=9.5 * iterations,
-        history=tuple(
-            Phase1Iteration(
-                iteration=i,
-                loss=-0.3 * (1 - math.exp(-i / 9)) + noise.gauss(0, 0.002),
-                grad_norm=1.3,
-                convergence_rate=0.92 / (1 + math.exp(-(i - 0.7 * iterations) * 6 / iterations)),
-                seconds_s=9.5 * i,
-            )
-            for i in range(2, iterations + 1)
-        ),
-    )
-    epochs = 9 + noise.randint(-2, 2)
-    history = tuple(
-        Phase2Epoch(
-            epoch=e,
-            train_nll_nats=nll - 0.35 + 2.2 * math.exp(-e / 2.4) - 0.01 * e,
-            validation_nll_nats=nll + 1.4 * math.exp(-e / 2.0) * (e < epochs),
-            validation_accuracy=0.247 - 0.1 * math.exp(-e / 2.0),
-            seconds_s=55.0 * e,
-        )
-        for e in range(1, epochs + 1)
-    )
-    phase2 = Phase2Record(
-        best_epoch=epochs,
-        epochs=epochs + (phase2_stopped == "patience"),
-        stopped=phase2_stopped,
-        train_nll_nats=history[-1].train_nll_nats,
-        train_perplexity=perplexity(history[-1].train_nll_nats),
-        validation_nll_nats=nll,
-        validation_perplexity=perplexity(nll),
-        validation_accuracy=0.247 - 0.12 * (nll - 4.85) + noise.gauss(0, 0.0008),
-        validation_bits_per_byte=nll / math.log(2) / 4.5,
-        seconds_s=55.0 * epochs,
-        history=history,
-    )
-    scan = ScanRecord(
-        method="scan", tokens=22_723, segments=47, burn_in=160, loop_error=3.9e-6, join_error=2.1e-6,
-        checked_tokens=2048, tolerance=1e-5, seconds_s=0.5,
-    )  # fmt: skip
-    done = failure is None
-    here = token_layers == 1
-    return RunRecord(
-        run=f"{name}-seed{seed}",
-        experiment="layers",
-        configuration=name,
-        context_layers=context_layers,
-        token_layers=token_layers,
-        embed_dim=E,
-        context_dim=C,
-        seed=seed,
-        status="finished" if done else "failed",
-        failure=failure,
-        settings_fingerprint="9a1de07744c2",
-        data=DataRecord(
-            train_source="hf:HuggingFaceH4/ultrachat_200k:train_sft[:2000]",
-            validation_source="hf:HuggingFaceH4/ultrachat_200k:train_sft[50000:50020]",
-            train_documents=2000, train_tokens=2_403_563, train_bytes=10_800_112,
-            validation_documents=20, validation_tokens=22_723, validation_bytes=102_411,
-            duplicates_dropped=3, overlap_documents=0, vocab_size=V, tokenizer="gpt2",
-            text_fingerprint=text_fingerprint, tokenizer_fingerprint="0b77", tokens_fingerprint="c0ffee12",
-            embeddings="gpt2", embeddings_trained=False, embeddings_fingerprint="77ab",
-        ),
-        environment=Environment(
-            device="cuda", device_name=device_name, device_memory_bytes=23_800_000_000,
-            cpu_count=8, threads=4, platform="Linux-6.1-x86_64", python="3.12.4", torch="2.12.0",
-            transformers="5.1.0", tandem="0.1.0", code_fingerprint="e41b8d02", git_commit="3f1c9ab",
-        ),
-        parameters=Parameters(
-            embedding=V * E, embed_norm=2 * E, context_block=context_block, token_block=token_block,
-            total=total, trained_phase1=context_block, trained_phase2=token_block + 2 * E,
-        ),
-        phase1=phase1 if done else None,
-        phase1_computed_here=here if done else None,
-        contexts=ContextsRecord(train=scan, validation=scan, seconds_s=1.0) if done else None,
-        phase2=phase2 if done else None,
-        seconds_spent_s=(phase1.seconds_s if here else 0) + phase2.seconds_s if done else 12.5,
-        seconds_alone_s=phase1.seconds_s + phase2.seconds_s if done else 12.5,
-        peak_memory_bytes=9_120_000_000,
-        finished_at=f"2026-03-0{1 + seed % 9}T10:00:00+00:00",
-    )  # fmt: skip
-
-
-GRID = [(1, 1), (2, 1), (1, 2), (2, 2)]
-
-
-def make_grid(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[RunRecord]:
-    return [make_record(*depths, seed) for seed in seeds for depths in GRID]
-
-
-def make_manifest(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> Manifest:
-    return Manifest(
-        name="layers",
-        settings={"name": "layers", "seeds": list(seeds), "data": {"train": "a | b ``` <script>"}},
-        settings_fingerprint="9a1de07744c2",
-        tokens_fingerprint="c0ffee12",
-        configurations=tuple(f"C{c}T{t}" for c, t in GRID),
-        seeds=tuple(seeds),
-        created_at="2026-03-01T08:00:00+00:00",
-    )
-
-
-def write_run_dir(folder: Path, records: Sequence[RunRecord], manifest: Manifest | None = None) -> Path:
-    folder.mkdir(exist_ok=True)
-    for record in records:
-        append_record(folder, record)
-    if manifest is not None:
-        write_manifest(folder, manifest)
-    return folder
-
-
-# Statistics
-
-
-def test_paired_agrees_with_scipy():
-    rng = random.Random(1)
-    a = {seed: rng.gauss(5, 0.1) for seed in range(6)}
-    b = {seed: a[seed] + rng.gauss(0.02, 0.03) for seed in range(1, 8) if seed in a} | {9: 1.0}
-    common = sorted(a.keys() & b.keys())
-    expected = stats.ttest_rel([b[s] for s in common], [a[s] for s in common])
-    interval = expected.confidence_interval(0.95)
-    result = paired(a, b)
-    assert result.seeds == tuple(common)
-    assert result.p == pytest.approx(expected.pvalue)
-    assert result.interval == pytest.approx((interval.low, interval.high))
-    assert result.difference == pytest.approx(result.mean_b - result.mean_a)
-    assert paired(b, a) == result.reversed
-
-
-def test_spread_by_hand():
-    result = spread([1.0, 2.0, 3.0, 6.0])
-    assert (result.mean, result.low, result.high) == (3.0, 1.0, 6.0)
-    assert result.sd == pytest.approx(math.sqrt(14 / 3))
-    assert spread([2.0]).sd is None
-    assert spread([]) is None
-    assert spread([1.0, math.inf]).mean == math.inf
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([None, 0.02, None]) == [None, 0.02, None]
-    assert holm([0.5, 0.6]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def judge(a: Sequence[float], b: Sequence[float], **options: float) -> Verdict:
-    test = paired(dict(enumerate(a)), dict(enumerate(b)), **options)
-    return verdict(test, holm([test.p])[0])
-
-
-def test_verdicts():
-    assert judge([5.0, 5.1, 4.9], [4.8, 4.91, 4.7]) is Verdict.BETTER
-    assert judge([5.0, 5.1, 4.9], [5.2, 5.29, 5.1]) is Verdict.WORSE
-    assert judge([5.0, 5.1, 4.9], [5.1, 5.0, 4.9]) is Verdict.NO_DIFFERENCE_SHOWN
-    assert judge([5.0, 5.1], [1.0, 1.1]) is Verdict.TOO_FEW_SEEDS
-    assert judge([], []) is Verdict.TOO_FEW_SEEDS
-    assert judge([5.0, 5.1, 4.9], [4.8, 4.9, math.inf]) is Verdict.NO_DIFFERENCE_SHOWN
-
-
-def test_identical_differences():
-    assert judge([5.0] * 3, [5.0] * 3) is Verdict.NO_DIFFERENCE_SHOWN
-    assert judge([5.0] * 3, [5.0 + 1e-9] * 3) is Verdict.NO_DIFFERENCE_SHOWN  # rounding, not a difference
-    assert judge([5.0] * 3, [5.5] * 3) is Verdict.WORSE
-    assert judge([30.0] * 3, [14.0] * 3, resolution=1) is Verdict.BETTER
-    assert judge([30.0] * 3, [29.0] * 3, resolution=1) is Verdict.NO_DIFFERENCE_SHOWN
-
-
-def test_noise_is_seldom_called_a_difference():
-    """Four equal configurations, 3 seeds: any claim at all in at most about 5% of experiments."""
-    rng, claims = random.Random(0), 0
-    for _ in range(400):
-        values = [{seed: rng.gauss(5, 0.05) for seed in range(3)} for _ in range(4)]
-        tests = [paired(a, b) for a, b in itertools.combinations(values, 2)]
-        corrected = holm([t.p for t in tests])
-        claims += any(
-            verdict(t, p) in (Verdict.BETTER, Verdict.WORSE) for t, p in zip(tests, corrected, strict=True)
-        )
-    assert claims / 400 < 0.07
-
 
 # Analysis, choice and claims
 
@@ -429,6 +211,9 @@ CASES = {
     "all diverged": [make_record(1, 1, s, nll=900.0) for s in range(3)],
     "one at the limit": [make_record(1, 1, 0), make_record(1, 1, 1, stopped="max_iterations")],
     "troubled": [make_troubled()],
+    "schema 1": [as_schema_1(r) for r in make_grid([0, 1, 2])],
+    "with baselines": make_grid([0, 1, 2]) + make_baselines([0, 1, 2]),
+    "baselines only": make_baselines([0]),
     "two machines": [make_record(1, 1, 0), make_record(1, 1, 1, device_name="A | B <x>")],
     "mixed data": [make_record(1, 1, 0), make_record(2, 1, 0, text_fingerprint="other")],
     "failed, hostile": [
@@ -438,14 +223,18 @@ CASES = {
 }
 
 
-IN_BOTH = ("full", "all failed", "arbitrary depths", "failed, hostile")
+IN_BOTH = ("full", "with baselines", "all failed", "arbitrary depths", "failed, hostile")
 
 
 @pytest.mark.parametrize(("case", "lang"), [*((c, "en") for c in CASES), *((c, "ja") for c in IN_BOTH)])
 def test_report_files(tmp_path: Path, case: str, lang: str):
     """Every case gives a whole report: nothing unfilled, nothing loaded from elsewhere, tables in shape."""
     manifest = make_manifest() if case in ("full", "one seed") else None
-    files = write_report(write_run_dir(tmp_path / "run", CASES[case], manifest), lang)
+    audit = None
+    if case == "with baselines":
+        outcomes = {("C2T2-seed1", "causality"): "fail", (None, "leakage"): "warn"}
+        audit = make_audit(CASES[case][:-1], outcomes)
+    files = write_report(write_run_dir(tmp_path / "run", CASES[case], manifest, audit), lang)
     suffix = "" if lang == "en" else ".ja"
     assert [f.name for f in files[:2]] == [f"report{suffix}.md", f"report{suffix}.html"]
     assert not list((tmp_path / "run").rglob("*.partial"))

@@ -2,35 +2,32 @@
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from itertools import combinations
 from typing import TypeVar
 
-from tandem.records import Manifest, Phase1Record, RunRecord
-from tandem.report.results import (
-    Analysis,
-    Comparison,
-    ConfigurationResult,
-    DepthComparison,
-    DepthResult,
-    ScanResult,
-)
-from tandem.report.statistics import Verdict, holm, paired, spread, verdict
+from tandem.records import AuditRecord, BaselineKind, Manifest, Phase1Record, RunRecord
+from tandem.report.compare import compare_configurations, compare_depths, compare_with_baselines
+from tandem.report.results import Analysis, DepthResult, ModelResult, ScanResult
+from tandem.report.statistics import spread
+from tandem.report.trust import judge
 
 Item = TypeVar("Item", bound=Hashable)
+BASELINE_ORDER: tuple[BaselineKind, ...] = ("kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram")
 
 
-def analyse(records: Sequence[RunRecord], manifest: Manifest | None) -> Analysis:
+def analyse(
+    records: Sequence[RunRecord], manifest: Manifest | None, audit: AuditRecord | None = None
+) -> Analysis:
     """Analyse the records of one experiment. Partial, failed and single runs are all allowed."""
-    records = sorted(records, key=lambda r: (r.token_layers, r.context_layers, r.seed))
-    configurations = tuple(
-        _configuration([r for r in records if (r.context_layers, r.token_layers) == depths])
-        for depths in _distinct((r.context_layers, r.token_layers) for r in records)
-    )
+    records = sorted(records, key=_place)
+    tandem = [r for r in records if r.kind == "tandem"]
+    configurations = tuple(_models(tandem))
+    baselines = tuple(_models([r for r in records if r.kind != "tandem"]))
     depths = tuple(
-        _depth(layers, [r for r in records if r.context_layers == layers])
-        for layers in sorted({r.context_layers for r in records})
+        _depth(layers, [r for r in tandem if r.context_layers == layers])
+        for layers in sorted({r.context_layers for r in tandem if r.context_layers is not None})
     )
     present = {(r.configuration, r.seed) for r in records}
+    recorded = {r.run for r in records}
     planned = (
         [(name, seed) for name in manifest.configurations for seed in manifest.seeds] if manifest else []
     )
@@ -46,52 +43,48 @@ def analyse(records: Sequence[RunRecord], manifest: Manifest | None) -> Analysis
         embeddings=tuple(_distinct(r.data.embeddings_fingerprint for r in records)),
         settings=tuple(settings),
         configurations=configurations,
+        baselines=baselines,
         depths=depths,
-        scans=tuple(_scans(records)),
-        comparisons=tuple(_compare_configurations(configurations)) if comparable else (),
-        depth_comparisons=tuple(_compare_depths(depths)) if comparable else (),
+        scans=tuple(_scans(tandem)),
+        comparisons=compare_configurations(configurations) if comparable else (),
+        baseline_comparisons=compare_with_baselines(baselines, configurations) if comparable else (),
+        depth_comparisons=tuple(compare_depths(depths)) if comparable else (),
         failed=tuple(r for r in records if r.status == "failed"),
         missing=tuple(run for run in planned if run not in present),
-        seeds=tuple(sorted({r.seed for r in records})),
+        missing_baselines=tuple(run for run in manifest.baselines if run not in recorded) if manifest else (),
+        trust=judge(audit, records),
+        seeds=tuple(sorted({r.seed for r in records if r.seed is not None})),
         seconds_spent=math.fsum(r.seconds_spent_s for r in records),
         seconds_alone=math.fsum(r.seconds_alone_s for r in records),
         finished_at=max(r.finished_at for r in records),
     )
 
 
-def _configuration(records: Sequence[RunRecord]) -> ConfigurationResult:
-    first = records[0]
-    finished = {r.seed: r for r in records if r.status == "finished" and r.phase2 is not None}
-    phase1 = [r.phase1 for r in finished.values() if r.phase1 is not None]
-    phase2 = {seed: r.phase2 for seed, r in finished.items() if r.phase2 is not None}
-    epochs = phase2.values()
-    memory = [r.peak_memory_bytes for r in finished.values() if r.peak_memory_bytes is not None]
-    return ConfigurationResult(
-        name=first.configuration,
-        context_layers=first.context_layers,
-        token_layers=first.token_layers,
-        phase2=phase2,
-        parameters=next((r.parameters for r in records if r.parameters is not None), None),
-        iterations=spread(p.iterations for p in phase1),
-        convergence_rate=spread(p.convergence_rate for p in phase1),
-        effective_rank=spread(p.effective_rank_validation for p in phase1),
-        nll=spread(p.validation_nll_nats for p in epochs),
-        perplexity=spread(p.validation_perplexity for p in epochs),
-        train_nll=spread(p.train_nll_nats for p in epochs),
-        train_perplexity=spread(p.train_perplexity for p in epochs),
-        accuracy=spread(p.validation_accuracy for p in epochs),
-        bits_per_byte=spread(p.validation_bits_per_byte for p in epochs),
-        best_epoch=spread(p.best_epoch for p in epochs),
-        phase2_seconds=spread(p.seconds_s for p in epochs),
-        seconds_alone=spread(r.seconds_alone_s for r in finished.values()),
-        peak_memory_bytes=max(memory, default=None),
-    )
+def _place(record: RunRecord) -> tuple[int, int, int, str, int]:
+    """Where a record stands: configurations by depth, then baselines by kind, then seeds."""
+    kind = 0 if record.kind == "tandem" else 1 + BASELINE_ORDER.index(record.kind)
+    seed = -1 if record.seed is None else record.seed
+    return (kind, record.token_layers or 0, record.context_layers or 0, record.configuration, seed)
+
+
+def _models(records: Sequence[RunRecord]) -> Iterator[ModelResult]:
+    """One result for each configuration or baseline."""
+    for name in _distinct(r.configuration for r in records):
+        own = [r for r in records if r.configuration == name]
+        yield ModelResult(
+            name=name,
+            kind=own[0].kind,
+            context_layers=own[0].context_layers,
+            token_layers=own[0].token_layers,
+            parameters=next((r.parameters for r in own if r.parameters is not None), None),
+            runs={r.seed: r for r in own if r.status == "finished" and r.validation is not None},
+        )
 
 
 def _depth(layers: int, records: Sequence[RunRecord]) -> DepthResult:
     runs: dict[int, Phase1Record] = {}
-    for record in sorted(records, key=lambda r: (r.seed, not r.phase1_computed_here)):
-        if record.phase1 is not None:
+    for record in sorted(records, key=lambda r: (r.seed or 0, not r.phase1_computed_here)):
+        if record.phase1 is not None and record.seed is not None:
             runs.setdefault(record.seed, record.phase1)
     return DepthResult(
         context_layers=layers,
@@ -106,30 +99,15 @@ def _depth(layers: int, records: Sequence[RunRecord]) -> DepthResult:
 
 
 def _scans(records: Iterable[RunRecord]) -> Iterator[ScanResult]:
-    with_contexts = [(r.context_layers, r.contexts) for r in records if r.contexts is not None]
+    with_contexts = [
+        (r.context_layers, r.contexts)
+        for r in records
+        if r.context_layers is not None and r.contexts is not None
+    ]
     for layers in sorted({layers for layers, _ in with_contexts}):
         contexts = [c for depth, c in with_contexts if depth == layers]
         yield ScanResult(layers, "train", tuple(c.train for c in contexts))
         yield ScanResult(layers, "validation", tuple(c.validation for c in contexts))
-
-
-def _compare_configurations(configurations: Sequence[ConfigurationResult]) -> Iterator[Comparison]:
-    pairs = [(a, b) for a, b in combinations(configurations, 2) if a.phase2 and b.phase2]
-    tests = [paired(a.nll_by_seed, b.nll_by_seed) for a, b in pairs]
-    for (a, b), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
-        accuracy = paired(a.accuracy_by_seed, b.accuracy_by_seed)
-        yield Comparison(a.name, b.name, test, accuracy, p, verdict(test, p))
-
-
-def _compare_depths(depths: Sequence[DepthResult]) -> Iterator[DepthComparison]:
-    pairs = [(a, b) for a, b in combinations(depths, 2) if a.phase1 and b.phase1]
-    tests = [paired(a.iterations_by_seed, b.iterations_by_seed, resolution=1) for a, b in pairs]
-    for (a, b), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
-        found = verdict(test, p)
-        faster = {Verdict.BETTER: b, Verdict.WORSE: a}.get(found)
-        if faster is not None and set(faster.at_limit) & set(test.seeds):
-            found = Verdict.NO_DIFFERENCE_SHOWN
-        yield DepthComparison(a.context_layers, b.context_layers, test, p, found)
 
 
 def _distinct(items: Iterable[Item]) -> list[Item]:

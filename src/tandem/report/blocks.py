@@ -44,6 +44,8 @@ class Table:
     numeric: frozenset[int] = frozenset()
     emphasised: frozenset[int] = frozenset()
     """Rows that stand out: the recommended configuration."""
+    apart: frozenset[int] = frozenset()
+    """Rows of another kind than the rest: baselines."""
     kind: Literal["table"] = "table"
 
 

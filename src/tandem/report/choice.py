@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tandem.report.results import Analysis, ConfigurationResult
+from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import Verdict
 
 
@@ -15,15 +15,15 @@ class Choice:
     smaller ones shown worse; or smaller than the best and not shown worse than it.
     """
 
-    best: ConfigurationResult
+    best: ModelResult
     """Lowest mean validation NLL; by itself no claim."""
-    recommended: ConfigurationResult
+    recommended: ModelResult
     reason: Literal["only", "best_and_smallest", "smaller_shown_worse", "not_shown_worse"]
     provisional: bool
     """Whether some comparison with the best had too few seeds to show anything."""
-    alternative: ConfigurationResult | None
+    alternative: ModelResult | None
     alternative_reason: Literal["lowest_perplexity", "next"] | None
-    avoid: tuple[tuple[ConfigurationResult, tuple[str, ...]], ...]
+    avoid: tuple[tuple[ModelResult, tuple[str, ...]], ...]
     """Configurations shown worse, each with what they are shown worse than (the best, the recommended)."""
 
 
@@ -72,27 +72,27 @@ def choose(analysis: Analysis) -> Choice | None:
     )
 
 
-def train_command(configuration: ConfigurationResult) -> str:
+def train_command(configuration: ModelResult) -> str:
     """The command that trains this configuration alone."""
     c = configuration
     return f"tandem train --context-layers {c.context_layers} --token-layers {c.token_layers}"
 
 
-def selecting_settings(configuration: ConfigurationResult) -> list[str]:
+def selecting_settings(configuration: ModelResult) -> list[str]:
     """The settings that select it; `num_layers` sets both depths where they are equal."""
     c = configuration
     lines = [f"context_layers = {c.context_layers}", f"token_layers = {c.token_layers}"]
     return [*lines, f"num_layers = {c.context_layers}"] if c.context_layers == c.token_layers else lines
 
 
-def _shown_worse(analysis: Analysis, c: ConfigurationResult, than: ConfigurationResult) -> bool:
+def _shown_worse(analysis: Analysis, c: ModelResult, than: ModelResult) -> bool:
     comparison = analysis.compare(than.name, c.name)
     return comparison is not None and comparison.verdict is Verdict.WORSE
 
 
-def _mean_nll(c: ConfigurationResult) -> float:
+def _mean_nll(c: ModelResult) -> float:
     return float("inf") if c.nll is None else c.nll.mean
 
 
-def _total(c: ConfigurationResult) -> float:
+def _total(c: ModelResult) -> float:
     return float("inf") if c.parameters is None else c.parameters.total

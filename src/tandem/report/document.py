@@ -1,10 +1,11 @@
 """The report in order: which section holds what. Words come from the texts, figures from the analysis."""
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import yaml
 
-from tandem.report import tables
+from tandem.report import comparison_tables, tables
+from tandem.report.beside import beside_messages, beside_summary
 from tandem.report.blocks import (
     Block,
     Callout,
@@ -22,18 +23,22 @@ from tandem.report.findings import (
     avoid_messages,
     conclusions,
     effect_findings,
+    pair_text,
     phase1_findings,
     phase2_findings,
     recommendation_message,
     seeds_text,
     standing,
+    still_improving,
 )
 from tandem.report.original import load_original
 from tandem.report.provenance import data_table, environment_table
-from tandem.report.results import Analysis, ConfigurationResult
+from tandem.report.results import Analysis, Comparison, ModelResult
 from tandem.report.wording import (
+    NONE,
     Message,
     Texts,
+    Value,
     count_short,
     count_text,
     literal,
@@ -43,8 +48,8 @@ from tandem.report.wording import (
 )
 
 DEFINITIONS = (
-    "config params iterations convergence rank perplexity bits accuracy plus_minus interval verdict "
-    "efficiency time"
+    "config baseline params iterations convergence rank perplexity bits accuracy plus_minus interval paired "
+    "verdict efficiency time"
 )
 
 
@@ -88,11 +93,14 @@ class _Writer:
         yield self._section("findings", [])
         yield self._section("standing", self._standing(), 3)
         yield self._section("depth", self._depth(), 3)
+        if analysis.baselines:
+            yield self._section("beside", self._beside())
         yield self._section("recommendation", [])
         yield from self._recommendation()
         yield self._section("conclusions", [self._items(conclusions(analysis, choice), ordered=True)])
         if choice is not None:
             yield self._section("change", self._change(choice))
+        yield self._section("audit", self._audit())
         yield self._section("runs", self._runs())
         yield self._section("provenance", self._provenance())
         names = [texts(f"definition.{name}") for name in DEFINITIONS.split()]
@@ -110,6 +118,7 @@ class _Writer:
 
     def _overview(self) -> Iterator[Block]:
         analysis, texts = self.analysis, self.texts
+        yield from self._distrust()
         yield Paragraph(texts("overview.purpose", count=str(len(analysis.configurations))))
         if self.choice is not None:
             sentences = [
@@ -118,28 +127,41 @@ class _Writer:
             ]
             if self.choice.provisional:
                 sentences.append(texts("recommended.provisional"))
+            sentences += [texts.say(message) for message in beside_summary(analysis, self.choice)]
             yield Callout(texts("sentence_separator").join(sentences), "result")
         else:
             yield Callout(texts.say(next(conclusions(analysis, None))), "warning")
         record, data = analysis.records[0], analysis.data[0][0]
-        facts = {
-            "configurations": [c.name for c in analysis.configurations],
+        facts: dict[str, Value] = {
+            "configurations": [c.name for c in analysis.configurations] or [NONE],
+            "baselines": [b.name for b in analysis.baselines] or [NONE],
             "seeds": seeds_text(analysis.seeds),
             "devices": sorted({literal(e.device_name) for e, _ in analysis.environments}),
             "train_tokens": f"{data.train_tokens:,}",
             "validation_tokens": f"{data.validation_tokens:,}",
             "vocabulary": f"{data.vocab_size:,}",
-            "embed_dim": str(record.embed_dim),
-            "context_dim": str(record.context_dim),
         }
+        sizes = {"embed_dim": record.embed_dim, "context_dim": record.context_dim}
+        facts |= {name: str(size) for name, size in sizes.items() if size is not None}
         yield Items([texts(f"overview.{key}", value=value) for key, value in facts.items()])
 
     def _summary(self) -> Iterator[Block]:
         analysis, texts = self.analysis, self.texts
+        yield from self._distrust()
         for key in self._warnings():
             yield Callout(texts.say(key), "warning")
         yield tables.summary_table(analysis, texts, self.choice)
         yield from self._figure("validation_perplexity")
+
+    def _distrust(self) -> Iterator[Block]:
+        """What the audit says against these records, for the top of the report and of its figures."""
+        trust = self.analysis.trust
+        if trust.failed:
+            every = len(trust.untrusted) == len(self.analysis.records)
+            runs = [self.texts("audit.all_runs")] if every else [literal(run) for run in trust.untrusted]
+            yield Callout(self.texts("audit.failed", checks=trust.failed, runs=runs), "warning")
+        if trust.warned:
+            yield Callout(self.texts("audit.warned", checks=trust.warned), "warning")
 
     def _warnings(self) -> Iterator[Message]:
         analysis = self.analysis
@@ -149,13 +171,14 @@ class _Writer:
             yield Message("warning.environments", {"count": str(len(analysis.environments))})
         if analysis.failed:
             yield Message("warning.failed", {"runs": [literal(r.run) for r in analysis.failed]})
-        if analysis.missing:
+        if analysis.missing or analysis.missing_baselines:
             missing: dict[str, list[str]] = {}
             for name, seed in analysis.missing:
                 missing.setdefault(name, []).append(str(seed))
             runs = [f"{literal(name)} (seed {', '.join(seeds)})" for name, seeds in missing.items()]
+            runs += [literal(run) for run in analysis.missing_baselines]
             yield Message("warning.missing", {"runs": runs})
-        if len({c.seeds for c in analysis.configurations if c.phase2}) > 1:
+        if len({c.seeds for c in analysis.configurations if c.validation}) > 1:
             yield Message("warning.seeds_differ")
         if any(not scan.within for scan in analysis.scans):
             yield Message("warning.scan")
@@ -185,8 +208,42 @@ class _Writer:
             return
         yield Paragraph(self.texts.say(standing(self.analysis, self.choice)))
         if self.analysis.comparisons:
-            yield tables.comparison_table(self.analysis, self.texts)
+            yield comparison_tables.comparison_table(self.analysis, self.texts)
             yield Paragraph(self.texts("comparison_note"))
+            yield from self._seeds_only(self.analysis.comparisons)
+            yield comparison_tables.paired_table(self.analysis, self.texts)
+            yield Paragraph(self.texts("paired_note"))
+
+    def _seeds_only(self, comparisons: Sequence[Comparison]) -> Iterator[Block]:
+        """Says where intervals do not cover the choice of the text."""
+        pairs = [pair_text(c) for c in comparisons if c.effect.basis == "seeds"]
+        if pairs:
+            yield Callout(self.texts("seeds_only_note", pairs=pairs), "warning")
+
+    def _beside(self) -> Iterator[Block]:
+        analysis, texts = self.analysis, self.texts
+        yield Paragraph(texts("beside_lead"))
+        yield comparison_tables.baseline_table(analysis, texts)
+        yield from (Paragraph(texts.say(message)) for message in still_improving(analysis.baselines))
+        if self.choice is None or not analysis.baseline_comparisons:
+            yield Paragraph(texts("beside_none"))
+            return
+        yield self._items(beside_messages(analysis, self.choice))
+        yield comparison_tables.beside_table(analysis, texts, self.choice)
+        yield Paragraph(texts("beside_note"))
+        yield from self._seeds_only(analysis.baseline_comparisons)
+
+    def _audit(self) -> Iterator[Block]:
+        texts, trust = self.texts, self.analysis.trust
+        if trust.audited_at is None:
+            yield Paragraph(texts("audit.none"))
+            return
+        yield Paragraph(texts("audit.made", date=trust.audited_at[:10]))
+        if trust.checks:
+            yield comparison_tables.audit_table(self.analysis, texts)
+        if trust.unaudited:
+            runs = [literal(run) for run in trust.unaudited]
+            yield Callout(texts("audit.unaudited", runs=runs), "warning")
 
     def _depth(self) -> Iterator[Block]:
         messages = list(effect_findings(self.analysis))
@@ -209,7 +266,7 @@ class _Writer:
         avoid = list(avoid_messages(choice)) or [Message("avoid.none")]
         yield self._section("avoid", [self._items(avoid)], 3)
 
-    def _choice_section(self, name: str, c: ConfigurationResult, reasons: list[Message]) -> Section:
+    def _choice_section(self, name: str, c: ModelResult, reasons: list[Message]) -> Section:
         texts = self.texts
         figures = [
             texts("choice.perplexity", value=perplexity_text(c.mean_perplexity)),
@@ -230,7 +287,7 @@ class _Writer:
             3,
         )
 
-    def _settings(self, c: ConfigurationResult) -> str:
+    def _settings(self, c: ModelResult) -> str:
         context, token, *both = selecting_settings(c)
         return "\n".join(
             [context, token, *(line for both_line in both for line in (self.texts("code.or"), both_line))]

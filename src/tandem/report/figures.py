@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tandem.records import Phase1Iteration
-from tandem.report.results import Analysis, ConfigurationResult
+from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import MIN_SEEDS, perplexity
 from tandem.report.wording import Texts, count_short, perplexity_text
 
@@ -28,6 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#3
 """Okabe and Ito's palette (2008), less its yellow, which print loses."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FONTS = "system-ui, 'Segoe UI', 'Noto Sans', 'Hiragino Sans', 'Noto Sans CJK JP', Meiryo, sans-serif"
+NEAR = 1.5
+"""Times above the highest or below the lowest configuration that a baseline may lie to be drawn with them."""
 INK, FAINT = "#333333", "#d9d9d9"
 
 _STYLE: dict[Any, Any] = {
@@ -101,9 +103,7 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
     shown = [c for c in analysis.configurations if _finite(c)]
     for place, c in enumerate(shown):
         colour = _colour(analysis, c)
-        values = [
-            p.validation_perplexity for p in c.phase2.values() if math.isfinite(p.validation_perplexity)
-        ]
+        values = _finite_perplexities(c)
         offsets = [0.16 * (i - (len(values) - 1) / 2) / max(len(values) - 1, 1) for i in range(len(values))]
         axes.plot(
             [place + 0.1 + offset for offset in offsets], values, "o", color=colour, alpha=0.55, ms=5, mew=0
@@ -123,8 +123,31 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
         )  # fmt: skip
     axes.set_xticks(range(len(shown)), [c.name for c in shown])
     axes.set_xlim(-0.6, len(shown) - 0.4)
+    if shown:
+        _baseline_lines(axes, analysis)
     axes.set_ylabel("@validation_perplexity")
     return bool(shown)
+
+
+def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
+    """A line for the mean of every baseline near enough not to squeeze the configurations together."""
+    low, high = axes.get_ylim()
+    near = {
+        b.name: b.mean_perplexity
+        for b in analysis.baselines
+        if b.mean_perplexity is not None and low / NEAR < b.mean_perplexity < high * NEAR
+    }
+    for mean in near.values():
+        axes.axhline(mean, color=INK, lw=1, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
+    low, high = axes.get_ylim()
+    places = sorted(near.items(), key=lambda item: item[1])
+    height = low - high
+    for name, mean in places:  # from below, each label clear of the last
+        height = max(mean, height + (high - low) / 18)
+        axes.annotate(
+            f"{name} {perplexity_text(mean)}", (1.01, height), xycoords=("axes fraction", "data"),
+            va="center", fontsize=8, color=INK, annotation_clip=False,
+        )  # fmt: skip
 
 
 def _phase1_convergence(axes: Axes, analysis: Analysis) -> bool:
@@ -159,7 +182,7 @@ def _learning_curves(axes: Axes, analysis: Analysis) -> bool:
     drawn = False
     for c in analysis.configurations:
         colour, marker = _colour(analysis, c), _marker(analysis, c)
-        histories = [p.history for p in c.phase2.values() if p.history]
+        histories = [t.history for t in c.training.values() if t.history]
         validation = [{e.epoch: perplexity(e.validation_nll_nats) for e in h} for h in histories]
         training = [{e.epoch: perplexity(e.train_nll_nats) for e in h} for h in histories]
         drawn |= _curves(axes, validation, colour, c.name, marker)
@@ -185,9 +208,7 @@ def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
             continue
         mean, size = perplexity(c.nll.mean), c.parameters.total
         colour = _colour(analysis, c)
-        values = [
-            p.validation_perplexity for p in c.phase2.values() if math.isfinite(p.validation_perplexity)
-        ]
+        values = _finite_perplexities(c)
         axes.plot([size] * len(values), values, "_", color=colour, alpha=0.7, ms=10, mew=1.4)
         axes.plot([size], [mean], _marker(analysis, c), color=colour, ms=7)
         axes.annotate(c.name, (size, mean), (9, 0), textcoords="offset points", va="center", fontsize=8.5)
@@ -233,19 +254,24 @@ def _finish(axes: Axes) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2)
 
 
-def _finite(c: ConfigurationResult) -> bool:
+def _finite(c: ModelResult) -> bool:
     return c.rankable and math.isfinite(c.mean_perplexity or math.inf)
 
 
-def _colour(analysis: Analysis, c: ConfigurationResult) -> str:
+def _finite_perplexities(c: ModelResult) -> list[float]:
+    """Of every seed that has one."""
+    return [v.perplexity for v in c.validation.values() if math.isfinite(v.perplexity)]
+
+
+def _colour(analysis: Analysis, c: ModelResult) -> str:
     return _cycled(COLOURS, analysis.configurations, c)
 
 
-def _marker(analysis: Analysis, c: ConfigurationResult) -> str:
+def _marker(analysis: Analysis, c: ModelResult) -> str:
     return _cycled(MARKERS, analysis.configurations, c)
 
 
-def _cycled(choices: Sequence[str], all_of: Iterable[ConfigurationResult], one: ConfigurationResult) -> str:
+def _cycled(choices: Sequence[str], all_of: Iterable[ModelResult], one: ModelResult) -> str:
     return choices[[c.name for c in all_of].index(one.name) % len(choices)]
 
 

@@ -4,14 +4,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from tandem.report.beside import beside_summary
 from tandem.report.choice import Choice
-from tandem.report.results import Analysis, Comparison, DepthComparison
-from tandem.report.statistics import Paired, Verdict, perplexity
+from tandem.report.results import Analysis, Comparison, DepthComparison, ModelResult
+from tandem.report.statistics import Verdict, perplexity
 from tandem.report.wording import (
     NONE,
     Message,
     count_text,
     interval_text,
+    nats_text,
     number,
     p_text,
     percent,
@@ -22,17 +24,19 @@ from tandem.report.wording import (
 Axis = Literal["context", "token"]
 
 
-def change_text(comparison: Paired) -> str:
-    """Change of perplexity from a NLL difference, in percent."""
-    return _change(comparison.difference)
+def effect_interval(comparison: Comparison) -> str:
+    """95% interval of the difference, nats per token."""
+    return interval_text(comparison.effect.interval, nats_text)
 
 
-def change_interval_text(comparison: Paired) -> str:
-    """95% interval of the change of perplexity."""
-    return interval_text(comparison.interval, _change)
+def pair_text(comparison: Comparison, interval: bool = False) -> str:
+    """`a → b`, with the interval of the difference where it is asked for and known."""
+    pair = f"{comparison.a} → {comparison.b}"
+    return f"{pair} {effect_interval(comparison)}" if interval and comparison.effect.interval else pair
 
 
-def _change(difference: float | None) -> str:
+def change_text(difference: float | None) -> str:
+    """Change of perplexity that a difference in nats per token makes, in percent."""
     if difference is None:
         return NONE
     return signed(100 * (perplexity(difference) - 1), 1) + "%"
@@ -109,20 +113,17 @@ def phase2_findings(analysis: Analysis, choice: Choice | None) -> Iterator[Messa
             "high_name": high_name,
         }
         yield Message("phase2.gap", values)
-    yield from still_improving(analysis)
+    if any(c.still_improving for c in analysis.configurations):
+        yield from still_improving(analysis.configurations)
+    elif any(c.validation for c in analysis.configurations):
+        yield Message("phase2.all_stopped")
 
 
-def still_improving(analysis: Analysis) -> Iterator[Message]:
-    """Configurations with seeds whose best epoch was the last one allowed."""
-    names = [
-        f"{c.name} ({len(c.still_improving)}/{len(c.phase2)})"
-        for c in analysis.configurations
-        if c.still_improving
-    ]
+def still_improving(models: Sequence[ModelResult]) -> Iterator[Message]:
+    """Configurations or baselines with seeds whose best epoch was the last one allowed."""
+    names = [f"{m.name} ({len(m.still_improving)}/{len(m.training)})" for m in models if m.still_improving]
     if names:
         yield Message("phase2.still_improving", {"names": names})
-    elif any(c.phase2 for c in analysis.configurations):
-        yield Message("phase2.all_stopped")
 
 
 # Effect of depth
@@ -133,7 +134,8 @@ def effect_findings(analysis: Analysis) -> Iterator[Message]:
     for axis in ("context", "token"):
         pairs = _pairs_along(analysis, axis)
         for found in Verdict:
-            named = [f"{c.a} → {c.b}" for c in pairs if c.verdict is found]
+            interval = found is Verdict.NO_DIFFERENCE_SHOWN
+            named = [pair_text(c, interval) for c in pairs if c.verdict is found]
             if named:
                 yield Message(f"effect.{axis}.{found}", {"pairs": named})
 
@@ -148,7 +150,7 @@ def _pairs_along(analysis: Analysis, axis: Axis) -> list[Comparison]:
         equal = (
             a.token_layers == b.token_layers if axis == "context" else a.context_layers == b.context_layers
         )
-        grows = (a.context_layers, a.token_layers) < (b.context_layers, b.token_layers)
+        grows = (a.context_layers or 0, a.token_layers or 0) < (b.context_layers or 0, b.token_layers or 0)
         if equal:
             chosen.append(comparison if grows else comparison.reversed)
     return chosen
@@ -161,11 +163,17 @@ def standing(analysis: Analysis, choice: Choice) -> Message:
     """How firmly the configuration of lowest perplexity is the best."""
     best = choice.best.name
     rivals = {
-        c.name: analysis.compare(best, c.name) for c in analysis.configurations if c.name != best and c.phase2
+        c.name: analysis.compare(best, c.name)
+        for c in analysis.configurations
+        if c.name != best and c.validation
     }
     beaten = [name for name, r in rivals.items() if r is not None and r.verdict is Verdict.WORSE]
     untested = [name for name, r in rivals.items() if r is None or r.verdict is Verdict.TOO_FEW_SEEDS]
-    others = [name for name in rivals if name not in beaten]
+    others = [
+        name if r is None or r.effect.interval is None else f"{name} {effect_interval(r)}"
+        for name, r in rivals.items()
+        if name not in beaten
+    ]
     values = {
         "name": best,
         "perplexity": perplexity_text(choice.best.mean_perplexity),
@@ -200,7 +208,10 @@ def alternative_messages(analysis: Analysis, choice: Choice) -> Iterator[Message
     yield Message(f"alternative.{choice.alternative_reason}", {"recommended": recommended.name})
     depths = (recommended.context_layers, alternative.context_layers)
     for c in analysis.depth_comparisons:
-        found = {(c.a, c.b): c.verdict, (c.b, c.a): c.verdict.reversed}
+        found: dict[tuple[int | None, int | None], Verdict] = {
+            (c.a, c.b): c.verdict,
+            (c.b, c.a): c.verdict.reversed,
+        }
         if found.get(depths) is Verdict.BETTER:
             yield speed_message(c)
 
@@ -220,7 +231,7 @@ def avoid_messages(choice: Choice, together: bool = False) -> Iterator[Message]:
 def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
     """The closing sentences."""
     if choice is None:
-        finished = any(c.phase2 for c in analysis.configurations)
+        finished = any(c.validation for c in analysis.configurations)
         reason = "not_comparable" if not analysis.comparable else "diverged" if finished else "no_results"
         yield Message(f"conclusion.{reason}")
         return
@@ -229,18 +240,19 @@ def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
         pairs = _pairs_along(analysis, axis)
         shown = [c for c in pairs if c.verdict in (Verdict.BETTER, Verdict.WORSE)]
         if pairs and not shown:
-            yield Message(f"conclusion.no_effect.{axis}")
+            named = [pair_text(c, interval=True) for c in pairs]
+            yield Message(f"conclusion.no_effect.{axis}", {"pairs": named})
         for found in (Verdict.BETTER, Verdict.WORSE):
-            named = [f"{c.a} → {c.b}" for c in shown if c.verdict is found]
+            named = [pair_text(c) for c in shown if c.verdict is found]
             if named:
                 yield Message(f"effect.{axis}.{found}", {"pairs": named})
     for comparison in analysis.depth_comparisons:
         if comparison.verdict in (Verdict.BETTER, Verdict.WORSE):
             yield speed_message(comparison)
+    yield from beside_summary(analysis, choice)
     yield recommendation_message(choice)
     if choice.provisional:
         yield Message("recommended.provisional")
     yield from avoid_messages(choice, together=True)
-    if any(c.still_improving for c in analysis.configurations):
-        yield from still_improving(analysis)
+    yield from still_improving(analysis.configurations)
     yield Message("conclusion.scope")

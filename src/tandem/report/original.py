@@ -8,7 +8,7 @@ from functools import cache
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from tandem.report.findings import change_text, speed_message
+from tandem.report.findings import change_text, effect_interval, speed_message
 from tandem.report.results import Analysis, Comparison
 from tandem.report.statistics import Verdict
 from tandem.report.wording import Message, read_resource
@@ -118,5 +118,10 @@ def _speed_claim(analysis: Analysis) -> Claim:
 def _evidence(comparison: Comparison) -> Message:
     return Message(
         f"evidence.{comparison.verdict}",
-        {"a": comparison.a, "b": comparison.b, "change": change_text(comparison.nll)},
+        {
+            "a": comparison.a,
+            "b": comparison.b,
+            "change": change_text(comparison.effect.difference),
+            "interval": effect_interval(comparison),
+        },
     )

@@ -8,7 +8,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from tandem.errors import RunDirError
-from tandem.records import Manifest, RunRecord, read_manifest, read_records
+from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse
 from tandem.report.blocks import Code, Document
 from tandem.report.choice import choose
@@ -22,8 +22,8 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     """Write the report of the records in `run_dir`, and return the files written.
 
     `en` writes report.md and report.html, `ja` report.ja.md and report.ja.html, each with its figures under
-    figures/. The same records always give the same bytes. Raises RunDirError for an unknown language, and for
-    a directory that is missing, unwritable or without records.
+    figures/. The same records always give the same bytes. Raises RunDirError for an unknown language, for a
+    directory that is missing, unwritable or without records, and for a damaged record, manifest or audit.
     """
     texts = Texts(lang)
     if not run_dir.is_dir():
@@ -31,7 +31,7 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     records = read_records(run_dir)
     if not records:
         raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
-    analysis = analyse(records, read_manifest(run_dir))
+    analysis = analyse(records, read_manifest(run_dir), read_audit(run_dir))
     figures = draw_figures(analysis, texts)
     document = compose(analysis, texts, figures.keys())
     suffix = _suffix(lang)
@@ -47,12 +47,18 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
 
 
 def summary_rows(
-    records: list[RunRecord], manifest: Manifest | None = None, lang: str = "en"
+    records: list[RunRecord],
+    manifest: Manifest | None = None,
+    lang: str = "en",
+    audit: AuditRecord | None = None,
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the summary table as plain strings, one row per configuration."""
+    """Heads and rows of the summary table as plain strings, one row per configuration, then per baseline.
+
+    Names are marked † where `audit` failed for one of their runs.
+    """
     if not records:
         return [], []
-    analysis = analyse(records, manifest)
+    analysis = analyse(records, manifest, audit)
     table = summary_table(analysis, Texts(lang), choose(analysis))
     return list(table.columns), [list(row) for row in table.rows]
 

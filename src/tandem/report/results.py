@@ -1,61 +1,114 @@
 """What the analysis of an experiment holds: figures over seeds, comparisons, provenance."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tandem.records import (
+    BaselineKind,
     DataRecord,
     Environment,
     Manifest,
     Parameters,
     Phase1Record,
-    Phase2Record,
     RunRecord,
     ScanRecord,
+    TrainingRecord,
+    ValidationRecord,
 )
-from tandem.report.statistics import Paired, Spread, Verdict, perplexity
+from tandem.report.crossed import Effect
+from tandem.report.statistics import Paired, Spread, Verdict, perplexity, spread
+from tandem.report.trust import Trust
 
 
 @dataclass(frozen=True)
-class ConfigurationResult:
-    """One configuration over its seeds. `phase2` and the spreads cover the finished runs only."""
+class ModelResult:
+    """One configuration, or one baseline, over its seeds. `runs` and all spreads cover finished runs only."""
 
     name: str
-    context_layers: int
-    token_layers: int
-    phase2: dict[int, Phase2Record]
-    """By seed, in order."""
+    kind: Literal["tandem"] | BaselineKind
+    context_layers: int | None
+    """None, like `token_layers`, of baselines that are no Tandem models."""
+    token_layers: int | None
     parameters: Parameters | None
-    iterations: Spread | None
-    convergence_rate: Spread | None
-    effective_rank: Spread | None
-    """On validation contexts."""
-    nll: Spread | None
-    """Validation, nats per token."""
-    perplexity: Spread | None
-    train_nll: Spread | None
-    train_perplexity: Spread | None
-    accuracy: Spread | None
-    bits_per_byte: Spread | None
-    best_epoch: Spread | None
-    phase2_seconds: Spread | None
-    seconds_alone: Spread | None
-    peak_memory_bytes: int | None
+    runs: dict[int | None, RunRecord]
+    """By seed, in order; the seed None where nothing is drawn at random."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of the finished runs."""
-        return tuple(self.phase2)
+        return tuple(seed for seed in self.runs if seed is not None)
 
     @property
-    def nll_by_seed(self) -> dict[int, float]:
-        """Validation NLL, nats per token."""
-        return {seed: p.validation_nll_nats for seed, p in self.phase2.items()}
+    def training(self) -> dict[int | None, TrainingRecord]:
+        """Phase 2, or the training of a baseline, by seed."""
+        return {seed: r.trained for seed, r in self.runs.items() if r.trained is not None}
 
     @property
-    def accuracy_by_seed(self) -> dict[int, float]:
-        """Validation accuracy."""
-        return {seed: p.validation_accuracy for seed, p in self.phase2.items()}
+    def validation(self) -> dict[int | None, ValidationRecord]:
+        """By seed."""
+        return {seed: r.validation for seed, r in self.runs.items() if r.validation is not None}
+
+    @property
+    def iterations(self) -> Spread | None:
+        """Of phase 1."""
+        return self._over_phase1(lambda p: p.iterations)
+
+    @property
+    def convergence_rate(self) -> Spread | None:
+        """Of phase 1, at its end."""
+        return self._over_phase1(lambda p: p.convergence_rate)
+
+    @property
+    def effective_rank(self) -> Spread | None:
+        """On validation contexts."""
+        return self._over_phase1(lambda p: p.effective_rank_validation)
+
+    @property
+    def nll(self) -> Spread | None:
+        """Validation, nats per token."""
+        return spread(v.nll_nats for v in self.validation.values())
+
+    @property
+    def perplexity(self) -> Spread | None:
+        """Validation."""
+        return spread(v.perplexity for v in self.validation.values())
+
+    @property
+    def accuracy(self) -> Spread | None:
+        """Validation, a share."""
+        return spread(v.accuracy for v in self.validation.values())
+
+    @property
+    def bits_per_byte(self) -> Spread | None:
+        """Validation."""
+        return spread(v.bits_per_byte for v in self.validation.values())
+
+    @property
+    def train_nll(self) -> Spread | None:
+        """At the best epoch, nats per token."""
+        return spread(t.train_nll_nats for t in self.training.values())
+
+    @property
+    def train_perplexity(self) -> Spread | None:
+        """At the best epoch."""
+        return spread(t.train_perplexity for t in self.training.values())
+
+    @property
+    def best_epoch(self) -> Spread | None:
+        """Of phase 2, or of the training of a baseline."""
+        return spread(t.best_epoch for t in self.training.values())
+
+    @property
+    def training_seconds(self) -> Spread | None:
+        """Of phase 2, or of the training of a baseline."""
+        return spread(t.seconds_s for t in self.training.values())
+
+    @property
+    def seconds_alone(self) -> Spread | None:
+        """What a run costs alone."""
+        return spread(r.seconds_alone_s for r in self.runs.values())
 
     @property
     def mean_perplexity(self) -> float | None:
@@ -70,23 +123,26 @@ class ConfigurationResult:
     @property
     def gap(self) -> float | None:
         """Validation over training perplexity."""
-        return (
-            None
-            if self.nll is None or self.train_nll is None
-            else perplexity(self.nll.mean - self.train_nll.mean)
-        )
+        if self.nll is None or self.train_nll is None:
+            return None
+        return perplexity(self.nll.mean - self.train_nll.mean)
 
     @property
-    def still_improving(self) -> tuple[int, ...]:
+    def still_improving(self) -> tuple[int | None, ...]:
         """Seeds whose best epoch was the last one allowed."""
         return tuple(
-            seed for seed, p in self.phase2.items() if p.stopped == "max_epochs" and p.best_epoch == p.epochs
+            seed
+            for seed, t in self.training.items()
+            if t.stopped == "max_epochs" and t.best_epoch == t.epochs
         )
 
     @property
     def rankable(self) -> bool:
         """Whether it has a finite validation loss, so that it can be best or recommended."""
         return self.nll is not None and math.isfinite(self.nll.mean)
+
+    def _over_phase1(self, figure: Callable[[Phase1Record], float]) -> Spread | None:
+        return spread(figure(r.phase1) for r in self.runs.values() if r.phase1 is not None)
 
 
 @dataclass(frozen=True)
@@ -145,20 +201,36 @@ class ScanResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Configuration `b` against `a`, by validation NLL; the verdict is on `b`."""
+    """Model `b` against model `a`, by validation NLL; the verdict is on `b`.
+
+    effect         the difference that the verdict rests on
+    corrected_p    of `effect`, Holm-corrected over its family
+    verdict        of `effect` and `corrected_p`
+    nll            secondary: over seeds, on this validation set
+    paired_p       of `nll`, Holm-corrected over the same family
+    accuracy       descriptive, over seeds
+    """
 
     a: str
     b: str
-    nll: Paired
-    accuracy: Paired
+    effect: Effect
     corrected_p: float | None
     verdict: Verdict
+    nll: Paired
+    paired_p: float | None
+    accuracy: Paired
 
     @property
     def reversed(self) -> "Comparison":
         """`a` against `b`."""
-        return Comparison(
-            self.b, self.a, self.nll.reversed, self.accuracy.reversed, self.corrected_p, self.verdict.reversed
+        return replace(
+            self,
+            a=self.b,
+            b=self.a,
+            effect=self.effect.reversed,
+            verdict=self.verdict.reversed,
+            nll=self.nll.reversed,
+            accuracy=self.accuracy.reversed,
         )
 
 
@@ -192,16 +264,24 @@ class Analysis:
     """Fingerprints of the embeddings."""
     settings: tuple[str, ...]
     """Fingerprints of the settings; one, unless records were mixed."""
-    configurations: tuple[ConfigurationResult, ...]
+    configurations: tuple[ModelResult, ...]
+    baselines: tuple[ModelResult, ...]
+    """What the configurations are measured against; never ranked or recommended."""
     depths: tuple[DepthResult, ...]
     scans: tuple[ScanResult, ...]
     comparisons: tuple[Comparison, ...]
     """Of every pair of configurations, corrected as one family; none if records are not comparable."""
+    baseline_comparisons: tuple[Comparison, ...]
+    """Of every configuration (`b`) against every baseline (`a`), corrected as one family."""
     depth_comparisons: tuple[DepthComparison, ...]
     """Of every pair of context depths, corrected as one family."""
     failed: tuple[RunRecord, ...]
     missing: tuple[tuple[str, int], ...]
     """Configuration and seed of the runs that the manifest names and no record tells of."""
+    missing_baselines: tuple[str, ...]
+    """Runs of baselines, by name, that the manifest names and no record tells of."""
+    trust: Trust
+    """What the audit says of these runs."""
     seeds: tuple[int, ...]
     seconds_spent: float
     seconds_alone: float
@@ -212,13 +292,25 @@ class Analysis:
         """Whether all records share data and settings; otherwise nothing is compared."""
         return len(self.data) == 1 and len(self.settings) == 1
 
-    def configuration(self, name: str) -> ConfigurationResult | None:
+    def configuration(self, name: str) -> ModelResult | None:
         """By name."""
         return next((c for c in self.configurations if c.name == name), None)
 
     def compare(self, a: str, b: str) -> Comparison | None:
         """Of `b` against `a`, whichever way round the pair was tested."""
-        for c in self.comparisons:
-            if {c.a, c.b} == {a, b}:
-                return c if c.a == a else c.reversed
-        return None
+        return _find(self.comparisons, a, b)
+
+    def against_baseline(self, baseline: str, configuration: str) -> Comparison | None:
+        """Of a configuration against a baseline."""
+        return _find(self.baseline_comparisons, baseline, configuration)
+
+    def untrusted(self, name: str) -> bool:
+        """Whether the audit failed for a run of this configuration or baseline."""
+        return any(r.configuration == name and r.run in self.trust.untrusted for r in self.records)
+
+
+def _find(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | None:
+    for c in comparisons:
+        if {c.a, c.b} == {a, b}:
+            return c if c.a == a else c.reversed
+    return None

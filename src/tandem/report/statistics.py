@@ -1,8 +1,8 @@
-"""Numbers over seeds: the spread of one configuration, the paired comparison of two, Holm's correction.
+"""Numbers over seeds: the spread of one model, the paired comparison of two, Holm's correction, verdicts.
 
-The seed is the unit of replication. Two configurations are compared over the seeds they share, seed by seed,
-because a seed fixes the same random start for both. Nothing is called better or worse on fewer than three
-common seeds, nor unless its p-value, corrected for all comparisons made, is below 0.05.
+Nothing is called better or worse on fewer than three common seeds, nor unless its p-value, corrected for all
+comparisons of its family, is below 0.05. Validation losses are compared over seeds and documents both (see
+`crossed`); what is known by seed only, such as iterations, by the paired t-test here.
 """
 
 import math
@@ -23,7 +23,7 @@ RESOLUTION = 1e-6
 
 
 class Verdict(StrEnum):
-    """What the seeds show of the second of two configurations, measured against the first."""
+    """What the records show of the second of two models, measured against the first."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -32,7 +32,7 @@ class Verdict(StrEnum):
 
     @property
     def reversed(self) -> "Verdict":
-        """The same finding, told of the first configuration."""
+        """The same finding, told of the first model."""
         return {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}.get(self, self)
 
 
@@ -50,7 +50,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences `b − a` of two configurations over their common seeds.
+    """Differences `b − a` of two models over their common seeds.
 
     All figures are null without a common seed; `sd` and `interval` need two seeds. `p` (two-sided paired
     t-test) is null where no test is made: fewer than three common seeds, or a value that is not finite.
@@ -83,7 +83,7 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = RESOLUTION) -> Paired:
-    """Compare two configurations, each given as {seed: value}, over the seeds that both have.
+    """Compare two models, each given as {seed: value}, over the seeds that both have.
 
     `resolution` is the step in which the values are known (1 for counts). Rounding to it leaves a difference
     uncertain by `resolution / √6`, and the standard error never goes below what follows from that. So seeds
@@ -119,13 +119,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def verdict(comparison: Paired, corrected_p: float | None) -> Verdict:
-    """What a comparison shows of `b` where lower values are better (losses, iterations)."""
-    if len(comparison.seeds) < MIN_SEEDS:
+def verdict(seeds: int, difference: float | None, corrected_p: float | None) -> Verdict:
+    """What a difference b − a over so many common seeds shows of `b`, where lower values are better."""
+    if seeds < MIN_SEEDS:
         return Verdict.TOO_FEW_SEEDS
-    if corrected_p is None or comparison.difference is None or corrected_p >= ALPHA:
+    if corrected_p is None or difference is None or corrected_p >= ALPHA:
         return Verdict.NO_DIFFERENCE_SHOWN
-    return Verdict.BETTER if comparison.difference < 0 else Verdict.WORSE
+    return Verdict.BETTER if difference < 0 else Verdict.WORSE
 
 
 def perplexity(nll_nats: float) -> float:

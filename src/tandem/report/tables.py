@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from tandem.records import RunRecord
 from tandem.report.blocks import Table
+from tandem.report.cells import MARK, baseline_text, make_table, name_text, recommended_rows
 from tandem.report.choice import Choice
-from tandem.report.findings import change_interval_text, change_text
 from tandem.report.original import claims, load_original
-from tandem.report.results import Analysis, ConfigurationResult, DepthResult
-from tandem.report.statistics import Spread, Verdict, perplexity
+from tandem.report.results import Analysis, DepthResult, ModelResult
+from tandem.report.statistics import Spread
 from tandem.report.wording import (
     NONE,
     Texts,
@@ -16,39 +16,42 @@ from tandem.report.wording import (
     count_short,
     count_text,
     error_text,
-    interval_text,
     literal,
     number,
-    p_text,
     percent,
     perplexity_text,
     plus_minus,
     seconds_text,
-    signed,
     span,
 )
 
 
 def summary_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:
-    """One row per configuration, in the original report's columns."""
+    """One row per configuration, in the original report's columns and two more; then one per baseline."""
+    models = [*analysis.configurations, *analysis.baselines]
+    own = len(analysis.configurations)
     rows = [
         [
-            c.name,
-            str(c.context_layers),
-            str(c.token_layers),
-            count_short(c.parameters.total if c.parameters else None),
-            plus_minus(c.iterations, count_text),
-            plus_minus(c.convergence_rate, percent),
-            plus_minus(c.effective_rank, percent),
-            plus_minus(c.perplexity, perplexity_text, c.mean_perplexity),
-            plus_minus(c.accuracy, percent),
-            plus_minus(c.seconds_alone, seconds_text),
-            f"{len(c.phase2)}/{_planned(analysis, c)}",
+            name_text(analysis, m.name) if i < own else baseline_text(analysis, m, texts),
+            _whole(m.context_layers),
+            _whole(m.token_layers),
+            count_short(m.parameters.total if m.parameters else None),
+            plus_minus(m.iterations, count_text),
+            plus_minus(m.convergence_rate, percent),
+            plus_minus(m.effective_rank, percent),
+            plus_minus(m.perplexity, perplexity_text, m.mean_perplexity),
+            plus_minus(m.accuracy, percent),
+            plus_minus(m.seconds_alone, seconds_text),
+            plus_minus(m.bits_per_byte, _three),
+            _seeds(analysis, m),
         ]
-        for c in analysis.configurations
+        for i, m in enumerate(models)
     ]
-    columns = "config context token params iterations convergence rank perplexity accuracy total_time seeds"
-    return _table(texts, "summary", columns, rows, emphasised=_recommended(analysis, choice))
+    columns = (
+        "config context token params iterations convergence rank perplexity accuracy total_time bits seeds"
+    )
+    emphasised, apart = recommended_rows(models, choice), frozenset(range(own, len(models)))
+    return make_table(texts, "summary", columns, rows, emphasised, apart)
 
 
 def phase1_table(analysis: Analysis, texts: Texts) -> Table:
@@ -68,14 +71,14 @@ def phase1_table(analysis: Analysis, texts: Texts) -> Table:
         for d in analysis.depths
     ]
     columns = "context_depth used_by iterations convergence rank_validation rank_train seconds stopped speed"
-    return _table(texts, "phase1", columns, rows, words={1, 7, 8})
+    return make_table(texts, "phase1", columns, rows, words={1, 7, 8})
 
 
 def phase2_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:
     """Figures at the best epoch."""
     rows = [
         [
-            c.name,
+            name_text(analysis, c.name),
             plus_minus(c.best_epoch, count_text),
             plus_minus(c.train_perplexity, perplexity_text, c.mean_train_perplexity),
             plus_minus(c.perplexity, perplexity_text, c.mean_perplexity),
@@ -83,12 +86,12 @@ def phase2_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Tab
             plus_minus(c.accuracy, percent),
             plus_minus(c.bits_per_byte, _three),
             count_short(c.parameters.trained_phase2 if c.parameters else None),
-            plus_minus(c.phase2_seconds, seconds_text),
+            plus_minus(c.training_seconds, seconds_text),
         ]
         for c in analysis.configurations
     ]
     columns = "config best_epoch train_perplexity perplexity gap accuracy bits trained seconds"
-    return _table(texts, "phase2", columns, rows, emphasised=_recommended(analysis, choice))
+    return make_table(texts, "phase2", columns, rows, recommended_rows(analysis.configurations, choice))
 
 
 def scan_table(analysis: Analysis, texts: Texts) -> Table:
@@ -108,7 +111,7 @@ def scan_table(analysis: Analysis, texts: Texts) -> Table:
         for s in analysis.scans
     ]
     columns = "context_depth split method segments burn_in loop_error join_error tolerance exactness"
-    return _table(texts, "scans", columns, rows, words={1, 2, 8})
+    return make_table(texts, "scans", columns, rows, words={1, 2, 8})
 
 
 def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:
@@ -116,12 +119,12 @@ def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) ->
     rows = []
     for c in analysis.configurations:
         if c.parameters is None:
-            rows.append([c.name, *[NONE] * 6])
+            rows.append([name_text(analysis, c.name), *[NONE] * 6])
             continue
         p, accuracy = c.parameters, c.accuracy.mean if c.accuracy else None
         rows.append(
             [
-                c.name,
+                name_text(analysis, c.name),
                 f"{p.total:,}",
                 f"{p.context_block:,}",
                 f"{p.token_block:,}",
@@ -131,31 +134,7 @@ def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) ->
             ]
         )
     columns = "config total context_block token_block trained_share efficiency per_million"
-    return _table(texts, "efficiency", columns, rows, emphasised=_recommended(analysis, choice))
-
-
-def comparison_table(analysis: Analysis, texts: Texts) -> Table:
-    """Every pair over its common seeds."""
-    rows = []
-    for c in analysis.comparisons:
-        nll, accuracy = c.nll, c.accuracy
-        before, after = (perplexity(m) if m is not None else None for m in (nll.mean_a, nll.mean_b))
-        points = None if accuracy.difference is None else 100 * accuracy.difference
-        interval = interval_text(accuracy.interval, lambda end: signed(100 * end, 1))
-        rows.append(
-            [
-                f"{c.a} → {c.b}",
-                f"{perplexity_text(before)} → {perplexity_text(after)} ({change_text(nll)})",
-                change_interval_text(nll),
-                f"{percent(accuracy.mean_a)} → {percent(accuracy.mean_b)} ({signed(points, 1)})",
-                interval,
-                str(len(nll.seeds)),
-                p_text(c.corrected_p),
-                _verdict(c.verdict, c.b, texts),
-            ]
-        )
-    columns = "comparison perplexity_change interval accuracy_change accuracy_interval common_seeds p verdict"
-    return _table(texts, "comparison", columns, rows, words={7})
+    return make_table(texts, "efficiency", columns, rows, recommended_rows(analysis.configurations, choice))
 
 
 def original_table(analysis: Analysis, texts: Texts) -> Table:
@@ -170,11 +149,11 @@ def original_table(analysis: Analysis, texts: Texts) -> Table:
             ]
         )  # fmt: skip
         c = analysis.configuration(theirs.configuration)
-        if c is None or not c.phase2:
+        if c is None or not c.validation:
             continue
         rows.append(
             [
-                c.name,
+                name_text(analysis, c.name),
                 texts("source.here"),
                 count_short(c.parameters.total if c.parameters else None),
                 plus_minus(c.iterations, count_text),
@@ -192,7 +171,7 @@ def original_table(analysis: Analysis, texts: Texts) -> Table:
         "total_time"
     )
     ours = frozenset(i for i, row in enumerate(rows) if row[1] == texts("source.here"))
-    return _table(texts, "original", columns, rows, emphasised=ours, words={1})
+    return make_table(texts, "original", columns, rows, emphasised=ours, words={1})
 
 
 def claims_table(analysis: Analysis, texts: Texts) -> Table:
@@ -205,20 +184,20 @@ def claims_table(analysis: Analysis, texts: Texts) -> Table:
         ]
         for claim in claims(analysis)
     ]
-    return _table(texts, "claims", "claim outcome evidence", rows, words={1, 2})
+    return make_table(texts, "claims", "claim outcome evidence", rows, words={1, 2})
 
 
 def runs_table(analysis: Analysis, texts: Texts) -> Table:
     """Every run."""
     rows = [
         [
-            literal(r.run),
-            str(r.seed),
+            literal(r.run) + (f" {MARK}" if r.run in analysis.trust.untrusted else ""),
+            _whole(r.seed),
             texts(f"status.{r.status}"),
             number(r.phase1.iterations, 0) if r.phase1 else NONE,
-            number(r.phase2.best_epoch, 0) if r.phase2 else NONE,
-            perplexity_text(r.phase2.validation_perplexity) if r.phase2 else NONE,
-            percent(r.phase2.validation_accuracy) if r.phase2 else NONE,
+            number(r.trained.best_epoch, 0) if r.trained else NONE,
+            perplexity_text(r.validation.perplexity) if r.validation else NONE,
+            percent(r.validation.accuracy) if r.validation else NONE,
             seconds_text(r.seconds_spent_s),
             seconds_text(r.seconds_alone_s),
             bytes_text(r.peak_memory_bytes),
@@ -226,13 +205,14 @@ def runs_table(analysis: Analysis, texts: Texts) -> Table:
         for r in analysis.records
     ]
     columns = "run seed status iterations best_epoch perplexity accuracy spent alone memory"
-    return _table(texts, "runs", columns, rows, words={2})
+    apart = frozenset(i for i, r in enumerate(analysis.records) if r.kind != "tandem")
+    return make_table(texts, "runs", columns, rows, apart=apart, words={2})
 
 
 def failures_table(failed: Sequence[RunRecord], texts: Texts) -> Table:
     """Failed runs and why."""
     rows = [[literal(r.run), literal(r.failure or NONE), seconds_text(r.seconds_spent_s)] for r in failed]
-    return _table(texts, "failures", "run reason spent", rows, words={1})
+    return make_table(texts, "failures", "run reason spent", rows, words={1})
 
 
 def span_of(values: Iterable[float]) -> str:
@@ -241,28 +221,21 @@ def span_of(values: Iterable[float]) -> str:
     return span(Spread(values, 0.0, None, None, min(values), max(values)), lambda v: number(v, 0))
 
 
-def _table(
-    texts: Texts,
-    name: str,
-    columns: str,
-    rows: Sequence[Sequence[str]],
-    emphasised: frozenset[int] = frozenset(),
-    words: set[int] | None = None,
-) -> Table:
-    """A table of the named columns, all numeric but the first and those in `words`."""
-    heads = [texts(f"column.{column}") for column in columns.split()]
-    numeric = frozenset(range(1, len(heads))) - (words or set())
-    return Table(heads, rows, texts(f"caption.{name}"), numeric, emphasised)
+def _whole(layers: int | None) -> str:
+    return NONE if layers is None else str(layers)
 
 
-def _recommended(analysis: Analysis, choice: Choice | None) -> frozenset[int]:
-    return frozenset(i for i, c in enumerate(analysis.configurations) if choice and c is choice.recommended)
-
-
-def _planned(analysis: Analysis, c: ConfigurationResult) -> int:
-    """How many seeds the configuration was to be trained with, as far as is known."""
-    recorded = sum(r.configuration == c.name for r in analysis.records)
-    return recorded + sum(name == c.name for name, _ in analysis.missing)
+def _seeds(analysis: Analysis, m: ModelResult) -> str:
+    """Finished of planned seeds, as far as is known; none where nothing is drawn at random."""
+    recorded = {r.seed for r in analysis.records if r.configuration == m.name}
+    if recorded == {None}:
+        return NONE
+    if m.kind == "tandem":
+        missing = sum(name == m.name for name, _ in analysis.missing)
+    else:
+        planned = analysis.manifest.seeds if analysis.manifest else ()
+        missing = sum(f"{m.name}-seed{seed}" in analysis.missing_baselines for seed in planned)
+    return f"{len(m.runs)}/{len(recorded) + missing}"
 
 
 def _stopped(d: DepthResult, texts: Texts) -> str:
@@ -281,10 +254,6 @@ def _speed(analysis: Analysis, d: DepthResult, texts: Texts) -> str:
             other = c.a if c.b == d.context_layers else c.b
             found.append(texts(f"speed.{own}", other=f"C{other}"))
     return texts("joined", names=found) if found else NONE
-
-
-def _verdict(verdict: Verdict, name: str, texts: Texts) -> str:
-    return texts(f"verdict.{verdict}", name=name)
 
 
 def _three(value: float | None) -> str:

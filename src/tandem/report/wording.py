@@ -140,6 +140,16 @@ def count_text(value: float | None) -> str:
     return number(value, 0 if value is None or value == round(value) else 1)
 
 
+def nats_text(value: float | None) -> str:
+    """A difference in nats per token."""
+    return signed(value, 4)
+
+
+def df_text(value: float | None) -> str:
+    """Degrees of freedom."""
+    return number(value, 1 if value is not None and value < 100 else 0)
+
+
 def interval_text(interval: tuple[float, float] | None, text: Callable[[float], str]) -> str:
     """`[low, high]`."""
     return NONE if interval is None else f"[{text(interval[0])}, {text(interval[1])}]"

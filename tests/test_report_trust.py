@@ -1,0 +1,188 @@
+"""The report beside baselines and under an audit: what is said, what is marked, what is never recommended."""
+
+import re
+from collections.abc import Sequence
+
+import pytest
+from report_records import (
+    GRID,
+    as_schema_1,
+    make_audit,
+    make_baseline,
+    make_baselines,
+    make_grid,
+    make_manifest,
+    make_record,
+)
+
+from tandem.records import AuditRecord, RunRecord
+from tandem.report import summary_rows
+from tandem.report.analysis import analyse
+from tandem.report.beside import against_others, against_untrained, beside_messages, beside_summary
+from tandem.report.choice import choose
+from tandem.report.document import compose
+from tandem.report.findings import conclusions
+from tandem.report.render import render_markdown
+from tandem.report.statistics import Verdict
+from tandem.report.trust import judge
+from tandem.report.wording import Texts
+
+SEEDS = (0, 1, 2)
+
+
+# Baselines
+
+
+def test_baselines_are_never_ranked_or_recommended():
+    best = [make_baseline("lstm", s, nll=1.0 + 0.01 * s) for s in SEEDS]  # far below every configuration
+    tiny = make_baseline("unigram", nll=1.0)  # and far smaller
+    analysis = analyse([*make_grid(SEEDS), *best, tiny, *make_baselines(SEEDS)[-2:]], None)
+    alone = choose(analyse(make_grid(SEEDS), None))
+    choice = choose(analysis)
+    for found, expected in ((choice.best, alone.best), (choice.recommended, alone.recommended)):
+        assert (found.name, found.kind) == (expected.name, "tandem")
+    assert [c.name for c, _ in choice.avoid] == [c.name for c, _ in alone.avoid]
+    assert [c.name for c in analysis.configurations] == [f"C{c}T{t}" for c, t in GRID]
+    named = {c.a for c in analysis.comparisons} | {c.b for c in analysis.comparisons}
+    assert named == {c.name for c in analysis.configurations}
+    assert [d.used_by for d in analysis.depths] == [("C1T1", "C1T2"), ("C2T1", "C2T2")]  # not the untrained
+
+
+def test_verdicts_on_baselines_are_told():
+    analysis = analyse(make_grid() + make_baselines(), None)
+    choice = choose(analysis)
+    assert choice.best.name == "C1T2"
+    told = {(m.key, m.values["baseline"]) for m in beside_messages(analysis, choice)}
+    assert told >= {
+        ("beside.better", "KN-5"),
+        ("beside.worse", "LSTM"),
+        ("beside.better", "bigram"),
+        ("phase1_adds.better", "C1T1-untrained"),
+    }
+    sums = {m.key: list(m.values["names"]) for m in beside_summary(analysis, choice)}
+    assert sums["beside_all.worse"] == ["LSTM"]
+    assert "C1T1-untrained" not in {name for names in sums.values() for name in names}
+    assert set(sums) <= {m.key for m in conclusions(analysis, choice)}
+    assert [(c.a, c.b) for c in against_untrained(analysis)] == [("C1T1-untrained", "C1T1")]
+    assert {c.b for c in against_others(analysis, choice)} == {choice.best.name, choice.recommended.name}
+
+
+def test_equal_models_are_not_told_apart():
+    records = [make_record(1, 1, s, nll=5 + 0.1 * (s == 1)) for s in SEEDS]
+    records += [make_baseline("gpt2", s, nll=5 + 0.1 * (s == 2)) for s in SEEDS]
+    analysis = analyse(records, None)
+    (message,) = beside_messages(analysis, choose(analysis))
+    assert message.key == "beside.no_difference_shown"
+    assert re.fullmatch(r"\[−0\.\d{4}, \+0\.\d{4}\]", message.values["interval"])
+
+
+def test_summary_sets_baselines_apart():
+    kinds = make_baselines(SEEDS)
+    manifest = make_manifest((0, 1, 2, 3), baselines=[*(r.run for r in kinds), "LSTM-seed3"])
+    heads, rows = summary_rows(make_grid(SEEDS) + kinds, manifest)
+    names = [row[0] for row in rows]
+    assert names[4:] == [
+        f"{name} (baseline)" for name in ("KN-5", "LSTM", "GPT-2", "C1T1-untrained", "bigram", "unigram")
+    ]
+    shown = {name: dict(zip(heads, row, strict=True)) for name, row in zip(names, rows, strict=True)}
+    assert shown["LSTM (baseline)"]["Seeds"] == "3/4"
+    assert shown["KN-5 (baseline)"]["Seeds"] == "–"
+    assert shown["KN-5 (baseline)"]["Phase1 Iter"] == "–"
+    assert shown["KN-5 (baseline)"]["Bits/byte"] == "1.609"
+    assert shown["C1T1-untrained (baseline)"]["Context"] == "1"
+    analysis = analyse(make_grid(SEEDS) + kinds, manifest)
+    assert analysis.missing_baselines == ("LSTM-seed3",)
+
+
+# Audit
+
+
+def test_an_audit_holds_for_the_records_it_saw():
+    records = [make_record(1, 1, s) for s in SEEDS] + [make_record(1, 2, 0, failure="NaN")]
+    assert judge(None, records).unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
+    audit = make_audit(records[:2], {("C1T1-seed1", "counts"): "fail", ("C1T1-seed0", "contexts"): "skip"})
+    trust = judge(audit, records)
+    assert (trust.failed, trust.warned, trust.untrusted) == (("counts",), (), ("C1T1-seed1",))
+    assert trust.unaudited == ("C1T1-seed2",)
+    assert {c.name: dict(c.counts) for c in trust.checks} == {
+        "leakage": {"pass": 1},
+        "tokens": {"pass": 1},
+        "causality": {"pass": 2},
+        "contexts": {"pass": 1, "skip": 1},
+        "counts": {"pass": 1, "fail": 1},
+    }
+    again = [r.model_copy(update={"finished_at": "2026-04-01T00:00:00+00:00"}) for r in records]
+    later = judge(audit, again)  # the runs were made again: what the audit found of them is history
+    assert (later.failed, later.untrusted) == ((), ())
+    assert later.unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
+
+
+def test_a_failing_check_of_the_data_spoils_every_run():
+    records = make_grid([0])
+    trust = judge(make_audit(records, {(None, "leakage"): "fail"}), records)
+    assert set(trust.untrusted) == {r.run for r in records}
+
+
+def test_every_failing_run_is_shown_and_the_worst_of_the_others():
+    records = [make_record(1, 1, s) for s in SEEDS]
+    outcomes = {(r.run, "causality"): "fail" for r in records[1:]} | {("C1T1-seed2", "counts"): "warn"}
+    shown = [(c.name, c.shown) for c in judge(make_audit(records, outcomes), records).checks]
+    assert shown[2:] == [
+        ("causality", "C1T1-seed1"),
+        ("causality", "C1T1-seed2"),
+        ("contexts", "C1T1-seed0"),
+        ("counts", "C1T1-seed2"),
+    ]
+
+
+def words(records: Sequence[RunRecord], audit: AuditRecord | None = None, lang: str = "en") -> str:
+    """The report as Markdown, without figures."""
+    return render_markdown(compose(analyse(records, None, audit), Texts(lang), frozenset()))
+
+
+@pytest.mark.parametrize(
+    ("lang", "said"), [("en", "The audit failed (causality)"), ("ja", "不合格となった（causality）")]
+)
+def test_a_failed_audit_is_said_first_and_marked(lang: str, said: str):
+    records = make_grid(SEEDS)
+    audit = make_audit(records, {("C1T2-seed1", "causality"): "fail"})
+    text = words(records, audit, lang)
+    assert text.count(said) == 2  # in the overview and with the summary
+    assert text.index(said) < text.index("C1T1")
+    table = text[text.index("| Config | Context |") :].split("\n\n")[0]
+    assert [row.startswith(("| C1T2 †", "| **C1T2 †")) for row in table.splitlines()[2:]].count(True) == 1
+    assert "C1T1 → C1T2 †" in text
+    assert "| C1T2-seed1 †" in text
+    assert "| C1T2-seed0 |" in text
+    assert "1.5e-06 \\| limit 1e-05" in text
+
+
+def test_without_an_audit_the_report_says_so():
+    text = words([make_record()])
+    assert "Not audited; run `tandem audit RUN_DIR`" in text
+    assert "†" not in text
+
+
+def test_summary_rows_mark_what_is_untrusted():
+    records = make_grid([0])
+    audit = make_audit(records, {("C2T1-seed0", "counts"): "fail"})
+    _, rows = summary_rows(records, None, "en", audit)
+    assert [row[0] for row in rows] == ["C1T1", "C2T1 †", "C1T2", "C2T2"]
+
+
+# What the sentences carry
+
+
+def test_what_is_not_shown_carries_its_interval():
+    records = [make_record(1, t, s, nll=5 + 0.1 * (s == t)) for t in (1, 2) for s in SEEDS]
+    analysis = analyse(records, None)
+    assert analysis.comparisons[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
+    messages = {m.key: m for m in conclusions(analysis, choose(analysis))}
+    assert "[−" in messages["standing.nothing_shown"].values["others"][0]
+    assert "[−" in messages["conclusion.no_effect.token"].values["pairs"][0]
+
+
+def test_seeds_alone_are_owned_up_to():
+    text = words([as_schema_1(r) for r in make_grid(SEEDS)])
+    assert "On this validation text only:" in text
+    assert "(seeds only)" in text
