@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import sentences, tiny, write_jsonl
 
+from tandem.cli.arguments import ExperimentArguments, parse_with_preset
 from tandem.cli.main import run
 from tandem.settings import dump_settings, known_keys, load_settings, preset_names
 
@@ -38,7 +39,7 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
             "phase2.shuffle",
             "embeddings.trained",
         }
-    assert "(default: python-docs)" in out
+    assert "(default: python-docs)" in " ".join(out.replace("│", " ").split())
     assert call(capsys, "--version")[1].startswith("tandem 0.")
 
 
@@ -87,7 +88,7 @@ def test_presets_run_on_small_text(
             "--phase1.max-iterations",
             "4",
         ),
-        *("--phase2.batch-positions", "256", "--phase2.max-epochs", "1"),
+        *("--phase2.batch-positions", "256", "--phase2.max-epochs", "1", "--baselines.models", "bigram"),
     ]
     for name in preset_names():
         output = tmp_path / name
@@ -95,7 +96,8 @@ def test_presets_run_on_small_text(
         assert code == 0, err
         assert "C2T2" in out
         assert (output / "report.html").is_file()
-        assert len((output / "records.jsonl").read_text("utf-8").splitlines()) == 4
+        assert len((output / "records.jsonl").read_text("utf-8").splitlines()) == 5
+        assert "audit: " in out
 
 
 def test_commands_from_training_to_text(
@@ -147,6 +149,39 @@ def test_an_experiment_and_its_report(
     assert [json.loads(line)["run"] for line in out.splitlines()][:2] == ["C1T1-seed0", "C2T1-seed0"]
 
 
+def test_the_audit_of_a_run_and_of_a_model(
+    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    code, out, err = call(capsys, "experiment", preset, "--seeds", "0")
+    assert code == 0, err
+    assert (run / "audit.json").is_file()
+    code, out, _ = call(capsys, "audit", str(run / "models" / "C1T1-seed0"), "--json")
+    assert code == 0
+    assert {run["run"] for run in json.loads(out)["runs"]} == {None, "C1T1-seed0"}
+    lines = (run / "records.jsonl").read_text("utf-8").splitlines()
+    record = json.loads(lines[0])
+    record["validation"]["accuracy"] = 0.99
+    (run / "records.jsonl").write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n", "utf-8")
+    code, out, _ = call(capsys, "audit", str(run))
+    assert code == 1
+    assert f"not to be trusted: perplexity ({record['run']})" in out
+    assert call(capsys, "report", str(run))[0] == 0
+    assert record["run"] in (run / "report.md").read_text("utf-8").split("## ")[1]  # said at the top
+    code, _, _ = call(capsys, "experiment", preset, "--seeds", "0")
+    assert code == 1
+
+
+def test_all_baselines_by_one_flag() -> None:
+    settings, _ = parse_with_preset("experiment", ExperimentArguments, ["dialogue", "--baselines"], "demo")
+    assert set(settings.baselines.models) == {"kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram"}
+    some = ["dialogue", "--baselines.models", "lstm", "--baselines.lstm.lr", "0.5"]
+    settings, _ = parse_with_preset("experiment", ExperimentArguments, some, "demo")
+    assert (settings.baselines.models, settings.baselines.lstm.lr) == (("lstm",), 0.5)
+    settings, _ = parse_with_preset("experiment", ExperimentArguments, ["dialogue"], "demo")
+    assert settings.baselines.models == ()
+
+
 BAD = {
     "unknown command": (["experimnet"], "did you mean 'experiment'"),
     "unknown preset": (["experiment", "sead"], "did you mean 'seed'"),
@@ -172,6 +207,12 @@ BAD = {
     "large batch": (["train", "{tiny}", "--phase2.batch-positions", "999999"], "phase2.batch_positions"),
     "unwritable output": (["train", "{tiny}", "--output", "{text}/model"], "cannot write to"),
     "unreachable hub": (["train", "{tiny}", "--data.train", "hf:no/such"], "no/such"),
+    "nothing to audit": (["audit", "{here}"], "neither a run directory"),
+    "unknown baseline": (["experiment", "{tiny}", "--baselines.models", "rnn"], "rnn"),
+    "too few parameters": (
+        ["config", "{tiny}", "--baselines.max-parameters", "0"],
+        "baselines.max_parameters = 0 is not possible",
+    ),
     "no model": (["generate", "{here}", "--prompt", "x"], "is not a model folder"),
     "no records": (["report", "{here}"], "records"),
     "no prompt": (["generate", "{here}"], "--prompt"),

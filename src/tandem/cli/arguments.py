@@ -7,13 +7,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 from pydantic import Field
 
 from tandem.errors import SettingsError
-from tandem.settings import Positive, Seed, Settings, known_keys, load_settings, nearest_key
+from tandem.settings import Baseline, Positive, Seed, Settings, known_keys, load_settings, nearest_key
 
 Arguments = TypeVar("Arguments")
 Json = Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff]
@@ -27,7 +27,10 @@ class ConfigArguments(Settings):
 
 
 class ExperimentArguments(Settings):
-    """Train every configuration with every seed, compare them, and write the report."""
+    """Train every configuration with every seed, compare them, audit the runs, and write the report."""
+
+    all_baselines: Annotated[bool, tyro.conf.arg(name="baselines"), tyro.conf.FlagCreatePairsOff] = False
+    """Run all baselines beside the configurations; `--baselines.models` names single ones."""
 
     lang: Literal["en", "ja"] = "en"
     """Language of the report."""
@@ -97,6 +100,16 @@ class GenerateArguments:
 
 
 @dataclass(frozen=True)
+class AuditArguments:
+    """Check what an experiment or a model says of itself; the exit code is 1 if a check fails."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """Run directory of an experiment, or a model folder."""
+    json_output: Json = False
+    """Print the audit as JSON."""
+
+
+@dataclass(frozen=True)
 class ReportArguments:
     """Rebuild the report of an experiment from its records alone."""
 
@@ -123,7 +136,11 @@ def parse_with_preset(
     keys = {*known_keys(), *own} - _hidden(kind)
     _check_options(rest, keys | {"no-save-models", "phase2.no-shuffle", "embeddings.no-trained"}, command)
     arguments = _parse(prog, kind, rest, default=kind(**base))
-    return Settings(**arguments.model_dump(exclude=own)), arguments
+    settings = Settings(**arguments.model_dump(exclude=own))
+    if getattr(arguments, "all_baselines", False):
+        every = settings.baselines.model_copy(update={"models": get_args(Baseline)})
+        settings = settings.model_copy(update={"baselines": every})
+    return settings, arguments
 
 
 def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments:
@@ -158,8 +175,9 @@ def _hidden(kind: type[Settings]) -> set[str]:
 def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:
     """SettingsError for an option that is not known, naming the nearest one that is."""
     options = {"--help", "-h", "--json"} | {
-        f"--{key.replace('_', '-')}" for key in keys if key != "json_output"
+        f"--{key.replace('_', '-')}" for key in keys if key not in ("json_output", "all_baselines")
     }
+    options |= {"--baselines"} if "all_baselines" in keys else set()
     for argument in args:
         option = argument.split("=", 1)[0].replace("_", "-")
         if not argument.startswith("--") or option in options:

@@ -11,6 +11,7 @@ from typing import TextIO
 from rich.console import Console
 
 from tandem.cli.arguments import (
+    AuditArguments,
     ConfigArguments,
     EvaluateArguments,
     ExperimentArguments,
@@ -26,6 +27,9 @@ from tandem.settings import dump_settings, load_settings, preset_names
 # While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
 # down many times (bench/contention.py). Read when torch loads; undisturbed runs are as fast with it.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+AUDIT_FAILED = 1
+"""Exit code of a command that did its work, and whose audit found a figure not to be trusted."""
 
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
 
@@ -66,25 +70,30 @@ def config(args: Sequence[str]) -> None:
 def experiment(args: Sequence[str]) -> None:
     """tandem experiment [PRESET|FILE]"""
     settings, arguments = parse_with_preset("experiment", ExperimentArguments, args, "demo")
+    from tandem.audit import audit as audit_runs
     from tandem.cli.progress import ProgressView
-    from tandem.cli.summary import print_summary
+    from tandem.cli.summary import print_audit_lines, print_summary
     from tandem.experiment.runner import run_experiment
     from tandem.report.render import write_report
 
     with ProgressView(ERR) as view:
         run_dir, records = run_experiment(settings, view)
+    audited = audit_runs(run_dir, _tell(arguments.json_output))
     if arguments.json_output:
         for record in records:
             _write(record.model_dump_json())
     report = write_report(run_dir, arguments.lang)
     if not arguments.json_output:
         print_summary(OUT, run_dir, arguments.lang, report)
+    print_audit_lines(ERR if arguments.json_output else OUT, audited)
     failed = [record for record in records if record.status == "failed"]
     if failed:
         raise TandemError(
             f"{len(failed)} of {len(records)} runs failed, the first one ({failed[0].run}) because: "
             f"{failed[0].failure}; the others are in the report, and the same command tries these again"
         )
+    if audited.status == "fail":
+        raise SystemExit(AUDIT_FAILED)
 
 
 def train(args: Sequence[str]) -> None:
@@ -92,11 +101,12 @@ def train(args: Sequence[str]) -> None:
     settings, arguments = parse_with_preset("train", TrainArguments, args, "demo")
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_run
-    from tandem.experiment.runner import run_name, train_one
+    from tandem.experiment.cells import tandem_cell
+    from tandem.experiment.runner import train_one
     from tandem.settings import Configuration
 
     configuration = Configuration(arguments.context_layers, arguments.token_layers)
-    run = run_name(configuration, arguments.seed)
+    run = tandem_cell(configuration, arguments.seed).name
     folder = Path(settings.output or Path("models") / f"{settings.name}-{run}")
     depths = (configuration.context_layers, configuration.token_layers)
     settings = settings.model_copy(update={"configurations": (depths,), "seeds": (arguments.seed,)})
@@ -120,7 +130,7 @@ def evaluate(args: Sequence[str]) -> None:
         txt_documents=arguments.txt_documents,
         separator=arguments.separator,
         device=arguments.device,
-        on_progress=(lambda _: None) if arguments.json_output else lambda what: ERR.print(f"[dim]{what}[/]"),
+        on_progress=_tell(arguments.json_output),
     )
     if arguments.json_output:
         _write(result.model_dump_json())
@@ -148,6 +158,21 @@ def generate(args: Sequence[str]) -> None:
         _write(json.dumps(result, ensure_ascii=False))
 
 
+def audit(args: Sequence[str]) -> None:
+    """tandem audit RUN_DIR|MODEL"""
+    arguments = parse("audit", AuditArguments, args)
+    from tandem.audit import audit as audit_runs
+    from tandem.cli.summary import print_audit
+
+    audited = audit_runs(arguments.path, _tell(arguments.json_output))
+    if arguments.json_output:
+        _write(audited.model_dump_json())
+    else:
+        print_audit(OUT, audited)
+    if audited.status == "fail":
+        raise SystemExit(AUDIT_FAILED)
+
+
 def report(args: Sequence[str]) -> None:
     """tandem report RUN_DIR"""
     arguments = parse("report", ReportArguments, args)
@@ -166,6 +191,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (train, "train one configuration into a model folder"),
     "evaluate": (evaluate, "score a model on text"),
     "generate": (generate, "continue a prompt"),
+    "audit": (audit, "check what an experiment or a model says of itself"),
     "report": (report, "rebuild an experiment's report from its records"),
     "config": (config, "list the presets, or print one with all its settings"),
 }
@@ -177,7 +203,10 @@ def main() -> None:
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command; returns the exit code: 0, 2 for anything the user can mend, 130 when interrupted."""
+    """Run one command; returns the exit code.
+
+    0, 1 where the audit fails, 2 for anything the user can mend, 130 when interrupted.
+    """
     # Both libraries would print warnings of their own between our lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -217,6 +246,11 @@ def _usage() -> None:
     for name, (_, summary) in COMMANDS.items():
         OUT.print(f"  {name:12}{summary}")
     OUT.print("\n`tandem COMMAND --help` lists every setting with its default and unit.")
+
+
+def _tell(quiet: bool) -> Callable[[str], None]:
+    """Says what is being done, on standard error."""
+    return (lambda _: None) if quiet else lambda what: ERR.print(f"[dim]{what}[/]")
 
 
 def _write(text: str) -> None:

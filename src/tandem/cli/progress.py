@@ -113,10 +113,10 @@ class ProgressView:
             self._overall.update(self._overall_task, completed=self._finished_now(), count=self._count())
         if record.status == "failed":
             self._console.print(f"[red]failed[/]   {record.run}: {record.failure}", highlight=False)
-        elif record.phase2 is not None:
+        elif record.validation is not None:
             self._console.print(
-                f"[green]done[/]     {record.run}: val PPL {record.phase2.validation_perplexity:.1f}, "
-                f"acc {record.phase2.validation_accuracy:.1%}, {record.seconds_spent_s:.0f} s  "
+                f"[green]done[/]     {record.run}: val PPL {record.validation.perplexity:.1f}, "
+                f"acc {record.validation.accuracy:.1%}, {record.seconds_spent_s:.0f} s  "
                 f"[dim]({self._count()})[/]",
                 highlight=False,
             )

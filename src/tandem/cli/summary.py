@@ -1,18 +1,22 @@
 """The results as a person reads them in the terminal."""
 
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from tandem.audit import failures
 from tandem.experiment.evaluate import Evaluation
-from tandem.records import RunRecord, read_manifest, read_records
+from tandem.records import AuditRecord, RunRecord, read_audit, read_manifest, read_records
+from tandem.records.audit import Status
 from tandem.report import summary_rows
 
 
 def print_summary(console: Console, run_dir: Path, lang: str, report: list[Path]) -> None:
     """The summary table of an experiment, and where its report is."""
-    heads, rows = summary_rows(read_records(run_dir), read_manifest(run_dir), lang)
+    heads, rows = summary_rows(read_records(run_dir), read_manifest(run_dir), lang, read_audit(run_dir))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, head in enumerate(heads):
         table.add_column(head, justify="left" if column == 0 else "right", overflow="fold")
@@ -30,8 +34,9 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
     """One training's figures, and how to use the model."""
     assert record.phase1 is not None
     assert record.phase2 is not None
+    assert record.validation is not None
     assert record.parameters is not None
-    phase1, phase2 = record.phase1, record.phase2
+    phase1, phase2, validation = record.phase1, record.phase2, record.validation
     _print_pairs(
         console,
         {
@@ -40,8 +45,8 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
             f"({phase1.stopped.replace('_', ' ')}), ER {phase1.effective_rank_validation:.1%}",
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",
-            "validation": f"PPL {phase2.validation_perplexity:.1f}, "
-            f"accuracy {phase2.validation_accuracy:.1%}, {phase2.validation_bits_per_byte:.3f} bits per byte",
+            "validation": f"PPL {validation.perplexity:.1f}, "
+            f"accuracy {validation.accuracy:.1%}, {validation.bits_per_byte:.3f} bits per byte",
             "time": f"{record.seconds_alone_s:.0f} s",
             "model": str(folder),
         },
@@ -64,6 +69,33 @@ def print_evaluation(console: Console, result: Evaluation) -> None:
             "scan error": f"{result.scan_error:.1e}",
         },
     )
+
+
+def print_audit(console: Console, audit: AuditRecord) -> None:
+    """Every check that did not simply pass, with its figure; then what came of all."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("run", "check", "", "figure"):
+        table.add_column(head, overflow="fold")
+    for run in audit.runs:
+        for check in run.checks:
+            if check.status != "pass":
+                style = {"fail": "red", "warn": "yellow"}.get(check.status, "dim")
+                table.add_row(
+                    run.run or "data", check.name, f"[{style}]{check.status}[/]", escape(check.figure)
+                )
+    if table.row_count:
+        console.print(table)
+    print_audit_lines(console, audit)
+
+
+def print_audit_lines(console: Console, audit: AuditRecord) -> None:
+    """What came of an audit, and which figures it says not to trust."""
+    checks = [check for run in audit.runs for check in run.checks]
+    counts = {status: sum(check.status == status for check in checks) for status in get_args(Status)}
+    shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    console.print(f"audit: {shown} of {len(checks)} checks", soft_wrap=True)
+    for line in failures(audit):
+        console.print(f"[red]not to be trusted[/]: {escape(line)}", soft_wrap=True)
 
 
 def _print_pairs(console: Console, pairs: dict[str, str]) -> None:
