@@ -425,6 +425,8 @@ def _sentence(error: ValidationError, section: type[Section]) -> str:
         near = nearest_key(name)
         hint = f"; did you mean '{near}'?" if near else "; `tandem config` lists all settings"
         return f"there is no setting '{name}'{hint}{more}"
+    if first["type"] == "too_short" and not first["input"]:
+        return f"setting {name} is empty; give at least one value{more}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if not name:

@@ -197,11 +197,6 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 }
 
 
-def main() -> None:
-    """Entry point of the command line."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(args: Sequence[str]) -> int:
     """Run one command; returns the exit code.
 

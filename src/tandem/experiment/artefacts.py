@@ -1,6 +1,7 @@
 """What a run leaves on disk beside its record: phase 1 results to share, and model folders."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,14 +60,22 @@ def save_model(
     settings: Settings,
     record: RunRecord,
 ) -> None:
-    """A Hugging Face model folder, with the settings, the record and a sample of its contexts."""
+    """A Hugging Face model folder, with the settings, the record and a sample of its contexts.
+
+    Made beside its place and moved there file by file once it is complete, so that stopping this does not
+    leave half of it over an older model. Other files in the folder stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers():
-        trained.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    trained.sample.save(folder / CONTEXTS_SAMPLE)
-    (folder / "settings.yaml").write_text(dump_settings(settings), "utf-8")
-    (folder / "record.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+        draft = Path(place)
+        with quiet_transformers():
+            trained.model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+        trained.sample.save(draft / CONTEXTS_SAMPLE)
+        (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")
+        (draft / "record.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+        for path in sorted(draft.iterdir()):
+            path.replace(folder / path.name)
 
 
 def load_sample(folder: Path) -> ContextsSample | None:
