@@ -267,6 +267,53 @@ def trained_on_shifted_targets(patch: Patch) -> None:
     )
 
 
+def phase2_always_from_seed_0(patch: Patch) -> None:
+    """The seed does not reach the TokenBlock: seeds that are no replications."""
+    real = pipeline.generator_for
+
+    def fixed(seed: int, *purpose: Any) -> Any:
+        return real(0 if purpose[0] == "token_block" else seed, *purpose)
+
+    patch.setattr(pipeline, "generator_for", fixed)
+
+
+def shuffle_ignored(patch: Patch) -> None:
+    """Batches come in another order than the settings and the seed say."""
+    real = phase2.generator_for
+    patch.setattr(phase2, "generator_for", lambda seed, *purpose: real(seed + 1, *purpose))
+
+
+def training_reads_the_previous_context(patch: Patch) -> None:
+    """Training alone reads contexts one token late; evaluation is right."""
+    real = phase2._one_epoch
+
+    def late(model: Any, train: Any, *rest: Any) -> float:
+        return real(model, replace(train, contexts=train.contexts.roll(1, 0)), *rest)
+
+    patch.setattr(phase2, "_one_epoch", late)
+
+
+def a_third_of_the_text(patch: Patch) -> None:
+    """Two thirds of the training text are never read."""
+    real = phase2._one_epoch
+
+    def less(model: Any, train: Any, *rest: Any) -> float:
+        part = len(train.stream) // 3
+        return real(model, replace(train, stream=train.stream.first(part)), *rest)
+
+    patch.setattr(phase2, "_one_epoch", less)
+
+
+def phase1_on_a_few_tokens(patch: Patch) -> None:
+    """Phase 1 sweeps over less text than the settings say."""
+    real = pipeline.train_context_block
+
+    def less(model: Any, stream: Stream, *rest: Any) -> Any:
+        return real(model, stream.first(600), *rest)
+
+    patch.setattr(pipeline, "train_context_block", less)
+
+
 def norm_counted_as_trained(patch: Patch) -> None:
     """The original experiment: embed_norm counted as trained, though no gradient reached it."""
     real = runner.count_parameters
@@ -295,11 +342,13 @@ def duplicates_across_splits(patch: Patch) -> None:
     patch.setattr(splits, "_count_overlap", lambda *_given: 0)
 
 
-def edited_record(run_dir: Path) -> None:
-    """Somebody improves a figure by hand."""
+def edit_records(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Somebody changes records by hand, in the run directory and with the models."""
     path = run_dir / "records.jsonl"
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    for line in lines:
-        line["validation"]["nll_nats"] -= 0.1
-        line["validation"]["perplexity"] = perplexity(line["validation"]["nll_nats"])
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for record in records:
+        change(record)
+        kept = run_dir / "models" / record["run"] / "record.json"
+        if kept.is_file():
+            kept.write_text(json.dumps(record), "utf-8")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")

@@ -1,17 +1,26 @@
 """The audit names every planted defect, and raises no alarm where there is none."""
 
 import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import defects
+import numpy as np
 import pytest
 from conftest import sentences, tiny, write_jsonl
 
 from tandem.audit import audit
+from tandem.errors import DataError, RunDirError
 from tandem.experiment.runner import Unwatched, run_experiment
-from tandem.records import AuditRecord, read_audit, read_records
+from tandem.records import AuditRecord, DocumentScores, read_audit, read_records
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Planted:
     configuration: tuple[int, int] = (1, 1)
     seeds: tuple[int, ...] = (0,)
     remains: bool = False
+    shuffle: bool = False
 
 
 PLANTED = {
@@ -92,7 +102,20 @@ PLANTED = {
     "current token scored": Planted(
         defects.scored_token_is_the_current_one, {"perplexity": "scoring the current token gives it"}
     ),
-    "trained on shifted targets": Planted(defects.trained_on_shifted_targets, {"training": "recomputed"}),
+    "trained on shifted targets": Planted(
+        defects.trained_on_shifted_targets, {"training": "the first step had the loss"}
+    ),
+    "seeds that are no replications": Planted(
+        defects.phase2_always_from_seed_0, {"trained": "did not start from the weights of seed 1"}, seeds=(1,)
+    ),
+    "another order of batches": Planted(
+        defects.shuffle_ignored, {"training": "the first step had the loss"}, shuffle=True
+    ),
+    "training reads the previous context": Planted(
+        defects.training_reads_the_previous_context, {"training": "the first step had the loss"}
+    ),
+    "a third of the text": Planted(defects.a_third_of_the_text, {"training": "an epoch predicted"}),
+    "phase 1 on a few tokens": Planted(defects.phase1_on_a_few_tokens, {"phase1": "it swept 600 tokens"}),
     "norm counted as trained": Planted(defects.norm_counted_as_trained, {"parameters": "is said to train"}),
     "other weights saved": Planted(
         defects.other_weights_saved, {"frozen": "token_block.layers.0 (after phase 2)", "perplexity": "NLL"}
@@ -116,7 +139,7 @@ def test_every_planted_defect_is_named(name: str, tmp_path: Path, monkeypatch: p
         configurations=(planted.configuration,),
         seeds=planted.seeds,
         output=str(tmp_path / "run"),
-        phase2={"chunk_positions": 256},
+        phase2={"chunk_positions": 256, "shuffle": planted.shuffle},
     )
     with monkeypatch.context() as patch:
         planted.plant(patch)
@@ -161,17 +184,138 @@ def test_duplicates_across_splits_are_named(tmp_path: Path, monkeypatch: pytest.
     assert "5 of 5 documents also in training" in failed(audit(run_dir))["leakage"]
 
 
-def test_an_edited_record_is_named(tmp_path: Path, text_file: Path) -> None:
-    settings = tiny(text_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"))
-    run_dir, _ = run_experiment(settings, Unwatched())
-    defects.edited_record(run_dir)
-    assert "recomputed" in failed(audit(run_dir))["perplexity"]
+def better_nll(record: dict[str, Any]) -> None:
+    record["validation"]["nll_nats"] -= 0.1
+    record["validation"]["perplexity"] = math.exp(record["validation"]["nll_nats"])
+
+
+def other_documents(record: dict[str, Any]) -> None:
+    tokens, nll = DocumentScores(**record["validation"]["documents"]).unpack()
+    record["validation"]["documents"] = DocumentScores.pack(tokens, np.roll(nll, 1)).model_dump()
+
+
+EDITED: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {
+    "validation NLL": (better_nll, "perplexity", "recomputed"),
+    "accuracy": (lambda r: r["validation"].update(accuracy=0.9), "perplexity", "accuracy 0.9000"),
+    "bits per byte": (
+        lambda r: r["validation"].update(bits_per_byte=1.0),
+        "perplexity",
+        "1.0000, recomputed",
+    ),
+    "documents": (other_documents, "perplexity", "documents have another NLL"),
+    "effective rank": (
+        lambda r: r["kind"] == "tandem" and r["phase1"].update(effective_rank_validation=0.99),
+        "phase1",
+        "ER 99.0%, recomputed",
+    ),
+    "iterations": (
+        lambda r: r["kind"] == "tandem" and r["phase1"].update(iterations=2),
+        "phase1",
+        "not those its history ends with",
+    ),
+    "training PPL": (
+        lambda r: r["kind"] == "tandem" and r["phase2"].update(train_perplexity=1.01),
+        "training",
+        "not exp of its NLL",
+    ),
+    "best epoch": (
+        lambda r: r["kind"] == "tandem" and r["phase2"].update(best_epoch=7),
+        "training",
+        "best epoch 7 of 2",
+    ),
+    "configuration": (
+        lambda r: r["kind"] == "tandem" and r.update(configuration="C2T1"),
+        "counts",
+        "is really C1T1-seed0",
+    ),
+    "settings": (lambda r: r.update(settings_fingerprint="0" * 16), "settings", "do not have"),
+    "n-gram": (
+        lambda r: r["kind"] == "bigram" and r["validation"].update(accuracy=0.99),
+        "perplexity",
+        "accuracy 0.9900",
+    ),
+}
+
+
+@pytest.fixture
+def finished(tmp_path: Path, text_file: Path) -> Path:
+    """A run directory with one configuration and a bigram."""
+    settings = tiny(
+        text_file,
+        configurations=((1, 1),),
+        seeds=(0,),
+        output=str(tmp_path / "run"),
+        baselines={"models": ("bigram",)},
+    )
+    return run_experiment(settings, Unwatched())[0]
+
+
+@pytest.mark.parametrize("what", EDITED)
+def test_edited_records_are_named(what: str, finished: Path) -> None:
+    change, check, words = EDITED[what]
+    defects.edit_records(finished, change)
+    assert words in failed(audit(finished))[check]
+
+
+def test_what_was_exchanged_in_a_model_folder_is_named(finished: Path) -> None:
+    folder = finished / "models" / "C1T1-seed0"
+    tokenizer = (folder / "tokenizer.json").read_text("utf-8")
+    words = json.loads(tokenizer)
+    vocabulary = words["model"]["vocab"]
+    words["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+    (folder / "tokenizer.json").write_text(json.dumps(words), "utf-8")
+    assert "its tokenizer is not the one" in failed(audit(finished))["model"]
+    (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "boundary": "reset"}), "utf-8")
+    assert "boundary is reset instead of carry" in failed(audit(finished))["model"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "contexts_sample.safetensors").write_bytes(b"nothing")
+    assert "no sample of contexts" in failed(audit(finished))["contexts"]
+    shutil.rmtree(folder)
+    found = audit(finished)
+    assert [c.status for run in found.runs for c in run.checks if c.name == "model"] == ["warn"]
+
+
+def test_text_that_changed_since_is_no_finding(finished: Path, text_file: Path) -> None:
+    with text_file.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": "one more document"}) + "\n")
+    with pytest.raises(DataError, match="is no longer what C1T1-seed0 was trained"):
+        audit(finished / "models" / "C1T1-seed0")
+
+
+def test_another_processor_is_no_defect(finished: Path) -> None:
+    """Random draws differ there in their last digits, and so does everything that follows from them."""
+    code = "import sys, pathlib, tandem.audit\nprint(tandem.audit.audit(pathlib.Path(sys.argv[1])).status)"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(finished)], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "pass", done.stderr
+
+
+def test_what_cannot_be_audited_is_said(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(RunDirError, match="there is no folder"):
+        audit(tmp_path / "nowhere")
+    folder = finished / "models" / "C1T1-seed0"
+    (folder / "settings.yaml").unlink()
+    with pytest.raises(RunDirError, match=r"no readable record\.json and settings\.yaml"):
+        audit(folder)
+    (finished / "records.jsonl").write_text("", "utf-8")
+    with pytest.raises(RunDirError, match="no finished run to audit"):
+        audit(finished)
 
 
 LONG = [" ".join(part) for part in zip(*[iter(sentences(90, seed=3))] * 3, strict=False)]
-JAPANESE = [
-    f"第{n}章。" + "文脈を一つのベクトルに畳み込み、次の語を予測する。" * (n % 5 + 2) for n in range(60)
+PHRASES = [
+    "文脈を畳み込み、",
+    "次の語を予測する。",
+    "一つのベクトルに",
+    "読んだものを",
+    "記憶して、",
+    "語と語のあいだで",
 ]
+JAPANESE = [f"第{n}章。" + "".join(random.Random(n).choices(PHRASES, k=30)) for n in range(120)]
 CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
     "C1T1": (sentences(60), {}),
     "C2T3": (sentences(60), {"configurations": ((2, 3),)}),
@@ -251,4 +395,6 @@ def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, text_f
     found = audit(run_dir)
     assert found.status == "pass"
     assert [c.status for c in found.runs[-1].checks if c.name == "model"] == ["skip"]
+    defects.edit_records(run_dir, better_nll)
+    assert "its documents have the mean NLL" in failed(audit(run_dir))["consistency"]
     assert {run.run for run in found.runs} == {None, *(record.run for record in read_records(run_dir))}

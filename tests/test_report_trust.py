@@ -15,7 +15,7 @@ from report_records import (
     make_record,
 )
 
-from tandem.records import AuditRecord, RunRecord
+from tandem.records import AuditRecord, RunAudit, RunRecord
 from tandem.report import summary_rows
 from tandem.report.analysis import analyse
 from tandem.report.beside import against_others, against_untrained, beside_messages, beside_summary
@@ -94,6 +94,43 @@ def test_summary_sets_baselines_apart():
     assert analysis.missing_baselines == ("LSTM-seed3",)
 
 
+def with_settings(record: RunRecord, fingerprint: str, finished_at: str) -> RunRecord:
+    return record.model_copy(update={"baseline_fingerprint": fingerprint, "finished_at": finished_at})
+
+
+def test_a_baseline_with_mixed_settings_uses_the_newest():
+    lstm = [
+        with_settings(make_baseline("lstm", 0, nll=4.6), "new", "2026-03-09T10:00:00+00:00"),
+        with_settings(make_baseline("lstm", 1, nll=9.0), "old", "2026-03-02T10:00:00+00:00"),
+        with_settings(make_baseline("lstm", 2, nll=4.6), "new", "2026-03-08T10:00:00+00:00"),
+    ]
+    gpt2 = [with_settings(make_baseline("gpt2", s), "old", f"2026-03-0{s + 1}T10:00:00+00:00") for s in SEEDS]
+    records = [*make_grid(SEEDS), *lstm, *gpt2, make_baseline("kneser-ney")]
+    audit = make_audit(records, {("LSTM-seed1", "counts"): "fail"})
+    analysis = analyse(records, None, audit)
+    assert {b.name: b.seeds for b in analysis.baselines} == {"KN-5": (), "LSTM": (0, 2), "GPT-2": SEEDS}
+    assert [r.run for r in analysis.left_out] == ["LSTM-seed1"]
+    assert analysis.baselines[1].nll.high == 4.6
+    assert analysis.against_baseline("LSTM", "C1T1").nll.seeds == (0, 2)
+    assert not analysis.untrusted("LSTM")  # what is left out does not mark what is shown
+    english, japanese = words(records), words(records, lang="ja")
+    assert "**Runs with other settings:** LSTM-seed1." in english
+    assert "**設定の異なる実行:** LSTM-seed1。" in japanese
+    assert "other settings:" not in words(make_grid(SEEDS) + gpt2)
+
+
+def test_what_failed_with_newer_settings_takes_the_older_figures_along():
+    old = [with_settings(make_baseline("lstm", s), "old", "2026-03-02T10:00:00+00:00") for s in (1, 2)]
+    failed = make_record(1, 1, 0, failure="NaN").model_copy(
+        update={"run": "LSTM-seed0", "kind": "lstm", "configuration": "LSTM", "parameters": None}
+    )
+    records = [*make_grid(SEEDS), with_settings(failed, "new", "2026-03-09T10:00:00+00:00"), *old]
+    analysis = analyse(records, None)
+    assert [b.runs for b in analysis.baselines] == [{}]
+    assert [r.run for r in analysis.left_out] == ["LSTM-seed1", "LSTM-seed2"]
+    assert "**Failed runs:** LSTM-seed0." in words(records)
+
+
 # Audit
 
 
@@ -155,6 +192,69 @@ def test_a_failed_audit_is_said_first_and_marked(lang: str, said: str):
     assert "| C1T2-seed1 †" in text
     assert "| C1T2-seed0 |" in text
     assert "1.5e-06 \\| limit 1e-05" in text
+
+
+UNTRUSTED = {
+    "en": "**This rests on figures that the audit does not trust** ({runs}); see “Audit”.",
+    "ja": "**この推奨は、監査で信頼できないとされた数値に基づく**（{runs}）。「監査」を参照。",
+}
+SECTIONS = {"en": ("Overview", "Recommended: ", "Conclusions"), "ja": ("概要", "推奨: ", "結論")}
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+@pytest.mark.parametrize("run", ["C1T2-seed1", "C1T1-seed0"])
+def test_a_recommendation_from_untrusted_figures_says_so(lang: str, run: str):
+    """Of the best itself, or of one that it was compared with."""
+    records = make_grid(SEEDS) + make_baselines(SEEDS)
+    assert choose(analyse(records, None)).recommended.name == "C1T2"
+    text = words(records, make_audit(records, {(run, "causality"): "fail"}), lang)
+    said = UNTRUSTED[lang].format(runs=run)
+    parts = re.split(r"^#+ ", text, flags=re.MULTILINE)
+    assert [p.partition("\n")[0] for p in parts if said in p] == [
+        next(p.partition("\n")[0] for p in parts if p.startswith(title)) for title in SECTIONS[lang]
+    ]
+    assert UNTRUSTED[lang].partition("{")[0] not in words(records, make_audit(records), lang)
+    baseline = make_audit(records, {("LSTM-seed0", "counts"): "fail"})
+    assert UNTRUSTED[lang].partition("{")[0] not in words(records, baseline, lang)
+
+
+@pytest.mark.parametrize(
+    ("lang", "every", "said"),
+    [
+        ("en", "all runs", "(leakage): the figures of all runs are untrusted**"),
+        ("ja", "すべての実行", "（leakage）。すべての実行の数値が信頼できない**"),
+    ],
+)
+def test_a_failing_check_of_the_data_is_said_of_all_runs(lang: str, every: str, said: str):
+    records = make_grid(SEEDS)
+    text = words(records, make_audit(records, {(None, "leakage"): "fail"}), lang)
+    assert text.count(said) == 2
+    assert text.count(UNTRUSTED[lang].format(runs=every)) == 3
+
+
+@pytest.mark.parametrize(
+    ("lang", "said"),
+    [
+        ("en", "not recomputed (no model kept), only checked for consistency: {runs}."),
+        ("ja", "再計算しておらず（モデルが保存されていない）、記録内の整合性のみを確認した: {runs}。"),
+    ],
+)
+def test_figures_without_a_model_are_said_not_to_be_recomputed(lang: str, said: str):
+    records = [make_record(1, 1, s) for s in SEEDS] + make_baselines([0])
+    bare = ("C1T1-seed0", "C1T1-seed1", "C1T1-untrained-seed0")
+    statuses = dict(zip(bare, ("skip", "warn", "skip"), strict=True))
+    statuses |= {"C1T1-seed2": "fail", "LSTM-seed0": "skip"}
+
+    def model_check(run: RunAudit) -> RunAudit:
+        changes = {"name": "model", "status": statuses.get(run.run, "pass")}
+        return run.model_copy(update={"checks": (run.checks[0].model_copy(update=changes),)})
+
+    audit = make_audit(records)
+    audit = audit.model_copy(update={"runs": tuple(model_check(run) for run in audit.runs)})
+    assert judge(audit, records).unrecomputed == bare
+    separator = Texts(lang)("list_separator")
+    assert said.format(runs=separator.join(bare)) in words(records, audit, lang)
+    assert said.partition("{")[0] not in words(records, make_audit(records), lang)
 
 
 def test_without_an_audit_the_report_says_so():

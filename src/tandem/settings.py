@@ -103,10 +103,10 @@ class ModelSettings(Section):
 
     path: ClassVar[str] = "model"
 
-    embed_dim: Positive = 256
+    embed_dim: Annotated[int, Field(ge=2)] = 256
     """E, the length of an embedding vector."""
-    context_dim: Positive = 160
-    """C, the length of the context vector."""
+    context_dim: Annotated[int, Field(ge=2)] = 160
+    """C, the length of the context vector (at least 2: a LayerNorm of one element is constant)."""
     boundary: Literal["carry", "reset"] = "carry"
     """At document starts: carry the context on, or reset it to zero."""
     weight_init_std: NonNegativeFloat = 0.1
@@ -252,12 +252,15 @@ class BaselineSettings(Section):
     lstm: LstmSettings = LstmSettings()
     gpt2: Gpt2Settings = Gpt2Settings()
 
-    def fingerprint(self, kind: str) -> str | None:
-        """Of what one baseline's result depends on, beside text and tokens; none where that is nothing."""
+    def fingerprint(self, kind: str, allowed: int) -> str | None:
+        """Of what one baseline's result depends on, beside text and tokens; none where that is nothing.
+
+        `allowed` is the number of parameters that a network may have.
+        """
         own: dict[str, dict[str, Any]] = {
             "kneser-ney": {"order": self.order},
-            "lstm": {"max_parameters": self.max_parameters, **self.lstm.model_dump(mode="json")},
-            "gpt2": {"max_parameters": self.max_parameters, **self.gpt2.model_dump(mode="json")},
+            "lstm": {"max_parameters": allowed, **self.lstm.model_dump(mode="json")},
+            "gpt2": {"max_parameters": allowed, **self.gpt2.model_dump(mode="json")},
         }
         return fingerprint("baseline", kind, own[kind]) if kind in own else None
 
@@ -316,6 +319,8 @@ class Settings(Section):
             raise ValueError("configurations repeat; name each one once")
         if len(set(self.baselines.models)) < len(self.baselines.models):
             raise ValueError("baselines.models repeat; name each one once")
+        if len(set(self.baselines.untrained or ())) < len(self.baselines.untrained or ()):
+            raise ValueError("baselines.untrained repeat; name each configuration once")
         return self
 
     @property
@@ -333,11 +338,16 @@ class Settings(Section):
 
     def fingerprint(self) -> str:
         """Of everything that a single run's result depends on: not its name, place, seeds or siblings."""
-        apart = {
-            *("name", "description", "output", "save_models", "device", "threads"),
-            *("seeds", "configurations", "baselines"),
-        }
-        return fingerprint("settings", self.model_dump(mode="json", exclude=apart))
+        return settings_fingerprint(self.model_dump(mode="json"))
+
+
+def settings_fingerprint(values: Mapping[str, Any]) -> str:
+    """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
+    apart = {
+        *("name", "description", "output", "save_models", "device", "threads"),
+        *("seeds", "configurations", "baselines"),
+    }
+    return fingerprint("settings", {name: value for name, value in values.items() if name not in apart})
 
 
 def preset_names() -> list[str]:

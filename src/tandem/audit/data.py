@@ -16,13 +16,14 @@ ENCODED_BYTES = 1 << 20
 SHARE = 0.1
 """Share of the validation text's 13-grams that also occur in training, above which there is a warning."""
 CONTAINED = 0.01
-"""Share of validation documents contained in training above which the check fails; one alone is a warning."""
+"""Share of validation documents contained in training above which the check fails (of 100, that is two)."""
 
 
 def data_checks(prepared: Prepared) -> Iterator[Check]:
     """`leakage` and `tokens`. Raises DataError where the text can no longer be read."""
     splits = split_documents(prepared.settings.data)
-    yield _leakage(splits, bool(prepared.settings.data.allow_overlap))
+    data = prepared.settings.data
+    yield _leakage(splits, allowed=data.validation in data.allow_overlap)
     yield _tokens(prepared, splits)
 
 

@@ -1,35 +1,48 @@
 """The audit of a run directory or of one model folder."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
+import yaml
 from pydantic import ValidationError
+from tokenizers import Tokenizer
 
+from tandem.audit.baselines import consistency_check, ngram_check
 from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
-from tandem.audit.figures import figure_checks
+from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.subject import Subject
 from tandem.audit.weights import weight_checks
-from tandem.errors import RunDirError, TandemError
+from tandem.errors import DataError, RunDirError, TandemError
+from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import code_fingerprint
-from tandem.experiment.pipeline import Prepared, prepare
+from tandem.experiment.pipeline import Prepared, model_config, prepare
+from tandem.experiment.run_dir import make_folder
 from tandem.experiment.runner import use_threads
-from tandem.metrics import perplexity
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
-from tandem.settings import Settings
+from tandem.settings import Settings, settings_fingerprint
+from tandem.tokens.tokenizer import tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
+CONFIG = (
+    *("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers", "boundary"),
+    *("layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+"""What config.json says of a model that changes what it computes."""
 
 
 def audit(path: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     """Audit a run directory, or a model folder; the result is also written to its audit.json.
 
-    Raises RunDirError for a folder that is neither, DataError where the text is no longer there.
+    Raises RunDirError for a folder that is neither, that has nothing to audit or cannot be written to;
+    DataError where the text is no longer there, or no longer what the runs were trained on.
     """
+    if not path.is_dir():
+        raise RunDirError(f"there is no folder {path}; give a run directory or a model folder")
+    make_folder(path)
     record = audit_model(path, on_progress) if _is_model(path) else audit_run_dir(path, on_progress)
     try:
         write_audit(path, record)
@@ -47,9 +60,12 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
             "`tandem experiment` or `tandem train` wrote"
         )
     records = [record for record in read_records(run_dir) if record.status == "finished"]
-    prepared = _prepare(Settings(**manifest.settings), on_progress)
+    if not records:
+        raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
+    prepared = _prepare(Settings(**manifest.settings), records[0], on_progress)
     gaps = baseline_gaps(prepared, records)
-    audits = [RunAudit(run=None, finished_at=None, checks=_guarded(data_checks(prepared), "data"))]
+    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(prepared), "data")]
+    audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
     for record in records:
         on_progress(f"auditing {record.run}")
         audits.append(_audit_run(prepared, record, tuple(records), run_dir / "models" / record.run, gaps))
@@ -60,19 +76,20 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
     """Every check of one trained model, from its folder alone. Raises as `audit` does."""
     try:
         record = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
+        written = yaml.safe_load((folder / "settings.yaml").read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError, yaml.YAMLError):
         raise RunDirError(
-            f"{folder} has no readable record.json, so there is nothing to audit its figures against; train "
-            "the model again"
+            f"{folder} has no readable record.json and settings.yaml, so there is nothing to audit its "
+            "figures against; train the model again"
         ) from None
-    prepared = _prepare(model_settings(folder), on_progress)
+    load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
+    prepared = _prepare(model_settings(folder), record, on_progress)
     on_progress(f"auditing {record.run}")
-    checks = _guarded(data_checks(prepared), "data")
-    gaps = baseline_gaps(prepared, ())
+    shared = [_settings_check(written, [record]), *_guarded(data_checks(prepared), "data")]
     return _record(
         [
-            RunAudit(run=None, finished_at=None, checks=checks),
-            _audit_run(prepared, record, (record,), folder, gaps),
+            RunAudit(run=None, finished_at=None, checks=tuple(shared)),
+            _audit_run(prepared, record, (record,), folder, baseline_gaps(prepared, ())),
         ]
     )
 
@@ -81,9 +98,29 @@ def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def _prepare(settings: Settings, on_progress: OnProgress) -> Prepared:
+def _prepare(settings: Settings, record: RunRecord, on_progress: OnProgress) -> Prepared:
+    """Text, tokens and embeddings again. Raises DataError where the text is not what was trained on."""
     use_threads(settings)
-    return prepare(settings, on_progress)
+    prepared = prepare(settings, on_progress)
+    if prepared.corpus.text_fingerprint != record.data.text_fingerprint:
+        raise DataError(
+            f"the text of {settings.data.train} is no longer what {record.run} was trained and scored on, so "
+            "its figures cannot be recomputed; restore the text"
+        )
+    return prepared
+
+
+def _settings_check(written: Mapping[str, object], records: Sequence[RunRecord]) -> Check:
+    """`settings`: whether those that were written down are those that the runs name."""
+    found = settings_fingerprint(written)
+    others = [record.run for record in records if record.settings_fingerprint != found]
+    figure = f"fingerprint {found}"
+    return Check(
+        name="settings",
+        looked_at="the settings as they are written down, against the fingerprint in every record",
+        figure=f"{figure}, which {', '.join(others)} do not have" if others else figure,
+        status="fail" if others else "pass",
+    )
 
 
 def _audit_run(
@@ -93,21 +130,25 @@ def _audit_run(
     folder: Path,
     gaps: dict[str, float],
 ) -> RunAudit:
-    if record.kind not in ("tandem", "untrained"):
-        checks: tuple[Check, ...] = (_consistent(record),)
-    elif not folder.is_dir():
-        missing = f"there is no model in {folder.name} (it was not kept), so nothing can be recomputed"
+    looked_at = "the saved model"
+    if record.kind in ("kneser-ney", "bigram", "unigram"):
+        checks: tuple[Check, ...] = (counts_check(prepared, record), ngram_check(prepared, record))
+    elif record.kind not in ("tandem", "untrained") or not folder.is_dir():
+        wanted = record.kind in ("tandem", "untrained") and prepared.settings.save_models
+        missing = "no model is kept, so its figures were not recomputed"
         checks = (
-            Check(name="model", looked_at="the saved model", figure=missing, status="skip"),
-            _consistent(record),
+            Check(name="model", looked_at=looked_at, figure=missing, status="warn" if wanted else "skip"),
+            counts_check(prepared, record),
+            consistency_check(record),
         )
     else:
         try:
             subject = Subject.load(prepared, record, siblings, folder)
         except TandemError as error:
-            checks = (Check(name="model", looked_at="the saved model", figure=str(error), status="fail"),)
+            checks = (Check(name="model", looked_at=looked_at, figure=str(error), status="fail"),)
         else:
             checks = (
+                _saved_check(subject),
                 *_guarded(weight_checks(subject), "weights"),
                 *_guarded(behaviour_checks(subject), "behaviour"),
                 *_guarded(context_checks(subject), "contexts"),
@@ -116,41 +157,54 @@ def _audit_run(
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=checks)
 
 
+def _saved_check(subject: Subject) -> Check:
+    """`model`: whether configuration, tokenizer and record in the model's folder are the run's own."""
+    corpus, model = subject.prepared.corpus, subject.model
+    wrong = []
+    ours = Tokenizer.from_str(subject.tokenizer.backend_tokenizer.to_str())
+    if tokenizer_fingerprint(ours) != corpus.tokenizer_fingerprint:
+        wrong.append("its tokenizer is not the one it was trained with")
+    wanted = model_config(subject.prepared, subject.configuration).to_dict()
+    said = model.config.to_dict()
+    wrong += [
+        f"{name} is {said.get(name)} instead of {wanted[name]}"
+        for name in CONFIG
+        if said.get(name) != wanted[name]
+    ]
+    try:
+        kept = RunRecord.model_validate_json((subject.folder / "record.json").read_text("utf-8"))
+        if kept != subject.record:
+            wrong.append("its record.json is not the record of the run")
+    except (OSError, UnicodeDecodeError, ValidationError):
+        wrong.append("it has no readable record.json")
+    return Check(
+        name="model",
+        looked_at="configuration, tokenizer and record in the model's folder, against the run's",
+        figure="; ".join(wrong) or "the run's own",
+        status="fail" if wrong else "pass",
+    )
+
+
 def _guarded(checks: Iterator[Check], what: str) -> tuple[Check, ...]:
     """The checks; one that cannot even be computed has failed, and says how."""
     done: list[Check] = []
     try:
         for check in checks:
             done.append(check)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, TandemError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        TandemError,
+    ) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         done.append(
             Check(name=what, looked_at="whether the check can be computed", figure=reason, status="fail")
         )
     return tuple(done)
-
-
-def _consistent(record: RunRecord) -> Check:
-    """The record's figures against each other, where there is no model to recompute them from."""
-    looked_at = "the record's own figures against each other (no model is kept to recompute them from)"
-    said = record.validation
-    if said is None:
-        return Check(name="consistency", looked_at=looked_at, figure="no figures", status="skip")
-    wrong = []
-    if not np.isclose(said.perplexity, perplexity(said.nll_nats), rtol=1e-6):
-        wrong.append(f"PPL {said.perplexity:.2f} is not exp of its NLL, {perplexity(said.nll_nats):.2f}")
-    if said.tokens is not None and said.tokens != record.data.validation_tokens - 1:
-        wrong.append(f"validation scored {said.tokens} of {record.data.validation_tokens - 1} tokens")
-    if said.documents is not None:
-        tokens, nll = said.documents.unpack()
-        mean = float(nll.sum() / max(int(tokens.sum()), 1))
-        if int(tokens.sum()) != said.tokens or not abs(mean - said.nll_nats) <= 1e-4:
-            wrong.append(f"its documents hold {int(tokens.sum())} tokens at {mean:.4f} nats")
-    figure = "; ".join(wrong) or f"PPL {said.perplexity:.2f} over {said.tokens} tokens"
-    status = "fail" if wrong else "pass"
-    return Check.model_validate(
-        {"name": "consistency", "looked_at": looked_at, "figure": figure, "status": status}
-    )
 
 
 def _record(audits: Sequence[RunAudit]) -> AuditRecord:

@@ -1,5 +1,6 @@
 """What is audited: one saved run with all it came from, and what the audit computes of it, once."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tandem.audit.reference import Block, block_losses, spread_blocks, whole_stream
 from tandem.contexts import ContextsSample
@@ -15,9 +17,13 @@ from tandem.experiment.pipeline import Prepared, new_model
 from tandem.model import TandemForCausalLM
 from tandem.records import RunRecord
 from tandem.settings import Configuration
-from tandem.training.trainable import part_fingerprints
+from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
 LEAST_WARM_UP = 256
+SAME_WEIGHT = 1e-4
+"""Weights drawn from one seed on two processors differ by less (1e-6); a part that was trained by more."""
+TOKENS, NUDGE = 512, 1e-7
+INEXACT = "the ContextBlock amplifies rounding errors, so nothing that it gives can be recomputed"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Subject:
     siblings: tuple[RunRecord, ...]
     folder: Path
     model: TandemForCausalLM
+    tokenizer: PreTrainedTokenizerFast
     sample: ContextsSample | None
 
     @classmethod
@@ -42,9 +49,9 @@ class Subject:
         cls, prepared: Prepared, record: RunRecord, siblings: tuple[RunRecord, ...], folder: Path
     ) -> "Subject":
         """From a model folder. Raises RunDirError if the model cannot be read."""
-        model, _ = load_model(folder)
+        model, tokenizer = load_model(folder)
         model.to(prepared.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-        return cls(prepared, record, siblings, folder, model, load_sample(folder))
+        return cls(prepared, record, siblings, folder, model, tokenizer, load_sample(folder))
 
     @property
     def configuration(self) -> Configuration:
@@ -70,9 +77,27 @@ class Subject:
         return new_model(self.prepared, self.configuration, self.seed)
 
     @cached_property
-    def initial_parts(self) -> dict[str, str]:
-        """Fingerprints of its parts."""
-        return part_fingerprints(self.initial)
+    def initial_samples(self) -> dict[str, tuple[float, ...]]:
+        """Some weights of each of its parts."""
+        return part_samples(self.initial)
+
+    def unmoved(self, part: str, tolerance: float = SAME_WEIGHT) -> bool:
+        """Whether a part of the saved model has the weights it was before any training."""
+        ours, theirs = (dict(model_parts(model))[part].state_dict() for model in (self.model, self.initial))
+        return all(bool((tensor - theirs[name]).abs().max() <= tolerance) for name, tensor in ours.items())
+
+    @cached_property
+    @torch.no_grad()
+    def exact(self) -> bool:
+        """Whether contexts can be recomputed: not where the block amplifies the last digits of its input."""
+        ids = self.ids("validation")[:TOKENS]
+        block = copy.deepcopy(self.model.context_block).double()
+        embeds = self.model.embed(ids).double()
+        context = torch.zeros(2, block.context_dim, dtype=torch.float64, device=ids.device)
+        context[1] += NUDGE
+        for embed in embeds:
+            context = block(context, embed.expand(2, -1))
+        return bool((context[0] - context[1]).abs().max() <= 100 * NUDGE)
 
     @cached_property
     def parts(self) -> dict[str, str]:

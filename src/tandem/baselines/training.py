@@ -70,7 +70,7 @@ def train(
             schedule.step()
             total += value * tokens
             seen += tokens
-            watch.step_done(seen / course.epoch_tokens, total / seen)
+            watch.step_done(seen / course.epoch_tokens, value, total / seen)
         model.eval()
         result = score()
         epoch = watch.epoch_done(total / seen, result)

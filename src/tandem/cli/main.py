@@ -78,21 +78,28 @@ def experiment(args: Sequence[str]) -> None:
 
     with ProgressView(ERR) as view:
         run_dir, records = run_experiment(settings, view)
-    audited = audit_runs(run_dir, _tell(arguments.json_output))
+    audited, unaudited = None, None
+    try:
+        audited = audit_runs(run_dir, _tell(arguments.json_output))
+    except TandemError as error:  # the report comes first; it says that nothing was audited
+        unaudited = error
     if arguments.json_output:
         for record in records:
             _write(record.model_dump_json())
     report = write_report(run_dir, arguments.lang)
     if not arguments.json_output:
         print_summary(OUT, run_dir, arguments.lang, report)
-    print_audit_lines(ERR if arguments.json_output else OUT, audited)
+    if audited is not None:
+        print_audit_lines(ERR if arguments.json_output else OUT, audited)
     failed = [record for record in records if record.status == "failed"]
     if failed:
         raise TandemError(
             f"{len(failed)} of {len(records)} runs failed, the first one ({failed[0].run}) because: "
             f"{failed[0].failure}; the others are in the report, and the same command tries these again"
         )
-    if audited.status == "fail":
+    if unaudited is not None:
+        raise TandemError(f"the runs are finished, but could not be audited: {unaudited}")
+    if audited is not None and audited.status == "fail":
         raise SystemExit(AUDIT_FAILED)
 
 

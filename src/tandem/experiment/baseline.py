@@ -46,6 +46,11 @@ def parameters_allowed(prepared: Prepared) -> int:
         )
 
 
+def baseline_fingerprint(prepared: Prepared, kind: str) -> str | None:
+    """Of a baseline's own settings, and of how many parameters it may have."""
+    return prepared.settings.baselines.fingerprint(kind, parameters_allowed(prepared))
+
+
 def _fit(prepared: Prepared, cell: Cell, on_tick: OnTick) -> Fitted:
     settings, corpus = prepared.settings, prepared.corpus
     task = Task(corpus.train.ids, corpus.validation.ids, corpus.vocab_size)

@@ -265,6 +265,8 @@ def train_tokens(
         seconds_s=result.seconds_s,
         history=result.history,
         parts=result.parts,
+        positions=result.positions,
+        first_loss_nats=result.first_loss_nats,
     )
     validation = validation_record(result.validation, prepared.corpus.validation)
     return TrainedTokens(model, phase2, validation, result.contexts)

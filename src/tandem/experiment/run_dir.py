@@ -110,7 +110,7 @@ def check_disk(folder: Path, prepared: Prepared, runs: int) -> None:
     with torch.device("meta"):
         largest = max(
             TandemForCausalLM(model_config(prepared, configuration)).num_params()["total"]
-            for configuration in prepared.settings.grid
+            for configuration in (*prepared.settings.grid, *prepared.settings.untrained_grid)
         )
     kept = runs if prepared.settings.save_models else 0
     needed = kept * (4 * largest + MODEL_FOLDER_BYTES) + RECORDS_BYTES

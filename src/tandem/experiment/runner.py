@@ -10,7 +10,7 @@ import torch
 
 from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
-from tandem.experiment.baseline import run_baseline
+from tandem.experiment.baseline import baseline_fingerprint, run_baseline
 from tandem.experiment.cells import Cell, plan, tandem_cell
 from tandem.experiment.machine import PeakMemory, environment
 from tandem.experiment.pipeline import (
@@ -107,7 +107,7 @@ def _finished(prepared: Prepared, cell: Cell, record: RunRecord | None) -> bool:
     """Whether a run need not be made: it is done, and, of a baseline, with these settings."""
     if record is None or record.status != "finished":
         return False
-    return record.baseline_fingerprint == prepared.settings.baselines.fingerprint(cell.kind)
+    return record.baseline_fingerprint == baseline_fingerprint(prepared, cell.kind)
 
 
 class _SharedContexts:
@@ -240,7 +240,7 @@ def _record(prepared: Prepared, cell: Cell, **values: Any) -> RunRecord:
             **sizes,
             "seed": cell.seed,
             "settings_fingerprint": settings.fingerprint(),
-            "baseline_fingerprint": settings.baselines.fingerprint(cell.kind),
+            "baseline_fingerprint": baseline_fingerprint(prepared, cell.kind),
             "data": prepared.data_record(),
             "environment": environment(prepared.device),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

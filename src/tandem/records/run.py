@@ -58,6 +58,9 @@ class PartRecord(_Record):
     before: str
     """Fingerprint of its weights."""
     after: str
+    start: tuple[float, ...] = ()
+    """Some of its weights before the phase: what is drawn from one seed differs in its last digits from one
+    processor to another, which fingerprints cannot tell from other weights."""
     gradient: bool
     """Whether every one of its parameters had a gradient other than zero in the phase's last step."""
 
@@ -113,6 +116,10 @@ class TrainingRecord(_Record):
     history: tuple[Epoch, ...]
     parts: tuple[PartRecord, ...] = ()
     """Empty for baselines, and in records of schema 1."""
+    positions: int | None = None
+    """Tokens predicted in an epoch; none for baselines, and in records of schema 1."""
+    first_loss_nats: float | None = None
+    """Loss of the first step, before any weight moved; none for baselines, and in records of schema 1."""
 
 
 class DocumentScores(_Record):
@@ -122,6 +129,13 @@ class DocumentScores(_Record):
     """Scored tokens of each document, int32."""
     nll_nats: str
     """Their NLL in nats, summed over each document, float32."""
+
+    @model_validator(mode="after")
+    def _unpacks(self) -> "DocumentScores":
+        tokens, nll_nats = self.unpack()
+        if len(tokens) != len(nll_nats):
+            raise ValueError("tokens and nll_nats hold different numbers of documents")
+        return self
 
     @classmethod
     def pack(cls, tokens: npt.NDArray[Any], nll_nats: npt.NDArray[Any]) -> "DocumentScores":
@@ -281,6 +295,17 @@ class RunRecord(_Record):
             found = {name: phase2.pop(f"validation_{name}", None) for name in figures}
             new |= {"phase2": phase2, "validation": {**found, "tokens": None, "documents": None}}
         return new
+
+    @model_validator(mode="after")
+    def _finished_with_results(self) -> "RunRecord":
+        needed = ["parameters", "validation"]
+        if self.kind in ("tandem", "untrained"):
+            needed += ["context_layers", "token_layers", "seed", "contexts", "phase2"]
+            needed += ["phase1"] if self.kind == "tandem" else []
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.status == "finished" and missing:
+            raise ValueError(f"a finished run of kind {self.kind} has no {missing[0]}")
+        return self
 
     @property
     def trained(self) -> TrainingRecord | None:

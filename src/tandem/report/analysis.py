@@ -21,7 +21,8 @@ def analyse(
     records = sorted(records, key=_place)
     tandem = [r for r in records if r.kind == "tandem"]
     configurations = tuple(_models(tandem))
-    baselines = tuple(_models([r for r in records if r.kind != "tandem"]))
+    own_settings, left_out = _by_newest_settings([r for r in records if r.kind != "tandem"])
+    baselines = tuple(_models(own_settings))
     depths = tuple(
         _depth(layers, [r for r in tandem if r.context_layers == layers])
         for layers in sorted({r.context_layers for r in tandem if r.context_layers is not None})
@@ -50,6 +51,7 @@ def analyse(
         baseline_comparisons=compare_with_baselines(baselines, configurations) if comparable else (),
         depth_comparisons=tuple(compare_depths(depths)) if comparable else (),
         failed=tuple(r for r in records if r.status == "failed"),
+        left_out=tuple(r for r in left_out if r.status == "finished"),
         missing=tuple(run for run in planned if run not in present),
         missing_baselines=tuple(run for run in manifest.baselines if run not in recorded) if manifest else (),
         trust=judge(audit, records),
@@ -65,6 +67,16 @@ def _place(record: RunRecord) -> tuple[int, int, int, str, int]:
     kind = 0 if record.kind == "tandem" else 1 + BASELINE_ORDER.index(record.kind)
     seed = -1 if record.seed is None else record.seed
     return (kind, record.token_layers or 0, record.context_layers or 0, record.configuration, seed)
+
+
+def _by_newest_settings(baselines: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
+    """Records with the settings of the newest one of the same label, finished or not; and all others.
+
+    A resume with other settings makes a baseline's runs again; until it is through, both kinds are there.
+    """
+    newest = {r.configuration: r.baseline_fingerprint for r in sorted(baselines, key=lambda r: r.finished_at)}
+    kept = [r for r in baselines if r.baseline_fingerprint == newest[r.configuration]]
+    return kept, [r for r in baselines if r.baseline_fingerprint != newest[r.configuration]]
 
 
 def _models(records: Sequence[RunRecord]) -> Iterator[ModelResult]:

@@ -21,6 +21,7 @@ from tandem.report.choice import Choice, choose, selecting_settings, train_comma
 from tandem.report.findings import (
     alternative_messages,
     avoid_messages,
+    caveats,
     conclusions,
     effect_findings,
     pair_text,
@@ -121,14 +122,13 @@ class _Writer:
         yield from self._distrust()
         yield Paragraph(texts("overview.purpose", count=str(len(analysis.configurations))))
         if self.choice is not None:
-            sentences = [
-                texts.say(standing(analysis, self.choice)),
-                texts.say(recommendation_message(self.choice)),
+            messages = [
+                standing(analysis, self.choice),
+                recommendation_message(self.choice),
+                *caveats(analysis, self.choice),
+                *beside_summary(analysis, self.choice),
             ]
-            if self.choice.provisional:
-                sentences.append(texts("recommended.provisional"))
-            sentences += [texts.say(message) for message in beside_summary(analysis, self.choice)]
-            yield Callout(texts("sentence_separator").join(sentences), "result")
+            yield Callout(texts("sentence_separator").join(map(texts.say, messages)), "result")
         else:
             yield Callout(texts.say(next(conclusions(analysis, None))), "warning")
         record, data = analysis.records[0], analysis.data[0][0]
@@ -157,9 +157,9 @@ class _Writer:
         """What the audit says against these records, for the top of the report and of its figures."""
         trust = self.analysis.trust
         if trust.failed:
-            every = len(trust.untrusted) == len(self.analysis.records)
-            runs = [self.texts("audit.all_runs")] if every else [literal(run) for run in trust.untrusted]
-            yield Callout(self.texts("audit.failed", checks=trust.failed, runs=runs), "warning")
+            runs = [literal(run) for run in trust.untrusted]
+            key = "audit.failed_all" if self.analysis.all_untrusted else "audit.failed"
+            yield Callout(self.texts(key, checks=trust.failed, runs=runs), "warning")
         if trust.warned:
             yield Callout(self.texts("audit.warned", checks=trust.warned), "warning")
 
@@ -171,6 +171,8 @@ class _Writer:
             yield Message("warning.environments", {"count": str(len(analysis.environments))})
         if analysis.failed:
             yield Message("warning.failed", {"runs": [literal(r.run) for r in analysis.failed]})
+        if analysis.left_out:
+            yield Message("warning.left_out", {"runs": [literal(r.run) for r in analysis.left_out]})
         if analysis.missing or analysis.missing_baselines:
             missing: dict[str, list[str]] = {}
             for name, seed in analysis.missing:
@@ -241,6 +243,8 @@ class _Writer:
         yield Paragraph(texts("audit.made", date=trust.audited_at[:10]))
         if trust.checks:
             yield comparison_tables.audit_table(self.analysis, texts)
+        if trust.unrecomputed:
+            yield Paragraph(texts("audit.unrecomputed", runs=[literal(run) for run in trust.unrecomputed]))
         if trust.unaudited:
             runs = [literal(run) for run in trust.unaudited]
             yield Callout(texts("audit.unaudited", runs=runs), "warning")
@@ -254,9 +258,7 @@ class _Writer:
         if choice is None:
             yield Section("recommended", texts("recommended.none"), (), 3)
             return
-        reason = [recommendation_message(choice)]
-        if choice.provisional:
-            reason.append(Message("recommended.provisional"))
+        reason = [recommendation_message(choice), *caveats(self.analysis, choice)]
         yield self._choice_section("recommended", choice.recommended, reason)
         alternatives = list(alternative_messages(self.analysis, choice))
         if choice.alternative is not None:

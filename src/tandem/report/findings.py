@@ -13,6 +13,7 @@ from tandem.report.wording import (
     Message,
     count_text,
     interval_text,
+    literal,
     nats_text,
     number,
     p_text,
@@ -198,6 +199,20 @@ def recommendation_message(choice: Choice) -> Message:
     )
 
 
+def caveats(analysis: Analysis, choice: Choice) -> Iterator[Message]:
+    """What weakens the recommendation; to be said wherever it is."""
+    if choice.provisional:
+        yield Message("recommended.provisional")
+    if analysis.all_untrusted:
+        yield Message("recommended.untrusted_all")
+        return
+    # Every configuration with results was compared with the best, or left unranked for its figures.
+    compared = {r.run for c in analysis.configurations for r in c.runs.values()}
+    runs = [literal(run) for run in analysis.trust.untrusted if run in compared]
+    if runs:
+        yield Message("recommended.untrusted", {"runs": runs})
+
+
 def alternative_messages(analysis: Analysis, choice: Choice) -> Iterator[Message]:
     """Why the alternative is one, and whether its phase 1 is shown to be faster; or why there is none."""
     alternative, recommended = choice.alternative, choice.recommended
@@ -251,8 +266,7 @@ def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
             yield speed_message(comparison)
     yield from beside_summary(analysis, choice)
     yield recommendation_message(choice)
-    if choice.provisional:
-        yield Message("recommended.provisional")
+    yield from caveats(analysis, choice)
     yield from avoid_messages(choice, together=True)
     yield from still_improving(analysis.configurations)
     yield Message("conclusion.scope")

@@ -276,6 +276,8 @@ class Analysis:
     depth_comparisons: tuple[DepthComparison, ...]
     """Of every pair of context depths, corrected as one family."""
     failed: tuple[RunRecord, ...]
+    left_out: tuple[RunRecord, ...]
+    """Finished runs of baselines, made with other settings than the newest one; in no mean or comparison."""
     missing: tuple[tuple[str, int], ...]
     """Configuration and seed of the runs that the manifest names and no record tells of."""
     missing_baselines: tuple[str, ...]
@@ -305,8 +307,17 @@ class Analysis:
         return _find(self.baseline_comparisons, baseline, configuration)
 
     def untrusted(self, name: str) -> bool:
-        """Whether the audit failed for a run of this configuration or baseline."""
-        return any(r.configuration == name and r.run in self.trust.untrusted for r in self.records)
+        """Whether the audit failed for a run that the figures of this configuration or baseline include."""
+        left_out = {r.run for r in self.left_out}
+        return any(
+            r.configuration == name and r.run in self.trust.untrusted and r.run not in left_out
+            for r in self.records
+        )
+
+    @property
+    def all_untrusted(self) -> bool:
+        """Whether the audit failed for every run, as it does where a check of the shared data fails."""
+        return len(self.trust.untrusted) == len(self.records)
 
 
 def _find(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | None:

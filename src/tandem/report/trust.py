@@ -32,6 +32,7 @@ class Trust:
     failed        names of the checks that failed; `warned`: of those that warned
     untrusted     runs for which a check failed; all of them where it was a check of the data they share
     unaudited     finished runs that the audit does not cover, or covers in an earlier record
+    unrecomputed  Tandem runs without a saved model: their figures were not recomputed
     """
 
     audited_at: str | None
@@ -40,13 +41,14 @@ class Trust:
     warned: tuple[str, ...]
     untrusted: tuple[str, ...]
     unaudited: tuple[str, ...]
+    unrecomputed: tuple[str, ...]
 
 
 def judge(audit: AuditRecord | None, records: Sequence[RunRecord]) -> Trust:
     """Hold an audit against the records: what it found of earlier or of other runs is passed over."""
     finished = {r.run: r.finished_at for r in records if r.status == "finished"}
     if audit is None:
-        return Trust(None, (), (), (), (), tuple(finished))
+        return Trust(None, (), (), (), (), tuple(finished), ())
     current = [a for a in audit.runs if a.run is None or finished.get(a.run) == a.finished_at]
     found: dict[str, list[tuple[str | None, Check]]] = {}
     for run_audit in current:
@@ -55,6 +57,9 @@ def judge(audit: AuditRecord | None, records: Sequence[RunRecord]) -> Trust:
     checks = [result for name, outcomes in found.items() for result in _results(name, outcomes)]
     bad = {a.run for a in current if a.status == "fail"}
     covered = {a.run for a in current}
+    no_model = {
+        a.run for a in current for c in a.checks if c.name == "model" and c.status in ("skip", "warn")
+    }
     return Trust(
         audited_at=audit.audited_at,
         checks=tuple(checks),
@@ -62,6 +67,7 @@ def judge(audit: AuditRecord | None, records: Sequence[RunRecord]) -> Trust:
         warned=tuple(dict.fromkeys(c.name for c in checks if c.counts.get("warn"))),
         untrusted=tuple(r.run for r in records if None in bad or r.run in bad),
         unaudited=tuple(run for run in finished if run not in covered),
+        unrecomputed=tuple(r.run for r in records if r.kind in ("tandem", "untrained") and r.run in no_model),
     )
 
 

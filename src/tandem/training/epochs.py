@@ -24,6 +24,8 @@ class Epochs:
     limit: int
     on_tick: OnTick
     history: list[Epoch] = field(default_factory=list)
+    first_loss: float = math.nan
+    positions: int = 0
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -31,8 +33,10 @@ class Epochs:
         """Since training began."""
         return time.perf_counter() - self.began
 
-    def step_done(self, share: float, train_nll: float) -> None:
-        """So much of the current epoch is done, with this mean NLL so far, in nats."""
+    def step_done(self, share: float, loss: float, train_nll: float) -> None:
+        """One step with this loss; so much of the epoch is done, with this mean NLL so far, in nats."""
+        if math.isnan(self.first_loss):
+            self.first_loss = loss
         figures = {"train PPL": perplexity(train_nll)}
         if self.history:
             figures["val PPL"] = perplexity(self.history[-1].validation_nll_nats)

@@ -33,7 +33,9 @@ class Split:
 class Phase2Result:
     """How phase 2 ended; the model holds the weights of the best epoch.
 
-    contexts    a sample of the contexts that training and validation of that epoch read
+    positions          tokens predicted in an epoch
+    first_loss_nats    of the first step, before any weight moved
+    contexts           a sample of the contexts that training and validation of that epoch read
     """
 
     best_epoch: int
@@ -43,6 +45,8 @@ class Phase2Result:
     seconds_s: float
     history: tuple[Epoch, ...]
     parts: tuple[PartRecord, ...]
+    positions: int
+    first_loss_nats: float
     contexts: ContextsSample
 
 
@@ -97,6 +101,8 @@ def train_token_block(
         seconds_s=watch.seconds_s,
         history=tuple(history),
         parts=trainable.parts,
+        positions=watch.positions,
+        first_loss_nats=watch.first_loss,
         contexts=best[2],
     )
 
@@ -129,5 +135,6 @@ def _one_epoch(
         optimizer.step()
         total += value * len(at)
         seen += len(at)
-        watch.step_done(seen / positions, total / seen)
+        watch.step_done(seen / positions, value, total / seen)
+    watch.positions = seen
     return total / positions

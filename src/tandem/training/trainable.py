@@ -9,6 +9,9 @@ from torch import nn
 from tandem.fingerprint import Fingerprint
 from tandem.records import PartRecord
 
+SAMPLED = 8
+"""Weights of each part that are written down."""
+
 
 class Trainable:
     """What a phase trains, and, once it has ended, what it did to every part of the model."""
@@ -32,7 +35,7 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
     trainable = Trainable([parameter for part in chosen for parameter in part.parameters()])
     for parameter in trainable.parameters:
         parameter.requires_grad_(True)
-    before = part_fingerprints(model)
+    before, start = part_fingerprints(model), part_samples(model)
     ours = set(trainable.parameters)
     try:
         yield trainable
@@ -43,6 +46,7 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
                 trained=ours.issuperset(part.parameters()),
                 before=before[name],
                 after=after[name],
+                start=start[name],
                 gradient=all(_has_gradient(parameter) for parameter in part.parameters()),
             )
             for name, part in model_parts(model)
@@ -74,6 +78,17 @@ def part_fingerprints(model: nn.Module) -> dict[str, str]:
             whole.update(tensor.float().cpu().numpy())
         prints[name] = whole.hexdigest()
     return prints
+
+
+@torch.no_grad()
+def part_samples(model: nn.Module) -> dict[str, tuple[float, ...]]:
+    """Some weights of every part, evenly spaced over its largest tensor."""
+    samples = {}
+    for name, part in model_parts(model):
+        largest = max(part.parameters(), key=torch.numel).flatten()
+        at = torch.linspace(0, len(largest) - 1, SAMPLED, dtype=torch.float64).long()
+        samples[name] = tuple(float(value) for value in largest[at.to(largest.device)])
+    return samples
 
 
 def _has_gradient(parameter: nn.Parameter) -> bool:
