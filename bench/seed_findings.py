@@ -56,6 +56,7 @@ class Part:
     name: str
     configurations: tuple[tuple[int, int], ...]
     convergence_stop: float = 0.9
+    max_iterations: int = 150
     baselines: tuple[str, ...] = ()
     defect: str | None = None
 
@@ -69,7 +70,10 @@ PARTS = (
     Part("zero-validation", ((1, 2),), defect="zero_validation_contexts"),
     Part("previous-context", ((2, 1),), defect="previous_context_for_a_single_layer"),
     Part("noisy-sweep", ((2, 1), (1, 2)), defect="noisy_sweep_for_training"),
-    *(Part(f"converged-{round(100 * stop)}", ((1, 1),), convergence_stop=stop) for stop in CONVERGENCE),
+    *(
+        Part(f"converged-{round(100 * stop)}", ((1, 1),), stop, max_iterations=800 if stop > 0.9 else 150)
+        for stop in CONVERGENCE
+    ),
 )
 
 
@@ -91,7 +95,11 @@ def settings(shared: Path, corpus: str, part: Part, output: Path) -> Settings:
         tokenizer={"vocab_size": 2048},
         embeddings={"norm": 1.0},
         model={"embed_dim": 128, "context_dim": 80},
-        phase1={"max_tokens": 20_000, "max_iterations": 150, "convergence_stop": part.convergence_stop},
+        phase1={
+            "max_tokens": 20_000,
+            "max_iterations": part.max_iterations,
+            "convergence_stop": part.convergence_stop,
+        },
         phase2={"max_epochs": 20, "batch_positions": 512, "shuffle": True, "lr": 0.004},
         baselines={
             "models": part.baselines,
