@@ -119,11 +119,11 @@ def _scanned(subject: Subject) -> float | None:
 
     None where the text made up for this cannot be scanned, or rounding alone changes contexts.
     """
-    ids = subject.ids("validation")
+    settings = subject.prepared.settings.contexts
+    ids = subject.ids("validation")[: 4 * settings.segment_length]
     half = len(ids) // 2
     if not half or not subject.exact:
         return None
-    settings = subject.prepared.settings.contexts
     try:
         one, two = (
             compute_contexts(subject.model, Stream.of(subject.model, text.cpu()), settings)[0]

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from tandem.audit.explain import explain_contexts
-from tandem.audit.reference import context_blocks
 from tandem.audit.subject import INEXACT, Subject
 from tandem.contexts import ContextsSample
 from tandem.metrics import effective_rank
@@ -55,7 +54,7 @@ def _recomputed(subject: Subject, sample: ContextsSample) -> Check:
         if len(at) == 0 or int(at.max()) >= len(ids):
             wrong.append(f"{split}: the sample is of a longer text")
             continue
-        right = context_blocks(subject.model, ids, at.to(ids.device), 1, subject.warm_up)[1][:, 0].cpu()
+        right = subject.blocks(split, at, 1)[1][:, 0].cpu()
         difference = float((kept - right).abs().max())
         largest = max(largest, difference)
         count += len(at)

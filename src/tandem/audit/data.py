@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from tandem.audit.leakage import measure_leakage
 from tandem.experiment.pipeline import Prepared
 from tandem.records import Check, RunRecord
-from tandem.text.splits import Splits, split_documents
+from tandem.text.splits import Splits
 from tandem.tokens.store import TokenStream
 
 ENCODED_BYTES = 1 << 20
@@ -19,9 +19,8 @@ CONTAINED = 0.01
 """Share of validation documents contained in training above which the check fails (of 100, that is two)."""
 
 
-def data_checks(prepared: Prepared) -> Iterator[Check]:
-    """`leakage` and `tokens`. Raises DataError where the text can no longer be read."""
-    splits = split_documents(prepared.settings.data)
+def data_checks(prepared: Prepared, splits: Splits) -> Iterator[Check]:
+    """`leakage` and `tokens`."""
     data = prepared.settings.data
     yield _leakage(splits, allowed=data.validation in data.allow_overlap)
     yield _tokens(prepared, splits)

@@ -4,14 +4,15 @@ An explanation is not proof; but a mistake that reproduces a figure to four digi
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tandem.audit.reference import block_losses, context_blocks, whole_stream
-from tandem.audit.subject import Subject
+from tandem.audit.reference import block_losses, context_blocks
+from tandem.audit.subject import Contexts, Subject
 from tandem.metrics import by_document
 from tandem.records import ValidationRecord
 
@@ -71,7 +72,7 @@ def _mistakes(subject: Subject) -> Iterator[tuple[str, Losses]]:
     ):
         yield why, block_losses(model, block, ahead=ahead)[0]
     if subject.record.kind == "tandem":
-        stale = whole_stream(subject.initial, subject.ids("validation"), subject.warm_up)
+        stale = replace(subject, model=subject.initial, contexts=Contexts()).whole("validation")
         yield (
             "contexts of the ContextBlock before phase 1 give it",
             block_losses(model, block, stale.previous, stale.current)[0],

@@ -63,29 +63,6 @@ def context_blocks(
     return (torch.stack(previous, 1).to(model.dtype), torch.stack(current, 1).to(model.dtype))
 
 
-def whole_stream(model: TandemForCausalLM, ids: Tensor, warm_up: int, length: int = 256) -> Block:
-    """All of a stream [T] as one block of T − 1 positions."""
-    starts = torch.arange(0, len(ids), length, device=ids.device)
-    previous, current = (
-        part.flatten(0, 1)[: len(ids) - 1] for part in context_blocks(model, ids, starts, length, warm_up)
-    )
-    return Block(ids, previous, current)
-
-
-def spread_blocks(
-    model: TandemForCausalLM, ids: Tensor, warm_up: int, blocks: int = 32, length: int = 512
-) -> list[Block]:
-    """Blocks spread evenly over a stream; all of it, as one block, where it is no longer than they are."""
-    if len(ids) <= blocks * length:
-        return [whole_stream(model, ids, warm_up)]
-    starts = torch.linspace(0, len(ids) - 1 - length, blocks, device=ids.device, dtype=torch.float64).long()
-    previous, current = context_blocks(model, ids, starts, length, warm_up)
-    return [
-        Block(ids[start : start + length + 1], previous[number], current[number])
-        for number, start in enumerate(starts.tolist())
-    ]
-
-
 @torch.no_grad()
 def block_losses(
     model: TandemForCausalLM,

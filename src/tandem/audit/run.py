@@ -13,7 +13,7 @@ from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
-from tandem.audit.subject import Subject
+from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
 from tandem.errors import DataError, RunDirError, TandemError
 from tandem.experiment.artefacts import load_model
@@ -24,6 +24,7 @@ from tandem.experiment.run_dir import make_folder
 from tandem.experiment.runner import use_threads
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
 from tandem.settings import Settings, settings_fingerprint
+from tandem.text.splits import Splits, split_documents
 from tandem.tokens.tokenizer import tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
@@ -62,13 +63,15 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
     records = [record for record in read_records(run_dir) if record.status == "finished"]
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
-    prepared = _prepare(Settings(**manifest.settings), records[0], on_progress)
+    prepared, splits = _prepare(Settings(**manifest.settings), records[0], on_progress)
     gaps = baseline_gaps(prepared, records)
-    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(prepared), "data")]
+    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(prepared, splits), "data")]
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
+    contexts = Contexts()
     for record in records:
         on_progress(f"auditing {record.run}")
-        audits.append(_audit_run(prepared, record, tuple(records), run_dir / "models" / record.run, gaps))
+        folder = run_dir / "models" / record.run
+        audits.append(_audit_run(prepared, record, tuple(records), folder, gaps, contexts))
     return _record(audits)
 
 
@@ -83,13 +86,13 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
             "figures against; train the model again"
         ) from None
     load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
-    prepared = _prepare(model_settings(folder), record, on_progress)
+    prepared, splits = _prepare(model_settings(folder), record, on_progress)
     on_progress(f"auditing {record.run}")
-    shared = [_settings_check(written, [record]), *_guarded(data_checks(prepared), "data")]
+    shared = [_settings_check(written, [record]), *_guarded(data_checks(prepared, splits), "data")]
     return _record(
         [
             RunAudit(run=None, finished_at=None, checks=tuple(shared)),
-            _audit_run(prepared, record, (record,), folder, baseline_gaps(prepared, ())),
+            _audit_run(prepared, record, (record,), folder, baseline_gaps(prepared, ()), Contexts()),
         ]
     )
 
@@ -98,16 +101,18 @@ def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def _prepare(settings: Settings, record: RunRecord, on_progress: OnProgress) -> Prepared:
+def _prepare(settings: Settings, record: RunRecord, on_progress: OnProgress) -> tuple[Prepared, Splits]:
     """Text, tokens and embeddings again. Raises DataError where the text is not what was trained on."""
     use_threads(settings)
-    prepared = prepare(settings, on_progress)
+    on_progress(f"reading {settings.data.train}")
+    splits = split_documents(settings.data)
+    prepared = prepare(settings, on_progress, splits)
     if prepared.corpus.text_fingerprint != record.data.text_fingerprint:
         raise DataError(
             f"the text of {settings.data.train} is no longer what {record.run} was trained and scored on, so "
             "its figures cannot be recomputed; restore the text"
         )
-    return prepared
+    return prepared, splits
 
 
 def _settings_check(written: Mapping[str, object], records: Sequence[RunRecord]) -> Check:
@@ -129,6 +134,7 @@ def _audit_run(
     siblings: tuple[RunRecord, ...],
     folder: Path,
     gaps: dict[str, float],
+    contexts: Contexts,
 ) -> RunAudit:
     looked_at = "the saved model"
     if record.kind in ("kneser-ney", "bigram", "unigram"):
@@ -143,7 +149,7 @@ def _audit_run(
         )
     else:
         try:
-            subject = Subject.load(prepared, record, siblings, folder)
+            subject = Subject.load(prepared, record, siblings, folder, contexts)
         except TandemError as error:
             checks = (Check(name="model", looked_at=looked_at, figure=str(error), status="fail"),)
         else:

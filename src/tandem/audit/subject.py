@@ -1,6 +1,7 @@
 """What is audited: one saved run with all it came from, and what the audit computes of it, once."""
 
 import copy
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tandem.audit.reference import Block, block_losses, spread_blocks, whole_stream
+from tandem.audit.reference import Block, block_losses, context_blocks
 from tandem.contexts import ContextsSample
 from tandem.experiment.artefacts import load_model, load_sample
 from tandem.experiment.pipeline import Prepared, new_model
@@ -20,10 +21,29 @@ from tandem.settings import Configuration
 from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
 LEAST_WARM_UP = 256
+LENGTH, TRAINING_BLOCKS = 256, 32
+"""Tokens of a block, and how many blocks of training text are scored again."""
 SAME_WEIGHT = 1e-4
 """Weights drawn from one seed on two processors differ by less (1e-6); a part that was trained by more."""
 TOKENS, NUDGE = 512, 1e-7
 INEXACT = "the ContextBlock amplifies rounding errors, so nothing that it gives can be recomputed"
+
+
+class Contexts:
+    """Contexts that were computed for the last ContextBlock: runs that differ in token depth share them."""
+
+    def __init__(self) -> None:
+        self._of: tuple[str, ...] = ()
+        self._made: dict[Hashable, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, subject: "Subject") -> dict[Hashable, tuple[torch.Tensor, torch.Tensor]]:
+        """What there is for the ContextBlock and embedding of this run; others are let go of."""
+        weights = tuple(
+            print_ for part, print_ in subject.parts.items() if not part.startswith("token_block")
+        )
+        if weights != self._of:
+            self._of, self._made = weights, {}
+        return self._made
 
 
 @dataclass(frozen=True)
@@ -43,15 +63,21 @@ class Subject:
     model: TandemForCausalLM
     tokenizer: PreTrainedTokenizerFast
     sample: ContextsSample | None
+    contexts: Contexts
 
     @classmethod
     def load(
-        cls, prepared: Prepared, record: RunRecord, siblings: tuple[RunRecord, ...], folder: Path
+        cls,
+        prepared: Prepared,
+        record: RunRecord,
+        siblings: tuple[RunRecord, ...],
+        folder: Path,
+        contexts: Contexts,
     ) -> "Subject":
         """From a model folder. Raises RunDirError if the model cannot be read."""
         model, tokenizer = load_model(folder)
         model.to(prepared.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-        return cls(prepared, record, siblings, folder, model, tokenizer, load_sample(folder))
+        return cls(prepared, record, siblings, folder, model, tokenizer, load_sample(folder), contexts)
 
     @property
     def configuration(self) -> Configuration:
@@ -108,17 +134,33 @@ class Subject:
     def warm_up(self) -> int:
         """Tokens read before a block, so that what came earlier no longer matters.
 
-        Twice what the run's own scan needed; everything, where the run read the stream in one piece.
+        What the run's own scan needed; everything, where the run read the stream in one piece.
         """
         assert self.record.contexts is not None
         scans = (self.record.contexts.train, self.record.contexts.validation)
-        needed = [scan.tokens if scan.method == "loop" else 2 * scan.burn_in for scan in scans]
+        needed = [scan.tokens if scan.method == "loop" else scan.burn_in for scan in scans]
         return max(LEAST_WARM_UP, *needed)
+
+    def blocks(self, split: str, starts: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contexts before and after the tokens of blocks of a split, as `context_blocks` gives them."""
+        made = self.contexts.of(self)
+        key = (split, length, tuple(starts.tolist()), self.warm_up)
+        if key not in made:
+            ids = self.ids(split)
+            made[key] = context_blocks(self.model, ids, starts.to(ids.device), length, self.warm_up)
+        return made[key]
+
+    def whole(self, split: str) -> Block:
+        """All of a split as one block."""
+        ids = self.ids(split)
+        parts = self.blocks(split, torch.arange(0, len(ids), LENGTH), LENGTH)
+        previous, current = (part.flatten(0, 1)[: len(ids) - 1] for part in parts)
+        return Block(ids, previous, current)
 
     @cached_property
     def validation(self) -> Block:
         """All of the validation text."""
-        return whole_stream(self.model, self.ids("validation"), self.warm_up)
+        return self.whole("validation")
 
     @cached_property
     def validation_losses(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
@@ -127,5 +169,13 @@ class Subject:
 
     @cached_property
     def training(self) -> list[Block]:
-        """Parts of the training text, spread over all of it."""
-        return spread_blocks(self.model, self.ids("train"), self.warm_up)
+        """Parts of the training text, spread over all of it; all of it where that is no more."""
+        ids = self.ids("train")
+        if len(ids) <= TRAINING_BLOCKS * LENGTH:
+            return [self.whole("train")]
+        spaced = torch.linspace(0, len(ids) - 1 - LENGTH, TRAINING_BLOCKS, dtype=torch.float64).long()
+        previous, current = self.blocks("train", spaced, LENGTH)
+        return [
+            Block(ids[start : start + LENGTH + 1], previous[number], current[number])
+            for number, start in enumerate(spaced.tolist())
+        ]

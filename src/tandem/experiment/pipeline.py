@@ -22,6 +22,7 @@ from tandem.records import (
     ValidationRecord,
 )
 from tandem.settings import Configuration, Settings
+from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
 from tandem.training.initialization import generator_for, initialize_block
@@ -94,14 +95,14 @@ class TrainedTokens:
     sample: ContextsSample
 
 
-def prepare(settings: Settings, on_progress: Callable[[str], None]) -> Prepared:
-    """Read, split and tokenize the text, and make the embedding table; cached by content.
+def prepare(settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None) -> Prepared:
+    """Read (or take `splits`), split and tokenize the text, and make the embedding table; cached by content.
 
     Raises DataError for text that cannot be used, SettingsError for sizes that do not fit it.
     """
     device = choose_device(settings.device)
     cache = default_cache_dir()
-    corpus = prepare_corpus(settings.data, settings.tokenizer, cache, on_progress)
+    corpus = prepare_corpus(settings.data, settings.tokenizer, cache, on_progress, splits)
     _check_sizes(settings, corpus)
     on_progress(f"embeddings: {settings.embeddings.source}")
     table, table_fingerprint = embedding_table(settings.embeddings, corpus, settings.model.embed_dim, cache)

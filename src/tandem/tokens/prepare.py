@@ -87,17 +87,20 @@ def prepare_corpus(
     tokenizer: TokenizerSettings,
     cache: Path,
     on_progress: Callable[[str], None] = lambda _: None,
+    splits: Splits | None = None,
 ) -> Corpus:
     """The tokens that `data` and `tokenizer` ask for, taken from `cache` if the same were made before.
 
-    The text itself is always read, so a changed file is noticed; what is kept is the tokenizer's training and
-    the encoding. A stored corpus that is damaged is rebuilt, and `on_progress` is told.
+    The text itself is always read, so a changed file is noticed (or given as `splits` by whoever has just read
+    it); what is kept is the tokenizer's training and the encoding. A stored corpus that is damaged is rebuilt,
+    and `on_progress` is told.
 
     Raises DataError or SettingsError for sources that cannot be used, a vocabulary the text does not support,
     a split of fewer than two tokens, or a cache that cannot be written.
     """
-    on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
-    splits = split_documents(data)
+    if splits is None:
+        on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
+        splits = split_documents(data)
     loaded = None if tokenizer.source == "bpe" else load_tokenizer(tokenizer.source)
     separators = (data.separator, _validation_separator(data))
     request = (
