@@ -91,9 +91,9 @@ def prepare_corpus(
 ) -> Corpus:
     """The tokens that `data` and `tokenizer` ask for, taken from `cache` if the same were made before.
 
-    The text itself is always read, so a changed file is noticed (or given as `splits` by whoever has just read
-    it); what is kept is the tokenizer's training and the encoding. A stored corpus that is damaged is rebuilt,
-    and `on_progress` is told.
+    The text itself is always read (or given as `splits` by whoever has just done so), so a changed file is
+    noticed; what is kept is the tokenizer's training and the encoding. A stored corpus that is damaged is
+    rebuilt, and `on_progress` is told.
 
     Raises DataError or SettingsError for sources that cannot be used, a vocabulary the text does not support,
     a split of fewer than two tokens, or a cache that cannot be written.
