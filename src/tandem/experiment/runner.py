@@ -270,6 +270,11 @@ def train_one(
 
 
 def use_threads(settings: Settings) -> None:
-    """As many CPU threads as the settings name; none: torch's own choice."""
+    """As many CPU threads as the settings name (none: torch's own choice), which take denormals as zero.
+
+    A softmax over a large vocabulary makes many numbers below 1e-38, with which some processors calculate
+    many times more slowly. It holds for threads that are started later, so it comes before all work.
+    """
+    torch.set_flush_denormal(True)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
