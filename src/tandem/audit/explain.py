@@ -131,7 +131,7 @@ def explain_contexts(subject: Subject, split: str, at: Tensor, kept: Tensor, rig
 def _contexts_at(subject: Subject, split: str, at: Tensor, initial: bool = False) -> Tensor:
     model = subject.initial if initial else subject.model
     ids = subject.ids(split)
-    return context_blocks(model, ids, at.to(ids.device), 1, subject.warm_up)[1][:, 0].cpu()
+    return context_blocks(model, ids, at.to(ids.device), 1, 2 * subject.warm_up)[1][:, 0].cpu()
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

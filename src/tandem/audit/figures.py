@@ -209,7 +209,7 @@ def _first_loss(subject: Subject) -> float:
     # Contexts come from the ContextBlock as it was saved, all else from the start.
     model = copy.deepcopy(subject.initial)
     model.context_block.load_state_dict(subject.model.context_block.state_dict())
-    previous, current = (part[:, 0] for part in context_blocks(model, ids, at, 1, subject.warm_up))
+    previous, current = (part[:, 0] for part in context_blocks(model, ids, at, 1, 2 * subject.warm_up))
     total = 0.0
     with torch.no_grad():
         for part in torch.arange(len(at), device=ids.device).split(POSITIONS):

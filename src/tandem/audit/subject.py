@@ -142,12 +142,17 @@ class Subject:
         return max(LEAST_WARM_UP, *needed)
 
     def blocks(self, split: str, starts: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Contexts before and after the tokens of blocks of a split, as `context_blocks` gives them."""
+        """Contexts before and after the tokens of blocks of a split, as `context_blocks` gives them.
+
+        Single contexts, which are compared as numbers, are read from twice as far back as blocks, whose
+        losses are averaged: the run's own burn-in was enough at the places where it was measured.
+        """
         made = self.contexts.of(self)
-        key = (split, length, tuple(starts.tolist()), self.warm_up)
+        warm_up = self.warm_up * (2 if length == 1 else 1)
+        key = (split, length, tuple(starts.tolist()), warm_up)
         if key not in made:
             ids = self.ids(split)
-            made[key] = context_blocks(self.model, ids, starts.to(ids.device), length, self.warm_up)
+            made[key] = context_blocks(self.model, ids, starts.to(ids.device), length, warm_up)
         return made[key]
 
     def whole(self, split: str) -> Block:

@@ -7,6 +7,7 @@ marked special are matched in text, as everywhere.)
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from tandem.tokens.tokenizer import (
     vocab_size,
 )
 
+READ_BACK_ATTEMPTS = 6
 BATCH_CHARACTERS = 1 << 20
 """Text encoded at once; bounds the memory that encodings take (some 200 bytes a character)."""
 
@@ -139,12 +141,18 @@ def prepare_corpus(
         validation=store.stream_record(validation),
     )
     store.write_corpus(folder, StoredCorpus(record, model, train, validation))
-    try:
-        return _corpus(store.read_corpus(folder, chain), splits)
-    except StaleCorpus as stale:
-        raise DataError(
-            f"the tokens just written to {folder} came back changed ({stale}); check the disk"
-        ) from None
+    return _corpus(_read_back(folder, chain), splits)
+
+
+def _read_back(folder: Path, chain: str) -> StoredCorpus:
+    """The corpus just written. Another process may be putting the same one there: then it is tried again."""
+    for attempt in range(READ_BACK_ATTEMPTS):
+        try:
+            return store.read_corpus(folder, chain)
+        except StaleCorpus as stale:
+            reason = stale
+            time.sleep(0.05 * attempt)
+    raise DataError(f"the tokens just written to {folder} came back changed ({reason}); check the disk")
 
 
 def tokenize_for_evaluation(
