@@ -142,13 +142,14 @@ def previous_context_for_a_single_layer(patch: Patch) -> None:
 
 def look_ahead(patch: Patch) -> None:
     """The context of the next token is read in place of the current one."""
-    real = modeling_tandem.sequential_contexts
+    for block in (modeling_tandem.ContextBlock, modeling_tandem.GatedContextBlock):
+        real = block.unroll
 
-    def ahead(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        previous, current = real(*args, **kwargs)
-        return previous, torch.cat((current[:, 1:], current[:, -1:]), dim=1)
+        def ahead(*args: Any, _real: Any = real, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            previous, current = _real(*args, **kwargs)
+            return previous, torch.cat((current[:, 1:], current[:, -1:]), dim=1)
 
-    patch.setattr(modeling_tandem, "sequential_contexts", ahead)
+        patch.setattr(block, "unroll", ahead)
 
 
 def frozen_part_moves(patch: Patch) -> None:
@@ -175,19 +176,21 @@ def head_trained_by_accident(patch: Patch) -> None:
 
 def parameters_left_out(patch: Patch) -> None:
     """The optimizer is given all but the first token layer's weight."""
-    real = torch.optim.Adam
+    real = phase2.decayed_apart
 
-    def fewer(parameters: Any, **kwargs: Any) -> Any:
+    def fewer(parameters: Any, weight_decay: float) -> Any:
         left = list(parameters)
-        return real(left[4:] if len(left) > 4 else left[:1], **kwargs)
+        return real(left[4:] if len(left) > 4 else left[:1], weight_decay)
 
-    patch.setattr(phase2.torch.optim, "Adam", fewer)
+    patch.setattr(phase2, "decayed_apart", fewer)
 
 
 def phase1_of_another_seed(patch: Patch) -> None:
     """Every seed takes up the phase 1 of seed 0."""
     path, inputs = runner.phase1_path, runner.phase1_fingerprint
-    patch.setattr(runner, "phase1_path", lambda run_dir, layers, _seed: path(run_dir, layers, 0))
+    patch.setattr(
+        runner, "phase1_path", lambda run_dir, variant, layers, _seed: path(run_dir, variant, layers, 0)
+    )
     patch.setattr(runner, "phase1_fingerprint", lambda prepared, layers, _seed: inputs(prepared, layers, 0))
 
 
@@ -251,7 +254,7 @@ def scored_token_is_the_current_one(patch: Patch) -> None:
         for at in torch.arange(len(stream) - 1).split(chunk):
             before = previous_contexts(contexts, at, stream.restart, wrap=False)
             hidden = model.token_block(before, contexts[at], model.embed(stream.ids[at]))
-            nll, best = token_nll(hidden, model.embedding.weight, stream.ids[at])
+            nll, best = token_nll(hidden, model.lm_head.weight, stream.ids[at], model.lm_head.bias)
             losses.append(nll)
             correct += int((best == stream.ids[at]).sum())
         return Score.of(torch.cat(losses).numpy(), correct)
@@ -261,9 +264,17 @@ def scored_token_is_the_current_one(patch: Patch) -> None:
 
 def trained_on_shifted_targets(patch: Patch) -> None:
     """Targets off by one in training: the token after next."""
-    real = phase2.mean_nll
+    real, plain = phase2.training_loss, phase2.mean_nll
+
+    def shifted(*args: Any) -> Any:
+        loss_of = real(*args)
+        return lambda hidden, head, targets, bias: loss_of(hidden, head, targets.roll(-1), bias)
+
+    patch.setattr(phase2, "training_loss", shifted)
     patch.setattr(
-        phase2, "mean_nll", lambda hidden, head, targets, chunk: real(hidden, head, targets.roll(-1), chunk)
+        phase2,
+        "mean_nll",
+        lambda hidden, head, targets, *rest: plain(hidden, head, targets.roll(-1), *rest),
     )
 
 

@@ -18,9 +18,12 @@ from tandem.records import (
     Environment,
     Epoch,
     Manifest,
+    MemoryPoint,
     Parameters,
     Phase1Iteration,
     Phase1Record,
+    PredictionEpoch,
+    PredictionRecord,
     RunAudit,
     RunRecord,
     ScanRecord,
@@ -63,29 +66,9 @@ def make_validation(model: str, seed: int, nll: float, *, documents: bool = True
     )
 
 
-def make_record(
-    context_layers: int = 1,
-    token_layers: int = 1,
-    seed: int = 0,
-    *,
-    nll: float | None = None,
-    iterations: int | None = None,
-    stopped: str = "converged",
-    phase2_stopped: str = "patience",
-    failure: str | None = None,
-    device_name: str = "NVIDIA L4",
-    text_fingerprint: str = "5f0c1a9be2d7",
-    documents: bool = True,
-) -> RunRecord:
-    """A record with the sizes of the original experiment and values that depend on the seed alone."""
-    noise = random.Random(f"{context_layers} {token_layers} {seed}")
-    name = f"C{context_layers}T{token_layers}"
-    if nll is None:
-        nll = NLL.get(name, 4.9) + 0.03 * random.Random(seed).gauss(0, 1) + noise.gauss(0, 0.002)
-    iterations = iterations or (30 if context_layers == 1 else 14) + random.Random(seed).randint(-1, 1)
-    context_block, token_block = context_layers * 635_500, token_layers * 976_128
-    total = V * E + 2 * E + context_block + token_block
-    phase1 = Phase1Record(
+def make_dispersion(noise: random.Random, iterations: int, stopped: str) -> Phase1Record:
+    """Phase 1 as the original has it."""
+    return Phase1Record(
         iterations=iterations,
         stopped=stopped,
         convergence_rate=0.92 if stopped == "converged" else 0.71,
@@ -103,6 +86,76 @@ def make_record(
             )
             for i in range(2, iterations + 1)
         ),
+    )
+
+
+def make_prediction(context_layers: int, seed: int, head_nll: float, epochs: int = 6) -> PredictionRecord:
+    """Phase 1 by prediction."""
+    noise = random.Random(f"prediction {context_layers} {seed}")
+    return PredictionRecord(
+        parts=(),
+        epochs=epochs,
+        positions=2_403_562,
+        tokens=2_403_563,
+        head_nll_nats=head_nll,
+        head_accuracy=0.26,
+        head_parameters=976_128,
+        effective_rank_train=0.41 + noise.gauss(0, 0.004),
+        effective_rank_validation=0.43 + noise.gauss(0, 0.004),
+        seconds_s=130.0 * epochs,
+        history=tuple(
+            PredictionEpoch(
+                epoch=e,
+                train_nll_nats=4.6 + 2.5 * math.exp(-e / 1.5) + noise.gauss(0, 0.01),
+                grad_norm=0.8,
+                seconds_s=130.0 * e,
+            )
+            for e in range(1, epochs + 1)
+        ),
+    )
+
+
+def make_memory(half_life: float, seed: int = 0, last: int = 512) -> tuple[MemoryPoint, ...]:
+    """A context that forgets half of a token in so many tokens, a little differently with every seed."""
+    distances = [d for d in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if d <= last]
+    first = 0.8 + 0.02 * seed
+    return tuple(MemoryPoint(distance=d, change=first * 0.5 ** (d / half_life)) for d in distances)
+
+
+def make_record(
+    context_layers: int = 1,
+    token_layers: int = 1,
+    seed: int = 0,
+    *,
+    nll: float | None = None,
+    iterations: int | None = None,
+    stopped: str = "converged",
+    phase2_stopped: str = "patience",
+    failure: str | None = None,
+    device_name: str = "NVIDIA L4",
+    text_fingerprint: str = "5f0c1a9be2d7",
+    documents: bool = True,
+    recipe: str = "seed",
+    variant: str | None = None,
+    half_life: float | None = None,
+) -> RunRecord:
+    """A record with the sizes of the original experiment and values that depend on the seed alone.
+
+    `half_life` in tokens gives its contexts a memory. What a recipe or a variant has of its own: phase 1,
+    names, and the fingerprints of settings and embeddings.
+    """
+    noise = random.Random(f"{context_layers} {token_layers} {seed}")
+    depths = f"C{context_layers}T{token_layers}"
+    name = depths if variant is None else f"{variant}-{depths}"
+    if nll is None:
+        nll = NLL.get(depths, 4.9) + 0.03 * random.Random(seed).gauss(0, 1) + noise.gauss(0, 0.002)
+    iterations = iterations or (30 if context_layers == 1 else 14) + random.Random(seed).randint(-1, 1)
+    context_block, token_block = context_layers * 635_500, token_layers * 976_128
+    total = V * E + 2 * E + context_block + token_block
+    phase1: Phase1Record | PredictionRecord = (
+        make_dispersion(noise, iterations, stopped)
+        if recipe == "seed"
+        else make_prediction(context_layers, seed, nll + 0.05)
     )
     epochs = 9 + noise.randint(-2, 2)
     history = tuple(
@@ -128,11 +181,14 @@ def make_record(
         method="scan", tokens=22_723, segments=47, burn_in=160, loop_error=3.9e-6, join_error=2.1e-6,
         checked_tokens=2048, tolerance=1e-5, seconds_s=0.5,
     )  # fmt: skip
+    memory = make_memory(half_life, seed) if half_life else ()
     done = failure is None
     here = token_layers == 1
     return RunRecord(
         run=f"{name}-seed{seed}",
         experiment="layers",
+        recipe=recipe,
+        variant=variant,
         configuration=name,
         context_layers=context_layers,
         token_layers=token_layers,
@@ -141,7 +197,7 @@ def make_record(
         seed=seed,
         status="finished" if done else "failed",
         failure=failure,
-        settings_fingerprint="9a1de07744c2",
+        settings_fingerprint=f"9a1de07744c2{variant or ''}",
         data=DataRecord(
             train_source="hf:HuggingFaceH4/ultrachat_200k:train_sft[:2000]",
             validation_source="hf:HuggingFaceH4/ultrachat_200k:train_sft[50000:50020]",
@@ -149,7 +205,8 @@ def make_record(
             validation_documents=20, validation_tokens=22_723, validation_bytes=102_411,
             duplicates_dropped=3, overlap_documents=0, vocab_size=V, tokenizer="gpt2",
             text_fingerprint=text_fingerprint, tokenizer_fingerprint="0b77", tokens_fingerprint="c0ffee12",
-            embeddings="gpt2", embeddings_trained=False, embeddings_fingerprint="77ab",
+            embeddings="gpt2" if recipe == "seed" else "spectral", embeddings_trained=False,
+            embeddings_fingerprint="77ab" if recipe == "seed" else "88cd",
         ),
         environment=Environment(
             device="cuda", device_name=device_name, device_memory_bytes=23_800_000_000,
@@ -162,7 +219,9 @@ def make_record(
         ),
         phase1=phase1 if done else None,
         phase1_computed_here=here if done else None,
-        contexts=ContextsRecord(train=scan, validation=scan, seconds_s=1.0) if done else None,
+        contexts=(
+            ContextsRecord(train=scan, validation=scan, memory=memory, seconds_s=1.0) if done else None
+        ),
         phase2=phase2 if done else None,
         validation=make_validation(name, seed, nll, documents=documents) if done else None,
         seconds_spent_s=(phase1.seconds_s if here else 0) + phase2.seconds_s if done else 12.5,
@@ -183,10 +242,16 @@ BASELINES: dict[BaselineKind, tuple[str, float, bool, int]] = {
 }
 
 
-def make_baseline(kind: BaselineKind, seed: int = 0, *, nll: float | None = None) -> RunRecord:
-    """A record of a baseline on the data of `make_record`; `seed` counts only where it has seeds."""
+def make_baseline(
+    kind: BaselineKind, seed: int = 0, *, nll: float | None = None, variant: str | None = None
+) -> RunRecord:
+    """A record of a baseline on the data of `make_record`; `seed` counts only where it has seeds.
+
+    `variant` is that of a control without phase 1.
+    """
     label, usual, seeded, total = BASELINES[kind]
-    own = make_record(1, 1, seed)
+    label = label if variant is None else f"{variant}-{label}"
+    own = make_record(1, 1, seed, variant=variant)
     nll = usual + 0.02 * seeded * random.Random(f"{label} {seed}").gauss(0, 1) if nll is None else nll
     untrained, network = kind == "untrained", kind in ("lstm", "gpt2")
     fields: dict[str, object] = {
@@ -206,14 +271,22 @@ def make_baseline(kind: BaselineKind, seed: int = 0, *, nll: float | None = None
         "seconds_alone_s": 80.0,
     }  # fmt: skip
     if not untrained:
+        fields["recipe"] = None
         sizes = ("context_layers", "token_layers", "embed_dim", "context_dim")
         fields |= dict.fromkeys(sizes) | {"contexts": None, "phase2": None}
     return own.model_copy(update=fields)
 
 
-def make_baselines(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[RunRecord]:
-    """Every kind of baseline with every seed it has."""
-    records = [make_baseline(kind, seed) for kind in BASELINES for seed in seeds]
+def make_baselines(
+    seeds: Sequence[int] = (0, 1, 2, 3, 4), variants: Sequence[str] | Mapping[str, str] = ()
+) -> list[RunRecord]:
+    """Every kind of baseline with every seed it has; of the control without phase 1 one for each variant."""
+    records = [
+        make_baseline(kind, seed, variant=variant)
+        for kind in BASELINES
+        for variant in (variants if kind == "untrained" and variants else (None,))
+        for seed in seeds
+    ]
     return list({r.run: r for r in records}.values())
 
 
@@ -226,6 +299,18 @@ def as_schema_1(record: RunRecord) -> RunRecord:
     names = ("nll_nats", "perplexity", "accuracy", "bits_per_byte")
     values["phase2"] |= {f"validation_{name}": validation[name] for name in names}
     return RunRecord.model_validate_json(json.dumps({**values, "schema_version": 1}))
+
+
+def as_before_variants(record: RunRecord) -> RunRecord:
+    """What is read from a line written before there were recipes, variants and memory."""
+    values = record.model_dump(mode="json")
+    for new in ("recipe", "variant"):
+        del values[new]
+    if values["phase1"]:
+        del values["phase1"]["objective"]
+    if values["contexts"]:
+        del values["contexts"]["memory"]
+    return RunRecord.model_validate_json(json.dumps(values))
 
 
 def make_audit(
@@ -260,14 +345,57 @@ def make_grid(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[RunRecord]:
     return [make_record(*depths, seed) for seed in seeds for depths in GRID]
 
 
-def make_manifest(seeds: Sequence[int] = (0, 1, 2, 3, 4), baselines: Sequence[str] = ()) -> Manifest:
-    """Of `make_grid`."""
+Variants = Mapping[str, str]
+"""Recipes by variant."""
+BOTH: Variants = {"seed": "seed", "predictive": "predictive"}
+ABLATIONS: Variants = dict.fromkeys(
+    ("full", "no_dropout", "no_decay", "residual", "one_epoch", "carry", "all_negatives", "no_memory"),
+    "predictive",
+)
+
+
+def make_variants(
+    variants: Variants = BOTH,
+    grid: Sequence[tuple[int, int]] = tuple(GRID),
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+) -> list[RunRecord]:
+    """Every configuration with every variant and seed; each variant a little worse than the last one."""
+    return [
+        make_record(
+            *depths,
+            seed,
+            nll=NLL[f"C{depths[0]}T{depths[1]}"] + 0.02 * place + 0.01 * random.Random(seed).gauss(0, 1),
+            recipe=recipe,
+            variant=variant,
+            half_life=4.0 * 3**place,
+        )
+        for seed in seeds
+        for place, (variant, recipe) in enumerate(variants.items())
+        for depths in grid
+    ]
+
+
+def make_manifest(
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    baselines: Sequence[str] = (),
+    variants: Mapping[str, Mapping[str, object]] | None = None,
+    grid: Sequence[tuple[int, int]] = tuple(GRID),
+    **settings: object,
+) -> Manifest:
+    """Of `make_grid`, or of `make_variants` with what each of the `variants` sets."""
+    names = [f"C{c}T{t}" for c, t in grid]
     return Manifest(
         name="layers",
-        settings={"name": "layers", "seeds": list(seeds), "data": {"train": "a | b ``` <script>"}},
+        settings={
+            "name": "layers",
+            "seeds": list(seeds),
+            "data": {"train": "a | b ``` <script>"},
+            **({"variants": dict(variants)} if variants else {}),
+            **settings,
+        },
         settings_fingerprint="9a1de07744c2",
         tokens_fingerprint="c0ffee12",
-        configurations=tuple(f"C{c}T{t}" for c, t in GRID),
+        configurations=tuple(f"{v}-{name}" for v in variants for name in names) if variants else tuple(names),
         seeds=tuple(seeds),
         baselines=tuple(baselines),
         created_at="2026-03-01T08:00:00+00:00",

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from tandem.baselines import Fitted, Task, fit_gpt2, fit_lstm, fit_ngram, gpt2, lstm
 from tandem.baselines.common import stream_of
 from tandem.baselines.kneser_ney import KneserNey, discounts
-from tandem.baselines.training import lr_share
 from tandem.errors import NonFiniteLossError, SettingsError
 from tandem.settings import Gpt2Settings, LstmSettings
+from tandem.training.optimizer import cosine_share
 from tandem.training.progress import Tick
 
 CPU = torch.device("cpu")
@@ -306,11 +306,11 @@ def test_non_finite_steps_are_refused(kind: str) -> None:
 
 
 def test_learning_rate_rises_and_falls_to_a_tenth() -> None:
-    shares = [lr_share(step, 100, 10) for step in range(100)]
+    shares = [cosine_share(step, 100, 10) for step in range(100)]
     assert shares[0] == pytest.approx(1 / 11)
     assert shares[10] == max(shares) == pytest.approx(1)
     assert shares[99] == min(shares[10:]) == pytest.approx(0.1)
-    assert lr_share(0, 1, 0) == 1
+    assert cosine_share(0, 1, 0) == 1
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gpt2"])

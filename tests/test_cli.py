@@ -38,13 +38,14 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
             "save_models",
             "phase2.shuffle",
             "embeddings.trained",
+            "variants",
         }
     assert "(default: python-docs)" in " ".join(out.replace("│", " ").split())
     assert call(capsys, "--version")[1].startswith("tandem 0.")
 
 
 def test_every_preset_loads_and_prints_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert preset_names() == ["demo", "dialogue", "seed"]
+    assert preset_names() == ["demo", "dialogue", "predictive", "seed"]
     for name in preset_names():
         code, out, _ = call(capsys, "config", name)
         assert code == 0

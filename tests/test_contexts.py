@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from tandem.contexts import Stream, compute_contexts, jacobi_sweep, previous_contexts
+from tandem.contexts import (
+    Stream,
+    compute_contexts,
+    jacobi_sweep,
+    linear,
+    measure_memory,
+    previous_contexts,
+    scan,
+)
 from tandem.errors import ScanError
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.settings import ContextSettings, Phase1Settings
@@ -123,3 +131,58 @@ def test_what_the_first_position_and_a_restart_read() -> None:
     assert previous_contexts(contexts, everywhere, None, wrap=True)[0].tolist() == [7.0, 8.0]
     before = previous_contexts(contexts, everywhere, restart, wrap=False)
     assert before.tolist() == [[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]
+
+
+@pytest.mark.parametrize("boundary", ["carry", "reset"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("at_once", [600, 16_384])
+def test_the_linear_scan_of_a_gated_block_equals_the_loop(
+    boundary: str, depth: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "TOKENS_AT_ONCE", at_once)
+    model, stream = block_and_stream(boundary, context_layers=depth, cell="gated")
+    contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
+    assert float((contexts - loop(model, stream)).abs().max()) <= 1e-5
+    assert record.method == "linear"
+    assert (record.segments, record.join_error) == (15, 0.0)
+    assert record.loop_error <= 1e-5
+
+
+def test_a_linear_scan_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stream = block_and_stream(cell="gated")
+    real = scan.linear_contexts
+    monkeypatch.setattr(scan, "linear_contexts", lambda *args: real(*args).roll(1, 0))
+    with pytest.raises(ScanError, match="differ from the sequential loop"):
+        compute_contexts(model, stream, ContextSettings(segment_length=200))
+
+
+def test_a_gated_block_that_never_forgets_says_so() -> None:
+    """It needs no burn-in, so that is no error; but whoever recomputes must read everything."""
+    model, stream = block_and_stream(cell="gated", context_layers=1)
+    with torch.no_grad():
+        model.context_block.layers[0].bias[0] = 50.0
+    contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
+    assert record.burn_in == TOKENS
+    assert float((contexts - loop(model, stream)).abs().max()) <= 1e-5
+
+
+def test_memory_is_what_is_left_of_one_changed_token() -> None:
+    model, stream = block_and_stream(cell="gated", context_layers=1)
+    with torch.no_grad():
+        layer = model.context_block.layers[0]
+        layer.weight[:30].zero_()  # every forget gate is then the same at all tokens
+        layer.bias[:30] = torch.logit(torch.tensor(0.9))
+    curve = {point.distance: point.change for point in measure_memory(model, stream)}
+    assert curve[0] > 0.3
+    for distance in (1, 4, 16, 64):
+        # Relative to the same yardstick, a change decays as the gate says.
+        assert curve[distance] / curve[0] == pytest.approx(0.9**distance, rel=0.35)
+    model, stream = block_and_stream(cell="gated", context_layers=2)
+    with torch.no_grad():
+        for layer in model.context_block.layers:
+            layer.weight[:15].zero_()
+            layer.bias[:15] = -60.0
+    curve = {point.distance: point.change for point in measure_memory(model, stream)}
+    assert curve[1] > 0.1  # the upper layer reads the lower one's state before the token
+    assert curve[2] == pytest.approx(0.0, abs=1e-12)
+    assert measure_memory(model, stream.first(700)) == ()

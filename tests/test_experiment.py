@@ -183,7 +183,7 @@ def test_a_run_directory_of_another_experiment_is_refused(text_file: Path, tmp_p
 def test_a_phase_1_of_anything_else_is_not_used(text_file: Path, tmp_path: Path) -> None:
     settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
     run_dir, _ = run_experiment(settings, Unwatched())
-    path = phase1_path(run_dir, 1, 0)
+    path = phase1_path(run_dir, None, 1, 0)
     assert load_phase1(path, fingerprint("phase1", "another seed")) is None
     path.write_bytes(path.read_bytes()[:-10])
     assert load_phase1(path, "whatever") is None

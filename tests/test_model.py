@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from tandem import TandemConfig, TandemForCausalLM
 from tandem.contexts import Stream, compute_contexts
+from tandem.model import linear_recurrence, sequential_contexts
 from tandem.settings import ContextSettings
 
 # SPEC section 1, with the seed's sizes
@@ -24,6 +25,12 @@ def model_of(context_layers: int = 2, token_layers: int = 3, **more: object) -> 
     sizes = {"vocab_size": 40, "embed_dim": 12, "context_dim": 8, "weight_init_std": 0.4}
     depths = {"context_layers": context_layers, "token_layers": token_layers}
     return TandemForCausalLM(TandemConfig(**{**sizes, **depths, **more})).eval()
+
+
+@pytest.fixture(params=["residual", "gated"])
+def cell(request: pytest.FixtureRequest) -> str:
+    """Both kinds of ContextBlock, for what must hold of either."""
+    return str(request.param)
 
 
 @pytest.mark.parametrize("depths", TOTALS)
@@ -50,6 +57,8 @@ def test_num_layers_sets_both_depths() -> None:
         ({"context_layers": 0}, "context_layers=0"),
         ({"embed_dim": 0}, "embed_dim=0"),
         ({"context_layers": 1.5}, "context_layers"),
+        ({"cell": "lstm"}, "cell='lstm'"),
+        ({"cell": "gated", "context_dim": 9, "context_layers": 2}, "shared evenly by 2 gated layers"),
         ({"boundary": "sometimes"}, "boundary='sometimes'"),
         ({"boundary": "reset"}, "bos_token_id"),
     ],
@@ -76,8 +85,8 @@ def test_each_token_layer_reads_its_context(depth: int, reads: str) -> None:
     assert torch.equal(model.token_block(previous + 1, current, embeds), before) == (depth == 1)
 
 
-def test_no_logit_depends_on_later_tokens() -> None:
-    model = model_of()
+def test_no_logit_depends_on_later_tokens(cell: str) -> None:
+    model = model_of(cell=cell)
     ids = torch.randint(40, (1, 12))
     changed = ids.clone()
     changed[0, 7:] = (changed[0, 7:] + 1) % 40
@@ -87,8 +96,8 @@ def test_no_logit_depends_on_later_tokens() -> None:
 
 
 @pytest.mark.parametrize("boundary", ["carry", "reset"])
-def test_generation_equals_teacher_forcing(boundary: str) -> None:
-    model = model_of(boundary=boundary, bos_token_id=3, eos_token_id=None, pad_token_id=3)
+def test_generation_equals_teacher_forcing(cell: str, boundary: str) -> None:
+    model = model_of(cell=cell, boundary=boundary, bos_token_id=3, eos_token_id=None, pad_token_id=3)
     ids = torch.randint(4, 40, (3, 9))
     ids[:, 4] = 3
     out = model.generate(
@@ -104,8 +113,8 @@ def test_generation_equals_teacher_forcing(boundary: str) -> None:
     assert out.past_key_values.context.shape == (3, 8)  # the state has not grown
 
 
-def test_a_stream_can_be_cut_anywhere() -> None:
-    model = model_of()
+def test_a_stream_can_be_cut_anywhere(cell: str) -> None:
+    model = model_of(cell=cell)
     ids = torch.randint(40, (2, 11))
     first = model(ids[:, :5], use_cache=True)
     rest = model(ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
@@ -115,16 +124,16 @@ def test_a_stream_can_be_cut_anywhere() -> None:
         rest.past_key_values.crop(1)
 
 
-def test_padding_freezes_the_state() -> None:
-    model = model_of()
+def test_padding_freezes_the_state(cell: str) -> None:
+    model = model_of(cell=cell)
     ids = torch.randint(40, (2, 6))
     padded = torch.cat((torch.zeros(2, 3, dtype=torch.long), ids), dim=1)
     mask = torch.cat((torch.zeros(2, 3), torch.ones(2, 6)), dim=1)
     torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 3:], model(ids).logits)
 
 
-def test_padding_with_the_token_that_starts_documents_freezes_too() -> None:
-    model = model_of(boundary="reset", bos_token_id=0, pad_token_id=0)
+def test_padding_with_the_token_that_starts_documents_freezes_too(cell: str) -> None:
+    model = model_of(cell=cell, boundary="reset", bos_token_id=0, pad_token_id=0)
     ids = torch.tensor([[0, 5, 6]])
     padded, mask = torch.tensor([[0, 5, 6, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]])
     ends = [model(ids, use_cache=True), model(padded, attention_mask=mask, use_cache=True)]
@@ -133,8 +142,8 @@ def test_padding_with_the_token_that_starts_documents_freezes_too() -> None:
         model(inputs_embeds=torch.zeros(1, 2, 12))
 
 
-def test_beam_search_moves_states_with_their_beams() -> None:
-    model = model_of(eos_token_id=None, pad_token_id=0)
+def test_beam_search_moves_states_with_their_beams(cell: str) -> None:
+    model = model_of(cell=cell, eos_token_id=None, pad_token_id=0)
     ids = torch.randint(40, (2, 5))
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), num_beams=3, max_new_tokens=6, do_sample=False,
@@ -145,8 +154,8 @@ def test_beam_search_moves_states_with_their_beams() -> None:
     torch.testing.assert_close(out.sequences_scores, picked, rtol=0, atol=1e-4)
 
 
-def test_reset_makes_documents_independent() -> None:
-    model = model_of(boundary="reset", bos_token_id=0)
+def test_reset_makes_documents_independent(cell: str) -> None:
+    model = model_of(cell=cell, boundary="reset", bos_token_id=0)
     a, b = torch.randint(1, 40, (6,)), torch.randint(1, 40, (7,))
     start = torch.zeros(1, dtype=torch.long)
     both = model(torch.cat((start, a, start, b))[None]).logits[0]
@@ -164,8 +173,8 @@ def test_labels_and_logits_to_keep() -> None:
         model()
 
 
-def test_saved_and_loaded_gives_identical_logits(tmp_path: Path) -> None:
-    model = model_of(boundary="reset", bos_token_id=0)
+def test_saved_and_loaded_gives_identical_logits(cell: str, tmp_path: Path) -> None:
+    model = model_of(cell=cell, boundary="reset", bos_token_id=0, output_bias=cell == "gated")
     model.save_pretrained(tmp_path)
     ids = torch.randint(40, (2, 8))
     loaded = TandemForCausalLM.from_pretrained(tmp_path)
@@ -180,11 +189,62 @@ def test_saved_and_loaded_gives_identical_logits(tmp_path: Path) -> None:
         assert "import tandem" not in source
 
 
-def test_the_scan_reads_the_same_model_as_forward() -> None:
-    model = model_of(2, 2)
+def test_the_scan_reads_the_same_model_as_forward(cell: str) -> None:
+    model = model_of(2, 2, cell=cell)
     ids = torch.randint(40, (700,))
     settings = ContextSettings(segment_length=64, check_tokens=256, tolerance=1e-4)
     contexts, _ = compute_contexts(model, Stream.of(model, ids), settings)
     with torch.no_grad():
         last = model(ids[None], use_cache=True).past_key_values.context[0]
     torch.testing.assert_close(contexts[-1], last, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_new_model_starts_with_the_weights_of_the_specification() -> None:
+    """Also when made directly: transformers passes over custom modules without parameters of their own."""
+    model = TandemForCausalLM(TandemConfig(vocab_size=40, embed_dim=48, context_dim=32, weight_init_std=0.5))
+    for layer in (model.context_block.layers[0], model.token_block.layers[0]):
+        assert float(layer.linear.weight.std()) == pytest.approx(0.5, rel=0.1)
+        assert float(layer.linear.bias.std()) < 0.05
+    assert float(model.embedding.weight.std()) == pytest.approx(1.0, rel=0.1)
+    gated = TandemForCausalLM(
+        TandemConfig(vocab_size=40, embed_dim=48, context_dim=32, cell="gated", weight_init_std=None)
+    )
+    layer = gated.context_block.layers[0]
+    assert float(layer.weight.std()) == pytest.approx(48**-0.5, rel=0.1)
+    torch.testing.assert_close(layer.bias[:32], torch.linspace(-2, 4, 32))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_gated_block_unrolled_is_its_steps(depth: int) -> None:
+    """Values and gradients, with documents that restart the context and padding that freezes it."""
+    block = model_of(depth, 1, cell="gated", context_dim=12).context_block.double()
+    embeds = torch.randn(3, 20, 12, dtype=torch.float64, requires_grad=True)
+    start = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    restart, frozen = torch.rand(2, 3, 20) < 0.15
+    wanted = [embeds, start, *block.parameters()]
+    weights = torch.randn(2, 3, 20, 12, dtype=torch.float64)
+    results = []
+    for contexts in (
+        block.unroll(embeds, start, restart, frozen),
+        sequential_contexts(block, embeds, start, restart, frozen),
+    ):
+        loss = (torch.stack(contexts) * weights).sum()
+        results.append((*contexts, *torch.autograd.grad(loss, wanted)))
+    for ours, defined in zip(*results, strict=True):
+        torch.testing.assert_close(ours, defined)
+
+
+def test_the_linear_recurrence_has_the_gradients_of_its_definition() -> None:
+    keep, add = torch.rand(2, 5, 3, 2, dtype=torch.float64)
+    inputs = (keep.requires_grad_(), add.requires_grad_(), torch.randn(3, 2).double().requires_grad_())
+    assert torch.autograd.gradcheck(linear_recurrence, inputs)
+
+
+def test_dropout_between_gated_layers_reaches_the_upper_ones_only() -> None:
+    block = model_of(2, 1, cell="gated").context_block
+    embeds = torch.randn(2, 30, 12)
+    with torch.no_grad():
+        plain, dropped = block.unroll(embeds)[1], block.unroll(embeds, dropout=0.5)[1]
+    assert torch.equal(plain[..., :4], dropped[..., :4])
+    assert not torch.equal(plain[..., 4:], dropped[..., 4:])

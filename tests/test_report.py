@@ -14,13 +14,17 @@ from xml.etree import ElementTree
 import pytest
 from jinja2.filters import do_striptags as striptags
 from report_records import (
+    ABLATIONS,
+    BOTH,
     GRID,
+    as_before_variants,
     as_schema_1,
     make_audit,
     make_baselines,
     make_grid,
     make_manifest,
     make_record,
+    make_variants,
     write_run_dir,
 )
 
@@ -29,8 +33,9 @@ from tandem.records import RunRecord
 from tandem.report import summary_rows, write_report
 from tandem.report.analysis import analyse
 from tandem.report.choice import choose
-from tandem.report.findings import conclusions, phase1_findings
+from tandem.report.findings import conclusions
 from tandem.report.original import Outcome, claims, load_original
+from tandem.report.phase1 import dispersion_findings
 from tandem.report.statistics import Verdict, spread
 from tandem.report.wording import (
     LANGUAGES,
@@ -107,8 +112,8 @@ def test_phase1_is_shared_and_its_limit_is_no_convergence():
     ]
     analysis = analyse(limited, None)
     assert analysis.depth_comparisons[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
-    assert [m.key for m in phase1_findings(analysis)].count("phase1.all_at_limit") == 2
-    assert not any("converged" in m.key for m in phase1_findings(analysis))
+    assert [m.key for m in dispersion_findings(analysis)].count("phase1.all_at_limit") == 2
+    assert not any("converged" in m.key for m in dispersion_findings(analysis))
 
 
 def test_mixed_data_is_not_compared():
@@ -212,6 +217,17 @@ CASES = {
     "one at the limit": [make_record(1, 1, 0), make_record(1, 1, 1, stopped="max_iterations")],
     "troubled": [make_troubled()],
     "schema 1": [as_schema_1(r) for r in make_grid([0, 1, 2])],
+    "before variants": [as_before_variants(r) for r in make_grid([0, 1, 2])],
+    "predictive": [make_record(*d, s, recipe="predictive", half_life=30) for d in GRID for s in range(3)],
+    "both recipes": [*make_variants(seeds=[0, 1, 2]), *make_baselines([0, 1, 2], variants=BOTH)],
+    "ablations": make_variants(ABLATIONS, [(1, 1)], [0, 1, 2]),
+    "ablations of every depth": make_variants(ABLATIONS, GRID, [0, 1]),
+    "one variant": make_variants({"predictive": "predictive"}, GRID, [0, 1, 2]),
+    "variants failed": [
+        make_record(c, t, recipe=recipe, variant=variant, failure="the loss became NaN")
+        for variant, recipe in BOTH.items()
+        for c, t in GRID
+    ],
     "with baselines": make_grid([0, 1, 2]) + make_baselines([0, 1, 2]),
     "baselines only": make_baselines([0]),
     "two machines": [make_record(1, 1, 0), make_record(1, 1, 1, device_name="A | B <x>")],
@@ -223,14 +239,30 @@ CASES = {
 }
 
 
-IN_BOTH = ("full", "with baselines", "all failed", "arbitrary depths", "failed, hostile")
+MANIFESTS = {
+    "full": make_manifest(),
+    "one seed": make_manifest(),
+    "both recipes": make_manifest(
+        variants={
+            "seed": {"recipe": "seed"},
+            "predictive": {"recipe": "predictive", "phase2": {"dropout": 0.5}},
+        }
+    ),
+    "ablations": make_manifest(
+        variants={name: {"model": {"cell": name}} if name != "full" else {} for name in ABLATIONS},
+        grid=[(1, 1)],
+    ),
+}
+IN_BOTH = (
+    "full", "with baselines", "all failed", "arbitrary depths", "failed, hostile", "predictive",
+    "both recipes", "ablations", "variants failed",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("case", "lang"), [*((c, "en") for c in CASES), *((c, "ja") for c in IN_BOTH)])
 def test_report_files(tmp_path: Path, case: str, lang: str):
     """Every case gives a whole report: nothing unfilled, nothing loaded from elsewhere, tables in shape."""
-    manifest = make_manifest() if case in ("full", "one seed") else None
-    audit = None
+    manifest, audit = MANIFESTS.get(case), None
     if case == "with baselines":
         outcomes = {("C2T2-seed1", "causality"): "fail", (None, "leakage"): "warn"}
         audit = make_audit(CASES[case][:-1], outcomes)

@@ -46,20 +46,22 @@ def changed(before: dict[str, torch.Tensor], model: TandemForCausalLM) -> set[st
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize("head_trained", [False, True])
-def test_chunked_cross_entropy_equals_the_plain_one(chunk: int, head_trained: bool) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_chunked_cross_entropy_equals_the_plain_one(chunk: int, head_trained: bool, biased: bool) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
     head = torch.randn(30, 6, dtype=torch.float64, requires_grad=head_trained)
+    bias = torch.randn(30, dtype=torch.float64, requires_grad=True) if biased else None
     targets = torch.randint(30, (20,))
-    plain = F.cross_entropy(hidden @ head.t(), targets)
-    wanted = [hidden, head] if head_trained else [hidden]
+    plain = F.cross_entropy(F.linear(hidden, head, bias), targets)
+    wanted = [tensor for tensor in (hidden, head, bias) if tensor is not None and tensor.requires_grad]
     expected = torch.autograd.grad(3 * plain, wanted)
-    ours = mean_nll(hidden, head, targets, chunk)
+    ours = mean_nll(hidden, head, targets, chunk, bias)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(torch.autograd.grad(3 * ours, wanted), expected)
-    losses, best = token_nll(hidden, head, targets)
+    losses, best = token_nll(hidden.detach(), head.detach(), targets, bias)
     torch.testing.assert_close(losses.mean(), plain)
-    assert torch.equal(best, (hidden @ head.t()).argmax(-1))
+    assert torch.equal(best, F.linear(hidden, head, bias).argmax(-1))
 
 
 def test_chunked_cross_entropy_survives_extreme_logits() -> None:

@@ -1,60 +1,71 @@
-"""Next-token cross entropy over the whole vocabulary, without ever holding all logits.
+"""Next-token cross entropy: over the whole vocabulary without ever holding all logits, or over a sample.
 
-Shape letters: n positions, V vocabulary, E embed_dim.
+Shape letters: n positions, V vocabulary, E embed_dim, K tokens in a sampled softmax.
 
 torch's own chunked `linear_cross_entropy` chooses very small chunks on large vocabularies and accumulates
 bf16 in bf16; here the chunk is explicit and the reduction is in (at least) fp32.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def token_nll(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL in nats, [n], and arg-max token, [n], of hidden [n, E] against head [V, E] and targets [n]."""
-    logits = _logits(hidden, head)
+def token_nll(
+    hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """NLL in nats and arg-max token, both [n], of hidden [n, E], head [V, E], bias [V] and targets [n]."""
+    logits = _logits(hidden, head, bias)
     best = logits.argmax(dim=-1)
     picked = logits.gather(-1, targets[:, None])[:, 0]
     return logits.logsumexp(dim=-1) - picked, best
 
 
-def mean_nll(hidden: Tensor, head: Tensor, targets: Tensor, chunk_positions: int) -> Tensor:
-    """Mean NLL in nats, a scalar with gradient for `hidden`, and for `head` if that requires one.
+def mean_nll(
+    hidden: Tensor, head: Tensor, targets: Tensor, chunk_positions: int, bias: Tensor | None = None
+) -> Tensor:
+    """Mean NLL in nats, a scalar with gradient for `hidden`, and for `head` and `bias` if they need one.
 
-    hidden [n, E], head [V, E], targets [n]; logits of `chunk_positions` positions are held at once. The
-    gradient is computed with the loss, since the logits are gone afterwards.
+    hidden [n, E], head [V, E], bias [V], targets [n]; logits of `chunk_positions` positions are held at
+    once. The gradient is computed with the loss, since the logits are gone afterwards.
     """
-    return _MeanNll.apply(hidden, head, targets, chunk_positions)
+    return _MeanNll.apply(hidden, head, bias, targets, chunk_positions)
 
 
-def _logits(hidden: Tensor, head: Tensor, out: Tensor | None = None) -> Tensor:
-    """hidden · headᵀ, [n, V], in at least fp32; `out` is memory for the product."""
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """hidden · headᵀ + bias, [n, V], in at least fp32; `out` is memory for the product."""
     logits = torch.mm(hidden, head.t(), out=out)
+    if bias is not None:
+        logits += bias
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 class _MeanNll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        need_hidden, need_head = ctx.needs_input_grad[:2]
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, chunk: int
+    ) -> Tensor:
+        need_hidden, need_head, need_bias = ctx.needs_input_grad[:3]
         count = len(hidden)
         hidden_grad = torch.empty_like(hidden) if need_hidden else None
         head_grad = torch.zeros_like(head) if need_head else None
+        bias_grad = torch.zeros_like(bias) if bias is not None and need_bias else None
         # One buffer for all chunks: large tensors come fresh from the system, page by page, each time.
         buffer = hidden.new_empty(min(chunk, count), len(head))
         parts = []
         for start in range(0, count, chunk):
             part = slice(start, min(start + chunk, count))
-            logits = _logits(hidden[part], head, out=buffer[: part.stop - part.start])
+            logits = _logits(hidden[part], head, bias, out=buffer[: part.stop - part.start])
             rows = torch.arange(len(logits), device=logits.device)
             # In place from here on: logits become exp(logits - max), then the gradient of the mean NLL.
             shift = logits.amax(dim=-1, keepdim=True)
             picked = logits[rows, targets[part]] - shift[:, 0]
             total = logits.sub_(shift).exp_().sum(dim=-1)
             parts.append((total.log() - picked).sum())
-            if need_hidden or need_head:
+            if need_hidden or need_head or need_bias:
                 logits.mul_((1.0 / (total * count))[:, None])
                 logits[rows, targets[part]] -= 1.0 / count
                 gradient = logits.to(head.dtype)
@@ -62,12 +73,58 @@ class _MeanNll(torch.autograd.Function):
                     hidden_grad[part] = gradient @ head
                 if head_grad is not None:
                     head_grad.addmm_(gradient.t(), hidden[part])
-        ctx.gradients = (hidden_grad, head_grad)
+                if bias_grad is not None:
+                    bias_grad += gradient.sum(dim=0)
+        ctx.gradients = (hidden_grad, head_grad, bias_grad)
         return torch.stack(parts).sum() / count
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, head_grad = (
-            None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients
-        )
-        return hidden_grad, head_grad, None, None
+        scaled = (None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients)
+        return *scaled, None, None
+
+
+class SampledSoftmax:
+    """Cross entropy over a step's own targets and tokens drawn beside them, for training only.
+
+    A token is in the softmax of a step if it is a target of any of its positions, or among `negatives` tokens
+    drawn uniformly. Its chance of that, from the frequencies of the training text, is divided out of its
+    share, so that the sum over the sample estimates the sum over the vocabulary (Bengio & Senécal 2008,
+    "Adaptive importance sampling"; Jean et al. 2015, arXiv:1412.2007). One product of n × K instead of n × V.
+    """
+
+    def __init__(self, counts: Tensor, positions: int, negatives: int, generator: torch.Generator) -> None:
+        """counts [V]: occurrences in the training text; positions: of a step; negatives: drawn a step."""
+        self.vocab_size = len(counts)
+        self.negatives = min(negatives, self.vocab_size)
+        self._generator = generator
+        # Half an occurrence for what never occurs: it can still be drawn.
+        share = (counts.double() + 0.5) / (counts.double() + 0.5).sum()
+        no_target = (1 - share) ** positions
+        self._log_chance = (1 - no_target * (1 - self.negatives / self.vocab_size)).log().float()
+
+    def __call__(self, hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Mean NLL in nats, a scalar with gradients for hidden [n, E], head [V, E], bias [V]; targets [n]."""
+        drawn = torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives]
+        sample, place = torch.unique(torch.cat((targets, drawn.to(targets.device))), return_inverse=True)
+        logits = hidden @ F.embedding(sample, head).t() - self._log_chance.to(head.device)[sample]
+        if bias is not None:
+            logits = logits + bias[sample]
+        return F.cross_entropy(logits.float(), place[: len(targets)])
+
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""hidden [n, E], head [V, E], targets [n], bias [V] or none → mean NLL in nats, a scalar with gradients."""
+
+
+def training_loss(
+    counts: Tensor, positions: int, negatives: int | None, generator: torch.Generator, chunk_positions: int
+) -> Loss:
+    """The loss of a training step: sampled with `negatives`, else over the whole vocabulary in chunks.
+
+    Where the sample would hold most of the vocabulary, the whole of it is as cheap. Other arguments as of
+    SampledSoftmax and `mean_nll`.
+    """
+    if negatives is None or 2 * negatives >= len(counts):
+        return lambda hidden, head, targets, bias: mean_nll(hidden, head, targets, chunk_positions, bias)
+    return SampledSoftmax(counts, positions, negatives, generator)

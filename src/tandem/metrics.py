@@ -90,7 +90,7 @@ def score_stream(model: TandemForCausalLM, stream: Stream, contexts: Tensor, chu
         before = previous_contexts(contexts, at, stream.restart, wrap=False)
         hidden = model.token_block(before, contexts[at], model.embed(stream.ids[at]))
         targets = stream.ids[at + 1]
-        nll, best = token_nll(hidden, model.embedding.weight, targets)
+        nll, best = token_nll(hidden, model.lm_head.weight, targets, model.lm_head.bias)
         losses[start : start + len(at)] = nll.cpu().numpy()
         correct += int((best == targets).sum())
     return Score.of(losses, correct)

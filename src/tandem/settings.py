@@ -91,7 +91,8 @@ class EmbeddingSettings(Section):
     """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens), `random`, or the
     input embedding of a causal LM: a hub name such as `gpt2`, a model folder, or a .safetensors file."""
     trained: bool = False
-    """Train the embedding (hence the head) in phase 2; contexts are then recomputed before every epoch."""
+    """Recipe `seed`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
+    every epoch. (Recipe `predictive` trains it in phase 1, and phase 2 keeps it.)"""
     window: Positive = 4
     """Spectral: co-occurrences are counted up to this many tokens apart."""
     norm: PositiveFloat = 4.0
@@ -107,10 +108,15 @@ class ModelSettings(Section):
     """E, the length of an embedding vector."""
     context_dim: Annotated[int, Field(ge=2)] = 160
     """C, the length of the context vector (at least 2: a LayerNorm of one element is constant)."""
+    cell: Literal["residual", "gated"] = "residual"
+    """Layers of the ContextBlock: `residual` (the original's), or `gated` (a gated linear recurrence, whose
+    contexts need no sequential scan; the layers share `context_dim` evenly)."""
+    output_bias: bool = False
+    """Give the head a bias for each token, which starts from the token's frequency in the training text."""
     boundary: Literal["carry", "reset"] = "carry"
     """At document starts: carry the context on, or reset it to zero."""
-    weight_init_std: NonNegativeFloat = 0.1
-    """Standard deviation of the initial linear weights."""
+    weight_init_std: NonNegativeFloat | None = 0.1
+    """Standard deviation of the initial linear weights; none: one over the root of their inputs."""
     bias_init_std: NonNegativeFloat = 0.01
     """Standard deviation of the initial biases."""
 
@@ -133,7 +139,7 @@ class ContextSettings(Section):
 
 
 class Phase1Settings(Section):
-    """Phase 1: the ContextBlock learns contexts that spread out (OACD), by Jacobi sweeps."""
+    """Phase 1 of recipe `seed`: the ContextBlock learns contexts that spread out (OACD), by Jacobi sweeps."""
 
     path: ClassVar[str] = "phase1"
 
@@ -161,6 +167,37 @@ class Phase1Settings(Section):
     """Effective rank is computed on at most this many positions."""
 
 
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PredictionSettings(Section):
+    """Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token, through a
+    single token layer that is thrown away afterwards."""
+
+    path: ClassVar[str] = "prediction"
+
+    max_epochs: Positive = 8
+    """Passes over the training tokens; all are made, as the learning rate falls to zero over them."""
+    streams: Positive = 64
+    """The text is cut into so many streams, read side by side."""
+    window: Positive = 32
+    """Tokens of a stream per optimizer step; no gradient flows further back, the contexts do."""
+    lr: PositiveFloat = 0.003
+    """AdamW's largest learning rate; it rises over the first tenth of the steps (100 at most) and
+    falls linearly to zero."""
+    weight_decay: NonNegativeFloat = 1.0
+    """AdamW's decay of matrices, the embedding included."""
+    dropout: Probability = 0.5
+    """Of contexts where they are read, and of what the head reads."""
+    embed_dropout: Probability = 0.3
+    """Of token embeddings where they are read."""
+    negatives: Positive | None = 1024
+    """Tokens drawn for the softmax of a step beside its own targets, corrected for their chance to be in it;
+    none: the whole vocabulary. Scores are always of the whole vocabulary."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+
+
 class Phase2Settings(Section):
     """Phase 2: the TokenBlock learns to predict the next token from frozen contexts."""
 
@@ -175,7 +212,18 @@ class Phase2Settings(Section):
     shuffle: bool = False
     """Draw the positions of a batch at random in every epoch; otherwise consecutive ones, in order."""
     lr: PositiveFloat = 0.001
-    """Adam's learning rate."""
+    """Adam's (with a decay AdamW's) largest learning rate."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Of the learning rate: `constant`, or `linear`: a rise over the first tenth of the steps (50 at most)
+    and a fall to zero over `max_epochs`."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decay of matrices."""
+    dropout: Probability = 0.0
+    """Of contexts where they are read, and of what the head reads."""
+    embed_dropout: Probability = 0.0
+    """Of token embeddings where the TokenBlock reads them."""
+    negatives: Positive | None = None
+    """As `prediction.negatives`; none: the whole vocabulary."""
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
     chunk_positions: Positive = 512
@@ -265,6 +313,11 @@ class BaselineSettings(Section):
         return fingerprint("baseline", kind, own[kind]) if kind in own else None
 
 
+Recipe = Literal["seed", "predictive"]
+VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
+"""What a variant may differ in; text and tokens are the same for all."""
+
+
 @dataclass(frozen=True)
 class Configuration:
     """Depths of the two blocks: `C<context_layers>T<token_layers>`."""
@@ -292,6 +345,13 @@ class Settings(Section):
         (2, 2),
     )
     """The configurations to compare, as pairs of context_layers and token_layers."""
+    recipe: Recipe = "seed"
+    """How the blocks are trained: `seed` (the original: phase 1 spreads contexts, `phase1`) or `predictive`
+    (phase 1 predicts, `prediction`). Files without this setting mean `seed`."""
+    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w.]*$")], dict[str, Any]] = {}
+    """Settings to run beside each other on the same text: by name, what differs from all the others, such as
+    {seed: {recipe: seed, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Every configuration
+    is then trained with every variant and seed; none: once, as the settings are."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds; every configuration is trained once with each."""
     device: str = "auto"
@@ -308,6 +368,7 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     contexts: ContextSettings = ContextSettings()
     phase1: Phase1Settings = Phase1Settings()
+    prediction: PredictionSettings = PredictionSettings()
     phase2: Phase2Settings = Phase2Settings()
     baselines: BaselineSettings = BaselineSettings()
 
@@ -321,7 +382,36 @@ class Settings(Section):
             raise ValueError("baselines.models repeat; name each one once")
         if len(set(self.baselines.untrained or ())) < len(self.baselines.untrained or ()):
             raise ValueError("baselines.untrained repeat; name each configuration once")
+        for name in self.variants:
+            self.with_variant(name)
         return self
+
+    def with_variant(self, name: str | None) -> "Settings":
+        """These settings as one of the `variants` has them; as they are for None.
+
+        Raises SettingsError for a variant that differs in what all must share, or is not possible.
+        """
+        if name is None:
+            return self
+        values = self.model_dump(exclude={"variants"})
+        for key, value in self.variants[name].items():
+            if key not in VARIED:
+                raise SettingsError(
+                    f"setting variants.{name}.{key} is not possible: variants may differ in "
+                    f"{', '.join(VARIED)}"
+                )
+            if isinstance(value, Mapping) and isinstance(values[key], dict):
+                value = {**values[key], **value}
+            values[key] = value
+        try:
+            return Settings(**values)
+        except SettingsError as error:
+            raise SettingsError(f"variants.{name}: {error}") from None
+
+    @property
+    def variant_names(self) -> tuple[str | None, ...]:
+        """Names of the variants to run; None alone where there is only one way to train."""
+        return tuple(self.variants) or (None,)
 
     @property
     def grid(self) -> tuple[Configuration, ...]:
@@ -341,11 +431,24 @@ class Settings(Section):
         return settings_fingerprint(self.model_dump(mode="json"))
 
 
+def chosen_variant(settings: Settings, name: str | None) -> Settings:
+    """One variant by name, or with None the settings themselves, without variants.
+
+    Raises SettingsError for a name that is not among them.
+    """
+    if name is None:
+        return settings.model_copy(update={"variants": {}})
+    if name not in settings.variants:
+        there = ", ".join(settings.variants) or "none"
+        raise SettingsError(f"there is no variant '{name}' in these settings; there are: {there}")
+    return settings.with_variant(name)
+
+
 def settings_fingerprint(values: Mapping[str, Any]) -> str:
     """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
     apart = {
         *("name", "description", "output", "save_models", "device", "threads"),
-        *("seeds", "configurations", "baselines"),
+        *("seeds", "configurations", "baselines", "variants"),
     }
     return fingerprint("settings", {name: value for name, value in values.items() if name not in apart})
 

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from tandem.audit.explain import explain_nll
 from tandem.audit.reference import POSITIONS, block_losses, context_blocks
 from tandem.audit.subject import INEXACT, Subject
-from tandem.experiment.pipeline import Prepared
+from tandem.experiment.cells import label_of
+from tandem.experiment.pipeline import Prepared, phase1_state, take_phase1
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord
+from tandem.settings import Configuration
 from tandem.training.initialization import generator_for
 
 NLL_TOLERANCE = 1e-4
@@ -62,8 +64,10 @@ def counts_check(prepared: Prepared, record: RunRecord) -> Check:
     name = record.configuration
     if record.kind in ("tandem", "untrained"):
         sizes = (record.embed_dim, record.context_dim)
-        depths = f"C{record.context_layers}T{record.token_layers}"
-        name = depths if record.kind == "tandem" else f"{depths}-untrained"
+        assert record.context_layers is not None
+        assert record.token_layers is not None
+        depths = Configuration(record.context_layers, record.token_layers)
+        name = label_of(depths, record.variant) + ("" if record.kind == "tandem" else "-untrained")
         model = prepared.settings.model
         if sizes != (model.embed_dim, model.context_dim):
             wrong.append(f"embed_dim and context_dim {sizes}")
@@ -206,15 +210,19 @@ def _first_loss(subject: Subject) -> float:
     order = generator_for(subject.seed, "phase2 order")
     chosen = torch.randperm(count, generator=order) if settings.shuffle else torch.arange(count)
     at = chosen[: settings.batch_positions].to(ids.device)
-    # Contexts come from the ContextBlock as it was saved, all else from the start.
+    # What phase 1 left is as it was saved, all else as it was at the start.
     model = copy.deepcopy(subject.initial)
-    model.context_block.load_state_dict(subject.model.context_block.state_dict())
-    previous, current = (part[:, 0] for part in context_blocks(model, ids, at, 1, 2 * subject.warm_up))
+    take_phase1(model, phase1_state(subject.model, subject.prepared.settings.recipe))
+    if subject.prepared.settings.embeddings.trained:
+        both = context_blocks(model, ids, at, 1, 2 * subject.warm_up)
+    else:
+        both = subject.blocks("train", at.cpu(), 1)
+    previous, current = (part[:, 0] for part in both)
     total = 0.0
     with torch.no_grad():
         for part in torch.arange(len(at), device=ids.device).split(POSITIONS):
             hidden = model.token_block(previous[part], current[part], model.embed(ids[at[part]]))
-            logits = F.linear(hidden, model.embedding.weight).float()
+            logits = model.lm_head(hidden).float()
             total += float(F.cross_entropy(logits, ids[at[part] + 1], reduction="sum"))
     return total / len(at)
 

@@ -82,7 +82,7 @@ def block_losses(
     for start in range(0, len(block), POSITIONS):
         at = torch.arange(start, min(start + POSITIONS, len(block)), device=block.ids.device)
         hidden = model.token_block(previous[at], current[at], model.embed(block.ids[at]))
-        logits = F.linear(hidden, model.embedding.weight).float()
+        logits = model.lm_head(hidden).float()
         targets = block.ids[(at + ahead).clamp(max=len(block.ids) - 1)]
         losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
         right.append((logits.argmax(-1) == targets).cpu())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -17,9 +18,10 @@ from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
 from tandem.errors import DataError, RunDirError, TandemError
 from tandem.experiment.artefacts import load_model
+from tandem.experiment.baseline import measured_against
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import code_fingerprint
-from tandem.experiment.pipeline import Prepared, model_config, prepare
+from tandem.experiment.pipeline import Prepared, model_config, prepare_variants
 from tandem.experiment.run_dir import make_folder
 from tandem.experiment.runner import use_threads
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
@@ -29,7 +31,8 @@ from tandem.tokens.tokenizer import tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
 CONFIG = (
-    *("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers", "boundary"),
+    *("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers", "cell", "output_bias"),
+    "boundary",
     *("layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 """What config.json says of a model that changes what it computes."""
@@ -63,14 +66,22 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
     records = [record for record in read_records(run_dir) if record.status == "finished"]
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
-    prepared, splits = _prepare(Settings(**manifest.settings), records[0], on_progress)
-    gaps = baseline_gaps(prepared, records)
-    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(prepared, splits), "data")]
+    variants, splits = _prepare(Settings(**manifest.settings), records[0], on_progress)
+    reference = measured_against(variants.values())
+    gaps = baseline_gaps(reference, records)
+    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(reference, splits), "data")]
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
     contexts = Contexts()
     for record in records:
         on_progress(f"auditing {record.run}")
         folder = run_dir / "models" / record.run
+        of_model = record.kind in ("tandem", "untrained")
+        if of_model and record.variant not in variants:
+            raise RunDirError(
+                f"the settings in {run_dir} have no variant '{record.variant}', with which {record.run} "
+                "was made; give the settings file that has it, or take the record out"
+            )
+        prepared = variants[record.variant] if of_model else reference
         audits.append(_audit_run(prepared, record, tuple(records), folder, gaps, contexts))
     return _record(audits)
 
@@ -86,7 +97,8 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
             "figures against; train the model again"
         ) from None
     load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
-    prepared, splits = _prepare(model_settings(folder), record, on_progress)
+    variants, splits = _prepare(model_settings(folder), record, on_progress)
+    prepared = variants[None]
     on_progress(f"auditing {record.run}")
     shared = [_settings_check(written, [record]), *_guarded(data_checks(prepared, splits), "data")]
     return _record(
@@ -101,13 +113,15 @@ def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def _prepare(settings: Settings, record: RunRecord, on_progress: OnProgress) -> tuple[Prepared, Splits]:
-    """Text, tokens and embeddings again. Raises DataError where the text is not what was trained on."""
+def _prepare(
+    settings: Settings, record: RunRecord, on_progress: OnProgress
+) -> tuple[dict[str | None, Prepared], Splits]:
+    """Text, tokens and embeddings again, by variant. Raises DataError where the text is another one."""
     use_threads(settings)
     on_progress(f"reading {settings.data.train}")
     splits = split_documents(settings.data)
-    prepared = prepare(settings, on_progress, splits)
-    if prepared.corpus.text_fingerprint != record.data.text_fingerprint:
+    prepared = prepare_variants(settings, on_progress, splits)
+    if next(iter(prepared.values())).corpus.text_fingerprint != record.data.text_fingerprint:
         raise DataError(
             f"the text of {settings.data.train} is no longer what {record.run} was trained and scored on, so "
             "its figures cannot be recomputed; restore the text"
@@ -115,15 +129,24 @@ def _prepare(settings: Settings, record: RunRecord, on_progress: OnProgress) -> 
     return prepared, splits
 
 
-def _settings_check(written: Mapping[str, object], records: Sequence[RunRecord]) -> Check:
+def _settings_check(written: Mapping[str, Any], records: Sequence[RunRecord]) -> Check:
     """`settings`: whether those that were written down are those that the runs name."""
     found = settings_fingerprint(written)
-    others = [record.run for record in records if record.settings_fingerprint != found]
+    # The settings of a variant are worked out from those written down.
+    names = {record.variant for record in records if record.variant is not None}
+    variants = {name: Settings(**written).with_variant(name).fingerprint() for name in names}
+    # A baseline is given the sizes of one of them.
+    anyone = {found, *variants.values()}
+    others = [
+        record.run
+        for record in records
+        if record.settings_fingerprint not in ({variants[record.variant]} if record.variant else anyone)
+    ]
     figure = f"fingerprint {found}"
     return Check(
         name="settings",
         looked_at="the settings as they are written down, against the fingerprint in every record",
-        figure=f"{figure}, which {', '.join(others)} do not have" if others else figure,
+        figure=f"{figure}, or its variant's, which {', '.join(others)} do not have" if others else figure,
         status="fail" if others else "pass",
     )
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from tandem.audit.subject import SAME_WEIGHT, Subject
-from tandem.experiment.pipeline import count_parameters
+from tandem.experiment.pipeline import PHASE1_PARTS, count_parameters
 from tandem.metrics import effective_rank
-from tandem.records import Check, Parameters, PartRecord
+from tandem.records import Check, Parameters, PartRecord, Phase1Record, PredictionRecord
+from tandem.settings import Settings
 from tandem.training.trainable import model_parts
 
 RANKED, RANK_TOLERANCE = 512, 0.01
@@ -24,9 +25,15 @@ def _may_change(subject: Subject, part: str) -> bool:
     """Whether any phase of this run was to train the part."""
     if part.startswith("token_block"):
         return True
-    if part.startswith("context_block"):
-        return subject.record.kind == "tandem"
+    if subject.record.kind == "tandem" and _left_by_phase1(subject, part):
+        return True
     return part in ("embedding", "lm_head") and subject.prepared.settings.embeddings.trained
+
+
+def _left_by_phase1(subject: Subject, part: str) -> bool:
+    """Whether the part is one that phase 1 trains and leaves to phase 2; the head is the embedding."""
+    child = "embedding" if part == "lm_head" else part.split(".")[0]
+    return child in PHASE1_PARTS[subject.prepared.settings.recipe]
 
 
 def _frozen(subject: Subject) -> Check:
@@ -43,7 +50,8 @@ def _frozen(subject: Subject) -> Check:
     # What phase 1 left is what phase 2 found, and what phase 2 left is what was saved.
     after = {record.part: record.after for record in phases.get("phase 1", ())}
     for record in phases.get("phase 2", ()):
-        if record.part.startswith("context_block") and after.get(record.part, record.before) != record.before:
+        left = _left_by_phase1(subject, record.part)
+        if left and after.get(record.part, record.before) != record.before:
             moved.append(f"{record.part} (between the phases)")
         if record.after != now.get(record.part):
             moved.append(f"{record.part} (after phase 2)")
@@ -78,7 +86,9 @@ def _trained(subject: Subject) -> Check:
         wrong += [
             f"{part.part} did not start from the weights of seed {subject.seed}"
             for part in record_phase2.parts
-            if part.part.startswith(("token_block", "emb")) and not _same_start(subject, part)
+            if part.part.startswith(("token_block", "emb"))
+            and not (_left_by_phase1(subject, part.part) and subject.record.kind == "tandem")
+            and not _same_start(subject, part)
         ]
     wrong += [f"{part} is as it was before training" for part in unchanged]
     count = sum(record.trained for parts in phases.values() for record in parts)
@@ -92,7 +102,9 @@ def _trained(subject: Subject) -> Check:
 
 def _trains(subject: Subject, phase: str, part: str) -> bool:
     if phase == "phase 1":
-        return part.startswith("context_block")
+        # By prediction it also trains the one token layer that it throws away.
+        thrown_away = part == "token_block.layers.0" and subject.prepared.settings.recipe == "predictive"
+        return thrown_away or _left_by_phase1(subject, part)
     return part.startswith("token_block") or (
         part in ("embedding", "lm_head") and subject.prepared.settings.embeddings.trained
     )
@@ -108,28 +120,52 @@ def _phase1(subject: Subject) -> Check:
             "phase1", looked_at, said if same else "the control was trained", "pass" if same else "fail"
         )
     assert record.phase1 is not None
-    ours = [part for part in record.phase1.parts if part.part.startswith("context_block")]
+    ours = [part for part in record.phase1.parts if _left_by_phase1(subject, part.part)]
     if not ours:
         return _check("phase1", looked_at, "the record has no hashes (schema 1)", "skip")
-    wrong, ids = [], subject.prepared.corpus.train.ids
+    wrong = []
     if not all(_same_start(subject, part) for part in ours):
         wrong.append(f"it did not start from the weights of seed {subject.seed}{_of_sibling(subject, ours)}")
-    if any(part.after != subject.parts[part.part] for part in ours):
-        wrong.append("its result is not the ContextBlock that was saved")
-    swept = min(subject.prepared.settings.phase1.max_tokens or len(ids), len(ids))
-    if record.phase1.tokens != swept:
-        wrong.append(f"it swept {record.phase1.tokens} tokens instead of {swept}")
-    last = record.phase1.history[-1]
-    if (last.iteration, last.convergence_rate) != (record.phase1.iterations, record.phase1.convergence_rate):
-        wrong.append("its iterations or convergence rate are not those its history ends with")
+    moved = "embedding" if subject.prepared.settings.embeddings.trained else None
+    if any(part.after != subject.parts[part.part] for part in ours if part.part != moved):
+        wrong.append("its result is not what was saved")
+    settings, tokens = subject.prepared.settings, len(subject.prepared.corpus.train)
+    if isinstance(record.phase1, PredictionRecord):
+        wrong += _prediction(record.phase1, settings, tokens)
+    else:
+        wrong += _dispersion(record.phase1, settings, tokens)
     wrong += _ranks(subject)
-    converged = record.phase1.convergence_rate >= subject.prepared.settings.phase1.convergence_stop
-    if (record.phase1.stopped == "converged") != converged:
-        wrong.append(
-            f"it says '{record.phase1.stopped}' at a convergence rate of {record.phase1.convergence_rate:.1%}"
-        )
-    said = f"from the weights of seed {subject.seed} to those that were saved, {swept:,} tokens"
+    said = (
+        f"from the weights of seed {subject.seed} to those that were saved, {record.phase1.tokens:,} tokens"
+    )
     return _check("phase1", looked_at, "; ".join(wrong) or said, "fail" if wrong else "pass")
+
+
+def _dispersion(said: Phase1Record, settings: Settings, tokens: int) -> list[str]:
+    """What contradicts the settings or itself in the record of a phase 1 by dispersion."""
+    wrong = []
+    swept = min(settings.phase1.max_tokens or tokens, tokens)
+    if said.tokens != swept:
+        wrong.append(f"it swept {said.tokens} tokens instead of {swept}")
+    last = said.history[-1]
+    if (last.iteration, last.convergence_rate) != (said.iterations, said.convergence_rate):
+        wrong.append("its iterations or convergence rate are not those its history ends with")
+    if (said.stopped == "converged") != (said.convergence_rate >= settings.phase1.convergence_stop):
+        wrong.append(f"it says '{said.stopped}' at a convergence rate of {said.convergence_rate:.1%}")
+    return wrong
+
+
+def _prediction(said: PredictionRecord, settings: Settings, tokens: int) -> list[str]:
+    """What contradicts the settings or itself in the record of a phase 1 by prediction."""
+    wrong = []
+    if said.tokens != tokens or not tokens - 1 <= said.positions < tokens - 1 + settings.prediction.streams:
+        wrong.append(f"an epoch predicted {said.positions} of {tokens - 1} tokens")
+    if not settings.prediction.max_epochs == said.epochs == len(said.history):
+        wrong.append(
+            f"it made {said.epochs} epochs ({len(said.history)} in its history) instead of "
+            f"{settings.prediction.max_epochs}"
+        )
+    return wrong
 
 
 def _same_start(subject: Subject, part: PartRecord) -> bool:
@@ -156,8 +192,8 @@ def _of_sibling(subject: Subject, ours: list[PartRecord]) -> str:
     for sibling in subject.siblings:
         if sibling.seed == subject.seed or sibling.phase1 is None:
             continue
-        theirs = [part for part in sibling.phase1.parts if part.part.startswith("context_block")]
-        if [part.after for part in theirs] == [part.after for part in ours]:
+        theirs = {part.part: part.after for part in sibling.phase1.parts}
+        if all(theirs.get(part.part) == part.after for part in ours):
             return f"; the phase 1 of {sibling.run} has the same result"
     return ""
 
@@ -167,17 +203,21 @@ def _parameters(subject: Subject) -> Check:
     said = subject.record.parameters
     assert said is not None
     settings = subject.prepared.settings
-    counted = count_parameters(subject.model, settings.embeddings.trained, subject.record.kind == "tandem")
+    counted = count_parameters(subject.model, settings, subject.record.kind == "tandem")
     wrong = [
         f"{name} {getattr(said, name):,} (counted {getattr(counted, name):,})"
         for name in Parameters.model_fields
         if getattr(said, name) != getattr(counted, name)
     ]
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model_parts(subject.model)}
+    sizes["lm_head"] -= sizes["embedding"]  # the head is the embedding, and counts its bias only
     for phase, parts in _phases(subject).items():
         changed = sum(
-            sizes.get(r.part, 0) for r in parts if r.before != r.after and r.part != "lm_head"
-        )  # the head is the embedding, counted there
+            sizes.get(r.part, 0)
+            for r in parts
+            if r.before != r.after
+            and not (phase == "phase 1" and r.part.startswith("token_block"))  # thrown away
+        )
         trained = said.trained_phase1 if phase == "phase 1" else said.trained_phase2
         if changed != trained:
             wrong.append(f"{phase} is said to train {trained:,} and changed {changed:,}")

@@ -1,6 +1,5 @@
 """What the LSTM and the GPT-2 share outside training: their size, their random numbers, their scoring."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,7 +10,6 @@ from tandem.baselines.task import Ids
 from tandem.cross_entropy import token_nll
 from tandem.errors import SettingsError
 from tandem.metrics import Score
-from tandem.training.initialization import generator_for
 
 
 def widest(total: Callable[[int], int], widths: range, max_parameters: int, title: str) -> int:
@@ -26,17 +24,6 @@ def widest(total: Callable[[int], int], widths: range, max_parameters: int, titl
         f"the {title} has {total(widths[0])} parameters even at width {widths[0]}, more than the "
         f"{max_parameters} it may have; raise --baselines.max-parameters"
     )
-
-
-@contextlib.contextmanager
-def seeded(device: torch.device, seed: int, purpose: str) -> Iterator[None]:
-    """What is drawn in here depends on seed and purpose alone, and changes nobody else's draws."""
-    devices = []  # whose generators are put back besides the CPU's; torch cannot do so for MPS
-    if device.type == "cuda":
-        devices = [torch.cuda.current_device() if device.index is None else device.index]
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(generator_for(seed, purpose).initial_seed())
-        yield
 
 
 def stream_of(ids: Ids, device: torch.device) -> Tensor:

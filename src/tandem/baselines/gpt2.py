@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
-from tandem.baselines.common import score_hidden, seeded, stream_of, widest
+from tandem.baselines.common import score_hidden, stream_of, widest
 from tandem.baselines.task import Fitted, Task
 from tandem.baselines.training import Course, Losses, train
 from tandem.cross_entropy import mean_nll
 from tandem.metrics import Score
 from tandem.settings import Gpt2Settings
-from tandem.training.initialization import generator_for
+from tandem.training.initialization import generator_for, seeded
 from tandem.training.progress import OnTick, silent
 
 WARM_UP = 0.1

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from tandem.baselines.common import score_hidden, seeded, stream_of, widest
+from tandem.baselines.common import score_hidden, stream_of, widest
 from tandem.baselines.task import Fitted, Task
 from tandem.baselines.training import Course, Losses, train
 from tandem.cross_entropy import mean_nll
 from tandem.metrics import Score
 from tandem.settings import LstmSettings
+from tandem.training.initialization import seeded
 from tandem.training.progress import OnTick, silent
 
 State = tuple[Tensor, Tensor]

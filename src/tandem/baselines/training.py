@@ -11,6 +11,7 @@ from tandem.metrics import Score, perplexity
 from tandem.records import Epoch, TrainingRecord
 from tandem.settings import Gpt2Settings, LstmSettings
 from tandem.training.epochs import Epochs
+from tandem.training.optimizer import cosine_share, decayed_apart
 from tandem.training.progress import OnTick
 
 # The losses of one epoch: of every step the mean NLL in nats (a scalar with gradient) and of how many tokens.
@@ -50,10 +51,10 @@ def train(
     that epoch and the record. Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
     watch = Epochs(course.title, f"{course.section}.lr", settings.max_epochs, on_tick)
-    optimizer = torch.optim.AdamW(_decayed_apart(model, settings.weight_decay), lr=settings.lr)
+    optimizer = torch.optim.AdamW(decayed_apart(model.parameters(), settings.weight_decay), lr=settings.lr)
     steps = course.epoch_steps * settings.max_epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_share(step, steps, round(steps * course.warm_up))
+        optimizer, lambda step: cosine_share(step, steps, round(steps * course.warm_up))
     )
     best: tuple[Epoch, Score, dict[str, Tensor]] | None = None
     for _ in range(settings.max_epochs):
@@ -70,7 +71,7 @@ def train(
             schedule.step()
             total += value * tokens
             seen += tokens
-            watch.step_done(seen / course.epoch_tokens, value, total / seen)
+            watch.step_done(seen / course.epoch_tokens, total / seen)
         model.eval()
         result = score()
         epoch = watch.epoch_done(total / seen, result)
@@ -87,20 +88,3 @@ def train(
         seconds_s=watch.seconds_s,
         history=tuple(watch.history),
     )
-
-
-def lr_share(step: int, steps: int, warm_up: int) -> float:
-    """Share of the largest learning rate at `step` (from 0): a linear rise, then a cosine from 1 to 0.1."""
-    if step < warm_up:
-        return (step + 1) / (warm_up + 1)
-    done = (step - warm_up) / max(1, steps - 1 - warm_up)
-    return 0.55 + 0.45 * math.cos(math.pi * min(1.0, done))
-
-
-def _decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: matrices decay; biases and gains, whose size is no sign of overfitting, do not."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]

@@ -19,14 +19,20 @@ Arguments = TypeVar("Arguments")
 Json = Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff]
 
 
-class ConfigArguments(Settings):
+class _SettingsArguments(Settings):
+    """Settings as options; `variants` have too many levels for a command line, and stand in files only."""
+
+    variants: tyro.conf.Suppress[dict[str, dict[str, Any]]] = Field(default_factory=dict)
+
+
+class ConfigArguments(_SettingsArguments):
     """Print the resolved settings of a preset or settings file, overrides included."""
 
     json_output: Json = False
     """Print JSON instead of YAML."""
 
 
-class ExperimentArguments(Settings):
+class ExperimentArguments(_SettingsArguments):
     """Train every configuration with every seed, compare them, audit the runs, and write the report."""
 
     all_baselines: Annotated[bool, tyro.conf.arg(name="baselines"), tyro.conf.FlagCreatePairsOff] = False
@@ -38,7 +44,7 @@ class ExperimentArguments(Settings):
     """Print the records as JSON lines instead of the summary table."""
 
 
-class TrainArguments(Settings):
+class TrainArguments(_SettingsArguments):
     """Train one configuration into a model folder."""
 
     output: Annotated[str, Field(min_length=1)] | None = None
@@ -50,6 +56,8 @@ class TrainArguments(Settings):
     """Layers of the TokenBlock."""
     seed: Seed = 0
     """Seed of this training."""
+    variant: str | None = None
+    """Which of the `variants` in the settings file to train; none: the settings without them."""
     json_output: Json = False
     """Print the record as JSON."""
     configurations: tyro.conf.Suppress[tuple[tuple[Positive, Positive], ...]] = ((1, 1),)
@@ -131,7 +139,7 @@ def parse_with_preset(
     given = bool(args) and not args[0].startswith("-")
     preset, rest = (args[0], args[1:]) if given else (default_preset, args)
     own = {name for name in kind.model_fields if name not in Settings.model_fields}
-    base = load_settings(preset).model_dump(exclude=set() if kind is Settings else _hidden(kind))
+    base = load_settings(preset).model_dump(exclude=_hidden(kind) - {"variants"})
     prog = f"tandem {command} [PRESET|FILE]"
     keys = {*known_keys(), *own} - _hidden(kind)
     _check_options(rest, keys | {"no-save-models", "phase2.no-shuffle", "embeddings.no-trained"}, command)
@@ -169,7 +177,7 @@ def _parse(
 
 def _hidden(kind: type[Settings]) -> set[str]:
     """Settings that a command leaves out because it has its own way to say the same."""
-    return {"configurations", "seeds", "save_models"} if kind is TrainArguments else set()
+    return {"variants"} | ({"configurations", "seeds", "save_models"} if kind is TrainArguments else set())
 
 
 def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:

@@ -105,18 +105,20 @@ def experiment(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """tandem train [PRESET|FILE]"""
-    settings, arguments = parse_with_preset("train", TrainArguments, args, "demo")
+    settings, arguments = parse_with_preset("train", TrainArguments, args, "predictive")
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_run
     from tandem.experiment.cells import tandem_cell
     from tandem.experiment.runner import train_one
-    from tandem.settings import Configuration
+    from tandem.settings import Configuration, chosen_variant
 
     configuration = Configuration(arguments.context_layers, arguments.token_layers)
-    run = tandem_cell(configuration, arguments.seed).name
+    run = tandem_cell(configuration, arguments.seed, arguments.variant).name
     folder = Path(settings.output or Path("models") / f"{settings.name}-{run}")
     depths = (configuration.context_layers, configuration.token_layers)
-    settings = settings.model_copy(update={"configurations": (depths,), "seeds": (arguments.seed,)})
+    settings = chosen_variant(settings, arguments.variant).model_copy(
+        update={"configurations": (depths,), "seeds": (arguments.seed,)}
+    )
     with ProgressView(ERR) as view:
         record = train_one(settings, configuration, arguments.seed, folder, view)
     if arguments.json_output:

@@ -9,9 +9,18 @@ from rich.table import Table
 
 from tandem.audit import failures
 from tandem.experiment.evaluate import Evaluation
-from tandem.records import AuditRecord, RunRecord, read_audit, read_manifest, read_records
+from tandem.records import (
+    AuditRecord,
+    Phase1Record,
+    PredictionRecord,
+    RunRecord,
+    read_audit,
+    read_manifest,
+    read_records,
+)
 from tandem.records.audit import Status
 from tandem.report import summary_rows
+from tandem.report.statistics import perplexity
 
 
 def print_summary(console: Console, run_dir: Path, lang: str, report: list[Path]) -> None:
@@ -36,13 +45,12 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
     assert record.phase2 is not None
     assert record.validation is not None
     assert record.parameters is not None
-    phase1, phase2, validation = record.phase1, record.phase2, record.validation
+    phase2, validation = record.phase2, record.validation
     _print_pairs(
         console,
         {
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
-            "phase 1": f"{phase1.iterations} iterations, {phase1.convergence_rate:.1%} converged "
-            f"({phase1.stopped.replace('_', ' ')}), ER {phase1.effective_rank_validation:.1%}",
+            "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",
             "validation": f"PPL {validation.perplexity:.1f}, "
@@ -52,6 +60,15 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
         },
     )
     console.print(f'\ntry: tandem generate {folder} --prompt "…"', soft_wrap=True)
+
+
+def _phase1(phase1: Phase1Record | PredictionRecord) -> str:
+    """How phase 1 went, by what it was for."""
+    if isinstance(phase1, PredictionRecord):
+        head = perplexity(phase1.head_nll_nats)
+        return f"{phase1.epochs} epochs, PPL {head:.1f} through its own token layer (thrown away)"
+    stopped = phase1.stopped.replace("_", " ")
+    return f"{phase1.iterations} iterations, {phase1.convergence_rate:.1%} converged ({stopped})"
 
 
 def print_evaluation(console: Console, result: Evaluation) -> None:

@@ -4,8 +4,16 @@ Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segmen
 """
 
 from tandem.contexts.jacobi import jacobi_sweep, previous_contexts
+from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
 from tandem.contexts.scan import compute_contexts
 from tandem.contexts.stream import Stream
 
-__all__ = ["ContextsSample", "Stream", "compute_contexts", "jacobi_sweep", "previous_contexts"]
+__all__ = [
+    "ContextsSample",
+    "Stream",
+    "compute_contexts",
+    "jacobi_sweep",
+    "measure_memory",
+    "previous_contexts",
+]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tandem.model.modeling_tandem import ContextBlock
+from tandem.model import AnyContextBlock
 
 
 def previous_contexts(contexts: Tensor, at: Tensor, restart: Tensor | None, wrap: bool) -> Tensor:
@@ -22,7 +22,7 @@ def previous_contexts(contexts: Tensor, at: Tensor, restart: Tensor | None, wrap
 
 
 def jacobi_sweep(
-    context_block: ContextBlock,
+    context_block: AnyContextBlock,
     contexts: Tensor,
     token_embeds: Callable[[slice], Tensor],
     restart: Tensor | None = None,

@@ -10,16 +10,25 @@ loop on the first tokens of the stream.
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.contexts.linear import linear_contexts
 from tandem.contexts.stream import Stream
 from tandem.errors import ScanError
-from tandem.model import TandemForCausalLM, sequential_contexts
-from tandem.model.modeling_tandem import ContextBlock, ContextLayer
+from tandem.model import (
+    AnyContextBlock,
+    ContextBlock,
+    GatedContextBlock,
+    TandemForCausalLM,
+    sequential_contexts,
+)
+from tandem.model.modeling_tandem import ContextLayer
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
 
@@ -36,18 +45,21 @@ def compute_contexts(
     With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree
     with the loop, and at every join, to the tolerance. Raises ScanError when the contexts differ
     from the sequential loop by more than `tolerance`, when the segments do not join to within it, or when
-    the block does not forget at all.
+    the block does not forget at all. The contexts of a gated block need no burn-in; what is recorded as one
+    is how fast it forgets.
     """
     began = time.perf_counter()
+    block = _precise(model)
     if settings.method == "loop" or len(stream) <= settings.segment_length:
-        contexts = _loop(model, _precise(model), stream).to(model.dtype)
+        contexts = _loop(model, block, stream).to(model.dtype)
         return contexts, _record(settings, stream, Segments(len(stream), 1, 0), 0.0, 0.0, len(stream), began)
+    if isinstance(block, GatedContextBlock):
+        return _linear(model, block, stream, settings, began)
 
     length = settings.segment_length
-    block = _precise(model)
     tables = _Tables(model, block, stream)
     automatic = settings.burn_in == "auto"
-    burn_in = measure_burn_in(tables, settings) if settings.burn_in == "auto" else settings.burn_in
+    burn_in = measure_burn_in(tables, block, settings) if settings.burn_in == "auto" else settings.burn_in
     # At least three joins lie within the part that the loop checks.
     sample = stream.first(max(settings.check_tokens, 4 * length))
     exact = _loop(model, block, sample)
@@ -71,6 +83,35 @@ def compute_contexts(
         )
     contexts = contexts.to(model.dtype)
     return contexts, _record(settings, stream, segments, loop_error, join_error, len(sample), began)
+
+
+def _linear(
+    model: TandemForCausalLM,
+    block: GatedContextBlock,
+    stream: Stream,
+    settings: ContextSettings,
+    began: float,
+) -> tuple[Tensor, ScanRecord]:
+    """A gated block's contexts by the exact scan, held against the loop on the first tokens."""
+    length = settings.segment_length
+    contexts = linear_contexts(model, stream, length)
+    sample = stream.first(max(settings.check_tokens, 4 * length))
+    loop_error = float((contexts[: len(sample)] - _loop(model, block, sample)).abs().max())
+    if not loop_error <= settings.tolerance:
+        raise ScanError(
+            f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
+            f"tolerance {settings.tolerance:.2g}; use --contexts.method loop, or raise --contexts.tolerance"
+        )
+
+    def step(context: Tensor, positions: Tensor) -> Tensor:
+        if stream.restart is not None:
+            context = context.masked_fill(stream.restart[positions][:, None], 0.0)
+        return block(context, model.embed(stream.ids[positions]).to(context.dtype))
+
+    forgets = tokens_until_forgotten(step, len(stream), block, settings.tolerance)
+    # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
+    segments = Segments(length, -(-len(stream) // length), len(stream) if forgets is None else forgets)
+    return contexts, _record(settings, stream, segments, loop_error, 0.0, len(sample), began, "linear")
 
 
 @dataclass(frozen=True)
@@ -134,40 +175,50 @@ def _scan(tables: _Tables, segments: Segments) -> tuple[Tensor, float]:
     return contexts.reshape(-1, tables.context_dim)[:total], float(join)
 
 
-def measure_burn_in(tables: _Tables, settings: ContextSettings) -> int:
+def measure_burn_in(tables: _Tables, block: ContextBlock, settings: ContextSettings) -> int:
+    """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
+    tokens = tokens_until_forgotten(tables.step, len(tables.index), block, settings.tolerance)
+    if tokens is None:
+        raise ScanError(
+            f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "
+            "cannot be computed in segments; use --contexts.method loop, or smaller --model.weight-init-std"
+        )
+    return tokens
+
+
+def tokens_until_forgotten(
+    step: Callable[[Tensor, Tensor], Tensor], length: int, block: AnyContextBlock, tolerance: float
+) -> int | None:
     """Tokens after which two streams that differ only in their start agree to a quarter of the tolerance.
 
-    Read at PROBE_STREAMS places spread over the stream, from a zero and from a random start, both over the
-    same tokens; a quarter more than the slowest place needed. The longest it tries is LONGEST_BURN_IN.
+    step(contexts [n, C], positions [n]) reads one token of the stream of `length` tokens each. Read at
+    PROBE_STREAMS places spread over the stream, from a zero and from a random start, both over the same
+    tokens; a quarter more than the slowest place needed. None if LONGEST_BURN_IN tokens are not enough.
     """
-    index = tables.index
-    places = min(PROBE_STREAMS, len(index))
-    starts = torch.linspace(0, len(index) - 1, places + 1, device=index.device)[:-1].long()
-    like = tables.layers[0][1]
-    zero = like.new_zeros(places, tables.context_dim)
+    like = next(block.parameters())
+    places = min(PROBE_STREAMS, length)
+    starts = torch.linspace(0, length - 1, places + 1, device=like.device)[:-1].long()
+    zero = like.new_zeros(places, block.context_dim)
     generator = torch.Generator().manual_seed(0)
     other = F.layer_norm(
-        torch.randn(places, tables.context_dim, generator=generator).to(like), (tables.context_dim,)
+        torch.randn(places, block.context_dim, generator=generator).to(like), (block.context_dim,)
     )
     pair = torch.cat((zero, other))
-    for step in range(LONGEST_BURN_IN):
-        positions = (starts + step) % len(index)
-        pair = tables.step(pair, positions.repeat(2))
-        if step % 8 == 7 and float((pair[:places] - pair[places:]).abs().max()) <= settings.tolerance / 4:
-            return (step + 1) * 5 // 4
-    raise ScanError(
-        f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts cannot "
-        "be computed in segments; use --contexts.method loop, or smaller --model.weight-init-std"
-    )
+    for count in range(1, LONGEST_BURN_IN + 1):
+        positions = (starts + count - 1) % length
+        pair = step(pair, positions.repeat(2))
+        if count % 8 == 0 and float((pair[:places] - pair[places:]).abs().max()) <= tolerance / 4:
+            return count * 5 // 4
+    return None
 
 
-def _precise(model: TandemForCausalLM) -> ContextBlock:
+def _precise(model: TandemForCausalLM) -> AnyContextBlock:
     """The model's ContextBlock in double precision; a plain copy where the device has none."""
     block = copy.deepcopy(model.context_block)
     return block if model.device.type == "mps" else block.double()
 
 
-def _loop(model: TandemForCausalLM, block: ContextBlock, stream: Stream) -> Tensor:
+def _loop(model: TandemForCausalLM, block: AnyContextBlock, stream: Stream) -> Tensor:
     """Contexts [T, C] by the sequential loop, in the precision of `block`."""
     embeds = model.embed(stream.ids).to(next(block.parameters()).dtype)
     restart = None if stream.restart is None else stream.restart[None]
@@ -182,9 +233,10 @@ def _record(
     join_error: float,
     checked: int,
     began: float,
+    method: Literal["scan", "linear"] = "scan",
 ) -> ScanRecord:
     return ScanRecord(
-        method="loop" if segments.count == 1 else "scan",
+        method="loop" if segments.count == 1 else method,
         tokens=len(stream),
         segments=segments.count,
         burn_in=segments.burn_in,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
@@ -18,22 +18,26 @@ from tandem.contexts import ContextsSample
 from tandem.errors import RunDirError
 from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
 from tandem.model import TandemForCausalLM
-from tandem.records import Phase1Record, RunRecord
+from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.settings import Settings, dump_settings
 
+_PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
 
 
-def phase1_path(run_dir: Path, context_layers: int, seed: int) -> Path:
-    """Where the phase 1 result that runs of this context depth and seed share lies."""
-    return run_dir / "phase1" / f"C{context_layers}-seed{seed}.safetensors"
+def phase1_path(run_dir: Path, variant: str | None, context_layers: int, seed: int) -> Path:
+    """Where the phase 1 result that runs of this variant, context depth and seed share lies."""
+    own = "" if variant is None else f"{variant}-"
+    return run_dir / "phase1" / f"{own}C{context_layers}-seed{seed}.safetensors"
 
 
-def save_phase1(path: Path, model: TandemForCausalLM, record: Phase1Record, fingerprint: str) -> None:
-    """Keep a finished phase 1, atomically, with the fingerprint of all it depends on."""
+def save_phase1(
+    path: Path, state: dict[str, torch.Tensor], record: Phase1Record | PredictionRecord, fingerprint: str
+) -> None:
+    """Keep the weights that a finished phase 1 leaves, atomically, with a fingerprint of its inputs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.context_block.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
     draft.replace(path)
 
@@ -48,7 +52,7 @@ def load_phase1(path: Path, fingerprint: str) -> SavedPhase1 | None:
             if metadata.get("fingerprint") != fingerprint:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, Phase1Record.model_validate_json(metadata["record"])
+        return tensors, _PHASE1_RECORD.validate_json(metadata["record"])
     except (OSError, SafetensorError, KeyError, ValidationError):
         return None
 

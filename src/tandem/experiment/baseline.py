@@ -1,14 +1,12 @@
 """One baseline, on the tokens of the experiment, to what a record says of it."""
 
+from collections.abc import Iterable
 from typing import Any
-
-import torch
 
 from tandem.baselines import Fitted, Task, fit_gpt2, fit_lstm, fit_ngram
 from tandem.experiment.cells import Cell
-from tandem.experiment.pipeline import Prepared, model_config
+from tandem.experiment.pipeline import Prepared, total_parameters
 from tandem.metrics import validation_record
-from tandem.model import TandemForCausalLM
 from tandem.records import Parameters
 from tandem.training.progress import OnTick
 
@@ -35,15 +33,20 @@ def run_baseline(prepared: Prepared, cell: Cell, on_tick: OnTick) -> dict[str, A
     }
 
 
+def measured_against(prepared: Iterable[Prepared]) -> Prepared:
+    """The variant whose sizes the LSTM and the GPT-2 are given: the one with most parameters, so that no
+    variant has more than they do."""
+    return max(prepared, key=_smallest)
+
+
 def parameters_allowed(prepared: Prepared) -> int:
     """Of the LSTM and the GPT-2: what the settings say, else as many as the smallest configuration has."""
-    if prepared.settings.baselines.max_parameters is not None:
-        return prepared.settings.baselines.max_parameters
-    with torch.device("meta"):
-        return min(
-            TandemForCausalLM(model_config(prepared, configuration)).num_params()["total"]
-            for configuration in prepared.settings.grid
-        )
+    allowed = prepared.settings.baselines.max_parameters
+    return _smallest(prepared) if allowed is None else allowed
+
+
+def _smallest(prepared: Prepared) -> int:
+    return min(total_parameters(prepared, configuration) for configuration in prepared.settings.grid)
 
 
 def baseline_fingerprint(prepared: Prepared, kind: str) -> str | None:

@@ -13,13 +13,15 @@ class Cell:
 
     configuration    of Tandem models, `untrained` ones included; None for other baselines
     seed             None where nothing is drawn at random
-    label            what runs that differ in their seed only have in common: C2T1, LSTM, KN-5
+    label            what runs that differ in their seed only have in common: C2T1, predictive-C2T1, LSTM
+    variant          of Tandem models: the variant of the settings, by name; None where there are none
     """
 
     kind: Literal["tandem"] | BaselineKind
     configuration: Configuration | None
     seed: int | None
     label: str
+    variant: str | None = None
 
     @property
     def name(self) -> str:
@@ -27,9 +29,14 @@ class Cell:
         return self.label if self.seed is None else f"{self.label}-seed{self.seed}"
 
 
-def tandem_cell(configuration: Configuration, seed: int) -> Cell:
+def tandem_cell(configuration: Configuration, seed: int, variant: str | None = None) -> Cell:
     """The run of one configuration."""
-    return Cell("tandem", configuration, seed, configuration.name)
+    return Cell("tandem", configuration, seed, label_of(configuration, variant), variant)
+
+
+def label_of(configuration: Configuration, variant: str | None) -> str:
+    """What the runs of one configuration and variant are called, less their seed."""
+    return configuration.name if variant is None else f"{variant}-{configuration.name}"
 
 
 def plan(settings: Settings) -> list[Cell]:
@@ -46,16 +53,21 @@ def plan(settings: Settings) -> list[Cell]:
     networks: tuple[BaselineKind, ...] = ("lstm", "gpt2")
     cells = [Cell(kind, None, None, names[kind]) for kind in ngrams if kind in wanted]
     for seed in settings.seeds:
-        depths = dict.fromkeys(configuration.context_layers for configuration in settings.grid)
-        cells += [
-            tandem_cell(configuration, seed)
-            for layers in depths
-            for configuration in settings.grid
-            if configuration.context_layers == layers
-        ]
-        cells += [
-            Cell("untrained", configuration, seed, f"{configuration.name}-untrained")
-            for configuration in settings.untrained_grid
-        ]
+        for variant in settings.variant_names:
+            cells += _of_variant(settings, variant, seed)
         cells += [Cell(kind, None, seed, names[kind]) for kind in networks if kind in wanted]
     return cells
+
+
+def _of_variant(settings: Settings, variant: str | None, seed: int) -> list[Cell]:
+    """Every configuration with one variant and seed, those that share a phase 1 side by side."""
+    depths = dict.fromkeys(configuration.context_layers for configuration in settings.grid)
+    return [
+        tandem_cell(configuration, seed, variant)
+        for layers in depths
+        for configuration in settings.grid
+        if configuration.context_layers == layers
+    ] + [
+        Cell("untrained", configuration, seed, f"{label_of(configuration, variant)}-untrained", variant)
+        for configuration in settings.untrained_grid
+    ]

@@ -7,33 +7,35 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tandem.contexts import ContextsSample, Stream, compute_contexts
+from tandem.contexts import ContextsSample, Stream, compute_contexts, measure_memory
 from tandem.errors import SettingsError
 from tandem.experiment.machine import choose_device
 from tandem.fingerprint import fingerprint
-from tandem.metrics import effective_rank, perplexity, validation_record
+from tandem.metrics import effective_rank, perplexity, score_stream, validation_record
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import (
     ContextsRecord,
     DataRecord,
     Parameters,
     Phase1Record,
+    PredictionRecord,
     TrainingRecord,
     ValidationRecord,
 )
-from tandem.settings import Configuration, Settings
+from tandem.settings import Configuration, Recipe, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
+from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import OnTick, silent
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all runs of an experiment share. table [V, E] float32: the embedding they start from."""
+    """What all runs of one variant share. table [V, E] float32: the embedding they start from."""
 
     settings: Settings
     corpus: Corpus
@@ -76,7 +78,7 @@ class TrainedContexts:
     model: TandemForCausalLM
     train: Split
     validation: Split
-    phase1: Phase1Record | None
+    phase1: Phase1Record | PredictionRecord | None
     contexts: ContextsRecord
 
     @property
@@ -100,20 +102,35 @@ def prepare(settings: Settings, on_progress: Callable[[str], None], splits: Spli
 
     Raises DataError for text that cannot be used, SettingsError for sizes that do not fit it.
     """
-    device = choose_device(settings.device)
-    cache = default_cache_dir()
-    corpus = prepare_corpus(settings.data, settings.tokenizer, cache, on_progress, splits)
+    corpus = prepare_corpus(settings.data, settings.tokenizer, default_cache_dir(), on_progress, splits)
+    return _prepared(settings, corpus, on_progress)
+
+
+def prepare_variants(
+    settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None
+) -> dict[str | None, Prepared]:
+    """As `prepare`, for every variant of the settings by its name, all on the same tokens."""
+    corpus = prepare_corpus(settings.data, settings.tokenizer, default_cache_dir(), on_progress, splits)
+    return {
+        name: _prepared(settings.with_variant(name), corpus, on_progress) for name in settings.variant_names
+    }
+
+
+def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> Prepared:
     _check_sizes(settings, corpus)
     on_progress(f"embeddings: {settings.embeddings.source}")
-    table, table_fingerprint = embedding_table(settings.embeddings, corpus, settings.model.embed_dim, cache)
-    return Prepared(settings, corpus, table, table_fingerprint, device)
+    table, table_fingerprint = embedding_table(
+        settings.embeddings, corpus, settings.model.embed_dim, default_cache_dir()
+    )
+    return Prepared(settings, corpus, table, table_fingerprint, choose_device(settings.device))
 
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:
     tokens = len(corpus.train)
     swept = min(settings.phase1.max_tokens or tokens, tokens)
+    seed_recipe = settings.recipe == "seed"
     for key, batch, there in (
-        ("phase1.batch_positions", settings.phase1.batch_positions, swept),
+        *([("phase1.batch_positions", settings.phase1.batch_positions, swept)] if seed_recipe else []),
         ("phase2.batch_positions", settings.phase2.batch_positions, tokens - 1),
     ):
         if batch > there:
@@ -121,6 +138,11 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
                 f"setting {key} = {batch} is larger than the {there} positions of training text; "
                 f"lower --{key.replace('_', '-')} or give more text"
             )
+    if settings.recipe == "predictive" and settings.embeddings.trained:
+        raise SettingsError(
+            "setting embeddings.trained = True belongs to recipe seed; the recipe predictive trains the "
+            "embedding in phase 1 in any case, and leaves it as it is in phase 2: leave it out"
+        )
     if settings.model.boundary == "reset" and (
         settings.data.separator != "eos" or settings.data.validation_separator not in (None, "eos")
     ):
@@ -139,6 +161,8 @@ def model_config(prepared: Prepared, configuration: Configuration) -> TandemConf
         context_dim=settings.context_dim,
         context_layers=configuration.context_layers,
         token_layers=configuration.token_layers,
+        cell=settings.cell,
+        output_bias=settings.output_bias,
         boundary=settings.boundary,
         weight_init_std=settings.weight_init_std,
         bias_init_std=settings.bias_init_std,
@@ -148,11 +172,21 @@ def model_config(prepared: Prepared, configuration: Configuration) -> TandemConf
     )
 
 
+def total_parameters(prepared: Prepared, configuration: Configuration) -> int:
+    """Of a model of one configuration, without making it."""
+    with torch.device("meta"):
+        return TandemForCausalLM(model_config(prepared, configuration)).num_params()["total"]
+
+
 def new_model(prepared: Prepared, configuration: Configuration, seed: int) -> TandemForCausalLM:
     """The untrained model of one run, on its device; a block's weights depend on its depth and the seed."""
     model = TandemForCausalLM(model_config(prepared, configuration)).eval()
     with torch.no_grad():
         model.embedding.weight.copy_(torch.from_numpy(prepared.table))
+        if model.lm_head.bias is not None:
+            counts = np.bincount(prepared.corpus.train.ids, minlength=prepared.corpus.vocab_size)
+            # Half an occurrence for what never occurs.
+            model.lm_head.bias.copy_(torch.from_numpy((counts + 0.5) / (counts + 0.5).sum()).log())
     for name, block, depth in (
         ("context_block", model.context_block, configuration.context_layers),
         ("token_block", model.token_block, configuration.token_layers),
@@ -164,10 +198,12 @@ def new_model(prepared: Prepared, configuration: Configuration, seed: int) -> Ta
 def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> str:
     """Of everything that phase 1 depends on: the context depth, the seed, and what they are trained on."""
     settings = prepared.settings
+    own = settings.phase1 if settings.recipe == "seed" else settings.prediction
     return fingerprint(
         "phase1",
+        settings.recipe,
         settings.model.model_dump(mode="json"),
-        settings.phase1.model_dump(mode="json"),
+        own.model_dump(mode="json"),
         prepared.corpus.fingerprint,
         prepared.table_fingerprint,
         context_layers,
@@ -175,7 +211,26 @@ def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> st
     )
 
 
-SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
+SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record | PredictionRecord]
+PHASE1_PARTS: dict[Recipe, tuple[str, ...]] = {
+    "seed": ("context_block",),
+    "predictive": ("context_block", "embedding", "embed_norm", "lm_head"),
+}
+"""What phase 1 leaves to phase 2, by the names of the model's children."""
+_COUNTED = {"lm_head": "head"}
+"""How counts of parameters call a child that is called otherwise."""
+
+
+def phase1_state(model: TandemForCausalLM, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The weights that phase 1 leaves to phase 2; those of the head are the embedding's."""
+    kept = tuple(f"{part}." for part in PHASE1_PARTS[recipe])
+    weights = model.state_dict()
+    return {name: weights[name] for name in weights if name.startswith(kept) and name != "lm_head.weight"}
+
+
+def take_phase1(model: TandemForCausalLM, state: dict[str, torch.Tensor]) -> None:
+    """Put what phase 1 left into a new model."""
+    model.load_state_dict(state, strict=False)
 
 
 def train_contexts(
@@ -193,24 +248,60 @@ def train_contexts(
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     train, validation = _streams(prepared, model)
     if saved is not None:
-        model.context_block.load_state_dict(saved[0])
+        take_phase1(model, saved[0])
         train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
         return TrainedContexts(model, train_split, validation_split, saved[1], contexts)
+    if settings.recipe == "predictive":
+        return _train_predictive(prepared, model, train, validation, seed, on_tick)
     result = train_context_block(model, train, settings.phase1, seed, on_tick)
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
-    positions = settings.phase1.rank_positions
     phase1 = Phase1Record(
         iterations=result.iterations,
         stopped=result.stopped,
         convergence_rate=result.convergence_rate,
-        effective_rank_train=effective_rank(train_split.contexts, positions),
-        effective_rank_validation=effective_rank(validation_split.contexts, positions),
+        **_ranks(train_split, validation_split, settings),
         tokens=result.tokens,
         seconds_s=result.seconds_s,
         history=result.history,
         parts=result.parts,
     )
     return TrainedContexts(model, train_split, validation_split, phase1, contexts)
+
+
+def _train_predictive(
+    prepared: Prepared,
+    model: TandemForCausalLM,
+    train: Stream,
+    validation: Stream,
+    seed: int,
+    on_tick: OnTick,
+) -> TrainedContexts:
+    settings, chunk = prepared.settings, prepared.settings.phase2.chunk_positions
+    result = train_predictive_contexts(model, train, settings.prediction, seed, chunk, on_tick)
+    train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
+    head = score_stream(model, validation, validation_split.contexts, chunk)
+    phase1 = PredictionRecord(
+        parts=result.parts,
+        epochs=result.epochs,
+        positions=result.positions,
+        tokens=len(train),
+        head_nll_nats=head.nll_nats,
+        head_accuracy=head.accuracy,
+        head_parameters=result.head_parameters,
+        **_ranks(train_split, validation_split, settings),
+        seconds_s=result.seconds_s,
+        history=result.history,
+    )
+    return TrainedContexts(model, train_split, validation_split, phase1, contexts)
+
+
+def _ranks(train: Split, validation: Split, settings: Settings) -> dict[str, float]:
+    """Effective rank of both splits' contexts."""
+    positions = settings.phase1.rank_positions
+    return {
+        "effective_rank_train": effective_rank(train.contexts, positions),
+        "effective_rank_validation": effective_rank(validation.contexts, positions),
+    }
 
 
 def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> TrainedContexts:
@@ -241,7 +332,7 @@ def train_tokens(
     """
     settings = prepared.settings
     model = new_model(prepared, configuration, seed)
-    model.context_block.load_state_dict(shared.model.context_block.state_dict())
+    take_phase1(model, phase1_state(shared.model, settings.recipe))
     trained = settings.embeddings.trained
 
     def refresh() -> tuple[Split, Split]:
@@ -273,15 +364,15 @@ def train_tokens(
     return TrainedTokens(model, phase2, validation, result.contexts)
 
 
-def count_parameters(
-    model: TandemForCausalLM, embeddings_trained: bool, context_block_trained: bool = True
-) -> Parameters:
-    """Parameters by part, and how many each phase trains."""
+def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool = True) -> Parameters:
+    """Parameters by part, and how many each phase trains; without `phase1`, of a control."""
     counts = model.num_params()
     return Parameters(
         **counts,
-        trained_phase1=counts["context_block"] if context_block_trained else 0,
-        trained_phase2=counts["token_block"] + (counts["embedding"] if embeddings_trained else 0),
+        trained_phase1=sum(counts[_COUNTED.get(part, part)] for part in PHASE1_PARTS[settings.recipe])
+        if phase1
+        else 0,
+        trained_phase2=counts["token_block"] + (counts["embedding"] if settings.embeddings.trained else 0),
     )
 
 
@@ -297,6 +388,7 @@ def _contexts_of(
         ContextsRecord(
             train=train_scan,
             validation=validation_scan,
+            memory=measure_memory(model, validation),
             seconds_s=train_scan.seconds_s + validation_scan.seconds_s,
         ),
     )

@@ -1,20 +1,19 @@
 """The run directory: made or taken up again, checked to be writable, large enough, and of this experiment."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from tandem.errors import RunDirError
-from tandem.experiment.pipeline import Prepared, model_config
+from tandem.experiment.cells import Cell
+from tandem.experiment.pipeline import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
-from tandem.model import TandemForCausalLM
 from tandem.records import Manifest, RunRecord, append_record, read_manifest, read_records, write_manifest
 from tandem.settings import Settings
+from tandem.tokens.prepare import Corpus
 
 Item = TypeVar("Item")
 # What a model folder takes beside its weights (tokenizer, code, record), and the records with their report.
@@ -35,12 +34,9 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def open_run_dir(settings: Settings, prepared: Prepared, baselines: Iterable[str]) -> Path:
-    """The run directory, made or taken up again; RunDirError if it belongs to another experiment.
-
-    `baselines` are the names of their runs.
-    """
-    identity = fingerprint("experiment", settings.fingerprint(), prepared.corpus.fingerprint)
+def open_run_dir(settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> Path:
+    """The run directory for these runs, made or taken up again; RunDirError if of another experiment."""
+    identity = fingerprint("experiment", settings.fingerprint(), corpus.fingerprint)
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
     make_folder(run_dir)
     manifest = read_manifest(run_dir)
@@ -49,7 +45,7 @@ def open_run_dir(settings: Settings, prepared: Prepared, baselines: Iterable[str
     if manifest is not None:
         for what, theirs, ours in (
             ("settings", manifest.settings_fingerprint, settings.fingerprint()),
-            ("text or tokens", manifest.tokens_fingerprint, prepared.corpus.fingerprint),
+            ("text or tokens", manifest.tokens_fingerprint, corpus.fingerprint),
         ):
             if theirs != ours:
                 raise RunDirError(
@@ -62,10 +58,12 @@ def open_run_dir(settings: Settings, prepared: Prepared, baselines: Iterable[str
             name=settings.name,
             settings=settings.model_dump(mode="json"),
             settings_fingerprint=settings.fingerprint(),
-            tokens_fingerprint=prepared.corpus.fingerprint,
-            configurations=_union(manifest and manifest.configurations, [c.name for c in settings.grid]),
+            tokens_fingerprint=corpus.fingerprint,
+            configurations=_union(
+                manifest and manifest.configurations, [c.label for c in cells if c.kind == "tandem"]
+            ),
             seeds=_union(manifest and manifest.seeds, settings.seeds),
-            baselines=_union(manifest and manifest.baselines, baselines),
+            baselines=_union(manifest and manifest.baselines, [c.name for c in cells if c.kind != "tandem"]),
             created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
@@ -105,18 +103,18 @@ def keep_record(run_dir: Path, record: RunRecord) -> None:
         ) from None
 
 
-def check_disk(folder: Path, prepared: Prepared, runs: int) -> None:
+def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], cells: Sequence[Cell]) -> None:
     """RunDirError where what the runs will save does not fit the disk."""
-    with torch.device("meta"):
-        largest = max(
-            TandemForCausalLM(model_config(prepared, configuration)).num_params()["total"]
-            for configuration in (*prepared.settings.grid, *prepared.settings.untrained_grid)
-        )
-    kept = runs if prepared.settings.save_models else 0
-    needed = kept * (4 * largest + MODEL_FOLDER_BYTES) + RECORDS_BYTES
+    runs = [cell for cell in cells if cell.configuration is not None]
+    sizes = [
+        total_parameters(prepared[cell.variant], cell.configuration)
+        for cell in runs
+        if cell.configuration is not None and prepared[cell.variant].settings.save_models
+    ]
+    needed = sum(4 * size + MODEL_FOLDER_BYTES for size in sizes) + RECORDS_BYTES
     free = shutil.disk_usage(folder).free
     if runs and needed > free:
         raise RunDirError(
-            f"{runs} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free; "
-            "make room, choose another --output, or use --no-save-models"
+            f"{len(runs)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
+            "free; make room, choose another --output, or use --no-save-models"
         )

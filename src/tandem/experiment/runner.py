@@ -10,7 +10,7 @@ import torch
 
 from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
-from tandem.experiment.baseline import baseline_fingerprint, run_baseline
+from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, plan, tandem_cell
 from tandem.experiment.machine import PeakMemory, environment
 from tandem.experiment.pipeline import (
@@ -19,7 +19,9 @@ from tandem.experiment.pipeline import (
     TrainedTokens,
     count_parameters,
     phase1_fingerprint,
+    phase1_state,
     prepare,
+    prepare_variants,
     train_contexts,
     train_tokens,
     untrained_contexts,
@@ -77,22 +79,29 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
     use_threads(settings)
     if settings.output:
         make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
-    prepared = prepare(settings, watcher.preparing)
+    prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
-    run_dir = open_run_dir(settings, prepared, [cell.name for cell in cells if cell.kind != "tandem"])
+    run_dir = open_run_dir(settings, next(iter(prepared.values())).corpus, cells)
     with only_process(run_dir):
         return run_dir, _run_grid(prepared, cells, run_dir, watcher)
 
 
-def _run_grid(prepared: Prepared, cells: list[Cell], run_dir: Path, watcher: Watcher) -> list[RunRecord]:
+def _run_grid(
+    variants: dict[str | None, Prepared], cells: list[Cell], run_dir: Path, watcher: Watcher
+) -> list[RunRecord]:
+    reference = measured_against(variants.values())
+    of_cell = {
+        cell.name: reference if cell.configuration is None else variants[cell.variant] for cell in cells
+    }
     records = {record.run: record for record in read_records(run_dir)}
-    pending = [cell for cell in cells if not _finished(prepared, cell, records.get(cell.name))]
+    pending = [cell for cell in cells if not _finished(of_cell[cell.name], cell, records.get(cell.name))]
     watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
-    check_disk(run_dir, prepared, sum(cell.configuration is not None for cell in pending))
+    check_disk(run_dir, variants, pending)
     shared: _SharedContexts | None = None
     for cell in pending:
+        prepared = of_cell[cell.name]
         if cell.configuration is not None:
-            wanted = (cell.kind, cell.configuration.context_layers, cell.seed)
+            wanted = (cell.kind, cell.variant, cell.configuration.context_layers, cell.seed)
             if shared is None or shared.key != wanted:
                 shared = None  # let go of the last ones before the next are made
                 shared = _SharedContexts(prepared, run_dir, cell, list(records.values()))
@@ -104,26 +113,31 @@ def _run_grid(prepared: Prepared, cells: list[Cell], run_dir: Path, watcher: Wat
 
 
 def _finished(prepared: Prepared, cell: Cell, record: RunRecord | None) -> bool:
-    """Whether a run need not be made: it is done, and, of a baseline, with these settings."""
+    """Whether a run need not be made: it is done, and with these settings.
+
+    Of an experiment's own settings the run directory makes sure; what a variant or a baseline is may change.
+    """
     if record is None or record.status != "finished":
+        return False
+    if cell.variant is not None and record.settings_fingerprint != prepared.settings.fingerprint():
         return False
     return record.baseline_fingerprint == baseline_fingerprint(prepared, cell.kind)
 
 
 class _SharedContexts:
-    """Contexts of one depth and seed, with or without phase 1: made when the first run needs them."""
+    """Contexts of one variant, depth and seed, with or without phase 1: made when first needed."""
 
     def __init__(self, prepared: Prepared, run_dir: Path, cell: Cell, records: list[RunRecord]) -> None:
         assert cell.configuration is not None
         assert cell.seed is not None
-        self.key = (cell.kind, cell.configuration.context_layers, cell.seed)
+        self.key = (cell.kind, cell.variant, cell.configuration.context_layers, cell.seed)
         self._prepared = prepared
         self._run_dir = run_dir
         self._made: TrainedContexts | None = None
         # Whether no finished run has phase 1's time on its account yet.
         self.unpaid = not any(
             record.phase1_computed_here
-            and (record.kind, record.context_layers, record.seed) == self.key
+            and (record.kind, record.variant, record.context_layers, record.seed) == self.key
             and record.status == "finished"
             for record in records
         )
@@ -131,20 +145,23 @@ class _SharedContexts:
     def get(self, on_tick: OnTick) -> TrainedContexts:
         """The contexts. Raises NonFiniteLossError or ScanError."""
         if self._made is None:
-            kind, context_layers, seed = self.key
+            kind, variant, context_layers, seed = self.key
             if kind == "untrained":
                 self._made = untrained_contexts(self._prepared, context_layers, seed)
             else:
-                self._made = self._phase1(context_layers, seed, on_tick)
+                self._made = self._phase1(variant, context_layers, seed, on_tick)
         return self._made
 
-    def _phase1(self, context_layers: int, seed: int, on_tick: OnTick) -> TrainedContexts:
-        path = phase1_path(self._run_dir, context_layers, seed)
+    def _phase1(
+        self, variant: str | None, context_layers: int, seed: int, on_tick: OnTick
+    ) -> TrainedContexts:
+        path = phase1_path(self._run_dir, variant, context_layers, seed)
         inputs = phase1_fingerprint(self._prepared, context_layers, seed)
         saved = load_phase1(path, inputs)
         made = train_contexts(self._prepared, context_layers, seed, on_tick, saved)
         if saved is None and made.phase1 is not None:
-            save_phase1(path, made.model, made.phase1, inputs)
+            state = phase1_state(made.model, self._prepared.settings.recipe)
+            save_phase1(path, state, made.phase1, inputs)
         return made
 
 
@@ -205,9 +222,7 @@ def make_record(
         prepared,
         cell,
         status="finished",
-        parameters=count_parameters(
-            trained.model, prepared.settings.embeddings.trained, contexts.phase1 is not None
-        ),
+        parameters=count_parameters(trained.model, prepared.settings, contexts.phase1 is not None),
         phase1=contexts.phase1,
         phase1_computed_here=phase1_computed_here,
         contexts=contexts.contexts,
@@ -236,6 +251,8 @@ def _record(prepared: Prepared, cell: Cell, **values: Any) -> RunRecord:
             "run": cell.name,
             "experiment": settings.name,
             "kind": cell.kind,
+            "recipe": None if cell.configuration is None else settings.recipe,
+            "variant": cell.variant,
             "configuration": cell.label,
             **sizes,
             "seed": cell.seed,
@@ -258,7 +275,7 @@ def train_one(
     prepared = prepare(settings, watcher.preparing)
     cell = tandem_cell(configuration, seed)
     watcher.planned(folder, [cell.name], 0)
-    check_disk(folder, prepared, 1)
+    check_disk(folder, {None: prepared}, [cell])
     watcher.run_started(cell.name)
     memory = PeakMemory(prepared.device)
     contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)

@@ -3,7 +3,15 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tandem.model.configuration_tandem import TandemConfig
-from tandem.model.modeling_tandem import TandemCache, TandemForCausalLM, sequential_contexts
+from tandem.model.modeling_tandem import (
+    AnyContextBlock,
+    ContextBlock,
+    GatedContextBlock,
+    TandemCache,
+    TandemForCausalLM,
+    linear_recurrence,
+    sequential_contexts,
+)
 
 AutoConfig.register("tandem", TandemConfig)
 AutoModelForCausalLM.register(TandemConfig, TandemForCausalLM)
@@ -11,4 +19,13 @@ AutoModelForCausalLM.register(TandemConfig, TandemForCausalLM)
 TandemConfig.register_for_auto_class()
 TandemForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["TandemCache", "TandemConfig", "TandemForCausalLM", "sequential_contexts"]
+__all__ = [
+    "AnyContextBlock",
+    "ContextBlock",
+    "GatedContextBlock",
+    "TandemCache",
+    "TandemConfig",
+    "TandemForCausalLM",
+    "linear_recurrence",
+    "sequential_contexts",
+]

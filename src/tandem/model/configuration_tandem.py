@@ -9,16 +9,19 @@ class TandemConfig(PreTrainedConfig):
     vocab_size        V, entries of the vocabulary
     embed_dim         E, length of a token embedding
     context_dim       C, length of the context vector
-    context_layers    layers of the ContextBlock
+    cell              the ContextBlock's layers: "residual" (SPEC section 1) or "gated" (linear recurrence)
+    context_layers    layers of the ContextBlock; gated ones share `context_dim` evenly
     token_layers      layers of the TokenBlock
     num_layers        shorthand that sets both depths; not to be given together with a different one
+    output_bias       whether the head, tied to the embedding, adds a bias for each token
     boundary          "carry": the context runs on across documents; "reset": it is zero before each
                       `bos_token_id`, which then starts a document
-    weight_init_std, bias_init_std    of the initial linear weights and biases (SPEC section 1)
+    weight_init_std   of the initial linear weights (SPEC section 1); none: one over the root of their inputs
+    bias_init_std     of the initial biases
     layer_norm_eps    of all LayerNorms
 
-    Raises ValueError for sizes below 1, contradictory depths, an unknown boundary, or a reset without
-    `bos_token_id`.
+    Raises ValueError for sizes below 1, contradictory depths, an unknown cell or boundary, gated layers that
+    do not share `context_dim` evenly, or a reset without `bos_token_id`.
     """
 
     model_type = "tandem"
@@ -30,8 +33,10 @@ class TandemConfig(PreTrainedConfig):
     context_layers: int | None = None
     token_layers: int | None = None
     num_layers: int | None = None
+    cell: str = "residual"
+    output_bias: bool = False
     boundary: str = "carry"
-    weight_init_std: float = 0.1
+    weight_init_std: float | None = 0.1
     bias_init_std: float = 0.01
     layer_norm_eps: float = 1e-5
     # The state has a fixed size, so no length is too long; tools that ask for a limit get a large one.
@@ -55,6 +60,12 @@ class TandemConfig(PreTrainedConfig):
         for size in ("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers"):
             if not isinstance(getattr(self, size), int) or getattr(self, size) < 1:
                 raise ValueError(f"{size}={getattr(self, size)} must be a whole number of at least 1")
+        if self.cell not in ("residual", "gated"):
+            raise ValueError(f"cell={self.cell!r} must be 'residual' or 'gated'")
+        if self.cell == "gated" and self.context_dim % self.depths[0]:
+            raise ValueError(
+                f"context_dim={self.context_dim} cannot be shared evenly by {self.depths[0]} gated layers"
+            )
         if self.boundary not in ("carry", "reset"):
             raise ValueError(f"boundary={self.boundary!r} must be 'carry' or 'reset'")
         if self.boundary == "reset" and self.bos_token_id is None:

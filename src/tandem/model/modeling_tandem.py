@@ -55,6 +55,143 @@ class ContextBlock(nn.Module):
             context = layer(context, token_embeds)
         return context
 
+    def unroll(
+        self,
+        token_embeds: Tensor,
+        start: Tensor | None = None,
+        restart: Tensor | None = None,
+        frozen: Tensor | None = None,
+        dropout: float = 0.0,  # noqa: ARG002 (nothing lies between the layers of one step but the context)
+    ) -> tuple[Tensor, Tensor]:
+        """Contexts before and after every token; arguments and result as in `sequential_contexts`."""
+        return sequential_contexts(self, token_embeds, start, restart, frozen)
+
+
+class GatedLayer(nn.Linear):
+    """h' = f⊙h + (1 − f)⊙tanh(z), where [f; z] = W·u + b, through a sigmoid for f.
+
+    u is e_t, and above the first layer [e_t; the layer below before the token; the same after it]. Neither f
+    nor z depends on h, so the recurrence is linear in it, and over a whole stream only the cheap part of it,
+    one multiplication and one addition an element, is sequential (Martin & Cundy 2018, arXiv:1709.04057;
+    Bradbury et al. 2017, arXiv:1611.01576; Feng et al. 2024, arXiv:2410.01201).
+    """
+
+    def __init__(self, width: int, embed_dim: int, below: int) -> None:
+        super().__init__(embed_dim + 2 * below, 2 * width)
+        self.width = width
+
+    def gates(self, read: Tensor) -> tuple[Tensor, Tensor]:
+        """u [..., E or more] → what of the state is kept, f, and what is added to it, both [..., width]."""
+        forget, write = F.linear(read, self.weight, self.bias).chunk(2, dim=-1)
+        keep = forget.sigmoid()
+        return keep, (1 - keep) * write.tanh()
+
+    def forward(self, state: Tensor, read: Tensor) -> Tensor:  # type: ignore[override]
+        """One step: state [..., width] before the token, u [..., E or more] → state after it."""
+        keep, add = self.gates(read)
+        return torch.addcmul(add, keep, state)
+
+    @torch.no_grad()
+    def spread_memory(self) -> None:
+        """Forget gates that start with time constants from about one token to fifty, evenly in log odds."""
+        self.bias[: self.width] = torch.linspace(-2.0, 4.0, self.width)
+
+
+class GatedContextBlock(nn.Module):
+    """`context_layers` GatedLayers, each with an equal part of the context vector as its state.
+
+    A layer reads the token embedding and the states of the layer below, before and after the token.
+    """
+
+    def __init__(self, config: TandemConfig) -> None:
+        super().__init__()
+        depth = config.depths[0]
+        self.context_dim = config.context_dim
+        width = config.context_dim // depth
+        self.layers: Any = nn.ModuleList(
+            GatedLayer(width, config.embed_dim, width if number else 0) for number in range(depth)
+        )
+
+    def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
+        """One step: context [..., C] before the token, token_embeds [..., E] → context after it."""
+        states: list[Tensor] = []
+        read = token_embeds
+        for layer, state in zip(self.layers, context.chunk(len(self.layers), dim=-1), strict=True):
+            states.append(layer(state, read))
+            read = torch.cat((token_embeds, state, states[-1]), dim=-1)
+        return torch.cat(states, dim=-1)
+
+    def unroll(
+        self,
+        token_embeds: Tensor,
+        start: Tensor | None = None,
+        restart: Tensor | None = None,
+        frozen: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Contexts before and after every token; arguments and result as in `sequential_contexts`.
+
+        Layer after layer, all tokens of a layer at once. `dropout` is the probability with which a layer
+        reads zero instead of an element of the layer below (in training).
+        """
+        embeds = token_embeds.transpose(0, 1)  # [T, B, E], as the recurrence runs
+        batch = embeds.shape[1]
+        if start is None:
+            start = embeds.new_zeros(batch, self.context_dim)
+        restart = None if restart is None else restart.t()[..., None]
+        frozen = None if frozen is None else frozen.t()[..., None]
+        if restart is not None and frozen is not None:
+            restart = restart & ~frozen
+        previous, current = [], []
+        read = embeds
+        for layer, state in zip(self.layers, start.chunk(len(self.layers), dim=-1), strict=True):
+            keep, add = layer.gates(read)
+            if restart is not None:
+                keep = keep.masked_fill(restart, 0.0)
+            if frozen is not None:
+                keep, add = keep.masked_fill(frozen, 1.0), add.masked_fill(frozen, 0.0)
+            after = linear_recurrence(keep, add, state)
+            before = torch.cat((state[None], after[:-1]))
+            if restart is not None:
+                before = before.masked_fill(restart, 0.0)
+            previous.append(before)
+            current.append(after)
+            below = F.dropout(torch.cat((before, after), dim=-1), dropout, training=dropout > 0)
+            read = torch.cat((embeds, below), dim=-1)
+        return torch.cat(previous, dim=-1).transpose(0, 1), torch.cat(current, dim=-1).transpose(0, 1)
+
+
+class _LinearRecurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, keep: Tensor, add: Tensor, start: Tensor) -> Tensor:
+        states = torch.empty_like(add)
+        state = start
+        for t in range(len(add)):
+            state = torch.addcmul(add[t], keep[t], state, out=states[t])
+        ctx.save_for_backward(keep, states, start)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keep, states, start = ctx.saved_tensors
+        (gradient,) = upstream
+        add_grad = torch.empty_like(states)
+        flowing = torch.zeros_like(start)
+        for t in range(len(states) - 1, -1, -1):
+            # What reaches the state after token t: its own gradient, and that of all later states.
+            torch.add(gradient[t], flowing, out=add_grad[t])
+            flowing = add_grad[t] * keep[t]
+        before = torch.cat((start[None], states[:-1]))
+        return add_grad * before, add_grad, flowing
+
+
+def linear_recurrence(keep: Tensor, add: Tensor, start: Tensor) -> Tensor:
+    """h_t = keep_t ⊙ h_{t-1} + add_t from h_{-1} = start, with gradients for all three.
+
+    keep and add [T, ..., n], start [..., n] → [T, ..., n].
+    """
+    return _LinearRecurrence.apply(keep, add, start)
+
 
 class TokenLayer(nn.Module):
     """x' = LayerNorm(x + GELU(W·[c; x] + b)), W: E×(C+E); without a context W·x, W: E×E."""
@@ -97,8 +234,12 @@ class TokenBlock(nn.Module):
         return x
 
 
+AnyContextBlock = ContextBlock | GatedContextBlock
+CONTEXT_BLOCKS: dict[str, type[AnyContextBlock]] = {"residual": ContextBlock, "gated": GatedContextBlock}
+
+
 def sequential_contexts(
-    context_block: ContextBlock,
+    context_block: AnyContextBlock,
     token_embeds: Tensor,
     start: Tensor | None = None,
     restart: Tensor | None = None,
@@ -193,16 +334,16 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     _input_embed_layer = "embedding"
     _tied_weights_keys = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012
-    _no_split_modules = ["ContextLayer", "TokenLayer"]  # noqa: RUF012
+    _no_split_modules = ["ContextLayer", "GatedLayer", "TokenLayer"]  # noqa: RUF012
     _is_stateful = True
 
     def __init__(self, config: TandemConfig) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
         self.embed_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.context_block = ContextBlock(config)
+        self.context_block = CONTEXT_BLOCKS[config.cell](config)
         self.token_block = TokenBlock(config)
-        self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=config.output_bias)
         self.post_init()
 
     @classmethod
@@ -211,9 +352,14 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, ContextLayer | TokenLayer):
-            init.normal_(module.linear.weight, std=self.config.weight_init_std)
-            init.normal_(module.linear.bias, std=self.config.bias_init_std)
+        # By leaves, since transformers passes over custom modules that have no parameter of their own.
+        if isinstance(module, nn.Linear):
+            std = self.config.weight_init_std
+            init.normal_(module.weight, std=module.in_features**-0.5 if std is None else std)
+            if module.bias is not None:  # the head may have none, and its weights are the embedding's
+                init.normal_(module.bias, std=self.config.bias_init_std)
+            if isinstance(module, GatedLayer):
+                module.spread_memory()
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, nn.LayerNorm):
@@ -221,9 +367,10 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
             init.zeros_(module.bias)
 
     def num_params(self) -> dict[str, int]:
-        """Parameters by part and in total; the tied head adds none."""
+        """Parameters by part and in total; the tied head adds its bias, if it has one."""
         parts = ("embedding", "embed_norm", "context_block", "token_block")
         counts = {part: sum(p.numel() for p in getattr(self, part).parameters()) for part in parts}
+        counts["head"] = 0 if self.lm_head.bias is None else self.lm_head.bias.numel()
         return counts | {"total": sum(counts.values())}
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -246,7 +393,7 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
-        """Logits of the next token at every position, by the sequential loop.
+        """Logits of the next token at every position.
 
         input_ids [B, T] or inputs_embeds [B, T, E] (before `embed_norm`); attention_mask [B, ≥T], where 0
         freezes the state (the last T columns count); past_key_values continues a stream; labels [B, T] as
@@ -269,7 +416,7 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         if frozen is not None and not frozen.any():
             frozen = None
         start = None if past_key_values is None else past_key_values.context
-        previous, current = sequential_contexts(self.context_block, token_embeds, start, restart, frozen)
+        previous, current = self.context_block.unroll(token_embeds, start, restart, frozen)
 
         use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
         if use_cache:

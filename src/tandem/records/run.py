@@ -34,12 +34,14 @@ class _Record(BaseModel):
 
 
 class Parameters(_Record):
-    """Parameter counts by part; the tied head adds none."""
+    """Parameter counts by part; the tied head adds its bias only."""
 
     embedding: int = 0
     embed_norm: int = 0
     context_block: int = 0
     token_block: int = 0
+    head: int = 0
+    """Its bias, if it has one."""
     other: int = 0
     """Of a baseline: all but its embedding; of an n-gram model, the n-grams it keeps."""
     total: int
@@ -78,8 +80,9 @@ class Phase1Iteration(_Record):
 
 
 class Phase1Record(_Record):
-    """Result of phase 1; shared by all runs of the same (context_layers, seed)."""
+    """Result of phase 1 by dispersion; shared by all runs of the same (variant, context_layers, seed)."""
 
+    objective: Literal["dispersion"] = "dispersion"
     parts: tuple[PartRecord, ...] = ()
     """Empty in records of schema 1."""
 
@@ -91,6 +94,40 @@ class Phase1Record(_Record):
     tokens: int
     seconds_s: float
     history: tuple[Phase1Iteration, ...]
+
+
+class PredictionEpoch(_Record):
+    """One pass of phase 1 by prediction."""
+
+    epoch: int
+    train_nll_nats: Unbounded
+    """Mean over the epoch while the weights move, with dropout and a sampled softmax: not to be compared with
+    a validation figure."""
+    grad_norm: float
+    """Mean over the epoch, before clipping."""
+    seconds_s: float
+    """Since the start of phase 1."""
+
+
+class PredictionRecord(_Record):
+    """Result of phase 1 by prediction; shared by all runs of the same (variant, context_layers, seed)."""
+
+    objective: Literal["prediction"] = "prediction"
+    parts: tuple[PartRecord, ...]
+    epochs: int
+    positions: int
+    """Tokens predicted in an epoch."""
+    tokens: int
+    """Of the training text."""
+    head_nll_nats: Unbounded
+    """Validation NLL through the token layer that phase 1 throws away; exact softmax, no dropout."""
+    head_accuracy: float
+    head_parameters: int
+    """Of that token layer; trained in phase 1 and in no other count."""
+    effective_rank_train: float
+    effective_rank_validation: float
+    seconds_s: float
+    history: tuple[PredictionEpoch, ...]
 
 
 class Epoch(_Record):
@@ -170,10 +207,13 @@ class ValidationRecord(_Record):
 class ScanRecord(_Record):
     """How the contexts of one stream were computed, and how far from the sequential loop they are."""
 
-    method: Literal["scan", "loop"]
+    method: Literal["scan", "linear", "loop"]
+    """`scan`: segments with a burn-in; `linear`: exact, of gated blocks; `loop`: token after token."""
     tokens: int
     segments: int
     burn_in: int
+    """Tokens after which the block has forgotten what came before, to the tolerance; of `linear`, which needs
+    no burn-in, all tokens where it does not forget in time."""
     loop_error: float
     """Largest absolute difference from the loop on `checked_tokens` tokens of the stream."""
     join_error: float
@@ -183,11 +223,23 @@ class ScanRecord(_Record):
     seconds_s: float
 
 
+class MemoryPoint(_Record):
+    """How much of one token is left in the context some tokens later."""
+
+    distance: int
+    """Tokens read since the changed one; 0 is the context right after it."""
+    change: float
+    """Root mean square change of a context when that token is another one, over that of two contexts at
+    different places of the text."""
+
+
 class ContextsRecord(_Record):
-    """Contexts of both splits; computed once per (context_layers, seed)."""
+    """Contexts of both splits; computed once per (variant, context_layers, seed)."""
 
     train: ScanRecord
     validation: ScanRecord
+    memory: tuple[MemoryPoint, ...] = ()
+    """Measured on validation text; empty in older records, and where that text is too short."""
     seconds_s: float
 
 
@@ -245,8 +297,12 @@ class RunRecord(_Record):
     experiment: str
     kind: Literal["tandem"] | BaselineKind = "tandem"
     """`untrained` is a Tandem model whose phase 1 was left out; the other kinds are other models."""
+    recipe: Literal["seed", "predictive"] | None = "seed"
+    """How its blocks were trained; none of other models."""
+    variant: str | None = None
+    """The variant of the settings it was trained with; none where the experiment has no variants."""
     configuration: str
-    """Such as C2T1; of baselines, such as `C1T1-untrained`, `LSTM`, `KN-5`."""
+    """Such as C2T1, with a variant `predictive-C2T1`; of baselines, such as `C1T1-untrained`, `LSTM`."""
     context_layers: int | None
     """None, like all sizes that the model does not have."""
     token_layers: int | None
@@ -264,9 +320,9 @@ class RunRecord(_Record):
     data: DataRecord
     environment: Environment
     parameters: Parameters | None = None
-    phase1: Phase1Record | None = None
+    phase1: Phase1Record | PredictionRecord | None = None
     phase1_computed_here: bool | None = None
-    """False: taken from a sibling run with the same context_layers and seed."""
+    """False: taken from a sibling run with the same variant, context_layers and seed."""
     contexts: ContextsRecord | None = None
     phase2: TrainingRecord | None = None
     """Of Tandem models, `untrained` ones included."""

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from tandem.records import AuditRecord, BaselineKind, Manifest, Phase1Record, RunRecord
+from tandem.records import AuditRecord, BaselineKind, Manifest, RunRecord
 from tandem.report.compare import compare_configurations, compare_depths, compare_with_baselines
-from tandem.report.results import Analysis, DepthResult, ModelResult, ScanResult
-from tandem.report.statistics import spread
+from tandem.report.depths import dispersion_results, memory_results, prediction_results, scan_results
+from tandem.report.planned import trains_plainly
+from tandem.report.results import Analysis, ModelResult
 from tandem.report.trust import judge
 
 Item = TypeVar("Item", bound=Hashable)
+APART = {"embeddings": "", "embeddings_trained": False, "embeddings_fingerprint": ""}
+"""What records of one experiment may differ in: variants have their own embeddings, random ones seeds too."""
 BASELINE_ORDER: tuple[BaselineKind, ...] = ("kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram")
 
 
@@ -18,38 +22,42 @@ def analyse(
     records: Sequence[RunRecord], manifest: Manifest | None, audit: AuditRecord | None = None
 ) -> Analysis:
     """Analyse the records of one experiment. Partial, failed and single runs are all allowed."""
-    records = sorted(records, key=_place)
+    variants = _variants(records, manifest)
+    records = sorted(records, key=lambda r: _place(r, variants))
     tandem = [r for r in records if r.kind == "tandem"]
-    configurations = tuple(_models(tandem))
+    configurations = tuple(_models(tandem, manifest))
     own_settings, left_out = _by_newest_settings([r for r in records if r.kind != "tandem"])
-    baselines = tuple(_models(own_settings))
-    depths = tuple(
-        _depth(layers, [r for r in tandem if r.context_layers == layers])
-        for layers in sorted({r.context_layers for r in tandem if r.context_layers is not None})
-    )
+    baselines = tuple(_models(own_settings, manifest))
+    places = [
+        (variant, layers)
+        for variant in variants
+        for layers in sorted(
+            {r.context_layers for r in tandem if r.variant == variant and r.context_layers is not None}
+        )
+    ]
+    depths = tuple(dispersion_results(places, tandem))
     present = {(r.configuration, r.seed) for r in records}
     recorded = {r.run for r in records}
     planned = (
         [(name, seed) for name in manifest.configurations for seed in manifest.seeds] if manifest else []
     )
-    data = _grouped(records, lambda r: r.data.model_copy(update={"embeddings_fingerprint": ""}))
-    settings = _distinct(r.settings_fingerprint for r in records)
-    comparable = len(data) == len(settings) == 1
-    return Analysis(
+    analysis = Analysis(
         experiment=manifest.name if manifest else records[0].experiment,
         records=tuple(records),
         manifest=manifest,
         environments=_grouped(records, lambda r: r.environment),
-        data=data,
-        embeddings=tuple(_distinct(r.data.embeddings_fingerprint for r in records)),
-        settings=tuple(settings),
+        data=_grouped(records, lambda r: r.data.model_copy(update=APART)),
+        settings=tuple(_distinct((r.variant, r.settings_fingerprint) for r in records)),
+        variants=tuple(variant for variant in variants if variant is not None),
         configurations=configurations,
         baselines=baselines,
         depths=depths,
-        scans=tuple(_scans(tandem)),
-        comparisons=compare_configurations(configurations) if comparable else (),
-        baseline_comparisons=compare_with_baselines(baselines, configurations) if comparable else (),
-        depth_comparisons=tuple(compare_depths(depths)) if comparable else (),
+        predictions=tuple(prediction_results(places, tandem)),
+        scans=tuple(scan_results(places, tandem)),
+        memories=tuple(memory_results(places, tandem)),
+        comparisons=(),
+        baseline_comparisons=(),
+        depth_comparisons=(),
         failed=tuple(r for r in records if r.status == "failed"),
         left_out=tuple(r for r in left_out if r.status == "finished"),
         missing=tuple(run for run in planned if run not in present),
@@ -60,13 +68,34 @@ def analyse(
         seconds_alone=math.fsum(r.seconds_alone_s for r in records),
         finished_at=max(r.finished_at for r in records),
     )
+    if not analysis.comparable:
+        return analysis
+    return replace(
+        analysis,
+        comparisons=compare_configurations(configurations),
+        baseline_comparisons=compare_with_baselines(baselines, configurations),
+        depth_comparisons=tuple(compare_depths(depths)),
+    )
 
 
-def _place(record: RunRecord) -> tuple[int, int, int, str, int]:
-    """Where a record stands: configurations by depth, then baselines by kind, then seeds."""
+def _variants(records: Sequence[RunRecord], manifest: Manifest | None) -> list[str | None]:
+    """Variants of the Tandem models, as the manifest names their configurations first, else as recorded."""
+    order = {name: place for place, name in enumerate(manifest.configurations)} if manifest else {}
+    first: dict[str | None, int] = {}
+    for record in records:
+        if record.kind == "tandem":
+            place = order.get(record.configuration, len(order))
+            first[record.variant] = min(place, first.get(record.variant, place))
+    return sorted(first, key=lambda variant: first[variant])
+
+
+def _place(record: RunRecord, variants: Sequence[str | None]) -> tuple[int, int, int, int, str, int]:
+    """Where a record stands: configurations by variant and depth, then baselines by kind, then seeds."""
     kind = 0 if record.kind == "tandem" else 1 + BASELINE_ORDER.index(record.kind)
+    variant = variants.index(record.variant) if record.variant in variants else len(variants)
     seed = -1 if record.seed is None else record.seed
-    return (kind, record.token_layers or 0, record.context_layers or 0, record.configuration, seed)
+    depths = (record.token_layers or 0, record.context_layers or 0)
+    return (kind, variant, *depths, record.configuration, seed)
 
 
 def _by_newest_settings(baselines: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
@@ -79,47 +108,21 @@ def _by_newest_settings(baselines: Sequence[RunRecord]) -> tuple[list[RunRecord]
     return kept, [r for r in baselines if r.baseline_fingerprint != newest[r.configuration]]
 
 
-def _models(records: Sequence[RunRecord]) -> Iterator[ModelResult]:
+def _models(records: Sequence[RunRecord], manifest: Manifest | None) -> Iterator[ModelResult]:
     """One result for each configuration or baseline."""
     for name in _distinct(r.configuration for r in records):
         own = [r for r in records if r.configuration == name]
         yield ModelResult(
             name=name,
             kind=own[0].kind,
+            recipe=own[0].recipe,
+            variant=own[0].variant,
             context_layers=own[0].context_layers,
             token_layers=own[0].token_layers,
             parameters=next((r.parameters for r in own if r.parameters is not None), None),
             runs={r.seed: r for r in own if r.status == "finished" and r.validation is not None},
+            training_is_plain=own[0].kind != "tandem" or trains_plainly(manifest, own[0].variant),
         )
-
-
-def _depth(layers: int, records: Sequence[RunRecord]) -> DepthResult:
-    runs: dict[int, Phase1Record] = {}
-    for record in sorted(records, key=lambda r: (r.seed or 0, not r.phase1_computed_here)):
-        if record.phase1 is not None and record.seed is not None:
-            runs.setdefault(record.seed, record.phase1)
-    return DepthResult(
-        context_layers=layers,
-        used_by=tuple(_distinct(r.configuration for r in records)),
-        phase1=runs,
-        iterations=spread(p.iterations for p in runs.values()),
-        convergence_rate=spread(p.convergence_rate for p in runs.values()),
-        effective_rank_train=spread(p.effective_rank_train for p in runs.values()),
-        effective_rank_validation=spread(p.effective_rank_validation for p in runs.values()),
-        seconds=spread(p.seconds_s for p in runs.values()),
-    )
-
-
-def _scans(records: Iterable[RunRecord]) -> Iterator[ScanResult]:
-    with_contexts = [
-        (r.context_layers, r.contexts)
-        for r in records
-        if r.context_layers is not None and r.contexts is not None
-    ]
-    for layers in sorted({layers for layers, _ in with_contexts}):
-        contexts = [c for depth, c in with_contexts if depth == layers]
-        yield ScanResult(layers, "train", tuple(c.train for c in contexts))
-        yield ScanResult(layers, "validation", tuple(c.validation for c in contexts))
 
 
 def _distinct(items: Iterable[Item]) -> list[Item]:

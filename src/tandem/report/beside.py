@@ -27,7 +27,7 @@ def against_untrained(analysis: Analysis) -> list[Comparison]:
         analysis.against_baseline(b.name, c.name)
         for c in analysis.configurations
         for b in analysis.baselines
-        if b.kind == "untrained" and (b.context_layers, b.token_layers) == (c.context_layers, c.token_layers)
+        if b.kind == "untrained" and b.place == c.place
     ]
     return [c for c in found if c is not None]
 

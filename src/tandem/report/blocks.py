@@ -72,7 +72,7 @@ class Details:
     """Long matter, folded away."""
 
     summary: str
-    body: Code
+    body: Code | Table
     kind: Literal["details"] = "details"
 
 

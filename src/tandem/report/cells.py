@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tandem.report.blocks import Table
+from tandem.report.blocks import Details, Table
 from tandem.report.choice import Choice
 from tandem.report.results import Analysis, ModelResult
 from tandem.report.wording import Texts
@@ -40,6 +40,13 @@ def make_table(
     if any(MARK in row[0] for row in rows):
         caption = texts("sentence_separator").join([caption, texts("audit.mark")])
     return Table(heads, rows, caption, numeric, emphasised, apart)
+
+
+def folded(table: Table, texts: Texts, rows: int) -> Table | Details:
+    """The table, folded away where it has more than so many rows."""
+    if len(table.rows) <= rows:
+        return table
+    return Details(texts("folded", caption=table.caption, rows=str(len(table.rows))), table)
 
 
 def recommended_rows(models: Sequence[ModelResult], choice: Choice | None) -> frozenset[int]:

@@ -1,10 +1,12 @@
 """Which configuration to use: the smallest among those not shown to be worse than the best."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import Verdict
+from tandem.settings import preset_names
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,18 @@ def choose(analysis: Analysis) -> Choice | None:
     )
 
 
-def train_command(configuration: ModelResult) -> str:
-    """The command that trains this configuration alone."""
+def train_command(configuration: ModelResult, experiment: str) -> str:
+    """The command that trains this configuration alone.
+
+    A variant is one of the experiment's settings, so the command names them: the preset of that name, or
+    else the file that an experiment takes its name from.
+    """
     c = configuration
-    return f"tandem train --context-layers {c.context_layers} --token-layers {c.token_layers}"
+    depths = f"--context-layers {c.context_layers} --token-layers {c.token_layers}"
+    if c.variant is None:
+        return f"tandem train {depths}"
+    settings = experiment if experiment in preset_names() else f"{experiment}.yaml"
+    return f"tandem train {shlex.quote(settings)} --variant {shlex.quote(c.variant)} {depths}"
 
 
 def selecting_settings(configuration: ModelResult) -> list[str]:

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from tandem.records import ValidationRecord
 from tandem.report.crossed import Effect, over_seeds, over_seeds_and_documents
-from tandem.report.results import Comparison, DepthComparison, DepthResult, ModelResult
+from tandem.report.depths import DepthResult
+from tandem.report.results import Comparison, DepthComparison, ModelResult
 from tandem.report.statistics import Verdict, holm, paired, verdict
 
 Scores = Mapping[int, ValidationRecord]
@@ -28,15 +29,15 @@ def compare_with_baselines(
 
 
 def compare_depths(depths: Sequence[DepthResult]) -> Iterator[DepthComparison]:
-    """Every pair of context depths, by phase 1 iterations: one family."""
-    pairs = [(a, b) for a, b in combinations(depths, 2) if a.phase1 and b.phase1]
+    """Every pair of context depths of one variant, by phase 1 iterations: one family."""
+    pairs = [(a, b) for a, b in combinations(depths, 2) if a.variant == b.variant and a.phase1 and b.phase1]
     tests = [paired(a.iterations_by_seed, b.iterations_by_seed, resolution=1) for a, b in pairs]
     for (a, b), test, p in zip(pairs, tests, holm([t.p for t in tests]), strict=True):
         found = verdict(len(test.seeds), test.difference, p)
         faster = {Verdict.BETTER: b, Verdict.WORSE: a}.get(found)
         if faster is not None and set(faster.at_limit) & set(test.seeds):
             found = Verdict.NO_DIFFERENCE_SHOWN
-        yield DepthComparison(a.context_layers, b.context_layers, test, p, found)
+        yield DepthComparison(a.variant, a.context_layers, b.context_layers, test, p, found)
 
 
 def _family(pairs: Sequence[tuple[ModelResult, ModelResult]]) -> tuple[Comparison, ...]:

@@ -6,13 +6,15 @@ from tandem.report.beside import against_others, against_untrained, ratio_text
 from tandem.report.blocks import Table
 from tandem.report.cells import MARK, make_table, name_text
 from tandem.report.choice import Choice
-from tandem.report.findings import change_text, effect_interval
+from tandem.report.findings import effect_interval
 from tandem.report.results import Analysis, Comparison
 from tandem.report.statistics import Verdict, perplexity
 from tandem.report.trust import STATUSES, CheckResult
+from tandem.report.variants import variant_pairs
 from tandem.report.wording import (
     NONE,
     Texts,
+    change_text,
     count_short,
     count_text,
     df_text,
@@ -32,6 +34,11 @@ from tandem.report.wording import (
 def comparison_table(analysis: Analysis, texts: Texts) -> Table:
     """Every pair of configurations over seeds and documents: what the verdicts rest on."""
     return _effects_table(analysis, texts, "comparison", analysis.comparisons)
+
+
+def variants_table(analysis: Analysis, texts: Texts) -> Table:
+    """Configurations of equal depths in different variants, of the same family as all other pairs."""
+    return _effects_table(analysis, texts, "variants", variant_pairs(analysis))
 
 
 def beside_table(analysis: Analysis, texts: Texts, choice: Choice) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 
 import yaml
 
-from tandem.report import comparison_tables, tables
+from tandem.report import comparison_tables, phase1, tables
 from tandem.report.beside import beside_messages, beside_summary
 from tandem.report.blocks import (
     Block,
@@ -16,51 +16,49 @@ from tandem.report.blocks import (
     Items,
     Paragraph,
     Section,
+    Table,
 )
-from tandem.report.choice import Choice, choose, selecting_settings, train_command
+from tandem.report.cells import folded
+from tandem.report.choice import choose
 from tandem.report.findings import (
-    alternative_messages,
-    avoid_messages,
     caveats,
     conclusions,
     effect_findings,
     pair_text,
-    phase1_findings,
     phase2_findings,
     recommendation_message,
-    seeds_text,
     standing,
     still_improving,
 )
-from tandem.report.original import load_original
+from tandem.report.memory import memory_sentences
+from tandem.report.original import load_original, seed_models
 from tandem.report.provenance import data_table, environment_table
-from tandem.report.results import Analysis, Comparison, ModelResult
-from tandem.report.wording import (
-    NONE,
-    Message,
-    Texts,
-    Value,
-    count_short,
-    count_text,
-    literal,
-    percent,
-    perplexity_text,
-    seconds_text,
+from tandem.report.recommendation import change_blocks, recommendation_sections
+from tandem.report.results import Analysis, Comparison
+from tandem.report.variants import (
+    overview_of_sizes,
+    overview_of_variants,
+    reference,
+    variant_findings,
+    variant_items,
 )
+from tandem.report.wording import NONE, Message, Texts, Value, literal, seconds_text, seeds_text
 
 DEFINITIONS = (
-    "config baseline params iterations convergence rank perplexity bits accuracy plus_minus interval paired "
-    "verdict efficiency time"
+    "config variant baseline params iterations convergence prediction rank memory perplexity bits accuracy "
+    "plus_minus interval paired verdict efficiency time"
 )
+ROWS_UNFOLDED = 12
+"""Longer tables of all pairs are folded away where variants make them long: their own pairs stand apart."""
 
 
 def compose(analysis: Analysis, texts: Texts, figures: Set[str]) -> Document:
     """The whole report; `figures` names the figures there are."""
-    writer = _Writer(analysis, texts, figures)
+    writer, variants = _Writer(analysis, texts, figures), len(analysis.variants) > 1
     return Document(
         language=texts.language,
-        title=texts("title", experiment=literal(analysis.experiment)),
-        subtitle=texts("subtitle", date=analysis.finished_at[:10]),
+        title=texts("title_variants" if variants else "title", experiment=literal(analysis.experiment)),
+        subtitle=texts("subtitle_variants" if variants else "subtitle", date=analysis.finished_at[:10]),
         sections=tuple(writer.sections()),
         footer=texts("footer", date=analysis.finished_at[:10]),
     )
@@ -89,23 +87,33 @@ class _Writer:
             3,
         )
         if analysis.scans:
-            table = tables.scan_table(analysis, texts)
-            yield self._section("scans", [Paragraph(texts("scan.meaning")), table], 3)
+            yield self._section("scans", self._scans(), 3)
+        if analysis.memories:
+            yield self._section("memory", self._memory(), 3)
         yield self._section("findings", [])
         yield self._section("standing", self._standing(), 3)
         yield self._section("depth", self._depth(), 3)
+        if len(analysis.variants) > 1:
+            yield self._section("variants", self._variants(), 3)
         if analysis.baselines:
             yield self._section("beside", self._beside())
         yield self._section("recommendation", [])
-        yield from self._recommendation()
+        yield from recommendation_sections(analysis, choice, texts)
         yield self._section("conclusions", [self._items(conclusions(analysis, choice), ordered=True)])
         if choice is not None:
-            yield self._section("change", self._change(choice))
+            yield self._section("change", change_blocks(analysis, choice, texts))
         yield self._section("audit", self._audit())
         yield self._section("runs", self._runs())
         yield self._section("provenance", self._provenance())
-        names = [texts(f"definition.{name}") for name in DEFINITIONS.split()]
-        yield self._section("definitions", [Items(names)])
+        there = {
+            "variant": analysis.variants,
+            "prediction": analysis.predictions,
+            "memory": analysis.memories,
+        }
+        names = [name for name in DEFINITIONS.split() if there.get(name, True)]
+        if analysis.predictions:
+            names[names.index("params")] = "params_prediction"
+        yield self._section("definitions", [Items([texts(f"definition.{name}") for name in names])])
 
     def _section(self, name: str, blocks: Iterable[Block], level: int = 2) -> Section:
         return Section(name, self.texts(f"section.{name}"), tuple(blocks), level)
@@ -120,7 +128,8 @@ class _Writer:
     def _overview(self) -> Iterator[Block]:
         analysis, texts = self.analysis, self.texts
         yield from self._distrust()
-        yield Paragraph(texts("overview.purpose", count=str(len(analysis.configurations))))
+        purpose = "overview.purpose_variants" if len(analysis.variants) > 1 else "overview.purpose"
+        yield Paragraph(texts(purpose, count=str(len(analysis.configurations))))
         if self.choice is not None:
             messages = [
                 standing(analysis, self.choice),
@@ -131,18 +140,18 @@ class _Writer:
             yield Callout(texts("sentence_separator").join(map(texts.say, messages)), "result")
         else:
             yield Callout(texts.say(next(conclusions(analysis, None))), "warning")
-        record, data = analysis.records[0], analysis.data[0][0]
+        data = analysis.data[0][0]
         facts: dict[str, Value] = {
             "configurations": [c.name for c in analysis.configurations] or [NONE],
+            **overview_of_variants(analysis, texts),
             "baselines": [b.name for b in analysis.baselines] or [NONE],
             "seeds": seeds_text(analysis.seeds),
             "devices": sorted({literal(e.device_name) for e, _ in analysis.environments}),
             "train_tokens": f"{data.train_tokens:,}",
             "validation_tokens": f"{data.validation_tokens:,}",
             "vocabulary": f"{data.vocab_size:,}",
+            **overview_of_sizes(analysis, texts),
         }
-        sizes = {"embed_dim": record.embed_dim, "context_dim": record.context_dim}
-        facts |= {name: str(size) for name, size in sizes.items() if size is not None}
         yield Items([texts(f"overview.{key}", value=value) for key, value in facts.items()])
 
     def _summary(self) -> Iterator[Block]:
@@ -188,13 +197,23 @@ class _Writer:
             yield Message("warning.overlap")
 
     def _phase1(self) -> Iterator[Block]:
-        yield tables.phase1_table(self.analysis, self.texts)
-        messages = list(phase1_findings(self.analysis))
-        if messages:
-            yield Paragraph(self.texts("findings_lead"))
-            yield self._items(messages)
-        yield from self._figure("phase1_convergence")
-        yield from self._figure("phase1_loss")
+        analysis, texts = self.analysis, self.texts
+        if analysis.depths or not analysis.predictions:
+            if analysis.predictions:
+                yield Paragraph(texts("phase1.by_dispersion"))
+            yield phase1.dispersion_table(analysis, texts)
+            messages = list(phase1.dispersion_findings(analysis))
+            if messages:
+                yield Paragraph(texts("findings_lead"))
+                yield self._items(messages)
+            yield from self._figure("phase1_convergence")
+            yield from self._figure("phase1_loss")
+        if analysis.predictions:
+            shared = "shared_predictions_variants" if analysis.variants else "shared_predictions"
+            about = [texts("phase1.by_prediction"), texts(f"phase1.{shared}")]
+            yield Paragraph(texts("sentence_separator").join(about))
+            yield phase1.prediction_table(analysis, texts)
+            yield from self._figure("phase1_prediction")
 
     def _phase2(self) -> Iterator[Block]:
         yield tables.phase2_table(self.analysis, self.texts, self.choice)
@@ -204,17 +223,31 @@ class _Writer:
             yield self._items(messages)
         yield from self._figure("learning_curves")
 
+    def _scans(self) -> Iterator[Block]:
+        yield Paragraph(self.texts("scan.meaning"))
+        if any(scan.method == "linear" for result in self.analysis.scans for scan in result.scans):
+            yield Paragraph(self.texts("scan.linear"))
+        yield tables.scan_table(self.analysis, self.texts)
+
+    def _memory(self) -> Iterator[Block]:
+        yield Paragraph(self.texts("memory.meaning"))
+        yield Items(memory_sentences(self.analysis, self.texts))
+        yield from self._figure("memory")
+
     def _standing(self) -> Iterator[Block]:
         if self.choice is None:
             yield Paragraph(self.texts.say(next(conclusions(self.analysis, None))))
             return
         yield Paragraph(self.texts.say(standing(self.analysis, self.choice)))
         if self.analysis.comparisons:
-            yield comparison_tables.comparison_table(self.analysis, self.texts)
+            yield self._folded(comparison_tables.comparison_table(self.analysis, self.texts))
             yield Paragraph(self.texts("comparison_note"))
             yield from self._seeds_only(self.analysis.comparisons)
-            yield comparison_tables.paired_table(self.analysis, self.texts)
+            yield self._folded(comparison_tables.paired_table(self.analysis, self.texts))
             yield Paragraph(self.texts("paired_note"))
+
+    def _folded(self, table: Table) -> Block:
+        return folded(table, self.texts, ROWS_UNFOLDED) if self.analysis.variants else table
 
     def _seeds_only(self, comparisons: Sequence[Comparison]) -> Iterator[Block]:
         """Says where intervals do not cover the choice of the text."""
@@ -253,61 +286,34 @@ class _Writer:
         messages = list(effect_findings(self.analysis))
         yield self._items(messages) if messages else Paragraph(self.texts("effect.none"))
 
-    def _recommendation(self) -> Iterator[Section]:
-        texts, choice = self.texts, self.choice
-        if choice is None:
-            yield Section("recommended", texts("recommended.none"), (), 3)
+    def _variants(self) -> Iterator[Block]:
+        analysis, texts = self.analysis, self.texts
+        if items := variant_items(analysis, texts):
+            yield Paragraph(texts("variants.lead"))
+            yield Items(items)
+        messages = list(variant_findings(analysis))
+        if not messages:
+            yield Paragraph(texts("variants.none"))
             return
-        reason = [recommendation_message(choice), *caveats(self.analysis, choice)]
-        yield self._choice_section("recommended", choice.recommended, reason)
-        alternatives = list(alternative_messages(self.analysis, choice))
-        if choice.alternative is not None:
-            yield self._choice_section("alternative", choice.alternative, alternatives)
-        else:
-            yield self._section("no_alternative", [self._items(alternatives)], 3)
-        avoid = list(avoid_messages(choice)) or [Message("avoid.none")]
-        yield self._section("avoid", [self._items(avoid)], 3)
-
-    def _choice_section(self, name: str, c: ModelResult, reasons: list[Message]) -> Section:
-        texts = self.texts
-        figures = [
-            texts("choice.perplexity", value=perplexity_text(c.mean_perplexity)),
-            texts("choice.accuracy", value=percent(c.accuracy.mean if c.accuracy else None)),
-            texts("choice.parameters", value=count_short(c.parameters.total if c.parameters else None)),
-            texts("choice.iterations", value=count_text(c.iterations.mean if c.iterations else None)),
-        ]
-        title = texts(
-            f"section.{name}", name=c.name, context=str(c.context_layers), token=str(c.token_layers)
-        )
-        return Section(
-            name,
-            title,
-            (
-                Code(self._settings(c), "python"),
-                Items([*(texts.say(reason) for reason in reasons), *figures]),
-            ),
-            3,
-        )
-
-    def _settings(self, c: ModelResult) -> str:
-        context, token, *both = selecting_settings(c)
-        return "\n".join(
-            [context, token, *(line for both_line in both for line in (self.texts("code.or"), both_line))]
-        )
-
-    def _change(self, choice: Choice) -> Iterator[Block]:
-        yield Paragraph(self.texts("change.settings", name=choice.recommended.name))
-        yield Code(self._settings(choice.recommended), "python")
-        yield Paragraph(self.texts("change.command"))
-        yield Code(train_command(choice.recommended), "sh")
+        against = reference(analysis)
+        if against is not None:
+            yield Paragraph(texts("variants.reference", reference=against))
+        yield self._items(messages)
+        yield comparison_tables.variants_table(analysis, texts)
+        yield Paragraph(texts("variants.note"))
 
     def _original(self) -> Iterator[Block]:
-        texts, original = self.texts, load_original()
+        texts, original, ours = self.texts, load_original(), seed_models(self.analysis)
+        if self.analysis.configurations and not ours:
+            yield Paragraph(texts("original.none"))
+            return
         yield Callout(
             texts("original.label", title=original.title, date=original.date, device=original.device,
                   data=original.data, tokenizer=original.tokenizer),
             "warning",
         )  # fmt: skip
+        if ours and ours[0].variant is not None:
+            yield Paragraph(texts("original.variant", variant=ours[0].variant))
         yield tables.original_table(self.analysis, texts)
         yield Paragraph(texts("original.caveats"))
         yield Items(original.caveats[texts.language])
@@ -318,7 +324,7 @@ class _Writer:
         analysis, texts = self.analysis, self.texts
         yield Paragraph(
             texts(
-                "runs.time",
+                "runs.time_variants" if analysis.variants else "runs.time",
                 spent=seconds_text(analysis.seconds_spent),
                 alone=seconds_text(analysis.seconds_alone),
             )

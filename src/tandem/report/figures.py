@@ -1,61 +1,28 @@
-"""The report's figures as SVG text: deterministic, legible in print and for colour-blind readers.
+"""The report's figures: what each shows. They carry no title, since their captions stand in the report.
 
-Text stays text in the SVG (no outlines), so the reader's own fonts serve every language. matplotlib cannot
-measure scripts that its own font lacks; labels are therefore drawn as plain-letter keys and put into words in
-the finished SVG. Figures carry no title: their captions stand in the report.
+Labels such as `@epoch` are keys, put into words in the finished SVG (see `drawing`).
 """
 
-import html
-import io
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from tandem.records import Phase1Iteration
+from tandem.report.drawing import INK, draw_curves, drawn_svg, finish, legend, look
+from tandem.report.memory import SHARES
 from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import MIN_SEEDS, perplexity
 from tandem.report.wording import Texts, count_short, perplexity_text
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
-"""Okabe and Ito's palette (2008), less its yellow, which print loses."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-FONTS = "system-ui, 'Segoe UI', 'Noto Sans', 'Hiragino Sans', 'Noto Sans CJK JP', Meiryo, sans-serif"
 NEAR = 1.5
 """Times above the highest or below the lowest configuration that a baseline may lie to be drawn with them."""
-INK, FAINT = "#333333", "#d9d9d9"
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-    "axes.unicode_minus": True,
-}
+SIDE_BY_SIDE, MANY, LETTERS = 5, 12, 64
+"""Up to so many configurations have their mean written beside it, and above it; so many letters of their
+names have room on one line."""
+LEAST_CHANGE = 1e-4
+"""Below it a context's memory is not drawn: rounding would fill most of the figure."""
 
 
 def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
@@ -64,38 +31,13 @@ def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
         "validation_perplexity": _validation_perplexity,
         "phase1_convergence": _phase1_convergence,
         "phase1_loss": _phase1_loss,
+        "phase1_prediction": _phase1_prediction,
         "learning_curves": _learning_curves,
+        "memory": _memory,
         "perplexity_parameters": _perplexity_parameters,
     }
-    figures = {}
-    for name, draw in drawings.items():
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
-            matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
-            figure = Figure(figsize=(6.8, 3.5), layout="constrained")
-            FigureCanvasSVG(figure)
-            if draw(figure.subplots(), analysis):
-                figures[name] = _svg(figure, name, texts)
-    return figures
-
-
-def inline_svg(svg: str) -> str:
-    """The drawing for use inside an HTML page, where namespaces are implied."""
-    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-
-
-def _svg(figure: Figure, name: str, texts: Texts) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # several stand in one page
-    svg = re.sub(r" font-family: [^;\"]*;| ?<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
-    root = f'<svg style="font-family: {FONTS}; stroke-linejoin: round; stroke-linecap: butt"'
-    svg = re.sub("<svg", root, svg, count=1)
-    svg = re.sub(r"@([a-z0-9_]+)", lambda key: html.escape(texts(f"axes.{key[1]}")), svg)
-    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
+    figures = {name: drawn_svg(name, draw, analysis, texts) for name, draw in drawings.items()}
+    return {name: svg for name, svg in figures.items() if svg is not None}
 
 
 def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
@@ -110,23 +52,38 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
         )
         if c.nll is None:
             continue
-        mean = perplexity(c.nll.mean)
+        mean = top = perplexity(c.nll.mean)
         axes.plot([place - 0.12], [mean], _marker(analysis, c), color=colour, ms=7)
         if c.nll.interval is not None and len(values) >= MIN_SEEDS:
-            low, high = (perplexity(end) for end in c.nll.interval)
+            low, top = (perplexity(end) for end in c.nll.interval)
             axes.errorbar(
-                [place - 0.12], [mean], [[mean - low], [high - mean]], color=colour, capsize=4, lw=1.6
+                [place - 0.12], [mean], [[mean - low], [top - mean]], color=colour, capsize=4, lw=1.6
             )
-        axes.annotate(
-            perplexity_text(mean), (place - 0.12, mean), (-9, 0), textcoords="offset points",
-            ha="right", va="center", fontsize=8.5, color=INK,
-        )  # fmt: skip
-    axes.set_xticks(range(len(shown)), [c.name for c in shown])
+        if len(shown) <= SIDE_BY_SIDE:
+            axes.annotate(
+                perplexity_text(mean), (place - 0.12, mean), (-9, 0), textcoords="offset points",
+                ha="right", va="center", fontsize=8.5, color=INK,
+            )  # fmt: skip
+        elif len(shown) <= MANY:  # no room beside the mean, but above it and its interval
+            axes.annotate(
+                perplexity_text(mean), (place, max(top, *values)), (0, 5), textcoords="offset points",
+                ha="center", va="bottom", fontsize=8, color=INK,
+            )  # fmt: skip
+    _name_ticks(axes, [c.name for c in shown])
     axes.set_xlim(-0.6, len(shown) - 0.4)
     if shown:
         _baseline_lines(axes, analysis)
     axes.set_ylabel("@validation_perplexity")
     return bool(shown)
+
+
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    """Names under the places 0, 1, …; slanting or upright where they would run into each other."""
+    axes.set_xticks(range(len(names)), names)
+    if sum(len(name) + 2 for name in names) > LETTERS:
+        slant, vertical = (35, "top") if len(names) <= MANY else (90, "center")
+        for label in axes.get_xticklabels():
+            label.set(rotation=slant, ha="right", va=vertical, rotation_mode="anchor")
 
 
 def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
@@ -168,13 +125,56 @@ def _phase1(axes: Axes, analysis: Analysis, value: Callable[[Phase1Iteration], f
     drawn = False
     for order, depth in enumerate(analysis.depths):
         curves = [{s.iteration: value(s) for s in p.history} for p in depth.phase1.values()]
-        name = f"C{depth.context_layers}"
-        drawn |= _curves(
-            axes, [c for c in curves if c], COLOURS[order % len(COLOURS)], name, MARKERS[order % 7]
-        )
+        drawn |= draw_curves(axes, [c for c in curves if c], *look(order), depth.name)
     axes.set_xlabel("@iteration")
-    _finish(axes)
+    finish(axes)
     return drawn
+
+
+def _phase1_prediction(axes: Axes, analysis: Analysis) -> bool:
+    """Training only: what validation would be beside it was measured in another way, and at the end."""
+    drawn = False
+    for order, result in enumerate(analysis.predictions):
+        curves = [{e.epoch: e.train_nll_nats for e in p.history} for p in result.phase1.values()]
+        drawn |= draw_curves(axes, [c for c in curves if c], *look(order), result.name)
+    axes.set_xlabel("@epoch")
+    axes.set_ylabel("@training_nll")
+    finish(axes)
+    return drawn
+
+
+def _memory(axes: Axes, analysis: Analysis) -> bool:
+    """The mean over seeds; a band from the lowest seed to the highest."""
+    lowest, highest, longest = 1.0, 1.0, 1
+    for order, memory in enumerate(analysis.memories):
+        colour, marker = look(order)
+        distances = [point.distance for point in memory.points]
+        means = [point.mean if point.mean > 0 else math.nan for point in memory.points]
+        axes.plot(distances, means, color=colour, marker=marker, ms=4.5, label=memory.name)
+        if len(memory.seeds) > 1:
+            low, high = (
+                [max(end, LEAST_CHANGE) for end in ends]
+                for ends in ([point.low for point in memory.points], [point.high for point in memory.points])
+            )
+            axes.fill_between(distances, low, high, color=colour, alpha=0.18, lw=0)
+        lowest = min([lowest, *(point.mean for point in memory.points)])
+        highest = max([highest, *(point.high for point in memory.points)])
+        longest = max(longest, memory.measured_to)
+    for share in SHARES:
+        axes.axhline(share, color=INK, lw=0.9, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
+    axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # a logarithm that has room for distance 0
+    axes.set_xlim(-0.3, 1.2 * longest)
+    axes.xaxis.set_major_locator(FixedLocator([0, *(2**i for i in range(int(math.log2(longest)) + 1))]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.set_yscale("log")
+    axes.set_ylim(max(lowest / 1.5, LEAST_CHANGE), 1.4 * highest)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("@distance")
+    axes.set_ylabel("@change")
+    legend(axes)
+    return bool(analysis.memories)
 
 
 def _learning_curves(axes: Axes, analysis: Analysis) -> bool:
@@ -185,8 +185,8 @@ def _learning_curves(axes: Axes, analysis: Analysis) -> bool:
         histories = [t.history for t in c.training.values() if t.history]
         validation = [{e.epoch: perplexity(e.validation_nll_nats) for e in h} for h in histories]
         training = [{e.epoch: perplexity(e.train_nll_nats) for e in h} for h in histories]
-        drawn |= _curves(axes, validation, colour, c.name, marker)
-        _curves(axes, training, colour, None, None, style=(0, (1, 1.6)))
+        drawn |= draw_curves(axes, validation, colour, marker, c.name)
+        draw_curves(axes, training, colour, style=(0, (1, 1.6)))
     if drawn:
         axes.plot([], [], color=INK, label="@validation")
         axes.plot([], [], color=INK, ls=(0, (1, 1.6)), label="@training")
@@ -197,12 +197,13 @@ def _learning_curves(axes: Axes, analysis: Analysis) -> bool:
     axes.yaxis.set_minor_formatter(
         FuncFormatter(lambda y, _: f"{y:,.0f}" if _leading(y) in (2, 3, 5) else "")
     )
-    _finish(axes)
+    finish(axes)
     return drawn
 
 
 def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
     shown = [c for c in analysis.configurations if _finite(c) and c.parameters is not None]
+    crowded = bool(analysis.variants)  # variants of one size stand over each other
     for c in shown:
         if c.nll is None or c.parameters is None:
             continue
@@ -211,47 +212,17 @@ def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
         values = _finite_perplexities(c)
         axes.plot([size] * len(values), values, "_", color=colour, alpha=0.7, ms=10, mew=1.4)
         axes.plot([size], [mean], _marker(analysis, c), color=colour, ms=7)
-        axes.annotate(c.name, (size, mean), (9, 0), textcoords="offset points", va="center", fontsize=8.5)
+        if crowded:
+            axes.plot([], [], _marker(analysis, c), color=colour, label=c.name)
+        else:
+            axes.annotate(c.name, (size, mean), (9, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count_short(x)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("@total_parameters")
     axes.set_ylabel("@validation_perplexity")
+    legend(axes)
     return bool(shown)
-
-
-def _curves(
-    axes: Axes,
-    curves: Sequence[dict[int, float]],
-    colour: str,
-    label: str | None,
-    marker: str | None,
-    style: str | tuple[float, tuple[float, ...]] = "-",
-) -> bool:
-    """Each curve thin and, up to where the shortest ends, their mean thick; false if there is none."""
-    if len(curves) > 1:
-        for curve in curves:
-            axes.plot(*_points(curve), color=colour, lw=0.8, alpha=0.45, ls=style)
-    common = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
-    mean = {x: fmean(curve[x] for curve in curves) for x in common}
-    if not mean:
-        return False
-    axes.plot(
-        *_points(mean), color=colour, ls=style, marker=marker, ms=4.5,
-        markevery=max(1, len(mean) // 8), label=label,
-    )  # fmt: skip
-    return True
-
-
-def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
-    """Coordinates; gaps where a value is not finite."""
-    return list(curve), [y if math.isfinite(y) else math.nan for y in curve.values()]
-
-
-def _finish(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2)
 
 
 def _finite(c: ModelResult) -> bool:
@@ -264,15 +235,15 @@ def _finite_perplexities(c: ModelResult) -> list[float]:
 
 
 def _colour(analysis: Analysis, c: ModelResult) -> str:
-    return _cycled(COLOURS, analysis.configurations, c)
+    return look(_order(analysis, c))[0]
 
 
 def _marker(analysis: Analysis, c: ModelResult) -> str:
-    return _cycled(MARKERS, analysis.configurations, c)
+    return look(_order(analysis, c))[1]
 
 
-def _cycled(choices: Sequence[str], all_of: Iterable[ModelResult], one: ModelResult) -> str:
-    return choices[[c.name for c in all_of].index(one.name) % len(choices)]
+def _order(analysis: Analysis, c: ModelResult) -> int:
+    return [other.name for other in analysis.configurations].index(c.name)
 
 
 def _leading(value: float) -> int:

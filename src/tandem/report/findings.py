@@ -6,20 +6,19 @@ from typing import Literal
 
 from tandem.report.beside import beside_summary
 from tandem.report.choice import Choice
-from tandem.report.results import Analysis, Comparison, DepthComparison, ModelResult
-from tandem.report.statistics import Verdict, perplexity
+from tandem.report.phase1 import speed_message
+from tandem.report.results import Analysis, Comparison, ModelResult
+from tandem.report.statistics import Verdict
+from tandem.report.variants import variant_findings
 from tandem.report.wording import (
-    NONE,
     Message,
-    count_text,
+    change_text,
     interval_text,
     literal,
     nats_text,
     number,
-    p_text,
     percent,
     perplexity_text,
-    signed,
 )
 
 Axis = Literal["context", "token"]
@@ -36,71 +35,11 @@ def pair_text(comparison: Comparison, interval: bool = False) -> str:
     return f"{pair} {effect_interval(comparison)}" if interval and comparison.effect.interval else pair
 
 
-def change_text(difference: float | None) -> str:
-    """Change of perplexity that a difference in nats per token makes, in percent."""
-    if difference is None:
-        return NONE
-    return signed(100 * (perplexity(difference) - 1), 1) + "%"
-
-
-def seeds_text(seeds: Sequence[int]) -> tuple[str, ...]:
-    """Seeds, to be joined as the language does."""
-    return tuple(str(seed) for seed in seeds) or (NONE,)
-
-
-# Phase 1
-
-
-def phase1_findings(analysis: Analysis) -> Iterator[Message]:
-    """What phase 1 shared, how it stopped, and which depth needs fewer iterations."""
-    depths = [d for d in analysis.depths if d.phase1]
-    if depths:
-        yield Message("phase1.shared")
-    if depths and not any(d.at_limit for d in depths):
-        yield Message("phase1.all_converged")
-    for depth in depths:
-        if depth.at_limit:
-            how = "all_at_limit" if len(depth.at_limit) == len(depth.phase1) else "some_at_limit"
-            values = {"depth": str(depth.context_layers), "seeds": seeds_text(depth.at_limit)}
-            yield Message(f"phase1.{how}", values)
-    for comparison in analysis.depth_comparisons:
-        yield speed_message(comparison)
-
-
-def speed_message(comparison: DepthComparison) -> Message:
-    """Which of two context depths converges faster, where the seeds show it."""
-    test = comparison.iterations
-    slow_is_a = test.difference is not None and test.difference < 0
-    fast, slow = (comparison.b, comparison.a) if slow_is_a else (comparison.a, comparison.b)
-    fast_mean, slow_mean = (test.mean_b, test.mean_a) if slow_is_a else (test.mean_a, test.mean_b)
-    shown = comparison.verdict in (Verdict.BETTER, Verdict.WORSE)
-    return Message(
-        "phase1.faster" if shown else f"phase1.{comparison.verdict}",
-        {
-            "fast": str(fast),
-            "slow": str(slow),
-            "fast_iterations": count_text(fast_mean),
-            "slow_iterations": count_text(slow_mean),
-            "ratio": number(slow_mean / fast_mean if slow_mean and fast_mean else None, 1),
-            "interval": interval_text(test.interval, lambda end: signed(end, 1)),
-            "a": str(comparison.a),
-            "b": str(comparison.b),
-            "p": _p_relation(comparison.corrected_p),
-            "seeds": seeds_text(test.seeds),
-        },
-    )
-
-
-def _p_relation(p: float | None) -> str:
-    shown = p_text(p)
-    return f"p < {shown[1:]}" if shown.startswith("<") else f"p = {shown}"
-
-
 # Phase 2
 
 
 def phase2_findings(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
-    """Lowest perplexity, gap between training and validation, and runs that may still be improving."""
+    """Lowest perplexity, what it is beside training and beside phase 1, and who may still be improving."""
     if choice is not None:
         mean = perplexity_text(choice.best.mean_perplexity)
         yield Message("phase2.lowest", {"name": choice.best.name, "perplexity": mean})
@@ -114,10 +53,26 @@ def phase2_findings(analysis: Analysis, choice: Choice | None) -> Iterator[Messa
             "high_name": high_name,
         }
         yield Message("phase2.gap", values)
+    unlike = [c for c in analysis.configurations if c.validation and not c.training_is_plain]
+    if unlike:
+        yield Message("phase2.unlike", {"names": list(dict.fromkeys(c.variant or c.name for c in unlike))})
+    yield from _over_heads(analysis)
     if any(c.still_improving for c in analysis.configurations):
         yield from still_improving(analysis.configurations)
     elif any(c.validation for c in analysis.configurations):
         yield Message("phase2.all_stopped")
+
+
+def _over_heads(analysis: Analysis) -> Iterator[Message]:
+    """What phase 2 makes of validation perplexity after a phase 1 that predicts: from where to where."""
+    over = sorted(
+        (c.over_head.mean, c.name) for c in analysis.configurations if c.over_head and c.over_head.values
+    )
+    if over:
+        (low, low_name), (high, high_name) = over[0], over[-1]
+        values = {"low": change_text(low), "low_name": low_name}
+        values |= {"high": change_text(high), "high_name": high_name}
+        yield Message("phase2.over_head" if len(over) == 1 else "phase2.over_heads", values)
 
 
 def still_improving(models: Sequence[ModelResult]) -> Iterator[Message]:
@@ -142,11 +97,11 @@ def effect_findings(analysis: Analysis) -> Iterator[Message]:
 
 
 def _pairs_along(analysis: Analysis, axis: Axis) -> list[Comparison]:
-    """Pairs from fewer to more layers of one block, with equal depth of the other."""
+    """Pairs of one variant from fewer to more layers of one block, with equal depth of the other."""
     chosen = []
     for comparison in analysis.comparisons:
         a, b = analysis.configuration(comparison.a), analysis.configuration(comparison.b)
-        if a is None or b is None:
+        if a is None or b is None or a.variant != b.variant:
             continue
         equal = (
             a.token_layers == b.token_layers if axis == "context" else a.context_layers == b.context_layers
@@ -222,7 +177,8 @@ def alternative_messages(analysis: Analysis, choice: Choice) -> Iterator[Message
         return
     yield Message(f"alternative.{choice.alternative_reason}", {"recommended": recommended.name})
     depths = (recommended.context_layers, alternative.context_layers)
-    for c in analysis.depth_comparisons:
+    variants = {recommended.variant, alternative.variant}
+    for c in (c for c in analysis.depth_comparisons if {c.variant} == variants):
         found: dict[tuple[int | None, int | None], Verdict] = {
             (c.a, c.b): c.verdict,
             (c.b, c.a): c.verdict.reversed,
@@ -251,6 +207,8 @@ def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
         yield Message(f"conclusion.{reason}")
         return
     yield standing(analysis, choice)
+    few = f"variants.{Verdict.TOO_FEW_SEEDS}"  # which the standing says
+    yield from (message for message in variant_findings(analysis) if message.key != few)
     for axis in ("context", "token"):
         pairs = _pairs_along(analysis, axis)
         shown = [c for c in pairs if c.verdict in (Verdict.BETTER, Verdict.WORSE)]

@@ -8,10 +8,11 @@ from functools import cache
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from tandem.report.findings import change_text, effect_interval, speed_message
-from tandem.report.results import Analysis, Comparison
+from tandem.report.findings import effect_interval
+from tandem.report.phase1 import speed_message
+from tandem.report.results import Analysis, Comparison, ModelResult
 from tandem.report.statistics import Verdict
-from tandem.report.wording import Message, read_resource
+from tandem.report.wording import Message, change_text, read_resource
 
 
 class _Figures(BaseModel):
@@ -69,6 +70,17 @@ def load_original() -> OriginalReport:
     return OriginalReport.model_validate(yaml.safe_load(read_resource("seed_figures.yaml")))
 
 
+def seed_models(analysis: Analysis) -> list[ModelResult]:
+    """The configurations trained as the original's were: of recipe `seed`, in the first variant with it."""
+    seed = [c for c in analysis.configurations if c.recipe == "seed"]
+    return [c for c in seed if c.variant == seed[0].variant]
+
+
+def as_the_original(analysis: Analysis) -> dict[str, ModelResult]:
+    """Those, by the name that the original report calls them."""
+    return {f"C{c.context_layers}T{c.token_layers}": c for c in seed_models(analysis)}
+
+
 def claims(analysis: Analysis) -> Iterator[Claim]:
     """The original report's claims, each judged by the verdicts of these records."""
     deeper = [("C1T1", "C2T1"), ("C1T1", "C1T2"), ("C1T1", "C2T2")]
@@ -92,7 +104,14 @@ def _claim(
 
     A claim that something makes no difference (`supports` none) can be contradicted, never shown.
     """
-    found = [c for a, b in pairs if (c := analysis.compare(a, b)) is not None]
+    ours = as_the_original(analysis)
+    found = [
+        comparison
+        for a, b in pairs
+        if a in ours
+        and b in ours
+        and (comparison := analysis.compare(ours[a].name, ours[b].name)) is not None
+    ]
     tested = [c for c in found if c.verdict is not Verdict.TOO_FEW_SEEDS]
     if any(c.verdict is contradicts for c in tested):
         outcome = Outcome.CONTRADICTED
@@ -106,7 +125,10 @@ def _claim(
 
 
 def _speed_claim(analysis: Analysis) -> Claim:
-    comparison = next((c for c in analysis.depth_comparisons if (c.a, c.b) == (1, 2)), None)
+    variants = {c.variant for c in seed_models(analysis)}
+    comparison = next(
+        (c for c in analysis.depth_comparisons if (c.a, c.b) == (1, 2) and c.variant in variants), None
+    )
     if comparison is None or comparison.verdict is Verdict.TOO_FEW_SEEDS:
         return Claim("faster_convergence", Outcome.NOT_TESTED, ())
     outcome = {Verdict.BETTER: Outcome.SUPPORTED, Verdict.WORSE: Outcome.CONTRADICTED}.get(

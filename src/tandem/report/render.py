@@ -13,7 +13,8 @@ from tandem.report.analysis import analyse
 from tandem.report.blocks import Code, Document
 from tandem.report.choice import choose
 from tandem.report.document import compose
-from tandem.report.figures import draw_figures, inline_svg
+from tandem.report.drawing import inline_svg
+from tandem.report.figures import draw_figures
 from tandem.report.tables import summary_table
 from tandem.report.wording import Texts, inline_html, read_resource
 

@@ -1,7 +1,7 @@
 """What the analysis of an experiment holds: figures over seeds, comparisons, provenance."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,12 +12,13 @@ from tandem.records import (
     Manifest,
     Parameters,
     Phase1Record,
+    PredictionRecord,
     RunRecord,
-    ScanRecord,
     TrainingRecord,
     ValidationRecord,
 )
 from tandem.report.crossed import Effect
+from tandem.report.depths import DepthResult, MemoryResult, PredictionResult, ScanResult
 from tandem.report.statistics import Paired, Spread, Verdict, perplexity, spread
 from tandem.report.trust import Trust
 
@@ -28,12 +29,21 @@ class ModelResult:
 
     name: str
     kind: Literal["tandem"] | BaselineKind
+    recipe: Literal["seed", "predictive"] | None
+    variant: str | None
     context_layers: int | None
     """None, like `token_layers`, of baselines that are no Tandem models."""
     token_layers: int | None
     parameters: Parameters | None
     runs: dict[int | None, RunRecord]
     """By seed, in order; the seed None where nothing is drawn at random."""
+    training_is_plain: bool = True
+    """Whether its training figures compare with validation; not where dropout or a sampled softmax is set."""
+
+    @property
+    def place(self) -> tuple[str | None, int | None, int | None]:
+        """Variant and depths: what a configuration shares with its control alone."""
+        return self.variant, self.context_layers, self.token_layers
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -52,18 +62,34 @@ class ModelResult:
 
     @property
     def iterations(self) -> Spread | None:
-        """Of phase 1."""
-        return self._over_phase1(lambda p: p.iterations)
+        """Of phase 1 by dispersion."""
+        return spread(p.iterations for p in self._phase1 if isinstance(p, Phase1Record))
 
     @property
     def convergence_rate(self) -> Spread | None:
-        """Of phase 1, at its end."""
-        return self._over_phase1(lambda p: p.convergence_rate)
+        """Of phase 1 by dispersion, at its end."""
+        return spread(p.convergence_rate for p in self._phase1 if isinstance(p, Phase1Record))
+
+    @property
+    def prediction_epochs(self) -> Spread | None:
+        """Of phase 1 by prediction."""
+        return spread(p.epochs for p in self._phase1 if isinstance(p, PredictionRecord))
 
     @property
     def effective_rank(self) -> Spread | None:
         """On validation contexts."""
-        return self._over_phase1(lambda p: p.effective_rank_validation)
+        return spread(p.effective_rank_validation for p in self._phase1)
+
+    @property
+    def over_head(self) -> Spread | None:
+        """Validation NLL less that of the head that phase 1 by prediction threw away, nats per token."""
+        return spread(
+            r.validation.nll_nats - r.phase1.head_nll_nats
+            for r in self.runs.values()
+            if isinstance(r.phase1, PredictionRecord)
+            and r.validation is not None
+            and math.isfinite(r.phase1.head_nll_nats)
+        )
 
     @property
     def nll(self) -> Spread | None:
@@ -122,8 +148,8 @@ class ModelResult:
 
     @property
     def gap(self) -> float | None:
-        """Validation over training perplexity."""
-        if self.nll is None or self.train_nll is None:
+        """Validation over training perplexity; None where the two do not compare."""
+        if self.nll is None or self.train_nll is None or not self.training_is_plain:
             return None
         return perplexity(self.nll.mean - self.train_nll.mean)
 
@@ -141,62 +167,9 @@ class ModelResult:
         """Whether it has a finite validation loss, so that it can be best or recommended."""
         return self.nll is not None and math.isfinite(self.nll.mean)
 
-    def _over_phase1(self, figure: Callable[[Phase1Record], float]) -> Spread | None:
-        return spread(figure(r.phase1) for r in self.runs.values() if r.phase1 is not None)
-
-
-@dataclass(frozen=True)
-class DepthResult:
-    """Phase 1 of one context depth over its seeds: run once per seed, shared by all token depths."""
-
-    context_layers: int
-    used_by: tuple[str, ...]
-    phase1: dict[int, Phase1Record]
-    """By seed, in order."""
-    iterations: Spread | None
-    convergence_rate: Spread | None
-    effective_rank_train: Spread | None
-    effective_rank_validation: Spread | None
-    seconds: Spread | None
-
     @property
-    def iterations_by_seed(self) -> dict[int, float]:
-        """Iterations until phase 1 stopped."""
-        return {seed: float(p.iterations) for seed, p in self.phase1.items()}
-
-    @property
-    def at_limit(self) -> tuple[int, ...]:
-        """Seeds that stopped at the iteration limit; these are not called converged."""
-        return tuple(seed for seed, p in self.phase1.items() if p.stopped == "max_iterations")
-
-
-@dataclass(frozen=True)
-class ScanResult:
-    """How exact the contexts of one depth and split are: the largest errors over its seeds."""
-
-    context_layers: int
-    split: str
-    scans: tuple[ScanRecord, ...]
-
-    @property
-    def loop_error(self) -> float:
-        """Largest difference from the sequential loop."""
-        return max(scan.loop_error for scan in self.scans)
-
-    @property
-    def join_error(self) -> float:
-        """Largest difference at a join of two segments."""
-        return max(scan.join_error for scan in self.scans)
-
-    @property
-    def tolerance(self) -> float:
-        """The strictest one asked for."""
-        return min(scan.tolerance for scan in self.scans)
-
-    @property
-    def within(self) -> bool:
-        """Whether every scan kept to its own tolerance."""
-        return all(max(scan.loop_error, scan.join_error) <= scan.tolerance for scan in self.scans)
+    def _phase1(self) -> list[Phase1Record | PredictionRecord]:
+        return [r.phase1 for r in self.runs.values() if r.phase1 is not None]
 
 
 @dataclass(frozen=True)
@@ -236,12 +209,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class DepthComparison:
-    """Phase 1 with `b` context layers against `a`, by iterations; the verdict is on `b`.
+    """Phase 1 by dispersion with `b` context layers against `a`, by iterations; the verdict is on `b`.
 
     Seeds stopped by the iteration limit give only a lower bound, so a depth with such a seed is never called
     the faster one.
     """
 
+    variant: str | None
+    """Of both."""
     a: int
     b: int
     iterations: Paired
@@ -259,22 +234,28 @@ class Analysis:
     environments: tuple[tuple[Environment, tuple[str, ...]], ...]
     """Each with the runs made there; one, unless the experiment moved."""
     data: tuple[tuple[DataRecord, tuple[str, ...]], ...]
-    """Each with its runs, embeddings apart (random ones differ by seed); one, unless records were mixed."""
-    embeddings: tuple[str, ...]
-    """Fingerprints of the embeddings."""
-    settings: tuple[str, ...]
-    """Fingerprints of the settings; one, unless records were mixed."""
+    """Each with its runs, embeddings apart (they differ by variant, random ones by seed too); one, unless
+    records were mixed."""
+    settings: tuple[tuple[str | None, str], ...]
+    """Variant and fingerprint of its settings; one a variant, unless records were mixed."""
+    variants: tuple[str, ...]
+    """In the order of the manifest; none where there is only one way to train."""
     configurations: tuple[ModelResult, ...]
+    """By variant, then by depth."""
     baselines: tuple[ModelResult, ...]
     """What the configurations are measured against; never ranked or recommended."""
     depths: tuple[DepthResult, ...]
+    """Phase 1 by dispersion."""
+    predictions: tuple[PredictionResult, ...]
+    """Phase 1 by prediction."""
     scans: tuple[ScanResult, ...]
+    memories: tuple[MemoryResult, ...]
     comparisons: tuple[Comparison, ...]
     """Of every pair of configurations, corrected as one family; none if records are not comparable."""
     baseline_comparisons: tuple[Comparison, ...]
     """Of every configuration (`b`) against every baseline (`a`), corrected as one family."""
     depth_comparisons: tuple[DepthComparison, ...]
-    """Of every pair of context depths, corrected as one family."""
+    """Of every pair of context depths of one variant, corrected as one family."""
     failed: tuple[RunRecord, ...]
     left_out: tuple[RunRecord, ...]
     """Finished runs of baselines, made with other settings than the newest one; in no mean or comparison."""
@@ -291,8 +272,11 @@ class Analysis:
 
     @property
     def comparable(self) -> bool:
-        """Whether all records share data and settings; otherwise nothing is compared."""
-        return len(self.data) == 1 and len(self.settings) == 1
+        """Whether all records share the text and its tokens, and those of a variant their settings.
+
+        Otherwise nothing is compared.
+        """
+        return len(self.data) == 1 and len(self.settings) == len({variant for variant, _ in self.settings})
 
     def configuration(self, name: str) -> ModelResult | None:
         """By name."""

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 
-from tandem.records import RunRecord
+from tandem.records import Phase1Record, RunRecord
 from tandem.report.blocks import Table
 from tandem.report.cells import MARK, baseline_text, make_table, name_text, recommended_rows
 from tandem.report.choice import Choice
-from tandem.report.original import claims, load_original
-from tandem.report.results import Analysis, DepthResult, ModelResult
+from tandem.report.original import as_the_original, claims, load_original
+from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import Spread
 from tandem.report.wording import (
     NONE,
     Texts,
     bytes_text,
+    change_text,
     count_short,
     count_text,
     error_text,
@@ -54,28 +55,9 @@ def summary_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Ta
     return make_table(texts, "summary", columns, rows, emphasised, apart)
 
 
-def phase1_table(analysis: Analysis, texts: Texts) -> Table:
-    """One row per context depth: phase 1 is shared by the configurations of that depth."""
-    rows = [
-        [
-            f"C{d.context_layers}",
-            texts("joined", names=d.used_by),
-            plus_minus(d.iterations, count_text),
-            plus_minus(d.convergence_rate, percent),
-            plus_minus(d.effective_rank_validation, percent),
-            plus_minus(d.effective_rank_train, percent),
-            plus_minus(d.seconds, seconds_text),
-            _stopped(d, texts),
-            _speed(analysis, d, texts),
-        ]
-        for d in analysis.depths
-    ]
-    columns = "context_depth used_by iterations convergence rank_validation rank_train seconds stopped speed"
-    return make_table(texts, "phase1", columns, rows, words={1, 7, 8})
-
-
 def phase2_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:
-    """Figures at the best epoch."""
+    """Figures at the best epoch; beside the head of a phase 1 that predicts, where one does."""
+    heads = bool(analysis.predictions)
     rows = [
         [
             name_text(analysis, c.name),
@@ -83,6 +65,7 @@ def phase2_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Tab
             plus_minus(c.train_perplexity, perplexity_text, c.mean_train_perplexity),
             plus_minus(c.perplexity, perplexity_text, c.mean_perplexity),
             number(c.gap, 2),
+            *([change_text(c.over_head.mean if c.over_head else None)] if heads else []),
             plus_minus(c.accuracy, percent),
             plus_minus(c.bits_per_byte, _three),
             count_short(c.parameters.trained_phase2 if c.parameters else None),
@@ -90,7 +73,8 @@ def phase2_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Tab
         ]
         for c in analysis.configurations
     ]
-    columns = "config best_epoch train_perplexity perplexity gap accuracy bits trained seconds"
+    over_head = "over_head " if heads else ""
+    columns = f"config best_epoch train_perplexity perplexity gap {over_head}accuracy bits trained seconds"
     return make_table(texts, "phase2", columns, rows, recommended_rows(analysis.configurations, choice))
 
 
@@ -98,7 +82,7 @@ def scan_table(analysis: Analysis, texts: Texts) -> Table:
     """How exact the contexts are: the largest errors over seeds."""
     rows = [
         [
-            f"C{s.context_layers}",
+            s.name,
             texts(f"split.{s.split}"),
             texts("joined", names=sorted({f"`{scan.method}`" for scan in s.scans})),
             span_of(scan.segments for scan in s.scans),
@@ -139,6 +123,7 @@ def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) ->
 
 def original_table(analysis: Analysis, texts: Texts) -> Table:
     """The original report's row and ours, one under the other."""
+    ours_by_depth = as_the_original(analysis)
     rows = []
     for theirs in load_original().rows:
         rows.append(
@@ -148,7 +133,7 @@ def original_table(analysis: Analysis, texts: Texts) -> Table:
                 theirs.perplexity, theirs.accuracy, theirs.time,
             ]
         )  # fmt: skip
-        c = analysis.configuration(theirs.configuration)
+        c = ours_by_depth.get(theirs.configuration)
         if c is None or not c.validation:
             continue
         rows.append(
@@ -194,7 +179,7 @@ def runs_table(analysis: Analysis, texts: Texts) -> Table:
             literal(r.run) + (f" {MARK}" if r.run in analysis.trust.untrusted else ""),
             _whole(r.seed),
             texts(f"status.{r.status}"),
-            number(r.phase1.iterations, 0) if r.phase1 else NONE,
+            number(r.phase1.iterations, 0) if isinstance(r.phase1, Phase1Record) else NONE,
             number(r.trained.best_epoch, 0) if r.trained else NONE,
             perplexity_text(r.validation.perplexity) if r.validation else NONE,
             percent(r.validation.accuracy) if r.validation else NONE,
@@ -236,24 +221,6 @@ def _seeds(analysis: Analysis, m: ModelResult) -> str:
         planned = analysis.manifest.seeds if analysis.manifest else ()
         missing = sum(f"{m.name}-seed{seed}" in analysis.missing_baselines for seed in planned)
     return f"{len(m.runs)}/{len(recorded) + missing}"
-
-
-def _stopped(d: DepthResult, texts: Texts) -> str:
-    if not d.phase1:
-        return NONE
-    converged = len(d.phase1) - len(d.at_limit)
-    return texts("stopped", converged=str(converged), total=str(len(d.phase1)))
-
-
-def _speed(analysis: Analysis, d: DepthResult, texts: Texts) -> str:
-    """What is shown of this depth's speed against every other."""
-    found = []
-    for c in analysis.depth_comparisons:
-        if d.context_layers in (c.a, c.b):
-            own = c.verdict if c.b == d.context_layers else c.verdict.reversed
-            other = c.a if c.b == d.context_layers else c.b
-            found.append(texts(f"speed.{own}", other=f"C{other}"))
-    return texts("joined", names=found) if found else NONE
 
 
 def _three(value: float | None) -> str:

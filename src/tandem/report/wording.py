@@ -16,7 +16,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from tandem.errors import RunDirError
-from tandem.report.statistics import Spread
+from tandem.report.statistics import Spread, perplexity
 
 LANGUAGES = ("en", "ja")
 NONE = "–"
@@ -31,6 +31,8 @@ class Message:
 
     key: str
     values: Mapping[str, Value] = field(default_factory=dict)
+    variant: str | None = None
+    """Of which variant it is said, where it holds for one alone."""
 
 
 class Texts:
@@ -52,7 +54,8 @@ class Texts:
 
     def say(self, message: Message) -> str:
         """A message in words."""
-        return self(message.key, **message.values)
+        said = self(message.key, **message.values)
+        return said if message.variant is None else self("of_variant", variant=message.variant, said=said)
 
 
 @cache
@@ -191,6 +194,18 @@ def bytes_text(value: int | None) -> str:
 def p_text(p: float | None) -> str:
     """A p-value."""
     return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seeds_text(seeds: Sequence[int]) -> tuple[str, ...]:
+    """Seeds, to be joined as the language does."""
+    return tuple(str(seed) for seed in seeds) or (NONE,)
+
+
+def change_text(difference: float | None) -> str:
+    """Change of perplexity that a difference in nats per token makes, in percent."""
+    if difference is None:
+        return NONE
+    return signed(100 * (perplexity(difference) - 1), 1) + "%"
 
 
 def error_text(value: float) -> str:

@@ -33,10 +33,8 @@ class Epochs:
         """Since training began."""
         return time.perf_counter() - self.began
 
-    def step_done(self, share: float, loss: float, train_nll: float) -> None:
-        """One step with this loss; so much of the epoch is done, with this mean NLL so far, in nats."""
-        if math.isnan(self.first_loss):
-            self.first_loss = loss
+    def step_done(self, share: float, train_nll: float) -> None:
+        """One step; so much of the epoch is done, with this mean NLL so far, in nats."""
         figures = {"train PPL": perplexity(train_nll)}
         if self.history:
             figures["val PPL"] = perplexity(self.history[-1].validation_nll_nats)

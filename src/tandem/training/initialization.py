@@ -1,11 +1,14 @@
 """Initial weights and random streams that depend on the seed and on their purpose, and on nothing else."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from tandem.model import TandemForCausalLM
+from tandem.model.modeling_tandem import GatedLayer
 
 
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
@@ -23,16 +26,31 @@ def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
 def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torch.Generator) -> None:
     """Initialise one block as SPEC section 1 says: weights N(0, 0.1), biases N(0, 0.01), LayerNorms 1 and 0.
 
-    The standard deviations are the configuration's. Drawn on the CPU, so that every device starts alike.
+    The standard deviations are the configuration's; forget gates start with their spread of time constants.
+    Drawn on the CPU, so that every device starts alike.
     """
     config = model.config
     for module in block.modules():
         if isinstance(module, nn.Linear):
-            for parameter, std in (
-                (module.weight, config.weight_init_std),
+            std = config.weight_init_std
+            for parameter, size in (
+                (module.weight, module.in_features**-0.5 if std is None else std),
                 (module.bias, config.bias_init_std),
             ):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+            if isinstance(module, GatedLayer):
+                module.spread_memory()
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int, *purpose: str | int) -> Iterator[None]:
+    """What is drawn in here depends on seed and purpose alone, and changes nobody else's draws."""
+    devices = []  # whose generators are put back besides the CPU's; torch cannot do so for MPS
+    if device.type == "cuda":
+        devices = [torch.cuda.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(generator_for(seed, *purpose).initial_seed())
+        yield

@@ -8,17 +8,21 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tandem.contexts import ContextsSample, Stream, previous_contexts
-from tandem.cross_entropy import mean_nll
+from tandem.cross_entropy import Loss, mean_nll, training_loss
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import Epoch, PartRecord
 from tandem.settings import Phase2Settings
 from tandem.training.epochs import Epochs
-from tandem.training.initialization import generator_for
+from tandem.training.initialization import generator_for, seeded
+from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, silent
 from tandem.training.trainable import training_only
+
+WARM_UP_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Phase2Result:
     """How phase 2 ended; the model holds the weights of the best epoch.
 
     positions          tokens predicted in an epoch
-    first_loss_nats    of the first step, before any weight moved
+    first_loss_nats    of the first step's batch, before any weight moved: exact, and without dropout
     contexts           a sample of the contexts that training and validation of that epoch read
     """
 
@@ -67,18 +71,18 @@ def train_token_block(
 
     The embedding, hence the head, is trained along with `train_embedding`; contexts then move with it, and
     `refresh` gives those of both splits anew before every epoch and every validation. The training NLL of
-    an epoch is the mean over it, while the weights move. Raises NonFiniteLossError before a non-finite step
+    an epoch is the mean over it, while the weights move (with the dropout and the softmax of training).
+    Raises NonFiniteLossError before a non-finite step
     would reach the weights.
     """
     watch = Epochs("phase 2", "phase2.lr", settings.max_epochs, on_tick)
     trained: list[nn.Module] = [model.token_block] + ([model.embedding] if train_embedding else [])
-    order = generator_for(seed, "phase2 order")
     best: tuple[Epoch, Score, ContextsSample, list[dict[str, Tensor]]] | None = None
 
-    with training_only(model, *trained) as trainable:
-        optimizer = torch.optim.Adam(trainable.parameters, lr=settings.lr)
+    with training_only(model, *trained) as trainable, seeded(model.device, seed, "phase2 dropout"):
+        course = _Course.of(model, trainable.parameters, train.stream, settings, seed)
         for _ in range(settings.max_epochs):
-            train_nll = _one_epoch(model, train, optimizer, settings, order, watch)
+            train_nll = _one_epoch(model, train, course, watch)
             if refresh is not None:
                 train, validation = refresh()
             score = score_stream(model, validation.stream, validation.contexts, settings.chunk_positions)
@@ -107,34 +111,80 @@ def train_token_block(
     )
 
 
-def _one_epoch(
-    model: TandemForCausalLM,
-    train: Split,
-    optimizer: torch.optim.Optimizer,
-    settings: Phase2Settings,
-    order: torch.Generator,
-    watch: Epochs,
-) -> float:
-    """One pass over all positions that have a next token; returns their mean NLL in nats."""
-    ids, contexts = train.stream.ids, train.contexts
-    positions = len(ids) - 1
-    chosen = torch.randperm(positions, generator=order) if settings.shuffle else torch.arange(positions)
-    chosen = chosen.to(ids.device)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+@dataclass(frozen=True)
+class _Course:
+    """How the steps of phase 2 are taken: the loss, the optimizer, its learning rate, and the order."""
+
+    settings: Phase2Settings
+    parameters: list[nn.Parameter]
+    loss_of: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    order: torch.Generator
+
+    @classmethod
+    def of(
+        cls,
+        model: TandemForCausalLM,
+        parameters: list[nn.Parameter],
+        stream: Stream,
+        settings: Phase2Settings,
+        seed: int,
+    ) -> "_Course":
+        """Before the first step. Without a weight decay AdamW is Adam."""
+        optimizer = torch.optim.AdamW(decayed_apart(parameters, settings.weight_decay), lr=settings.lr)
+        steps = settings.max_epochs * math.ceil((len(stream) - 1) / settings.batch_positions)
+        shares: dict[str, Callable[[int], float]] = {
+            "constant": lambda _: 1.0,
+            "linear": lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10)),
+        }
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shares[settings.schedule])
+        loss_of = training_loss(
+            torch.bincount(stream.ids, minlength=model.config.vocab_size),
+            settings.batch_positions,
+            settings.negatives,
+            generator_for(seed, "phase2 negatives"),
+            settings.chunk_positions,
+        )
+        return cls(settings, parameters, loss_of, optimizer, schedule, generator_for(seed, "phase2 order"))
+
+
+def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: Epochs) -> float:
+    """One pass over all positions that have a next token; returns the mean of their losses in nats."""
+    settings, optimizer = course.settings, course.optimizer
+    positions = len(train.stream) - 1
+    chosen = (
+        torch.randperm(positions, generator=course.order) if settings.shuffle else torch.arange(positions)
+    )
     total, seen = 0.0, 0
-    for at in chosen.split(settings.batch_positions):
-        before = previous_contexts(contexts, at, train.stream.restart, wrap=False)
-        hidden = model.token_block(before, contexts[at], model.embed(ids[at]))
-        loss = mean_nll(hidden, model.embedding.weight, ids[at + 1], settings.chunk_positions)
+    for at in chosen.to(train.stream.ids.device).split(settings.batch_positions):
+        if not watch.history and not seen:
+            with torch.no_grad():
+                watch.first_loss = float(_loss(model, train, at, course, plain=True))
+        loss = _loss(model, train, at, course)
         optimizer.zero_grad()
         loss.backward()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        gradient_norm = nn.utils.clip_grad_norm_(course.parameters, settings.max_grad_norm)
         value = float(loss.detach())
         if not (value < math.inf and torch.isfinite(gradient_norm)):
             watch.not_finite(value, f"step {seen // settings.batch_positions + 1}")
         optimizer.step()
+        course.schedule.step()
         total += value * len(at)
         seen += len(at)
-        watch.step_done(seen / positions, value, total / seen)
+        watch.step_done(seen / positions, total / seen)
     watch.positions = seen
     return total / positions
+
+
+def _loss(model: TandemForCausalLM, train: Split, at: Tensor, course: _Course, plain: bool = False) -> Tensor:
+    """Mean NLL of what follows positions [n]; `plain`: over the whole vocabulary, and without dropout."""
+    settings, ids, contexts = course.settings, train.stream.ids, train.contexts
+    dropout, embed_dropout = (0.0, 0.0) if plain else (settings.dropout, settings.embed_dropout)
+    before = F.dropout(previous_contexts(contexts, at, train.stream.restart, wrap=False), dropout)
+    embeds = F.dropout(model.embed(ids[at]), embed_dropout)
+    hidden = F.dropout(model.token_block(before, F.dropout(contexts[at], dropout), embeds), dropout)
+    head, bias, targets = model.lm_head.weight, model.lm_head.bias, ids[at + 1]
+    if not plain:
+        return course.loss_of(hidden, head, targets, bias)
+    return mean_nll(hidden, head, targets, settings.chunk_positions, bias)

@@ -1,0 +1,56 @@
+"""How far back a context remembers: one token is changed, and the contexts after it are watched."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from tandem.contexts.stream import Stream
+from tandem.model import TandemForCausalLM
+from tandem.records import MemoryPoint
+
+PLACES, WARM_UP = 32, 256
+"""Tokens changed, spread over the stream, and tokens read before each."""
+DISTANCES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+@torch.no_grad()
+def measure_memory(model: TandemForCausalLM, stream: Stream) -> tuple[MemoryPoint, ...]:
+    """The share of one token's trace that is left in the context so many tokens later.
+
+    At PLACES places of the stream one token is replaced by the one that stands half the stream further; the
+    change of the contexts after it is given relative to the difference of contexts of different places. In
+    double precision where the device has it. Empty where the stream is too short to tell.
+    """
+    last = len(stream) - DISTANCES[-1] - 1
+    if last < WARM_UP + PLACES:
+        return ()
+    places = torch.linspace(WARM_UP, last, PLACES, dtype=torch.float64).long().to(stream.ids.device)
+    block = copy.deepcopy(model.context_block)
+    block = block if model.device.type == "mps" else block.double()
+    dtype = next(block.parameters()).dtype
+
+    def read(contexts: Tensor, at: Tensor, ids: Tensor) -> Tensor:
+        if stream.restart is not None:
+            contexts = contexts.masked_fill(stream.restart[at][:, None], 0.0)
+        return block(contexts, model.embed(ids).to(dtype))
+
+    contexts = torch.zeros(PLACES, block.context_dim, dtype=dtype, device=stream.ids.device)
+    for step in range(-WARM_UP, 0):
+        contexts = read(contexts, places + step, stream.ids[places + step])
+    other = stream.ids[(places + len(stream) // 2) % len(stream)]
+    changed = contexts
+    points = []
+    for distance in range(DISTANCES[-1] + 1):
+        at = places + distance
+        contexts = read(contexts, at, stream.ids[at])
+        changed = read(changed, at, other if distance == 0 else stream.ids[at])
+        if distance in DISTANCES:
+            # Two different places are the yardstick: what all contexts share says nothing of a token.
+            apart = _rms(contexts - contexts.roll(1, 0))
+            points.append(MemoryPoint(distance=distance, change=_rms(changed - contexts) / max(apart, 1e-30)))
+    return tuple(points)
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.square().mean().sqrt())

@@ -1,0 +1,158 @@
+"""Phase 1 by prediction: ContextBlock and embedding learn to predict the next token.
+
+The text is cut into streams that are read side by side, a window of each a step. Gradients flow back through
+the window and stop at its start; the contexts are carried on, so that they remember further than that
+(truncated backpropagation through time; Mikolov et al. 2010). What predicts is a single token layer that is
+thrown away afterwards: phase 2 trains token blocks of any depth on the contexts that are left.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tandem.contexts import Stream
+from tandem.cross_entropy import training_loss
+from tandem.errors import NonFiniteLossError
+from tandem.metrics import perplexity
+from tandem.model import TandemForCausalLM
+from tandem.records import PartRecord, PredictionEpoch
+from tandem.settings import PredictionSettings
+from tandem.training.initialization import generator_for, seeded
+from tandem.training.optimizer import decayed_apart, linear_share
+from tandem.training.progress import OnTick, Tick, silent
+from tandem.training.trainable import training_only
+
+WARM_UP_STEPS = 100
+BETAS = (0.9, 0.95)
+"""Of AdamW: with few steps in all, the second moment must not look back over most of them."""
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """How phase 1 ended.
+
+    positions          tokens predicted in an epoch
+    head_parameters    of the token layer that is thrown away
+    """
+
+    epochs: int
+    positions: int
+    head_parameters: int
+    seconds_s: float
+    history: tuple[PredictionEpoch, ...]
+    parts: tuple[PartRecord, ...]
+
+
+def train_predictive_contexts(
+    model: TandemForCausalLM,
+    stream: Stream,
+    settings: PredictionSettings,
+    seed: int,
+    chunk_positions: int = 512,
+    on_tick: OnTick = silent,
+) -> PredictionResult:
+    """Train model.context_block, the embedding and embed_norm in place, through model.token_block.
+
+    `chunk_positions` bounds the logits held at once where the softmax is over the whole vocabulary. Raises
+    NonFiniteLossError before a non-finite step would reach the weights.
+    """
+    began = time.perf_counter()
+    count = len(stream) - 1
+    window, streams = settings.window, min(settings.streams, count)
+    length = math.ceil(count / streams)
+    steps = settings.max_epochs * math.ceil(length / window)
+    draws = generator_for(seed, "prediction", len(model.context_block.layers))
+    counts = torch.bincount(stream.ids, minlength=model.config.vocab_size)
+    loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
+    history: list[PredictionEpoch] = []
+    step = 0
+    learners = (model.lm_head, model.embed_norm, model.context_block, model.token_block)
+    with (
+        training_only(model, *learners) as trained,
+        seeded(model.device, seed, "prediction dropout", len(model.context_block.layers)),
+    ):
+        groups = decayed_apart(trained.parameters, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=model.device.type != "mps")
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
+        )
+        for epoch in range(1, settings.max_epochs + 1):
+            total, norms = torch.zeros(2, dtype=torch.float64), 0
+            context = None
+            for at in windows(count, streams, window, draws):
+                at = at.to(model.device)
+                restart = None if stream.restart is None else stream.restart[at]
+                embeds = F.dropout(model.embed(stream.ids[at]), settings.embed_dropout)
+                previous, current = model.context_block.unroll(
+                    embeds, context, restart, dropout=settings.dropout
+                )
+                context = current[:, -1].detach()
+                hidden = model.token_block(previous, F.dropout(current, settings.dropout), embeds)
+                hidden = F.dropout(hidden, settings.dropout).flatten(0, 1)
+                targets = stream.ids[at + 1].flatten()
+                loss = loss_of(hidden, model.lm_head.weight, targets, model.lm_head.bias)
+                optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(trained.parameters, settings.max_grad_norm)
+                value = float(loss.detach())
+                if not (value < math.inf and torch.isfinite(norm)):
+                    _not_finite(epoch, value, history)
+                optimizer.step()
+                schedule.step()
+                step += 1
+                norms += 1
+                total += torch.tensor([value, float(norm)])
+                figures = {"train PPL": perplexity(float(total[0]) / norms)}
+                on_tick(
+                    Tick("phase 1", step / steps * settings.max_epochs, settings.max_epochs, "epoch", figures)
+                )
+            mean_loss, mean_norm = (total / norms).tolist()
+            history.append(
+                PredictionEpoch(
+                    epoch=epoch,
+                    train_nll_nats=mean_loss,
+                    grad_norm=mean_norm,
+                    seconds_s=time.perf_counter() - began,
+                )
+            )
+    return PredictionResult(
+        epochs=len(history),
+        positions=streams * length,
+        head_parameters=sum(p.numel() for p in model.token_block.parameters()),
+        seconds_s=time.perf_counter() - began,
+        history=tuple(history),
+        parts=trained.parts,
+    )
+
+
+def windows(count: int, streams: int, window: int, draws: torch.Generator) -> Iterator[Tensor]:
+    """One pass over positions 0..count-1: positions [streams, window or fewer] of every step.
+
+    Stream b reads on where it stopped. The streams start at a random place and go round the end of the text,
+    so that windows are cut elsewhere in every epoch; a few positions are read twice where `count` is no
+    multiple of `streams`.
+    """
+    length = math.ceil(count / streams)
+    start = int(torch.randint(count, (), generator=draws))
+    starts = start + length * torch.arange(streams)
+    for first in range(0, length, window):
+        yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
+
+
+def _not_finite(epoch: int, loss: float, history: list[PredictionEpoch]) -> NoReturn:
+    last = (
+        "no epoch before it was good"
+        if not history
+        else f"last good values: epoch {history[-1].epoch}, "
+        f"training PPL {perplexity(history[-1].train_nll_nats):.4g}"
+    )
+    raise NonFiniteLossError(
+        f"phase 1 was stopped in epoch {epoch}: the loss or its gradient is not finite (loss {loss}); "
+        f"{last}; try a lower --prediction.lr"
+    )

@@ -1,0 +1,209 @@
+"""Phase 1 by prediction: its windows, its loss, what it trains, what it leaves to phase 2."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tandem.contexts import Stream, compute_contexts
+from tandem.cross_entropy import SampledSoftmax, training_loss
+from tandem.errors import NonFiniteLossError
+from tandem.metrics import score_stream
+from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
+from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
+from tandem.training.initialization import generator_for
+from tandem.training.phase2 import Split, train_token_block
+from tandem.training.prediction import train_predictive_contexts, windows
+from tandem.training.progress import Tick
+
+PLAIN = {"dropout": 0.0, "embed_dropout": 0.0, "weight_decay": 0.0, "negatives": None}
+
+
+def model_and_stream(cell: str = "gated", tokens: int = 1200) -> tuple[TandemForCausalLM, Stream]:
+    """Text in which the next token follows from the last two."""
+    torch.manual_seed(0)
+    config = TandemConfig(
+        vocab_size=50,
+        embed_dim=24,
+        context_dim=16,
+        context_layers=2,
+        cell=cell,
+        output_bias=cell == "gated",
+        weight_init_std=None,
+    )
+    model = TandemForCausalLM(config).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(0.2)
+    ids = torch.randint(50, (tokens,))
+    for t in range(2, tokens):
+        ids[t] = (3 * ids[t - 1] + ids[t - 2] + (t * t) % 2) % 50
+    return model, Stream.of(model, ids)
+
+
+@given(
+    count=st.integers(1, 300), streams=st.integers(1, 40), window=st.integers(1, 50), seed=st.integers(0, 9)
+)
+def test_windows_read_every_position_in_order(count: int, streams: int, window: int, seed: int) -> None:
+    streams = min(streams, count)
+    made = list(windows(count, streams, window, torch.Generator().manual_seed(seed)))
+    read = torch.cat(made, dim=1)
+    assert set(read.flatten().tolist()) == set(range(count))
+    assert read.numel() < count + streams
+    assert all(part.shape[0] == streams and part.shape[1] <= window for part in made)
+    assert torch.equal(read[:, 1:], (read[:, :-1] + 1) % count)  # each stream reads on where it stopped
+
+
+def test_a_sample_of_everything_is_the_whole_softmax() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(20, 6, requires_grad=True)
+    head, bias = torch.randn(30, 6, requires_grad=True), torch.randn(30, requires_grad=True)
+    targets, inputs = torch.randint(30, (20,)), (hidden, head, bias)
+    sampled = SampledSoftmax(torch.ones(30), 20, 30, torch.Generator())(hidden, head, targets, bias)
+    plain = F.cross_entropy(F.linear(hidden, head, bias), targets)
+    torch.testing.assert_close(sampled, plain)
+    torch.testing.assert_close(torch.autograd.grad(sampled, inputs), torch.autograd.grad(plain, inputs))
+
+
+def test_a_sampled_softmax_estimates_the_whole_one() -> None:
+    """The mean of the sampled denominator over many draws is the full denominator."""
+    draws = torch.Generator().manual_seed(0)
+    counts = torch.randint(1, 100, (400,), generator=draws)
+    head = torch.randn(400, 4, generator=draws)
+    hidden = torch.randn(1, 4, generator=draws)
+    share = (counts + 0.5) / (counts + 0.5).sum()
+    softmax = SampledSoftmax(counts, 60, 80, draws)
+    full = float((hidden @ head.t()).logsumexp(-1))
+    sampled = []
+    for _ in range(400):
+        targets = torch.multinomial(share, 60, replacement=True, generator=draws)
+        loss = softmax(hidden.expand(60, -1), head, targets)
+        # The loss is the log of the denominator less the mean corrected logit of the targets.
+        picked = (hidden @ head[targets].t() - softmax._log_chance[targets]).mean()
+        sampled.append(math.exp(float(loss + picked)))
+    error = torch.tensor(sampled).std() / math.sqrt(len(sampled))
+    assert abs(sum(sampled) / len(sampled) - math.exp(full)) < 4 * float(error)
+    assert float(error) < 0.05 * math.exp(full)
+
+
+def test_a_small_vocabulary_is_not_sampled() -> None:
+    whole = training_loss(torch.ones(100), 32, 64, torch.Generator(), 16)
+    assert not isinstance(whole, SampledSoftmax)
+    assert isinstance(training_loss(torch.ones(1000), 32, 64, torch.Generator(), 16), SampledSoftmax)
+
+
+@pytest.mark.parametrize("cell", ["gated", "residual"])
+def test_it_trains_what_it_leaves_and_the_layer_it_throws_away(cell: str) -> None:
+    model, stream = model_and_stream(cell)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = train_predictive_contexts(model, stream, PredictionSettings(max_epochs=1, streams=8), 0)
+    unchanged = [name for name, tensor in model.state_dict().items() if torch.equal(before[name], tensor)]
+    assert not unchanged
+    assert all(part.trained and part.gradient and part.before != part.after for part in result.parts)
+    assert result.head_parameters == sum(p.numel() for p in model.token_block.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_it_learns_what_the_text_says() -> None:
+    model, stream = model_and_stream()
+    ticks: list[Tick] = []
+    settings = PredictionSettings(max_epochs=30, streams=8, lr=0.02, **PLAIN)
+    result = train_predictive_contexts(model, stream, settings, 0, on_tick=ticks.append)
+    assert [epoch.epoch for epoch in result.history] == list(range(1, 31))
+    assert result.history[-1].train_nll_nats < 0.6 * result.history[0].train_nll_nats
+    assert ticks[-1].done == pytest.approx(30)
+    contexts, _ = compute_contexts(model, stream, ContextSettings(method="loop"))
+    assert score_stream(model, stream, contexts, 512).nll_nats < 0.6 * math.log(50)
+
+
+def test_the_first_step_is_the_plain_loss_of_its_first_windows() -> None:
+    model, stream = model_and_stream()
+    settings = PredictionSettings(max_epochs=1, streams=4, window=2000, **PLAIN)
+    draws = generator_for(3, "prediction", 2)
+    (at,) = windows(len(stream) - 1, 4, 2000, draws)
+    with torch.no_grad():
+        embeds = model.embed(stream.ids[at])
+        previous, current = sequential_contexts(model.context_block, embeds)
+        logits = model.lm_head(model.token_block(previous, current, embeds))
+        expected = F.cross_entropy(logits.flatten(0, 1), stream.ids[at + 1].flatten())
+    result = train_predictive_contexts(model, stream, settings, 3)
+    assert result.history[0].train_nll_nats == pytest.approx(float(expected), abs=1e-5)
+    assert result.positions == at.numel()
+
+
+def test_contexts_are_carried_from_window_to_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without learning, the contexts that the windows see are those of whole streams."""
+    model, stream = model_and_stream()
+    seen: list[torch.Tensor] = []
+    real = model.context_block.unroll
+
+    def watched(*args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        previous, current = real(*args, **kwargs)
+        seen.append(current.detach())
+        return previous, current
+
+    monkeypatch.setattr(model.context_block, "unroll", watched)
+    settings = PredictionSettings(max_epochs=1, streams=4, window=7, lr=1e-12, **PLAIN)
+    train_predictive_contexts(model, stream, settings, 0)
+    at = torch.cat(list(windows(len(stream) - 1, 4, 7, generator_for(0, "prediction", 2))), dim=1)
+    with torch.no_grad():
+        _, whole = sequential_contexts(model.context_block, model.embed(stream.ids[at]))
+    torch.testing.assert_close(torch.cat(seen, dim=1), whole, rtol=0, atol=1e-5)
+
+
+def test_it_depends_on_the_seed_and_on_nothing_drawn_before() -> None:
+    results = []
+    for seed in (0, 0, 1):
+        model, stream = model_and_stream()
+        torch.manual_seed(len(results))
+        train_predictive_contexts(
+            model, stream, PredictionSettings(max_epochs=1, streams=8, negatives=16), seed
+        )
+        results.append(model.context_block.layers[0].weight.detach())
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_a_step_that_is_not_finite_is_refused() -> None:
+    model, stream = model_and_stream()
+    with torch.no_grad():
+        model.context_block.layers[0].bias[0] = math.nan
+    before = model.embedding.weight.clone()
+    with pytest.raises(NonFiniteLossError, match=r"phase 1 was stopped in epoch 1.*lower --prediction.lr"):
+        train_predictive_contexts(model, stream, PredictionSettings(streams=8), 0)
+    assert torch.equal(model.embedding.weight, before)
+
+
+def test_phase_2_drops_out_in_training_only_and_says_the_plain_first_loss() -> None:
+    model, stream = model_and_stream()
+    split = Split(stream, compute_contexts(model, stream, ContextSettings(method="loop"))[0])
+    first = []
+    for more in ({}, {"dropout": 0.5, "embed_dropout": 0.3, "negatives": 4, "weight_decay": 0.1}):
+        settings = Phase2Settings(max_epochs=1, batch_positions=200, lr=1e-9, schedule="linear", **more)
+        result = train_token_block(model, split, split, settings, 0)
+        first.append(result.first_loss_nats)
+        # With weights that hardly move, the validation loss is that of the whole model, without dropout.
+        plain = score_stream(model, stream, split.contexts, 512).nll_nats
+        assert result.validation.nll_nats == pytest.approx(plain, abs=1e-6)
+    assert first[0] == pytest.approx(first[1], abs=1e-6)
+
+
+def test_the_learning_rate_rises_and_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    real = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return real(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    model, stream = model_and_stream()
+    settings = PredictionSettings(max_epochs=4, streams=8, window=4, lr=0.5e-3)
+    train_predictive_contexts(model, stream, settings, 0)
+    peak = rates.index(max(rates))
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert peak == pytest.approx(0.1 * len(rates), abs=2)
+    assert rates[-1] < 0.02 * max(rates)

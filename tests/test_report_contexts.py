@@ -1,0 +1,177 @@
+"""The report on contexts: phase 1 that predicts, what phase 2 adds to it, and how far contexts remember."""
+
+import math
+import re
+
+import pytest
+from report_records import (
+    GRID,
+    make_grid,
+    make_manifest,
+    make_memory,
+    make_record,
+    make_variants,
+)
+
+from tandem.records import MemoryPoint, RunRecord
+from tandem.report.analysis import analyse
+from tandem.report.choice import choose
+from tandem.report.depths import MemoryResult
+from tandem.report.document import compose
+from tandem.report.figures import draw_figures
+from tandem.report.findings import phase2_findings
+from tandem.report.memory import memory_sentences
+from tandem.report.render import render_markdown
+from tandem.report.wording import Texts
+
+SEEDS = (0, 1, 2)
+DROPOUT = {"seed": {"recipe": "seed"}, "predictive": {"recipe": "predictive", "phase2": {"dropout": 0.5}}}
+
+
+def words(records: list[RunRecord]) -> str:
+    """The report as Markdown, without figures."""
+    return render_markdown(compose(analyse(records, None), Texts("en"), frozenset()))
+
+
+def changed(record: RunRecord, **values: object) -> RunRecord:
+    return record.model_copy(update=values)
+
+
+# Phase 1 by prediction
+
+
+def test_a_predictive_run_has_a_prediction_table_and_no_iterations():
+    records = [make_record(*depths, s, recipe="predictive") for depths in GRID for s in SEEDS]
+    analysis = analyse(records, None)
+    assert analysis.depths == analysis.depth_comparisons == ()
+    part = words(records).partition("### 1. Phase 1")[2].partition("### 2. Phase 2")[0]
+    assert "| Depth | Shared by | Epochs | Val PPL (own head) | ER% (val) | ER% (train) | Time |" in part
+    assert "Phase1 Iter" not in part
+    assert "by dispersion" not in part
+    one = analysis.predictions[0]
+    heads = [r.phase1.head_nll_nats for r in records if r.configuration == "C1T1"]
+    assert one.mean_head_perplexity == pytest.approx(math.exp(sum(heads) / 3))
+    assert one.used_by == ("C1T1", "C1T2")
+    names = draw_figures(analysis, Texts("en")).keys()
+    assert "phase1_prediction" in names
+    assert not {"phase1_convergence", "phase1_loss", "memory"} & names
+    assert "- Phase 1: 6 epochs" in words(records)
+
+
+def test_both_objectives_stand_apart():
+    text = words(make_variants(seeds=SEEDS))
+    part = text.partition("### 1. Phase 1")[2].partition("### 2. Phase 2")[0]
+    by_dispersion, by_prediction = part.split("**Phase 1 by prediction** trains")
+    assert by_dispersion.startswith(" (training the ContextBlock)\n\n**Phase 1 by dispersion**")
+    assert "| predictive-C1 |" not in by_dispersion
+    assert "| predictive-C1 | predictive-C1T1, predictive-C1T2 |" in by_prediction
+    assert "| seed-C1 |" not in by_prediction
+
+
+def test_runs_that_failed_stand_where_their_recipe_says():
+    failed = [make_record(c, t, recipe="predictive", failure="NaN") for c, t in GRID]
+    analysis = analyse(failed, None)
+    assert (len(analysis.depths), [p.name for p in analysis.predictions]) == (0, ["C1", "C2"])
+    assert analyse([make_record(failure="NaN")], None).depths[0].phase1 == {}
+
+
+def test_phase_2_is_told_against_the_head_of_phase_1():
+    records = [make_record(1, 1, s, nll=5.0 + s, recipe="predictive") for s in SEEDS]
+    heads = [
+        changed(
+            r, phase1=r.phase1.model_copy(update={"head_nll_nats": r.validation.nll_nats + 0.1 * (s + 1)})
+        )
+        for s, r in enumerate(records)
+    ]
+    analysis = analyse(heads, None)
+    assert analysis.configurations[0].over_head.mean == pytest.approx(-0.2)
+    (message,) = (m for m in phase2_findings(analysis, choose(analysis)) if "head" in m.key)
+    assert (message.key, message.values["low"]) == ("phase2.over_head", "−18.1%")
+    assert "| −18.1% |" in words(heads)
+    assert "PPL against own head" not in words(make_grid(SEEDS))
+    both = words(make_variants(seeds=SEEDS))
+    assert re.search(r"by −\d\.\d% in predictive-C\dT\d to −\d\.\d% in predictive-C\dT\d", both)
+    endless = heads[0].phase1.model_copy(update={"head_nll_nats": math.inf})
+    assert analyse([changed(heads[0], phase1=endless)], None).configurations[0].over_head is None
+
+
+def test_training_figures_of_another_kind_are_not_held_against_validation():
+    records = make_variants(seeds=SEEDS)
+    analysis = analyse(records, make_manifest(SEEDS, variants=DROPOUT))
+    gaps = {c.name: c.gap is not None for c in analysis.configurations}
+    assert gaps == {c.name: c.variant == "seed" for c in analysis.configurations}
+    told = {m.key: m.values for m in phase2_findings(analysis, choose(analysis))}
+    assert told["phase2.unlike"] == {"names": ["predictive"]}
+    assert told["phase2.gap"]["high_name"].startswith("seed-")
+    assert all(c.gap is not None for c in analyse(records, None).configurations)
+
+
+# Memory
+
+
+def test_distance_of_forgetting_by_hand():
+    """0.8 halved every 4 tokens: 10% after 4 log2(8) tokens, whatever is recorded between."""
+    analysis = analyse([make_record(1, 1, 0, half_life=4)], None)
+    (memory,) = analysis.memories
+    assert memory.falls_below(0.1) == pytest.approx(12)
+    assert memory.falls_below(0.01) == pytest.approx(4 * math.log2(80))
+    (said,) = memory_sentences(analysis, Texts("en"))
+    assert said == (
+        "**C1**: what one token leaves in the context falls below 10% after 12 tokens, "
+        "and below 1% after 25 tokens."
+    )
+
+
+def with_memory(record: RunRecord, points: dict[int, float]) -> RunRecord:
+    memory = tuple(MemoryPoint(distance=d, change=change) for d, change in points.items())
+    return changed(record, contexts=record.contexts.model_copy(update={"memory": memory}))
+
+
+def memory_of(points: dict[int, float]) -> MemoryResult:
+    return analyse([with_memory(make_record(), points)], None).memories[0]
+
+
+def test_forgetting_beyond_what_was_measured_at_once_and_for_good():
+    long = analyse([with_memory(make_record(), {0: 0.9, 100: 0.5, 1500: 0.05})], None)
+    assert long.memories[0].falls_below(0.01) is None
+    assert "below 1% after more than 1,500 tokens." in memory_sentences(long, Texts("en"))[0]
+    assert "1,500トークンを超えた先で1%を下回る" in memory_sentences(long, Texts("ja"))[0]
+    assert memory_of({0: 0.05, 1: 0.04}).falls_below(0.1) == 0
+    again = memory_of({0: 0.5, 1: 0.05, 2: 0.2, 3: 0.05})  # it comes back: what counts is the last time
+    assert again.falls_below(0.1) == pytest.approx(2.5)
+    gone = memory_of({0: 0.5, 10: 0.0})
+    assert 0 < gone.falls_below(0.1) < 10
+    short = analyse([with_memory(make_record(), {0: 0.5, 8: 0.05, 16: 0.001})], None)
+    assert re.search(r"10% after \d\.\d tokens", memory_sentences(short, Texts("en"))[0])
+
+
+def test_memory_is_the_mean_over_seeds_of_each_variant_and_depth():
+    records = make_variants(seeds=SEEDS)
+    analysis = analyse(records, None)
+    assert [m.name for m in analysis.memories] == ["seed-C1", "seed-C2", "predictive-C1", "predictive-C2"]
+    first = analysis.memories[0]
+    assert first.seeds == SEEDS
+    starts = [make_memory(4, s)[0].change for s in SEEDS]
+    assert (first.points[0].mean, first.points[0].low, first.points[0].high) == pytest.approx(
+        (sum(starts) / 3, min(starts), max(starts))
+    )
+    shorter = with_memory(make_record(1, 1, 1), {0: 0.5, 2: 0.1})
+    both = analyse([make_record(1, 1, 0, half_life=4), shorter], None)
+    assert [p.distance for p in both.memories[0].points] == [0, 2]  # where every seed has a figure
+    figures = draw_figures(analysis, Texts("ja"))
+    assert "変更したトークンからのトークン数" in figures["memory"]
+    assert "### 5. Memory of the contexts" in words(records)
+
+
+def test_without_memory_nothing_is_said_of_it():
+    text = words(make_grid(SEEDS))
+    assert "Memory" not in text
+    assert "memory" not in draw_figures(analyse(make_grid(SEEDS), None), Texts("en"))
+
+
+def test_a_linear_scan_is_explained():
+    record = make_record()
+    linear = record.contexts.train.model_copy(update={"method": "linear"})
+    contexts = record.contexts.model_copy(update={"train": linear})
+    assert "the scan is exact and needs no burn-in" in words([changed(record, contexts=contexts)])
+    assert "needs no burn-in" not in words([record])

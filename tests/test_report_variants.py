@@ -1,0 +1,290 @@
+"""The report of runs with recipes and variants: what is grouped, compared, ordered, and left out."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from report_records import (
+    ABLATIONS,
+    BOTH,
+    GRID,
+    as_before_variants,
+    make_baseline,
+    make_baselines,
+    make_grid,
+    make_manifest,
+    make_record,
+    make_variants,
+    write_run_dir,
+)
+from rich.console import Console
+
+from tandem.cli.summary import print_run
+from tandem.records import Manifest, RunRecord
+from tandem.report import summary_rows, write_report
+from tandem.report.analysis import analyse
+from tandem.report.beside import against_untrained
+from tandem.report.choice import choose, train_command
+from tandem.report.document import compose
+from tandem.report.findings import alternative_messages, conclusions, effect_findings
+from tandem.report.original import Outcome, as_the_original, claims
+from tandem.report.phase1 import dispersion_findings
+from tandem.report.planned import changes, trains_plainly
+from tandem.report.render import render_html, render_markdown
+from tandem.report.statistics import Verdict, holm
+from tandem.report.variants import reference, variant_findings, variant_pairs
+from tandem.report.wording import Texts
+
+SEEDS = (0, 1, 2)
+
+
+def words(records: list[RunRecord], manifest: Manifest | None = None, lang: str = "en") -> str:
+    """The report as Markdown, without figures."""
+    return render_markdown(compose(analyse(records, manifest), Texts(lang), frozenset()))
+
+
+def changed(record: RunRecord, **values: object) -> RunRecord:
+    return record.model_copy(update=values)
+
+
+# What is compared
+
+
+def test_variants_compare_with_settings_and_embeddings_of_their_own():
+    analysis = analyse(make_variants(seeds=SEEDS), None)
+    assert len({r.data.embeddings for r in analysis.records}) == 2
+    assert analysis.comparable
+    assert len(analysis.comparisons) == 8 * 7 / 2
+    assert [c.corrected_p for c in analysis.comparisons] == holm([c.effect.p for c in analysis.comparisons])
+
+
+def test_two_settings_in_one_variant_are_not_compared():
+    records = make_variants(seeds=SEEDS)
+    records[0] = changed(records[0], settings_fingerprint="other")
+    analysis = analyse(records, None)
+    assert not analysis.comparable
+    assert analysis.comparisons == analysis.depth_comparisons == ()
+    assert choose(analysis) is None
+    records = make_variants(seeds=SEEDS)
+    other = records[0].data.model_copy(update={"tokens_fingerprint": "other"})
+    assert not analyse([changed(records[0], data=other), *records[1:]], None).comparable
+
+
+def test_order_is_the_manifests_then_depth():
+    records = make_variants(seeds=SEEDS)
+    manifest = make_manifest(SEEDS, variants={"predictive": {}, "seed": {}})
+    _, rows = summary_rows(records, manifest)
+    names = ["C1T1", "C2T1", "C1T2", "C2T2"]
+    assert [row[0] for row in rows] == [f"{v}-{name}" for v in ("predictive", "seed") for name in names]
+    assert analyse(records, manifest).variants == ("predictive", "seed")
+    assert analyse(records[::-1], None).variants == ("predictive", "seed")  # as recorded
+
+
+def test_summary_has_no_iterations_where_phase_1_predicts():
+    heads, rows = summary_rows(make_variants(seeds=SEEDS))
+    shown = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
+    assert shown["predictive-C1T1"]["Phase1 Iter"] == shown["predictive-C1T1"]["Conv%"] == "–"
+    assert shown["predictive-C1T1"]["ER%"].startswith("42.5")
+    assert shown["seed-C1T1"]["Phase1 Iter"].startswith("29.3")
+    assert {row[-1] for row in rows} == {"3/3"}
+
+
+def test_depths_are_compared_within_a_variant():
+    variants = {"seed": "seed", "wide": "seed", "predictive": "predictive"}
+    analysis = analyse(make_variants(variants, seeds=SEEDS), None)
+    assert [d.name for d in analysis.depths] == ["seed-C1", "seed-C2", "wide-C1", "wide-C2"]
+    assert [d.name for d in analysis.predictions] == ["predictive-C1", "predictive-C2"]
+    assert analysis.depths[2].used_by == ("wide-C1T1", "wide-C1T2")
+    assert [(c.variant, c.a, c.b) for c in analysis.depth_comparisons] == [("seed", 1, 2), ("wide", 1, 2)]
+    assert [s.name for s in analysis.scans[::2]] == [
+        "seed-C1", "seed-C2", "wide-C1", "wide-C2", "predictive-C1", "predictive-C2",
+    ]  # fmt: skip
+    pairs = [p for m in effect_findings(analysis) for p in m.values["pairs"]]
+    assert pairs
+    assert all(len(set(re.findall(r"(\w+)-C\dT\d", pair))) == 1 for pair in pairs)
+    said = [Texts("en").say(m) for m in dispersion_findings(analysis)]
+    assert said[2].startswith("seed: **2 context layers converge faster than 1**")
+
+
+def test_an_alternative_of_another_variant_is_no_faster_one():
+    seed = [make_record(1, 1, s, nll=4.8 + 0.01 * s, variant="seed") for s in SEEDS]
+    seed += [make_record(2, 1, s, nll=5.0 + 0.01 * s, variant="seed") for s in SEEDS]
+    wide = [make_record(2, 1, s, nll=4.79 + 0.02 * s * (s < 2), variant="wide") for s in SEEDS]
+    wide += [make_record(1, 1, s, nll=5.0 + 0.01 * s, variant="wide") for s in SEEDS]
+    analysis = analyse(seed + wide, None)
+    choice = choose(analysis)
+    assert (choice.recommended.name, choice.alternative.name) == ("seed-C1T1", "wide-C2T1")
+    assert analysis.depth_comparisons[0].verdict is Verdict.BETTER
+    assert [m.key for m in alternative_messages(analysis, choice)] == ["alternative.lowest_perplexity"]
+
+
+# Variants beside each other
+
+
+def test_every_variant_stands_against_the_first_of_the_manifest():
+    records = make_variants(ABLATIONS, [(1, 1), (1, 2)], SEEDS)
+    manifest = make_manifest(SEEDS, variants={name: {} for name in ABLATIONS}, grid=[(1, 1), (1, 2)])
+    analysis = analyse(records, manifest)
+    pairs = variant_pairs(analysis)
+    assert reference(analysis) == "full"
+    assert len(pairs) == 7 * 2
+    assert {c.a for c in pairs} == {"full-C1T1", "full-C1T2"}
+    assert all(c.a.partition("-")[2] == c.b.partition("-")[2] for c in pairs)
+    assert len(analysis.comparisons) == 16 * 15 / 2  # the family is of all pairs
+    assert all(c in analysis.comparisons for c in pairs)
+    without = analyse(records, None)
+    assert reference(without) is None
+    assert len(variant_pairs(without)) == 8 * 7 / 2 * 2
+
+
+def test_the_reference_has_results():
+    records = [r for r in make_variants(ABLATIONS, [(1, 1)], SEEDS) if r.variant != "full"]
+    records.append(make_record(recipe="predictive", variant="full", failure="the loss became NaN"))
+    analysis = analyse(
+        records, make_manifest(SEEDS, variants={name: {} for name in ABLATIONS}, grid=[(1, 1)])
+    )
+    assert analysis.variants[0] == "full"
+    assert reference(analysis) == "no_dropout"
+
+
+def test_variants_are_told_by_verdict():
+    records = [make_record(1, 1, s, nll=5 + 0.01 * s, variant="full") for s in SEEDS]
+    records += [make_record(1, 1, s, nll=5.3 + 0.01 * s, variant="bad") for s in SEEDS]
+    records += [make_record(1, 1, s, nll=5.01 - 0.02 * (s == 1), variant="same") for s in SEEDS]
+    manifest = make_manifest(SEEDS, variants={"full": {}, "bad": {"a": 1}, "same": {}}, grid=[(1, 1)])
+    analysis = analyse(records, manifest)
+    told = {m.key: m.values["pairs"] for m in variant_findings(analysis)}
+    assert told["variants.worse"] == ["full-C1T1 → bad-C1T1 (+35.0%)"]
+    assert re.fullmatch(
+        r"full-C1T1 → same-C1T1 \[−0\.\d{4}, \+0\.\d{4}\]", told["variants.no_difference_shown"][0]
+    )
+    assert told.keys() <= {m.key for m in conclusions(analysis, choose(analysis))}
+    text = words(records, manifest)
+    part = text.partition("### 3. Variants beside each other")[2].partition("\n## ")[0]
+    assert "Every other variant is measured against **full**" in part
+    assert "- **full**: the common settings as they are" in part
+    assert "- **bad**: `a = 1`" in part
+    assert part.count("\n| full-C1T1 →") == 2
+    assert "層数の等しい**full**と比べる" in words(records, manifest, "ja")
+    two = analyse([r for r in records if r.seed != 2], manifest)
+    assert {m.key for m in variant_findings(two)} == {"variants.too_few_seeds"}
+    assert "variants.too_few_seeds" not in {m.key for m in conclusions(two, choose(two))}
+
+
+def test_long_tables_of_pairs_are_folded_only_beside_variants():
+    many = [make_record(c, t, s) for c in (1, 2) for t in (1, 2, 3) for s in SEEDS]  # 15 pairs
+    assert "rows)</summary>" not in words(many)
+    text = words(make_variants(seeds=SEEDS))
+    assert text.count("(28 rows)</summary>") == 2
+    page = render_html(compose(analyse(make_variants(seeds=SEEDS), None), Texts("en"), frozenset()), {})
+    assert (
+        len(re.findall(r"<details>\s*<summary>[^<]*\(28 rows\)</summary>\s*<div class=\"scroll\"", page)) == 2
+    )
+    assert "rows)</summary>" not in words(make_variants(BOTH, [(1, 1), (1, 2)], SEEDS))
+
+
+def test_settings_of_variants_are_those_of_the_manifest():
+    variants = {"full": {}, "bad": {"phase2": {"lr": 0.1, "negatives": None}, "recipe": "seed"}}
+    manifest = make_manifest(variants=variants, phase2={"dropout": 0.5})
+    assert changes(manifest, "full") == changes(manifest, "unknown") == ()
+    assert changes(manifest, "bad") == ("phase2.lr = 0.1", "phase2.negatives = null", 'recipe = "seed"')
+    assert not trains_plainly(manifest, "bad")
+    assert trains_plainly(
+        make_manifest(variants={"a": {"phase2": {"dropout": 0.0}}}, phase2={"dropout": 1}), "a"
+    )
+    assert not trains_plainly(make_manifest(phase2={"negatives": 1024}), None)
+    assert trains_plainly(None, None)
+    assert trains_plainly(make_manifest(), "predictive")
+
+
+def test_facts_that_differ_by_variant_are_told_of_each():
+    records = [
+        changed(r, context_dim=120) if r.variant == "seed" else r for r in make_variants(seeds=SEEDS)
+    ] + make_baselines(SEEDS, variants=BOTH)
+    text = words(records)
+    assert "- Context dim: seed: 120, predictive: 500" in text
+    assert "- Embedding dim: 768" in text
+    assert "- Variants: seed (recipe `seed`), predictive (recipe `predictive`)" in text
+    assert "| Embeddings | seed: `gpt2` (frozen), predictive: `spectral` (trained in phase 1) |" in text
+    assert "predictive: `9a1de07744c2predictive`, baselines: `9a1de07744c2` |" in text
+    alike = words(make_variants(ABLATIONS, [(1, 1)], SEEDS))
+    assert "- Variants: full, no_dropout," in alike
+    assert "- Recipe: `predictive`" in alike
+    assert "Recipe:" not in words(make_grid(SEEDS))
+
+
+# The original experiment, recommendation, controls
+
+
+def test_claims_are_of_the_first_variant_trained_as_the_original():
+    variants = {"predictive": "predictive", "first": "seed", "second": "seed"}
+    analysis = analyse(make_variants(variants), None)
+    ours = as_the_original(analysis)
+    assert {name: c.name for name, c in ours.items()} == {f"C{c}T{t}": f"first-C{c}T{t}" for c, t in GRID}
+    found = {claim.key: claim for claim in claims(analysis)}
+    assert found["faster_convergence"].outcome is Outcome.SUPPORTED
+    assert {m.values["a"] for m in found["c1t1_best"].evidence} == {"first-C1T1"}
+    text = words(make_variants(variants))
+    assert "are of variant **first**" in text
+    assert "| **first-C1T1** | here |" in text
+
+
+def test_without_the_original_recipe_nothing_is_held_against_it():
+    records = [make_record(*depths, s, recipe="predictive") for depths in GRID for s in SEEDS]
+    assert {claim.outcome for claim in claims(analyse(records, None))} == {Outcome.NOT_TESTED}
+    assert "300.8" not in words(records)
+    assert "by recipe `seed`; these records have none." in words(records)
+    assert "レシピ`seed`" in words(records, lang="ja")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("demo", "tandem train demo --variant predictive --context-layers 1 --token-layers 1"),
+        ("mine", "tandem train mine.yaml --variant predictive --context-layers 1 --token-layers 1"),
+    ],
+)
+def test_command_names_settings_and_variant(name: str, command: str):
+    records = [make_record(1, 1, s, recipe="predictive", variant="predictive") for s in SEEDS]
+    manifest = make_manifest(SEEDS, variants={"predictive": {}}).model_copy(update={"name": name})
+    (model,) = analyse(records, manifest).configurations
+    assert train_command(model, name) == command
+    assert f"```sh\n{command}\n```" in words(records, manifest)
+
+
+def test_controls_belong_to_their_variant():
+    controls = [make_baseline("untrained", s, variant=v) for v in BOTH for s in SEEDS]
+    analysis = analyse(make_variants(seeds=SEEDS) + controls, None)
+    assert [(c.a, c.b) for c in against_untrained(analysis)] == [
+        ("seed-C1T1-untrained", "seed-C1T1"),
+        ("predictive-C1T1-untrained", "predictive-C1T1"),
+    ]
+    assert [b.variant for b in analysis.baselines] == ["seed", "predictive"]
+
+
+# Older records, and one run in the terminal
+
+
+def test_records_from_before_variants_give_the_same_report(tmp_path: Path):
+    records = make_grid(SEEDS)
+    new = write_report(write_run_dir(tmp_path / "new", records, make_manifest(SEEDS)))
+    old_records = [as_before_variants(r) for r in records]
+    assert old_records == records
+    old = write_report(write_run_dir(tmp_path / "old", old_records, make_manifest(SEEDS)))
+    assert [f.read_bytes() for f in old] == [f.read_bytes() for f in new]
+
+
+def printed(record: RunRecord) -> str:
+    out = io.StringIO()
+    print_run(Console(file=out, width=160), record, Path("models/x"))
+    return " ".join(out.getvalue().split())
+
+
+def test_a_run_in_the_terminal():
+    predictive = make_record(nll=5.0, recipe="predictive", variant="predictive")
+    assert "configuration predictive-C1T1," in printed(predictive)
+    assert "phase 1 6 epochs, PPL 156.0 through its own token layer (thrown away), ER 4" in printed(
+        predictive
+    )
+    assert "iterations, 92.0% converged (converged), ER " in printed(make_record())
