@@ -106,7 +106,23 @@ def tiny(text: Path, **more: object) -> Settings:
         "phase1": {"max_iterations": 6, "batch_positions": 500},
         "phase2": {"max_epochs": 2, "batch_positions": 256, "lr": 0.01},
     }
+    return Settings(**merged(values, more))
+
+
+def merged(values: dict[str, object], more: dict[str, object]) -> dict[str, object]:
+    """`values` with what `more` says otherwise, section by section."""
+    result = dict(values)
     for key, value in more.items():
-        before = values.get(key)
-        values[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
-    return Settings(**values)
+        before = result.get(key)
+        result[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+    return result
+
+
+PREDICTIVE: dict[str, object] = {
+    "recipe": "predictive",
+    "embeddings": {"source": "random"},
+    "model": {"cell": "gated", "output_bias": True, "weight_init_std": None},
+    "prediction": {"max_epochs": 2, "streams": 8, "negatives": 64, "lr": 0.02},
+    "phase2": {"start": "phase1", "dropout": 0.1, "negatives": 64, "schedule": "linear"},
+}
+"""What makes of the `tiny` experiment one of the recipe predictive."""

@@ -130,11 +130,13 @@ def no_burn_in(patch: Patch) -> None:
 def previous_context_for_a_single_layer(patch: Patch) -> None:
     """The original experiment's C2T1: the only token layer reads the context before the token."""
 
-    def forward(self: Any, previous: Tensor, current: Tensor, token_embeds: Tensor) -> Tensor:
+    def forward(
+        self: Any, previous: Tensor, current: Tensor, token_embeds: Tensor, dropout: float = 0.0
+    ) -> Tensor:
         contexts = {"previous": previous, "current": current, None: None}
         x = token_embeds
         for layer, reads in zip(self.layers, self.reads, strict=True):
-            x = layer(contexts["previous" if len(self.layers) == 1 else reads], x)
+            x = layer(contexts["previous" if len(self.layers) == 1 else reads], x, dropout)
         return x
 
     patch.setattr(modeling_tandem.TokenBlock, "forward", forward)
@@ -158,7 +160,7 @@ def frozen_part_moves(patch: Patch) -> None:
 
     def drifting(model: Any, *args: Any) -> float:
         with torch.no_grad():
-            model.context_block.layers[0].linear.weight.mul_(1.01)
+            next(model.context_block.parameters()).mul_(1.01)
         return real(model, *args)
 
     patch.setattr(phase2, "_one_epoch", drifting)
@@ -317,12 +319,13 @@ def a_third_of_the_text(patch: Patch) -> None:
 
 def phase1_on_a_few_tokens(patch: Patch) -> None:
     """Phase 1 sweeps over less text than the settings say."""
-    real = pipeline.train_context_block
+    for name in ("train_context_block", "train_predictive_contexts"):
+        real = getattr(pipeline, name)
 
-    def less(model: Any, stream: Stream, *rest: Any) -> Any:
-        return real(model, stream.first(600), *rest)
+        def less(model: Any, stream: Stream, *rest: Any, _real: Any = real) -> Any:
+            return _real(model, stream.first(600), *rest)
 
-    patch.setattr(pipeline, "train_context_block", less)
+        patch.setattr(pipeline, name, less)
 
 
 def norm_counted_as_trained(patch: Patch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import defects
 import numpy as np
 import pytest
-from conftest import sentences, tiny, write_jsonl
+from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 
 from tandem.audit import audit
 from tandem.errors import DataError, RunDirError
@@ -28,6 +28,7 @@ class Planted:
     """A defect, what the audit must say of it, and the experiment it is planted into.
 
     named      checks that must fail, each with words that its figure must hold
+    predictive the same under the recipe predictive, where it is said in other words
     remains    whether the mistake is in the program, and so is still there when the audit runs
     """
 
@@ -35,6 +36,7 @@ class Planted:
     named: dict[str, str]
     configuration: tuple[int, int] = (1, 1)
     seeds: tuple[int, ...] = (0,)
+    predictive: dict[str, str] | None = None
     remains: bool = False
     shuffle: bool = False
 
@@ -61,7 +63,11 @@ PLANTED = {
     "noisy sweep as training contexts": Planted(
         defects.noisy_sweep_for_training, {"contexts": "train: they differ"}
     ),
-    "stale context cache": Planted(defects.stale_contexts, {"contexts": "before phase 1 (stale)"}),
+    "stale context cache": Planted(
+        defects.stale_contexts,
+        {"contexts": "before phase 1 (stale)"},
+        predictive={"contexts": "train: they differ"},  # the embedding is not that of before phase 1
+    ),
     "no burn-in": Planted(defects.no_burn_in, {"contexts": "validation: they differ"}),
     "single layer trained on the previous context": Planted(
         defects.previous_context_for_a_single_layer, {"perplexity": "reads the previous context"}, (2, 1)
@@ -77,10 +83,15 @@ PLANTED = {
         defects.frozen_part_moves, {"frozen": "context_block.layers.0 (in phase 2)"}
     ),
     "head trained by accident": Planted(
-        defects.head_trained_by_accident, {"frozen": "embedding", "parameters": "phase 2 is said to train"}
+        defects.head_trained_by_accident,
+        {"frozen": "embedding", "parameters": "phase 2 is said to train"},
+        predictive={"trained": "and trained embedding", "parameters": "phase 2 is said to train"},
     ),
     "part left out of the optimizer": Planted(
-        defects.parameters_left_out, {"trained": "token_block.layers.0 did not change"}, (1, 2)
+        defects.parameters_left_out,
+        {"trained": "token_block.layers.0 did not change"},
+        (1, 2),
+        predictive={"trained": "no gradient reached all of token_block.layers.0"},
     ),
     "phase 1 of another seed": Planted(
         defects.phase1_of_another_seed,
@@ -106,7 +117,10 @@ PLANTED = {
         defects.trained_on_shifted_targets, {"training": "the first step had the loss"}
     ),
     "seeds that are no replications": Planted(
-        defects.phase2_always_from_seed_0, {"trained": "did not start from the weights of seed 1"}, seeds=(1,)
+        defects.phase2_always_from_seed_0,
+        {"trained": "did not start from the weights of seed 1"},
+        seeds=(1,),
+        predictive={"phase1": "did not start from the weights of seed 1"},
     ),
     "another order of batches": Planted(
         defects.shuffle_ignored, {"training": "the first step had the loss"}, shuffle=True
@@ -115,7 +129,11 @@ PLANTED = {
         defects.training_reads_the_previous_context, {"training": "the first step had the loss"}
     ),
     "a third of the text": Planted(defects.a_third_of_the_text, {"training": "an epoch predicted"}),
-    "phase 1 on a few tokens": Planted(defects.phase1_on_a_few_tokens, {"phase1": "it swept 600 tokens"}),
+    "phase 1 on a few tokens": Planted(
+        defects.phase1_on_a_few_tokens,
+        {"phase1": "it swept 600 tokens"},
+        predictive={"phase1": "an epoch predicted 600 of"},
+    ),
     "norm counted as trained": Planted(defects.norm_counted_as_trained, {"parameters": "is said to train"}),
     "other weights saved": Planted(
         defects.other_weights_saved, {"frozen": "token_block.layers.0 (after phase 2)", "perplexity": "NLL"}
@@ -128,8 +146,11 @@ def failed(found: AuditRecord) -> dict[str, str]:
     return {check.name: check.figure for _, check in found.failed()}
 
 
+@pytest.mark.parametrize("recipe", ["seed", "predictive"])
 @pytest.mark.parametrize("name", PLANTED)
-def test_every_planted_defect_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_planted_defect_is_named(
+    name: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planted = PLANTED[name]
     # Defects can reach the store of prepared tokens, so each test has one of its own.
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
@@ -139,7 +160,10 @@ def test_every_planted_defect_is_named(name: str, tmp_path: Path, monkeypatch: p
         configurations=(planted.configuration,),
         seeds=planted.seeds,
         output=str(tmp_path / "run"),
-        phase2={"chunk_positions": 256, "shuffle": planted.shuffle},
+        **merged(
+            PREDICTIVE if recipe == "predictive" else {},
+            {"phase2": {"chunk_positions": 256, "shuffle": planted.shuffle}},
+        ),
     )
     with monkeypatch.context() as patch:
         planted.plant(patch)
@@ -148,7 +172,8 @@ def test_every_planted_defect_is_named(name: str, tmp_path: Path, monkeypatch: p
         found = audit(run_dir) if planted.remains else None
     found = found or audit(run_dir)
     figures = failed(found)
-    for check, words in planted.named.items():
+    named = planted.predictive if recipe == "predictive" and planted.predictive else planted.named
+    for check, words in named.items():
         assert check in figures, f"{check} did not fail; failed: {figures}"
         assert words in figures[check]
 

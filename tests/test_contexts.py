@@ -13,7 +13,7 @@ from tandem.contexts import (
     scan,
 )
 from tandem.errors import ScanError
-from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
+from tandem.model import TandemConfig, TandemForCausalLM, modeling_tandem, sequential_contexts
 from tandem.settings import ContextSettings, Phase1Settings
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.phase1 import train_context_block
@@ -156,8 +156,19 @@ def test_a_linear_scan_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch
         compute_contexts(model, stream, ContextSettings(segment_length=200))
 
 
-def test_a_gated_block_that_never_forgets_says_so() -> None:
+def test_a_gated_block_forgets_even_with_its_gates_wide_open() -> None:
+    model, stream = block_and_stream(cell="gated", context_layers=1)
+    with torch.no_grad():
+        model.context_block.layers[0].weight.zero_()
+        model.context_block.layers[0].bias[:30] = 50.0
+    _, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
+    # (127/128)^n = 1e-5 / 4 at n = 1,645, from a difference of up to some 3; and a quarter more.
+    assert 1645 < record.burn_in < 1.25 * 2000
+
+
+def test_a_gated_block_that_never_forgets_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It needs no burn-in, so that is no error; but whoever recomputes must read everything."""
+    monkeypatch.setattr(modeling_tandem.GatedLayer, "most_kept", 1.0)
     model, stream = block_and_stream(cell="gated", context_layers=1)
     with torch.no_grad():
         model.context_block.layers[0].bias[0] = 50.0
@@ -176,7 +187,7 @@ def test_memory_is_what_is_left_of_one_changed_token() -> None:
     assert curve[0] > 0.3
     for distance in (1, 4, 16, 64):
         # Relative to the same yardstick, a change decays as the gate says.
-        assert curve[distance] / curve[0] == pytest.approx(0.9**distance, rel=0.35)
+        assert curve[distance] / curve[0] == pytest.approx((0.9 * 127 / 128) ** distance, rel=0.35)
     model, stream = block_and_stream(cell="gated", context_layers=2)
     with torch.no_grad():
         for layer in model.context_block.layers:

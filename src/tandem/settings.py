@@ -171,13 +171,15 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PredictionSettings(Section):
-    """Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token, through a
-    single token layer that is thrown away afterwards."""
+    """Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token, through
+    token layers that are its own."""
 
     path: ClassVar[str] = "prediction"
 
     max_epochs: Positive = 8
     """Passes over the training tokens; all are made, as the learning rate falls to zero over them."""
+    head_layers: Positive = 1
+    """Token layers through which it predicts."""
     streams: Positive = 64
     """The text is cut into so many streams, read side by side."""
     window: Positive = 32
@@ -202,6 +204,10 @@ class Phase2Settings(Section):
     """Phase 2: the TokenBlock learns to predict the next token from frozen contexts."""
 
     path: ClassVar[str] = "phase2"
+
+    start: Literal["random", "phase1"] = "random"
+    """Initial weights: drawn from the seed, or (recipe `predictive`) the token layers of phase 1: the last
+    ones are taken over, and layers before them start by changing nothing."""
 
     max_epochs: Positive = 20
     """At most this many passes over the training tokens."""

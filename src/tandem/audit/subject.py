@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from tandem.audit.reference import Block, block_losses, context_blocks
 from tandem.contexts import ContextsSample
-from tandem.experiment.artefacts import load_model, load_sample
-from tandem.experiment.pipeline import Prepared, new_model
+from tandem.experiment.artefacts import load_head, load_model, load_sample
+from tandem.experiment.pipeline import HEAD, Prepared, new_model, phase1_configuration
 from tandem.model import TandemForCausalLM
 from tandem.records import RunRecord
 from tandem.settings import Configuration
+from tandem.training.initialization import start_from_head
 from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
 LEAST_WARM_UP = 256
@@ -98,9 +99,31 @@ class Subject:
         return torch.from_numpy(np.asarray(stream.ids, np.int64)).to(self.model.device)
 
     @cached_property
+    def phase1_head(self) -> TandemForCausalLM | None:
+        """A model with the token layers of phase 1 that phase 2 started from; none where none are kept."""
+        kept = load_head(self.folder)
+        if kept is None or self.prepared.settings.recipe != "predictive":
+            return None
+        depths = phase1_configuration(self.prepared.settings, self.configuration.context_layers)
+        model = new_model(self.prepared, depths, self.seed)
+        missing, unexpected = model.load_state_dict(kept, strict=False)
+        whole = not unexpected and not any(name.startswith(f"{HEAD}.") for name in missing)
+        return model if whole else None
+
+    @cached_property
+    def phase1_samples(self) -> dict[str, tuple[float, ...]]:
+        """Some weights of each part of the model with which phase 1 began."""
+        depths = phase1_configuration(self.prepared.settings, self.configuration.context_layers)
+        return part_samples(new_model(self.prepared, depths, self.seed))
+
+    @cached_property
     def initial(self) -> TandemForCausalLM:
-        """The model as it was before any training."""
-        return new_model(self.prepared, self.configuration, self.seed)
+        """The model as it was before any training; its TokenBlock as phase 2 found it."""
+        model = new_model(self.prepared, self.configuration, self.seed)
+        starts = self.prepared.settings.phase2.start == "phase1" and self.record.kind == "tandem"
+        if starts and self.phase1_head is not None:
+            start_from_head(model.token_block, self.phase1_head.token_block)
+        return model
 
     @cached_property
     def initial_samples(self) -> dict[str, tuple[float, ...]]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from tandem.audit.subject import SAME_WEIGHT, Subject
-from tandem.experiment.pipeline import PHASE1_PARTS, count_parameters
+from tandem.experiment.pipeline import HEAD, PHASE1_PARTS, count_parameters
 from tandem.metrics import effective_rank
 from tandem.records import Check, Parameters, PartRecord, Phase1Record, PredictionRecord
 from tandem.settings import Settings
-from tandem.training.trainable import model_parts
+from tandem.training.trainable import model_parts, part_fingerprints
 
 RANKED, RANK_TOLERANCE = 512, 0.01
 """Effective rank of so many contexts or more is recomputed, to within one point."""
@@ -78,6 +78,9 @@ def _trained(subject: Subject) -> Check:
             elif not record.trained and record.gradient:
                 wrong.append(f"a gradient reached {record.part} in {phase}")
         expected = {part for part in subject.parts if _trains(subject, phase, part)}
+        if phase == "phase 1" and subject.prepared.settings.recipe == "predictive":
+            layers = range(subject.prepared.settings.prediction.head_layers)
+            expected |= {f"{HEAD}.layers.{layer}" for layer in layers}
         said = {record.part for record in parts if record.trained}
         if expected != said:
             wrong.append(f"{phase} was to train {_names(expected)}, and trained {_names(said)}")
@@ -102,9 +105,7 @@ def _trained(subject: Subject) -> Check:
 
 def _trains(subject: Subject, phase: str, part: str) -> bool:
     if phase == "phase 1":
-        # By prediction it also trains the one token layer that it throws away.
-        thrown_away = part == "token_block.layers.0" and subject.prepared.settings.recipe == "predictive"
-        return thrown_away or _left_by_phase1(subject, part)
+        return _left_by_phase1(subject, part)
     return part.startswith("token_block") or (
         part in ("embedding", "lm_head") and subject.prepared.settings.embeddings.trained
     )
@@ -121,10 +122,12 @@ def _phase1(subject: Subject) -> Check:
         )
     assert record.phase1 is not None
     ours = [part for part in record.phase1.parts if _left_by_phase1(subject, part.part)]
+    drawn = [part for part in record.phase1.parts if part.trained]
     if not ours:
         return _check("phase1", looked_at, "the record has no hashes (schema 1)", "skip")
     wrong = []
-    if not all(_same_start(subject, part) for part in ours):
+    wanted = subject.phase1_samples
+    if not all(_starts_at(part, wanted[part.part]) for part in drawn):
         wrong.append(f"it did not start from the weights of seed {subject.seed}{_of_sibling(subject, ours)}")
     moved = "embedding" if subject.prepared.settings.embeddings.trained else None
     if any(part.after != subject.parts[part.part] for part in ours if part.part != moved):
@@ -135,6 +138,7 @@ def _phase1(subject: Subject) -> Check:
     else:
         wrong += _dispersion(record.phase1, settings, tokens)
     wrong += _ranks(subject)
+    wrong += _head(subject)
     said = (
         f"from the weights of seed {subject.seed} to those that were saved, {record.phase1.tokens:,} tokens"
     )
@@ -169,8 +173,11 @@ def _prediction(said: PredictionRecord, settings: Settings, tokens: int) -> list
 
 
 def _same_start(subject: Subject, part: PartRecord) -> bool:
-    """Whether a phase found a part as the run's seed draws it; not known of records without samples."""
-    wanted = subject.initial_samples[part.part]
+    """Whether phase 2 found a part as it was to; not known of records without samples."""
+    return _starts_at(part, subject.initial_samples[part.part])
+
+
+def _starts_at(part: PartRecord, wanted: tuple[float, ...]) -> bool:
     return not part.start or all(abs(a - b) <= SAME_WEIGHT for a, b in zip(part.start, wanted, strict=True))
 
 
@@ -185,6 +192,18 @@ def _ranks(subject: Subject) -> list[str]:
     rank = effective_rank(subject.validation.current, positions)
     off = abs(rank - said.effective_rank_validation) > RANK_TOLERANCE
     return [f"ER {said.effective_rank_validation:.1%}, recomputed {rank:.1%}"] if off else []
+
+
+def _head(subject: Subject) -> list[str]:
+    """Whether the token layers that phase 2 started from are those that phase 1 ended with."""
+    record, head = subject.record, subject.phase1_head
+    if subject.prepared.settings.phase2.start != "phase1" or not isinstance(record.phase1, PredictionRecord):
+        return []
+    if head is None:
+        return ["phase 2 started from its token layers, and the model folder does not hold them"]
+    found = part_fingerprints(head)
+    said = {part.part: part.after for part in record.phase1.parts if part.part.startswith(HEAD)}
+    return [f"its {name} is not what phase 2 started from" for name in said if found.get(name) != said[name]]
 
 
 def _of_sibling(subject: Subject, ours: list[PartRecord]) -> str:

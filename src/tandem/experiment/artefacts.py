@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +23,8 @@ from tandem.settings import Settings, dump_settings
 
 _PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
+PHASE1_HEAD = "phase1_head.safetensors"
+"""In a model folder: the token layers of phase 1 that phase 2 started from."""
 
 
 def phase1_path(run_dir: Path, variant: str | None, context_layers: int, seed: int) -> Path:
@@ -76,6 +78,8 @@ def save_model(
             trained.model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
         trained.sample.save(draft / CONTEXTS_SAMPLE)
+        if trained.head is not None:
+            save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")
         (draft / "record.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
         for path in sorted(draft.iterdir()):
@@ -87,6 +91,14 @@ def load_sample(folder: Path) -> ContextsSample | None:
     try:
         return ContextsSample.load(folder / CONTEXTS_SAMPLE)
     except (OSError, SafetensorError, TypeError):
+        return None
+
+
+def load_head(folder: Path) -> dict[str, torch.Tensor] | None:
+    """Phase 1's token layers in a model folder; none where there are none that can be read."""
+    try:
+        return load_file(folder / PHASE1_HEAD)
+    except (OSError, SafetensorError):
         return None
 
 

@@ -26,7 +26,7 @@ from tandem.settings import Configuration, Recipe, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
-from tandem.training.initialization import generator_for, initialize_block
+from tandem.training.initialization import generator_for, initialize_block, start_from_head
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts
@@ -89,12 +89,16 @@ class TrainedContexts:
 
 @dataclass(frozen=True)
 class TrainedTokens:
-    """Phase 2 of one run: the model, how it went, what it scores, and a sample of the contexts it read."""
+    """Phase 2 of one run: the model, how it went, what it scores, and a sample of the contexts it read.
+
+    head    weights of phase 1's token layers, where phase 2 started from them
+    """
 
     model: TandemForCausalLM
     phase2: TrainingRecord
     validation: ValidationRecord
     sample: ContextsSample
+    head: dict[str, torch.Tensor] | None
 
 
 def prepare(settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None) -> Prepared:
@@ -138,6 +142,11 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
                 f"setting {key} = {batch} is larger than the {there} positions of training text; "
                 f"lower --{key.replace('_', '-')} or give more text"
             )
+    if settings.recipe == "seed" and settings.phase2.start == "phase1":
+        raise SettingsError(
+            "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe seed has no "
+            "token layers to start from: use random"
+        )
     if settings.recipe == "predictive" and settings.embeddings.trained:
         raise SettingsError(
             "setting embeddings.trained = True belongs to recipe seed; the recipe predictive trains the "
@@ -219,18 +228,31 @@ PHASE1_PARTS: dict[Recipe, tuple[str, ...]] = {
 """What phase 1 leaves to phase 2, by the names of the model's children."""
 _COUNTED = {"lm_head": "head"}
 """How counts of parameters call a child that is called otherwise."""
+HEAD = "token_block"
+"""The child through which phase 1 predicts; kept with its result, and phase 2 may start from it."""
 
 
 def phase1_state(model: TandemForCausalLM, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """The weights that phase 1 leaves to phase 2; those of the head are the embedding's."""
+    """The weights that phase 1 leaves to phase 2; those of the output head are the embedding's."""
     kept = tuple(f"{part}." for part in PHASE1_PARTS[recipe])
     weights = model.state_dict()
     return {name: weights[name] for name in weights if name.startswith(kept) and name != "lm_head.weight"}
 
 
+def head_state(model: TandemForCausalLM) -> dict[str, torch.Tensor]:
+    """The token layers through which a phase 1 by prediction predicted, from the model that it trained."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{HEAD}.")}
+
+
 def take_phase1(model: TandemForCausalLM, state: dict[str, torch.Tensor]) -> None:
     """Put what phase 1 left into a new model."""
     model.load_state_dict(state, strict=False)
+
+
+def phase1_configuration(settings: Settings, context_layers: int) -> Configuration:
+    """Depths of the model that phase 1 trains."""
+    predictive = settings.recipe == "predictive"
+    return Configuration(context_layers, settings.prediction.head_layers if predictive else 1)
 
 
 def train_contexts(
@@ -245,7 +267,7 @@ def train_contexts(
     Raises NonFiniteLossError or ScanError.
     """
     settings = prepared.settings
-    model = new_model(prepared, Configuration(context_layers=context_layers), seed)
+    model = new_model(prepared, phase1_configuration(settings, context_layers), seed)
     train, validation = _streams(prepared, model)
     if saved is not None:
         take_phase1(model, saved[0])
@@ -333,6 +355,10 @@ def train_tokens(
     settings = prepared.settings
     model = new_model(prepared, configuration, seed)
     take_phase1(model, phase1_state(shared.model, settings.recipe))
+    head = None
+    if settings.phase2.start == "phase1" and shared.phase1 is not None:
+        head = head_state(shared.model)
+        start_from_head(model.token_block, shared.model.token_block)
     trained = settings.embeddings.trained
 
     def refresh() -> tuple[Split, Split]:
@@ -361,7 +387,7 @@ def train_tokens(
         first_loss_nats=result.first_loss_nats,
     )
     validation = validation_record(result.validation, prepared.corpus.validation)
-    return TrainedTokens(model, phase2, validation, result.contexts)
+    return TrainedTokens(model, phase2, validation, result.contexts, head)
 
 
 def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool = True) -> Parameters:

@@ -18,6 +18,7 @@ from tandem.experiment.pipeline import (
     TrainedContexts,
     TrainedTokens,
     count_parameters,
+    head_state,
     phase1_fingerprint,
     phase1_state,
     prepare,
@@ -160,7 +161,9 @@ class _SharedContexts:
         saved = load_phase1(path, inputs)
         made = train_contexts(self._prepared, context_layers, seed, on_tick, saved)
         if saved is None and made.phase1 is not None:
-            state = phase1_state(made.model, self._prepared.settings.recipe)
+            recipe = self._prepared.settings.recipe
+            state = phase1_state(made.model, recipe)
+            state |= head_state(made.model) if recipe == "predictive" else {}
             save_phase1(path, state, made.phase1, inputs)
         return made
 

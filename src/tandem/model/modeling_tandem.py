@@ -68,13 +68,16 @@ class ContextBlock(nn.Module):
 
 
 class GatedLayer(nn.Linear):
-    """h' = f⊙h + (1 − f)⊙tanh(z), where [f; z] = W·u + b, through a sigmoid for f.
+    """h' = f⊙h + (1 − f)⊙tanh(z), with f = (1 − 1/128)·σ(y) and [y; z] = W·u + b.
 
     u is e_t, and above the first layer [e_t; the layer below before the token; the same after it]. Neither f
     nor z depends on h, so the recurrence is linear in it, and over a whole stream only the cheap part of it,
     one multiplication and one addition an element, is sequential (Martin & Cundy 2018, arXiv:1709.04057;
-    Bradbury et al. 2017, arXiv:1611.01576; Feng et al. 2024, arXiv:2410.01201).
+    Bradbury et al. 2017, arXiv:1611.01576; Feng et al. 2024, arXiv:2410.01201). The bound on f makes every
+    block forget: what is left of a state after n tokens is at most (1 − 1/128)ⁿ of it.
     """
+
+    most_kept = 1 - 1 / 128
 
     def __init__(self, width: int, embed_dim: int, below: int) -> None:
         super().__init__(embed_dim + 2 * below, 2 * width)
@@ -83,7 +86,7 @@ class GatedLayer(nn.Linear):
     def gates(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """u [..., E or more] → what of the state is kept, f, and what is added to it, both [..., width]."""
         forget, write = F.linear(read, self.weight, self.bias).chunk(2, dim=-1)
-        keep = forget.sigmoid()
+        keep = self.most_kept * forget.sigmoid()
         return keep, (1 - keep) * write.tanh()
 
     def forward(self, state: Tensor, read: Tensor) -> Tensor:  # type: ignore[override]
@@ -194,16 +197,25 @@ def linear_recurrence(keep: Tensor, add: Tensor, start: Tensor) -> Tensor:
 
 
 class TokenLayer(nn.Module):
-    """x' = LayerNorm(x + GELU(W·[c; x] + b)), W: E×(C+E); without a context W·x, W: E×E."""
+    """x' = LayerNorm(x + GELU(W·[c; x] + b)), W: E×(C+E); without a context W·x, W: E×E.
 
-    def __init__(self, context_dim: int, embed_dim: int, layer_norm_eps: float = 1e-5) -> None:
+    `context_norm` is a LayerNorm of c before that, or none: residual contexts come out of one already.
+    """
+
+    def __init__(
+        self, context_dim: int, embed_dim: int, layer_norm_eps: float = 1e-5, context_norm: bool = False
+    ) -> None:
         super().__init__()
+        self.context_norm = nn.LayerNorm(context_dim, eps=layer_norm_eps) if context_norm else None
         self.linear = nn.Linear(context_dim + embed_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
 
-    def forward(self, context: Tensor | None, x: Tensor) -> Tensor:
-        """context [..., C] or none, x [..., E] → [..., E]."""
-        read = x if context is None else torch.cat((context, x), dim=-1)
+    def forward(self, context: Tensor | None, x: Tensor, dropout: float = 0.0) -> Tensor:
+        """context [..., C] or none, x [..., E] → [..., E]; `dropout` of the context, in training."""
+        read = x
+        if context is not None:
+            context = context if self.context_norm is None else self.context_norm(context)
+            read = torch.cat((F.dropout(context, dropout, training=dropout > 0), x), dim=-1)
         return self.norm(x + F.gelu(self.linear(read)))
 
 
@@ -221,16 +233,31 @@ class TokenBlock(nn.Module):
             "current" if i == depth - 1 else "previous" if i == 0 else None for i in range(depth)
         )
         self.layers = nn.ModuleList(
-            TokenLayer(config.context_dim if reads else 0, config.embed_dim, config.layer_norm_eps)
+            TokenLayer(
+                config.context_dim if reads else 0,
+                config.embed_dim,
+                config.layer_norm_eps,
+                context_norm=reads is not None and config.cell == "gated",
+            )
             for reads in self.reads
         )
 
-    def forward(self, previous_context: Tensor, current_context: Tensor, token_embeds: Tensor) -> Tensor:
-        """Contexts [..., C] before and after the token, token_embeds [..., E] → [..., E]."""
+    def forward(
+        self,
+        previous_context: Tensor,
+        current_context: Tensor,
+        token_embeds: Tensor,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Contexts [..., C] before and after the token, token_embeds [..., E] → [..., E].
+
+        `dropout` is the probability with which a layer reads zero instead of an element of its context (in
+        training).
+        """
         contexts = {"previous": previous_context, "current": current_context, None: None}
         x = token_embeds
         for layer, reads in zip(self.layers, self.reads, strict=True):
-            x = layer(contexts[reads], x)
+            x = layer(contexts[reads], x, dropout)
         return x
 
 

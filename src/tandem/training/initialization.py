@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tandem.model import TandemForCausalLM
-from tandem.model.modeling_tandem import GatedLayer
+from tandem.model.modeling_tandem import GatedLayer, TokenBlock, TokenLayer
 
 
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
@@ -43,6 +43,25 @@ def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torc
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+
+
+@torch.no_grad()
+def start_from_head(block: TokenBlock, head: TokenBlock) -> None:
+    """Let a new TokenBlock start as the token layers that phase 1 predicted through.
+
+    Its last layers become theirs, as many as both have. What stands before them starts with a weight and a
+    bias of zero, so that it only normalises its input.
+    """
+    shared = min(len(block.layers), len(head.layers))
+    # The first of several layers reads another context than a layer in between, so it is not taken for one.
+    while block.reads[-shared:] != head.reads[-shared:]:
+        shared -= 1
+    for ours, theirs in zip(block.layers[-shared:], head.layers[-shared:], strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    for layer in block.layers[:-shared]:
+        assert isinstance(layer, TokenLayer)
+        layer.linear.weight.zero_()
+        layer.linear.bias.zero_()
 
 
 @contextlib.contextmanager

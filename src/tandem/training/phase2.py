@@ -181,9 +181,9 @@ def _loss(model: TandemForCausalLM, train: Split, at: Tensor, course: _Course, p
     """Mean NLL of what follows positions [n]; `plain`: over the whole vocabulary, and without dropout."""
     settings, ids, contexts = course.settings, train.stream.ids, train.contexts
     dropout, embed_dropout = (0.0, 0.0) if plain else (settings.dropout, settings.embed_dropout)
-    before = F.dropout(previous_contexts(contexts, at, train.stream.restart, wrap=False), dropout)
+    before = previous_contexts(contexts, at, train.stream.restart, wrap=False)
     embeds = F.dropout(model.embed(ids[at]), embed_dropout)
-    hidden = F.dropout(model.token_block(before, F.dropout(contexts[at], dropout), embeds), dropout)
+    hidden = F.dropout(model.token_block(before, contexts[at], embeds, dropout), dropout)
     head, bias, targets = model.lm_head.weight, model.lm_head.bias, ids[at + 1]
     if not plain:
         return course.loss_of(hidden, head, targets, bias)

@@ -93,7 +93,7 @@ def train_predictive_contexts(
                     embeds, context, restart, dropout=settings.dropout
                 )
                 context = current[:, -1].detach()
-                hidden = model.token_block(previous, F.dropout(current, settings.dropout), embeds)
+                hidden = model.token_block(previous, current, embeds, settings.dropout)
                 hidden = F.dropout(hidden, settings.dropout).flatten(0, 1)
                 targets = stream.ids[at + 1].flatten()
                 loss = loss_of(hidden, model.lm_head.weight, targets, model.lm_head.bias)
