@@ -399,7 +399,8 @@ class Settings(Section):
         """
         if name is None:
             return self
-        values = self.model_dump(exclude={"variants"})
+        # Arguments of a command are settings with fields of their own, which no variant has.
+        values = self.model_dump(include=set(Settings.model_fields) - {"variants"})
         for key, value in self.variants[name].items():
             if key not in VARIED:
                 raise SettingsError(

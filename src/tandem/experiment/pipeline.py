@@ -142,6 +142,12 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
                 f"setting {key} = {batch} is larger than the {there} positions of training text; "
                 f"lower --{key.replace('_', '-')} or give more text"
             )
+    for configuration in settings.grid:
+        if settings.model.cell == "gated" and settings.model.context_dim % configuration.context_layers:
+            raise SettingsError(
+                f"setting model.context_dim = {settings.model.context_dim} cannot be shared evenly by "
+                f"{configuration.context_layers} gated layers; give a multiple of that"
+            )
     if settings.recipe == "seed" and settings.phase2.start == "phase1":
         raise SettingsError(
             "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe seed has no "

@@ -138,6 +138,7 @@ class _SharedContexts:
         # Whether no finished run has phase 1's time on its account yet.
         self.unpaid = not any(
             record.phase1_computed_here
+            and record.settings_fingerprint == prepared.settings.fingerprint()
             and (record.kind, record.variant, record.context_layers, record.seed) == self.key
             and record.status == "finished"
             for record in records

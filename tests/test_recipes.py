@@ -1,0 +1,174 @@
+"""Recipes and variants: both in one experiment, each as it would be alone, and what is said of bad ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PREDICTIVE, merged, tiny
+
+from tandem.audit import audit
+from tandem.errors import SettingsError
+from tandem.experiment.artefacts import load_model
+from tandem.experiment.evaluate import evaluate_model
+from tandem.experiment.pipeline import (
+    head_state,
+    new_model,
+    phase1_state,
+    prepare,
+    start_from_head,
+    take_phase1,
+    train_contexts,
+    train_tokens,
+)
+from tandem.experiment.runner import Unwatched, run_experiment
+from tandem.metrics import score_stream
+from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.records import PredictionRecord, RunRecord, read_manifest
+from tandem.settings import Configuration, Settings, chosen_variant
+
+BOTH = {"seed": {}, "predictive": PREDICTIVE}
+
+
+def run(settings: Settings) -> dict[str, RunRecord]:
+    records = run_experiment(settings, Unwatched())[1]
+    assert [record.failure for record in records] == [None] * len(records)
+    return {record.run: record for record in records}
+
+
+def test_both_recipes_in_one_experiment(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "both"), seeds=(0,), variants=BOTH)
+    records = run(settings)
+    assert list(records) == [f"{v}-{c}-seed0" for v in BOTH for c in ("C1T1", "C2T1")]
+    manifest = read_manifest(tmp_path / "both")
+    assert manifest is not None
+    assert manifest.configurations == ("seed-C1T1", "seed-C2T1", "predictive-C1T1", "predictive-C2T1")
+    one, other = records["predictive-C1T1-seed0"], records["seed-C1T1-seed0"]
+    assert (one.recipe, one.variant, other.recipe) == ("predictive", "predictive", "seed")
+    assert isinstance(one.phase1, PredictionRecord)
+    assert one.parameters is not None
+    assert other.parameters is not None
+    assert one.parameters.head == 300
+    assert one.parameters.trained_phase1 == one.parameters.total - one.parameters.token_block
+    assert other.parameters.trained_phase1 == other.parameters.context_block
+    assert one.contexts is not None
+    assert one.contexts.train.method == "linear"
+    assert audit(tmp_path / "both").status == "pass"
+
+
+def test_a_variant_is_what_it_would_be_alone(text_file: Path, tmp_path: Path) -> None:
+    both = run(tiny(text_file, output=str(tmp_path / "both"), seeds=(0,), variants=BOTH))
+    alone = run(tiny(text_file, output=str(tmp_path / "seed"), seeds=(0,)))
+    predictive = run(tiny(text_file, **merged(PREDICTIVE, {"output": str(tmp_path / "p"), "seeds": (0,)})))
+    for variant, single in (("seed", alone), ("predictive", predictive)):
+        for name, record in single.items():
+            twin = both[f"{variant}-{name}"]
+            assert twin.validation == record.validation
+            assert twin.settings_fingerprint == record.settings_fingerprint
+
+
+def test_only_a_changed_variant_is_made_again(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,), variants=BOTH)
+    before = run(settings)
+    changed = merged(PREDICTIVE, {"prediction": {"dropout": 0.1}})
+    after = run(settings.model_copy(update={"variants": {"seed": {}, "predictive": changed}}))
+    assert before["seed-C1T1-seed0"] == after["seed-C1T1-seed0"]
+    again = after["predictive-C1T1-seed0"]
+    assert again.settings_fingerprint != before["predictive-C1T1-seed0"].settings_fingerprint
+    assert again.phase1_computed_here
+
+
+def test_phase_2_starts_where_phase_1_predicted(text_file: Path) -> None:
+    """With one token layer and no learning, phase 2 is the head of phase 1; deeper ones start near it."""
+    settings = tiny(text_file, **merged(PREDICTIVE, {"phase2": {"max_epochs": 1, "lr": 1e-12}}))
+    prepared = prepare(settings, lambda _: None)
+    shared = train_contexts(prepared, 1, 0)
+    assert isinstance(shared.phase1, PredictionRecord)
+    same = train_tokens(prepared, shared, Configuration(1, 1), 0)
+    assert same.validation.nll_nats == pytest.approx(shared.phase1.head_nll_nats, abs=1e-6)
+    deeper = train_tokens(prepared, shared, Configuration(1, 3), 0)
+    assert deeper.validation.nll_nats == pytest.approx(shared.phase1.head_nll_nats, abs=0.3)
+    # The contexts, the embedding and its norm are frozen, and what phase 1 left.
+    for name, tensor in phase1_state(shared.model, "predictive").items():
+        assert torch.equal(tensor, deeper.model.state_dict()[name])
+
+
+def test_layers_taken_over_read_the_same_context() -> None:
+    def block(depth: int) -> torch.nn.Module:
+        config = TandemConfig(vocab_size=9, embed_dim=6, context_dim=4, token_layers=depth, cell="gated")
+        return TandemForCausalLM(config).token_block
+
+    for depth, head_depth, taken in ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 2), (3, 2, 1), (4, 3, 2)):
+        ours, head = block(depth), block(head_depth)
+        start_from_head(ours, head)
+        for back in range(1, taken + 1):
+            for name, tensor in head.layers[-back].state_dict().items():
+                assert torch.equal(ours.layers[-back].state_dict()[name], tensor)
+        for layer in ours.layers[:-taken]:
+            assert not layer.linear.weight.any()
+            assert not layer.linear.bias.any()
+
+
+def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) -> None:
+    """Saved, loaded, and through its own forward."""
+    settings = tiny(text_file, **merged(PREDICTIVE, {"output": str(tmp_path / "run"), "seeds": (0,)}))
+    record = run(settings)["C2T1-seed0"]
+    folder = tmp_path / "run" / "models" / "C2T1-seed0"
+    model, _ = load_model(folder)
+    ids = torch.from_numpy(prepare(settings, lambda _: None).corpus.validation.ids.astype("int64"))
+    loss = model(input_ids=ids[None], labels=ids[None]).loss.detach()
+    assert record.validation is not None
+    assert float(loss) == pytest.approx(record.validation.nll_nats, abs=1e-4)
+    assert evaluate_model(folder, str(text_file)).perplexity > 1
+
+
+def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> None:
+    settings = tiny(text_file, **PREDICTIVE)
+    prepared = prepare(settings, lambda _: None)
+    shared = train_contexts(prepared, 2, 0)
+    model = new_model(prepared, Configuration(2, 1), 0)
+    take_phase1(model, phase1_state(shared.model, "predictive") | head_state(shared.model))
+    score = score_stream(model, shared.validation.stream, shared.validation.contexts, 512)
+    assert isinstance(shared.phase1, PredictionRecord)
+    assert score.nll_nats == shared.phase1.head_nll_nats
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"variants": {"a": {"data": {"train": "x"}}}}, r"variants.a.data is not possible: .*recipe, emb"),
+        ({"variants": {"a": {"model": {"cel": "gated"}}}}, r"variants.a: .*'model.cell'"),
+        ({"variants": {"a-b": {}}}, "variants"),
+        ({"recipe": "predictiv"}, "recipe = 'predictiv'"),
+    ],
+)
+def test_impossible_variants_are_one_sentence(text_file: Path, more: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        tiny(text_file, **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"phase2": {"start": "phase1"}}, "belongs to recipe predictive"),
+        (merged(PREDICTIVE, {"embeddings": {"trained": True}}), "belongs to recipe seed"),
+        (
+            merged(PREDICTIVE, {"model": {"context_dim": 15}, "configurations": ((2, 1),)}),
+            "context_dim = 15 cannot be shared evenly by 2 gated layers",
+        ),
+    ],
+)
+def test_settings_of_the_other_recipe_are_refused(
+    text_file: Path, more: dict[str, object], says: str
+) -> None:
+    with pytest.raises(SettingsError, match=says):
+        prepare(tiny(text_file, **more), lambda _: None)
+
+
+def test_a_variant_is_chosen_by_name(text_file: Path) -> None:
+    settings = tiny(text_file, variants=BOTH)
+    assert chosen_variant(settings, "predictive").recipe == "predictive"
+    assert chosen_variant(settings, None).variants == {}
+    with pytest.raises(
+        SettingsError, match="no variant 'other' in these settings; there are: seed, predictive"
+    ):
+        chosen_variant(settings, "other")
