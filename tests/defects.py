@@ -177,12 +177,12 @@ def head_trained_by_accident(patch: Patch) -> None:
 
 
 def parameters_left_out(patch: Patch) -> None:
-    """The optimizer is given all but the first token layer's weight."""
+    """The optimizer is given the second one of two token layers only."""
     real = phase2.decayed_apart
 
     def fewer(parameters: Any, weight_decay: float) -> Any:
         left = list(parameters)
-        return real(left[4:] if len(left) > 4 else left[:1], weight_decay)
+        return real(left[len(left) // 2 :], weight_decay)
 
     patch.setattr(phase2, "decayed_apart", fewer)
 
@@ -322,8 +322,8 @@ def phase1_on_a_few_tokens(patch: Patch) -> None:
     for name in ("train_context_block", "train_predictive_contexts"):
         real = getattr(pipeline, name)
 
-        def less(model: Any, stream: Stream, *rest: Any, _real: Any = real) -> Any:
-            return _real(model, stream.first(600), *rest)
+        def less(*args: Any, _real: Any = real) -> Any:
+            return _real(*(arg.first(600) if isinstance(arg, Stream) else arg for arg in args))
 
         patch.setattr(pipeline, name, less)
 

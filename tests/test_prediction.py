@@ -1,5 +1,6 @@
 """Phase 1 by prediction: its windows, its loss, what it trains, what it leaves to phase 2."""
 
+import copy
 import math
 
 import pytest
@@ -98,11 +99,15 @@ def test_a_small_vocabulary_is_not_sampled() -> None:
 def test_it_trains_what_it_leaves_and_the_layer_it_throws_away(cell: str) -> None:
     model, stream = model_and_stream(cell)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = train_predictive_contexts(model, stream, PredictionSettings(max_epochs=1, streams=8), 0)
+    result = train_predictive_contexts(
+        model, [model.token_block], stream, PredictionSettings(max_epochs=1, streams=8), 0
+    )
     unchanged = [name for name, tensor in model.state_dict().items() if torch.equal(before[name], tensor)]
     assert not unchanged
     assert all(part.trained and part.gradient and part.before != part.after for part in result.parts)
-    assert result.head_parameters == sum(p.numel() for p in model.token_block.parameters())
+    assert {part.part.split(".")[0] for part in result.parts} == {
+        *("embedding", "embed_norm", "context_block", "lm_head", "head1")
+    }
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -110,7 +115,7 @@ def test_it_learns_what_the_text_says() -> None:
     model, stream = model_and_stream()
     ticks: list[Tick] = []
     settings = PredictionSettings(max_epochs=30, streams=8, lr=0.02, **PLAIN)
-    result = train_predictive_contexts(model, stream, settings, 0, on_tick=ticks.append)
+    result = train_predictive_contexts(model, [model.token_block], stream, settings, 0, on_tick=ticks.append)
     assert [epoch.epoch for epoch in result.history] == list(range(1, 31))
     assert result.history[-1].train_nll_nats < 0.6 * result.history[0].train_nll_nats
     assert ticks[-1].done == pytest.approx(30)
@@ -128,7 +133,7 @@ def test_the_first_step_is_the_plain_loss_of_its_first_windows() -> None:
         previous, current = sequential_contexts(model.context_block, embeds)
         logits = model.lm_head(model.token_block(previous, current, embeds))
         expected = F.cross_entropy(logits.flatten(0, 1), stream.ids[at + 1].flatten())
-    result = train_predictive_contexts(model, stream, settings, 3)
+    result = train_predictive_contexts(model, [model.token_block], stream, settings, 3)
     assert result.history[0].train_nll_nats == pytest.approx(float(expected), abs=1e-5)
     assert result.positions == at.numel()
 
@@ -146,7 +151,7 @@ def test_contexts_are_carried_from_window_to_window(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(model.context_block, "unroll", watched)
     settings = PredictionSettings(max_epochs=1, streams=4, window=7, lr=1e-12, **PLAIN)
-    train_predictive_contexts(model, stream, settings, 0)
+    train_predictive_contexts(model, [model.token_block], stream, settings, 0)
     at = torch.cat(list(windows(len(stream) - 1, 4, 7, generator_for(0, "prediction", 2))), dim=1)
     with torch.no_grad():
         _, whole = sequential_contexts(model.context_block, model.embed(stream.ids[at]))
@@ -159,11 +164,33 @@ def test_it_depends_on_the_seed_and_on_nothing_drawn_before() -> None:
         model, stream = model_and_stream()
         torch.manual_seed(len(results))
         train_predictive_contexts(
-            model, stream, PredictionSettings(max_epochs=1, streams=8, negatives=16), seed
+            model,
+            [model.token_block],
+            stream,
+            PredictionSettings(max_epochs=1, streams=8, negatives=16),
+            seed,
         )
         results.append(model.context_block.layers[0].weight.detach())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_several_heads_share_contexts_and_the_loss_is_their_mean() -> None:
+    model, stream = model_and_stream()
+    torch.manual_seed(5)
+    config = TandemConfig(**{**model.config.to_dict(), "token_layers": 3})
+    heads = [model.token_block, TandemForCausalLM(config).token_block]
+    settings = PredictionSettings(max_epochs=1, streams=4, window=2000, **PLAIN)
+    single = [
+        train_predictive_contexts(copy.deepcopy(model), [copy.deepcopy(head)], stream, settings, 0)
+        for head in heads
+    ]
+    both = train_predictive_contexts(model, heads, stream, settings, 0)
+    assert both.history[0].train_nll_nats == pytest.approx(
+        sum(result.history[0].train_nll_nats for result in single) / 2, abs=1e-5
+    )
+    assert sum(part.part.startswith("head3.layers.") for part in both.parts) == 3
+    assert all(part.gradient for part in both.parts)
 
 
 def test_a_step_that_is_not_finite_is_refused() -> None:
@@ -172,7 +199,7 @@ def test_a_step_that_is_not_finite_is_refused() -> None:
         model.context_block.layers[0].bias[0] = math.nan
     before = model.embedding.weight.clone()
     with pytest.raises(NonFiniteLossError, match=r"phase 1 was stopped in epoch 1.*lower --prediction.lr"):
-        train_predictive_contexts(model, stream, PredictionSettings(streams=8), 0)
+        train_predictive_contexts(model, [model.token_block], stream, PredictionSettings(streams=8), 0)
     assert torch.equal(model.embedding.weight, before)
 
 
@@ -201,7 +228,7 @@ def test_the_learning_rate_rises_and_falls(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     model, stream = model_and_stream()
     settings = PredictionSettings(max_epochs=4, streams=8, window=4, lr=0.5e-3)
-    train_predictive_contexts(model, stream, settings, 0)
+    train_predictive_contexts(model, [model.token_block], stream, settings, 0)
     peak = rates.index(max(rates))
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)

@@ -12,6 +12,8 @@ from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.pipeline import (
     head_state,
+    load_heads,
+    new_heads,
     new_model,
     phase1_state,
     prepare,
@@ -23,7 +25,7 @@ from tandem.experiment.pipeline import (
 from tandem.experiment.runner import Unwatched, run_experiment
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.records import PredictionRecord, RunRecord, read_manifest
+from tandem.records import PredictionRecord, RunRecord, nearest_head, read_manifest
 from tandem.settings import Configuration, Settings, chosen_variant
 
 BOTH = {"seed": {}, "predictive": PREDICTIVE}
@@ -84,28 +86,44 @@ def test_phase_2_starts_where_phase_1_predicted(text_file: Path) -> None:
     shared = train_contexts(prepared, 1, 0)
     assert isinstance(shared.phase1, PredictionRecord)
     same = train_tokens(prepared, shared, Configuration(1, 1), 0)
-    assert same.validation.nll_nats == pytest.approx(shared.phase1.head_nll_nats, abs=1e-6)
+    assert [head.token_layers for head in shared.phase1.heads] == [1, 2]
+    assert same.validation.nll_nats == pytest.approx(shared.phase1.head_for(1).nll_nats, abs=1e-6)
+    two = train_tokens(prepared, shared, Configuration(1, 2), 0)
+    assert two.validation.nll_nats == pytest.approx(shared.phase1.head_for(2).nll_nats, abs=1e-6)
     deeper = train_tokens(prepared, shared, Configuration(1, 3), 0)
-    assert deeper.validation.nll_nats == pytest.approx(shared.phase1.head_nll_nats, abs=0.3)
+    assert deeper.validation.nll_nats == pytest.approx(shared.phase1.head_for(3).nll_nats, abs=0.3)
     # The contexts, the embedding and its norm are frozen, and what phase 1 left.
     for name, tensor in phase1_state(shared.model, "predictive").items():
         assert torch.equal(tensor, deeper.model.state_dict()[name])
 
 
 def test_layers_taken_over_read_the_same_context() -> None:
+    assert [nearest_head((1, 2), depth) for depth in (1, 2, 3)] == [1, 2, 2]
+    assert nearest_head((3, 2), 1) == 2
+
     def block(depth: int) -> torch.nn.Module:
         config = TandemConfig(vocab_size=9, embed_dim=6, context_dim=4, token_layers=depth, cell="gated")
         return TandemForCausalLM(config).token_block
 
-    for depth, head_depth, taken in ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 2), (3, 2, 1), (4, 3, 2)):
-        ours, head = block(depth), block(head_depth)
+    # For each layer, which one of the head it is; none: it starts from zero.
+    for layers, head_depth in (
+        ((0,), 1),
+        ((1,), 2),
+        ((None, 0), 1),
+        ((0, 1), 2),
+        ((0, None, 1), 2),
+        ((0, 2), 3),
+        ((0, 1, None, 2), 3),
+    ):
+        ours, head = block(len(layers)), block(head_depth)
         start_from_head(ours, head)
-        for back in range(1, taken + 1):
-            for name, tensor in head.layers[-back].state_dict().items():
-                assert torch.equal(ours.layers[-back].state_dict()[name], tensor)
-        for layer in ours.layers[:-taken]:
-            assert not layer.linear.weight.any()
-            assert not layer.linear.bias.any()
+        for layer, source in zip(ours.layers, layers, strict=True):
+            if source is None:
+                assert not layer.linear.weight.any()
+                assert not layer.linear.bias.any()
+            else:
+                for name, tensor in head.layers[source].state_dict().items():
+                    assert torch.equal(layer.state_dict()[name], tensor)
 
 
 def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) -> None:
@@ -125,11 +143,13 @@ def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> Non
     settings = tiny(text_file, **PREDICTIVE)
     prepared = prepare(settings, lambda _: None)
     shared = train_contexts(prepared, 2, 0)
-    model = new_model(prepared, Configuration(2, 1), 0)
-    take_phase1(model, phase1_state(shared.model, "predictive") | head_state(shared.model))
-    score = score_stream(model, shared.validation.stream, shared.validation.contexts, 512)
+    model, heads = new_model(prepared, Configuration(2, 2), 0), new_heads(prepared, 2, 0)
+    take_phase1(model, phase1_state(shared.model, "predictive"))
+    load_heads(heads, head_state(shared.heads[0]) | head_state(shared.heads[1]))
     assert isinstance(shared.phase1, PredictionRecord)
-    assert score.nll_nats == shared.phase1.head_nll_nats
+    for head, record in zip(heads, shared.phase1.heads, strict=True):
+        score = score_stream(model, shared.validation.stream, shared.validation.contexts, 512, head)
+        assert score.nll_nats == record.nll_nats
 
 
 @pytest.mark.parametrize(

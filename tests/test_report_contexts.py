@@ -9,6 +9,7 @@ from report_records import (
     make_grid,
     make_manifest,
     make_memory,
+    make_prediction,
     make_record,
     make_variants,
 )
@@ -49,7 +50,7 @@ def test_a_predictive_run_has_a_prediction_table_and_no_iterations():
     assert "Phase1 Iter" not in part
     assert "by dispersion" not in part
     one = analysis.predictions[0]
-    heads = [r.phase1.head_nll_nats for r in records if r.configuration == "C1T1"]
+    heads = [r.phase1.heads[-1].nll_nats for r in records if r.configuration == "C1T1"]
     assert one.mean_head_perplexity == pytest.approx(math.exp(sum(heads) / 3))
     assert one.used_by == ("C1T1", "C1T2")
     names = draw_figures(analysis, Texts("en")).keys()
@@ -78,9 +79,7 @@ def test_runs_that_failed_stand_where_their_recipe_says():
 def test_phase_2_is_told_against_the_head_of_phase_1():
     records = [make_record(1, 1, s, nll=5.0 + s, recipe="predictive") for s in SEEDS]
     heads = [
-        changed(
-            r, phase1=r.phase1.model_copy(update={"head_nll_nats": r.validation.nll_nats + 0.1 * (s + 1)})
-        )
+        changed(r, phase1=make_prediction(1, s, r.validation.nll_nats + 0.1 * (s + 1)))
         for s, r in enumerate(records)
     ]
     analysis = analyse(heads, None)
@@ -91,7 +90,7 @@ def test_phase_2_is_told_against_the_head_of_phase_1():
     assert "PPL against own head" not in words(make_grid(SEEDS))
     both = words(make_variants(seeds=SEEDS))
     assert re.search(r"by −\d\.\d% in predictive-C\dT\d to −\d\.\d% in predictive-C\dT\d", both)
-    endless = heads[0].phase1.model_copy(update={"head_nll_nats": math.inf})
+    endless = make_prediction(1, 0, math.inf)
     assert analyse([changed(heads[0], phase1=endless)], None).configurations[0].over_head is None
 
 

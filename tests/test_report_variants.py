@@ -284,7 +284,5 @@ def printed(record: RunRecord) -> str:
 def test_a_run_in_the_terminal():
     predictive = make_record(nll=5.0, recipe="predictive", variant="predictive")
     assert "configuration predictive-C1T1," in printed(predictive)
-    assert "phase 1 6 epochs, PPL 156.0 through its own token layer (thrown away), ER 4" in printed(
-        predictive
-    )
+    assert "phase 1 6 epochs, PPL 156.0 through 1 token layer of its own, ER 4" in printed(predictive)
     assert "iterations, 92.0% converged (converged), ER " in printed(make_record())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tandem.contexts import Stream, previous_contexts
 from tandem.cross_entropy import token_nll
-from tandem.model import TandemForCausalLM
+from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
 from tandem.tokens.store import TokenStream
 
@@ -77,18 +77,27 @@ def perplexity(nll_nats: float) -> float:
 
 
 @torch.no_grad()
-def score_stream(model: TandemForCausalLM, stream: Stream, contexts: Tensor, chunk_positions: int) -> Score:
+def score_stream(
+    model: TandemForCausalLM,
+    stream: Stream,
+    contexts: Tensor,
+    chunk_positions: int,
+    token_block: TokenBlock | None = None,
+) -> Score:
     """Score every token of the stream but the first, given its contexts [T, C].
+
+    By the model's own TokenBlock, or by another one that reads the same contexts.
 
     The softmax is exact; `chunk_positions` positions at a time, which bounds memory and changes nothing
     else. Sums are taken in double precision.
     """
+    token_block = model.token_block if token_block is None else token_block
     scored = len(stream) - 1
     losses, correct = np.empty(scored), 0
     for start in range(0, scored, chunk_positions):
         at = torch.arange(start, min(start + chunk_positions, scored), device=contexts.device)
         before = previous_contexts(contexts, at, stream.restart, wrap=False)
-        hidden = model.token_block(before, contexts[at], model.embed(stream.ids[at]))
+        hidden = token_block(before, contexts[at], model.embed(stream.ids[at]))
         targets = stream.ids[at + 1]
         nll, best = token_nll(hidden, model.lm_head.weight, targets, model.lm_head.bias)
         losses[start : start + len(at)] = nll.cpu().numpy()

@@ -172,14 +172,14 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 class PredictionSettings(Section):
     """Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token, through
-    token layers that are its own."""
+    token layers of its own."""
 
     path: ClassVar[str] = "prediction"
 
     max_epochs: Positive = 8
     """Passes over the training tokens; all are made, as the learning rate falls to zero over them."""
-    head_layers: Positive = 1
-    """Token layers through which it predicts."""
+    head_layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2)
+    """Depths of the TokenBlocks through which it predicts, side by side, all with the same weight."""
     streams: Positive = 64
     """The text is cut into so many streams, read side by side."""
     window: Positive = 32
@@ -206,8 +206,8 @@ class Phase2Settings(Section):
     path: ClassVar[str] = "phase2"
 
     start: Literal["random", "phase1"] = "random"
-    """Initial weights: drawn from the seed, or (recipe `predictive`) the token layers of phase 1: the last
-    ones are taken over, and layers before them start by changing nothing."""
+    """Initial weights: drawn from the seed, or (recipe `predictive`) those of phase 1's token layers of the
+    same depth, else of the nearest: the last layers are taken over, others start by changing nothing."""
 
     max_epochs: Positive = 20
     """At most this many passes over the training tokens."""

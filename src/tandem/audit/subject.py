@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from tandem.audit.reference import Block, block_losses, context_blocks
 from tandem.contexts import ContextsSample
 from tandem.experiment.artefacts import load_head, load_model, load_sample
-from tandem.experiment.pipeline import HEAD, Prepared, new_model, phase1_configuration
-from tandem.model import TandemForCausalLM
+from tandem.experiment.pipeline import Prepared, head_for, load_heads, new_heads, new_model
+from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import RunRecord
 from tandem.settings import Configuration
 from tandem.training.initialization import start_from_head
+from tandem.training.prediction import head_name
 from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
 LEAST_WARM_UP = 256
@@ -99,22 +101,26 @@ class Subject:
         return torch.from_numpy(np.asarray(stream.ids, np.int64)).to(self.model.device)
 
     @cached_property
-    def phase1_head(self) -> TandemForCausalLM | None:
-        """A model with the token layers of phase 1 that phase 2 started from; none where none are kept."""
-        kept = load_head(self.folder)
-        if kept is None or self.prepared.settings.recipe != "predictive":
+    def phase1_head(self) -> TokenBlock | None:
+        """The token layers of phase 1 that phase 2 started from; none where the folder does not hold them."""
+        kept, context_layers = load_head(self.folder), self.configuration.context_layers
+        heads = new_heads(self.prepared, context_layers, self.seed)
+        if kept is None or not heads:
             return None
-        depths = phase1_configuration(self.prepared.settings, self.configuration.context_layers)
-        model = new_model(self.prepared, depths, self.seed)
-        missing, unexpected = model.load_state_dict(kept, strict=False)
-        whole = not unexpected and not any(name.startswith(f"{HEAD}.") for name in missing)
-        return model if whole else None
+        head = head_for(heads, self.configuration.token_layers)
+        try:
+            load_heads([head], kept)
+        except RuntimeError:
+            return None
+        return head
 
     @cached_property
     def phase1_samples(self) -> dict[str, tuple[float, ...]]:
-        """Some weights of each part of the model with which phase 1 began."""
-        depths = phase1_configuration(self.prepared.settings, self.configuration.context_layers)
-        return part_samples(new_model(self.prepared, depths, self.seed))
+        """Some weights of each part that phase 1 began with, its own token layers included."""
+        context_layers = self.configuration.context_layers
+        heads = new_heads(self.prepared, context_layers, self.seed)
+        model = new_model(self.prepared, Configuration(context_layers), self.seed)
+        return part_samples(model) | part_samples(nn.ModuleDict({head_name(head): head for head in heads}))
 
     @cached_property
     def initial(self) -> TandemForCausalLM:
@@ -122,7 +128,7 @@ class Subject:
         model = new_model(self.prepared, self.configuration, self.seed)
         starts = self.prepared.settings.phase2.start == "phase1" and self.record.kind == "tandem"
         if starts and self.phase1_head is not None:
-            start_from_head(model.token_block, self.phase1_head.token_block)
+            start_from_head(model.token_block, self.phase1_head)
         return model
 
     @cached_property

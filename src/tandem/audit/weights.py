@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from tandem.audit.subject import SAME_WEIGHT, Subject
-from tandem.experiment.pipeline import HEAD, PHASE1_PARTS, count_parameters
+from tandem.experiment.pipeline import PHASE1_PARTS, count_parameters
 from tandem.metrics import effective_rank
 from tandem.records import Check, Parameters, PartRecord, Phase1Record, PredictionRecord
 from tandem.settings import Settings
+from tandem.training.prediction import head_name
 from tandem.training.trainable import model_parts, part_fingerprints
 
 RANKED, RANK_TOLERANCE = 512, 0.01
@@ -79,8 +82,11 @@ def _trained(subject: Subject) -> Check:
                 wrong.append(f"a gradient reached {record.part} in {phase}")
         expected = {part for part in subject.parts if _trains(subject, phase, part)}
         if phase == "phase 1" and subject.prepared.settings.recipe == "predictive":
-            layers = range(subject.prepared.settings.prediction.head_layers)
-            expected |= {f"{HEAD}.layers.{layer}" for layer in layers}
+            expected |= {
+                f"head{depth}.layers.{layer}"
+                for depth in subject.prepared.settings.prediction.head_layers
+                for layer in range(depth)
+            }
         said = {record.part for record in parts if record.trained}
         if expected != said:
             wrong.append(f"{phase} was to train {_names(expected)}, and trained {_names(said)}")
@@ -201,8 +207,9 @@ def _head(subject: Subject) -> list[str]:
         return []
     if head is None:
         return ["phase 2 started from its token layers, and the model folder does not hold them"]
-    found = part_fingerprints(head)
-    said = {part.part: part.after for part in record.phase1.parts if part.part.startswith(HEAD)}
+    name = head_name(head)
+    found = part_fingerprints(nn.ModuleDict({name: head}))
+    said = {part.part: part.after for part in record.phase1.parts if part.part.startswith(f"{name}.")}
     return [f"its {name} is not what phase 2 started from" for name in said if found.get(name) != said[name]]
 
 
@@ -234,8 +241,7 @@ def _parameters(subject: Subject) -> Check:
         changed = sum(
             sizes.get(r.part, 0)
             for r in parts
-            if r.before != r.after
-            and not (phase == "phase 1" and r.part.startswith("token_block"))  # thrown away
+            if r.before != r.after and not r.part.startswith("head")  # phase 1's own token layers
         )
         trained = said.trained_phase1 if phase == "phase 1" else said.trained_phase2
         if changed != trained:

@@ -91,7 +91,14 @@ def fit_gpt2(
             on_tick,
         )
     embedding = model.wte.weight.numel()
-    return Fitted(score, embedding, total(width) - embedding, record, time.perf_counter() - began)
+    return Fitted(
+        score,
+        embedding,
+        total(width) - embedding,
+        record,
+        time.perf_counter() - began,
+        lambda ids: score_gpt2(model, stream_of(ids, device), chunk_positions),
+    )
 
 
 def window_starts(tokens: int, window: int, offset: int) -> Tensor:

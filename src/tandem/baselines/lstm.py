@@ -95,7 +95,14 @@ def fit_lstm(
             on_tick,
         )
     embedding = model.embedding.weight.numel()
-    return Fitted(score, embedding, total(width) - embedding, record, time.perf_counter() - began)
+    return Fitted(
+        score,
+        embedding,
+        total(width) - embedding,
+        record,
+        time.perf_counter() - began,
+        lambda ids: score_lstm(model, stream_of(ids, device), chunk_positions),
+    )
 
 
 def side_by_side(ids: Tensor, streams: int) -> tuple[Tensor, Tensor, Tensor]:

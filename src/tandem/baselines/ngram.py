@@ -1,9 +1,12 @@
 """The n-gram baselines behind one function."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.baselines.task import Fitted, Ids, Task
@@ -20,18 +23,19 @@ def fit_ngram(kind: Literal["kneser-ney", "bigram", "unigram"], task: Task, orde
     Raises ValueError if a Kneser-Ney order is below 2.
     """
     began = time.perf_counter()
+    score: Callable[[Ids], Score]
     if kind == "unigram":
-        score, kept = _unigram(task.train, task.validation, task.vocab_size)
+        counts = np.bincount(task.train, minlength=task.vocab_size)
+        score, kept = partial(_score_unigram, counts), int(np.count_nonzero(counts))
     else:
         model = KneserNey.fit(task.train, task.vocab_size, 2 if kind == "bigram" else order)
-        score, kept = model.score(task.validation), model.ngrams
-    return Fitted(score, 0, kept, None, time.perf_counter() - began)
+        score, kept = model.score, model.ngrams
+    return Fitted(score(task.validation), 0, kept, None, time.perf_counter() - began, score)
 
 
-def _unigram(train: Ids, validation: Ids, vocab_size: int) -> tuple[Score, int]:
-    """Score of p(w) = (count(w) + 1) / (T + V), and how many distinct tokens were counted."""
-    counts = np.bincount(train, minlength=vocab_size)
-    targets = validation[1:]
-    losses = np.log(len(train) + vocab_size) - np.log(counts[targets] + 1.0)
+def _score_unigram(counts: npt.NDArray[np.int64], ids: Ids) -> Score:
+    """Score of p(w) = (count(w) + 1) / (T + V), from the counts [V] of T tokens."""
+    targets = ids[1:]
+    losses = np.log(counts.sum() + len(counts)) - np.log(counts[targets] + 1.0)
     correct = int(np.count_nonzero(targets == counts.argmax()))
-    return Score.of(losses.astype(np.float32), correct), int(np.count_nonzero(counts))
+    return Score.of(losses.astype(np.float32), correct)

@@ -1,6 +1,7 @@
 """What every baseline is given, and what it gives back."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Fitted:
     other_parameters        all the others; of n-gram models the n-grams they keep
     training                how it went; None for n-gram models
     seconds_s               training and scoring
+    score_stream            scores any other stream [T] of the same vocabulary with the trained model
     """
 
     score: Score
@@ -42,3 +44,4 @@ class Fitted:
     other_parameters: int
     training: TrainingRecord | None
     seconds_s: float
+    score_stream: Callable[[Ids], Score] = field(repr=False, compare=False)

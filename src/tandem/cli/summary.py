@@ -65,8 +65,12 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
 def _phase1(phase1: Phase1Record | PredictionRecord) -> str:
     """How phase 1 went, by what it was for."""
     if isinstance(phase1, PredictionRecord):
-        head = perplexity(phase1.head_nll_nats)
-        return f"{phase1.epochs} epochs, PPL {head:.1f} through its own token layer (thrown away)"
+        heads = ", ".join(
+            f"{perplexity(head.nll_nats):.1f} through {head.token_layers} token layer"
+            + ("s" if head.token_layers > 1 else "")
+            for head in phase1.heads
+        )
+        return f"{phase1.epochs} epochs, PPL {heads} of its own"
     stopped = phase1.stopped.replace("_", " ")
     return f"{phase1.iterations} iterations, {phase1.convergence_rate:.1%} converged ({stopped})"
 

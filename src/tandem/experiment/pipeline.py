@@ -1,6 +1,6 @@
 """One run, from text to record: prepare once, phase 1 for each depth and seed, phase 2 for each run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,17 @@ from tandem.errors import SettingsError
 from tandem.experiment.machine import choose_device
 from tandem.fingerprint import fingerprint
 from tandem.metrics import effective_rank, perplexity, score_stream, validation_record
-from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock
 from tandem.records import (
     ContextsRecord,
     DataRecord,
+    HeadRecord,
     Parameters,
     Phase1Record,
     PredictionRecord,
     TrainingRecord,
     ValidationRecord,
+    nearest_head,
 )
 from tandem.settings import Configuration, Recipe, Settings
 from tandem.text.splits import Splits
@@ -29,7 +31,7 @@ from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
 from tandem.training.initialization import generator_for, initialize_block, start_from_head
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts
+from tandem.training.prediction import head_name, train_predictive_contexts
 from tandem.training.progress import OnTick, silent
 
 
@@ -73,6 +75,7 @@ class TrainedContexts:
     """Phase 1 of one (context_layers, seed): its model, the contexts of both splits, and how it went.
 
     phase1    none of a control: its ContextBlock has the weights it started with
+    heads     through which a phase 1 by prediction predicted
     """
 
     model: TandemForCausalLM
@@ -80,6 +83,7 @@ class TrainedContexts:
     validation: Split
     phase1: Phase1Record | PredictionRecord | None
     contexts: ContextsRecord
+    heads: tuple[TokenBlock, ...] = ()
 
     @property
     def seconds_s(self) -> float:
@@ -234,8 +238,6 @@ PHASE1_PARTS: dict[Recipe, tuple[str, ...]] = {
 """What phase 1 leaves to phase 2, by the names of the model's children."""
 _COUNTED = {"lm_head": "head"}
 """How counts of parameters call a child that is called otherwise."""
-HEAD = "token_block"
-"""The child through which phase 1 predicts; kept with its result, and phase 2 may start from it."""
 
 
 def phase1_state(model: TandemForCausalLM, recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -245,20 +247,37 @@ def phase1_state(model: TandemForCausalLM, recipe: Recipe) -> dict[str, torch.Te
     return {name: weights[name] for name in weights if name.startswith(kept) and name != "lm_head.weight"}
 
 
-def head_state(model: TandemForCausalLM) -> dict[str, torch.Tensor]:
-    """The token layers through which a phase 1 by prediction predicted, from the model that it trained."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{HEAD}.")}
+def new_heads(prepared: Prepared, context_layers: int, seed: int) -> list[TokenBlock]:
+    """The TokenBlocks through which phase 1 is to predict, as the seed draws them; none of recipe `seed`."""
+    settings = prepared.settings
+    if settings.recipe == "seed":
+        return []
+    depths = sorted(set(settings.prediction.head_layers))
+    return [new_model(prepared, Configuration(context_layers, depth), seed).token_block for depth in depths]
+
+
+def head_state(head: TokenBlock) -> dict[str, torch.Tensor]:
+    """Its weights, named as in records and files."""
+    return {f"{head_name(head)}.{name}": tensor for name, tensor in head.state_dict().items()}
+
+
+def load_heads(heads: Sequence[TokenBlock], state: Mapping[str, torch.Tensor]) -> None:
+    """Put kept weights into new heads; raises RuntimeError where one's are not there."""
+    for head in heads:
+        prefix = f"{head_name(head)}."
+        own = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+        head.load_state_dict(own)
+
+
+def head_for(heads: Sequence[TokenBlock], token_layers: int) -> TokenBlock:
+    """The head that a TokenBlock of this depth starts from."""
+    by_depth = {len(head.layers): head for head in heads}
+    return by_depth[nearest_head(by_depth, token_layers)]
 
 
 def take_phase1(model: TandemForCausalLM, state: dict[str, torch.Tensor]) -> None:
     """Put what phase 1 left into a new model."""
     model.load_state_dict(state, strict=False)
-
-
-def phase1_configuration(settings: Settings, context_layers: int) -> Configuration:
-    """Depths of the model that phase 1 trains."""
-    predictive = settings.recipe == "predictive"
-    return Configuration(context_layers, settings.prediction.head_layers if predictive else 1)
 
 
 def train_contexts(
@@ -273,14 +292,16 @@ def train_contexts(
     Raises NonFiniteLossError or ScanError.
     """
     settings = prepared.settings
-    model = new_model(prepared, phase1_configuration(settings, context_layers), seed)
+    model = new_model(prepared, Configuration(context_layers=context_layers), seed)
+    heads = new_heads(prepared, context_layers, seed)
     train, validation = _streams(prepared, model)
     if saved is not None:
         take_phase1(model, saved[0])
+        load_heads(heads, saved[0])
         train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
-        return TrainedContexts(model, train_split, validation_split, saved[1], contexts)
+        return TrainedContexts(model, train_split, validation_split, saved[1], contexts, tuple(heads))
     if settings.recipe == "predictive":
-        return _train_predictive(prepared, model, train, validation, seed, on_tick)
+        return _train_predictive(prepared, model, heads, train, validation, seed, on_tick)
     result = train_context_block(model, train, settings.phase1, seed, on_tick)
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
     phase1 = Phase1Record(
@@ -299,28 +320,35 @@ def train_contexts(
 def _train_predictive(
     prepared: Prepared,
     model: TandemForCausalLM,
+    heads: Sequence[TokenBlock],
     train: Stream,
     validation: Stream,
     seed: int,
     on_tick: OnTick,
 ) -> TrainedContexts:
     settings, chunk = prepared.settings, prepared.settings.phase2.chunk_positions
-    result = train_predictive_contexts(model, train, settings.prediction, seed, chunk, on_tick)
+    result = train_predictive_contexts(model, heads, train, settings.prediction, seed, chunk, on_tick)
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
-    head = score_stream(model, validation, validation_split.contexts, chunk)
+    scores = [score_stream(model, validation, validation_split.contexts, chunk, head) for head in heads]
     phase1 = PredictionRecord(
         parts=result.parts,
         epochs=result.epochs,
         positions=result.positions,
         tokens=len(train),
-        head_nll_nats=head.nll_nats,
-        head_accuracy=head.accuracy,
-        head_parameters=result.head_parameters,
+        heads=tuple(
+            HeadRecord(
+                token_layers=len(head.layers),
+                parameters=sum(p.numel() for p in head.parameters()),
+                nll_nats=score.nll_nats,
+                accuracy=score.accuracy,
+            )
+            for head, score in zip(heads, scores, strict=True)
+        ),
         **_ranks(train_split, validation_split, settings),
         seconds_s=result.seconds_s,
         history=result.history,
     )
-    return TrainedContexts(model, train_split, validation_split, phase1, contexts)
+    return TrainedContexts(model, train_split, validation_split, phase1, contexts, tuple(heads))
 
 
 def _ranks(train: Split, validation: Split, settings: Settings) -> dict[str, float]:
@@ -363,8 +391,9 @@ def train_tokens(
     take_phase1(model, phase1_state(shared.model, settings.recipe))
     head = None
     if settings.phase2.start == "phase1" and shared.phase1 is not None:
-        head = head_state(shared.model)
-        start_from_head(model.token_block, shared.model.token_block)
+        started_from = head_for(shared.heads, configuration.token_layers)
+        head = head_state(started_from)
+        start_from_head(model.token_block, started_from)
     trained = settings.embeddings.trained
 
     def refresh() -> tuple[Split, Split]:

@@ -162,9 +162,9 @@ class _SharedContexts:
         saved = load_phase1(path, inputs)
         made = train_contexts(self._prepared, context_layers, seed, on_tick, saved)
         if saved is None and made.phase1 is not None:
-            recipe = self._prepared.settings.recipe
-            state = phase1_state(made.model, recipe)
-            state |= head_state(made.model) if recipe == "predictive" else {}
+            state = phase1_state(made.model, self._prepared.settings.recipe)
+            for head in made.heads:
+                state |= head_state(head)
             save_phase1(path, state, made.phase1, inputs)
         return made
 

@@ -9,6 +9,7 @@ from tandem.model.modeling_tandem import (
     GatedContextBlock,
     TandemCache,
     TandemForCausalLM,
+    TokenBlock,
     linear_recurrence,
     sequential_contexts,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "TandemCache",
     "TandemConfig",
     "TandemForCausalLM",
+    "TokenBlock",
     "linear_recurrence",
     "sequential_contexts",
 ]

@@ -17,6 +17,7 @@ from tandem.records.run import (
     DocumentScores,
     Environment,
     Epoch,
+    HeadRecord,
     MemoryPoint,
     Parameters,
     PartRecord,
@@ -29,6 +30,7 @@ from tandem.records.run import (
     TrainingRecord,
     Unbounded,
     ValidationRecord,
+    nearest_head,
 )
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "DocumentScores",
     "Environment",
     "Epoch",
+    "HeadRecord",
     "Manifest",
     "MemoryPoint",
     "Parameters",
@@ -56,6 +59,7 @@ __all__ = [
     "ValidationRecord",
     "append_record",
     "manifest_path",
+    "nearest_head",
     "read_audit",
     "read_manifest",
     "read_records",

@@ -7,12 +7,12 @@ sentinel number.
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -109,6 +109,17 @@ class PredictionEpoch(_Record):
     """Since the start of phase 1."""
 
 
+class HeadRecord(_Record):
+    """Token layers of phase 1's own, at its end."""
+
+    token_layers: int
+    parameters: int
+    """Trained in phase 1, and in no other count."""
+    nll_nats: Unbounded
+    """Validation NLL through them; exact softmax, no dropout."""
+    accuracy: float
+
+
 class PredictionRecord(_Record):
     """Result of phase 1 by prediction; shared by all runs of the same (variant, context_layers, seed)."""
 
@@ -119,15 +130,20 @@ class PredictionRecord(_Record):
     """Tokens predicted in an epoch."""
     tokens: int
     """Of the training text."""
-    head_nll_nats: Unbounded
-    """Validation NLL through the token layer that phase 1 throws away; exact softmax, no dropout."""
-    head_accuracy: float
-    head_parameters: int
-    """Of that token layer; trained in phase 1 and in no other count."""
+    heads: Annotated[tuple[HeadRecord, ...], Field(min_length=1)]
+    """Through which it predicted, the shallowest first."""
     effective_rank_train: float
     effective_rank_validation: float
     seconds_s: float
     history: tuple[PredictionEpoch, ...]
+
+    def head_for(self, token_layers: int) -> HeadRecord:
+        """The head that a TokenBlock of this depth may start from, and is to be compared with."""
+        return next(
+            head
+            for head in self.heads
+            if head.token_layers == nearest_head([head.token_layers for head in self.heads], token_layers)
+        )
 
 
 class Epoch(_Record):
@@ -221,6 +237,12 @@ class ScanRecord(_Record):
     checked_tokens: int
     tolerance: float
     seconds_s: float
+
+
+def nearest_head(depths: Iterable[int], token_layers: int) -> int:
+    """Of the depths of heads, the deepest that is no deeper than a TokenBlock; else the shallowest."""
+    depths = sorted(depths)
+    return max((depth for depth in depths if depth <= token_layers), default=depths[0])
 
 
 class MemoryPoint(_Record):

@@ -90,13 +90,13 @@ class PredictionResult(AtDepth):
 
     @property
     def head_perplexity(self) -> Spread | None:
-        """Validation, through the head."""
-        return spread(perplexity(p.head_nll_nats) for p in self.phase1.values())
+        """Validation, through the deepest head."""
+        return spread(perplexity(p.heads[-1].nll_nats) for p in self.phase1.values())
 
     @property
     def mean_head_perplexity(self) -> float | None:
         """exp of the mean NLL over seeds, as of all mean perplexities."""
-        nll = spread(p.head_nll_nats for p in self.phase1.values())
+        nll = spread(p.heads[-1].nll_nats for p in self.phase1.values())
         return None if nll is None else perplexity(nll.mean)
 
     @property

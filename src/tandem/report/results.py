@@ -82,14 +82,13 @@ class ModelResult:
 
     @property
     def over_head(self) -> Spread | None:
-        """Validation NLL less that of the head that phase 1 by prediction threw away, nats per token."""
-        return spread(
-            r.validation.nll_nats - r.phase1.head_nll_nats
+        """Validation NLL less that of the nearest head of phase 1 by prediction, nats per token."""
+        heads = (
+            (r.validation, r.phase1.head_for(self.token_layers or 1))
             for r in self.runs.values()
-            if isinstance(r.phase1, PredictionRecord)
-            and r.validation is not None
-            and math.isfinite(r.phase1.head_nll_nats)
+            if isinstance(r.phase1, PredictionRecord) and r.validation is not None
         )
+        return spread(v.nll_nats - head.nll_nats for v, head in heads if math.isfinite(head.nll_nats))
 
     @property
     def nll(self) -> Spread | None:

@@ -49,16 +49,18 @@ def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torc
 def start_from_head(block: TokenBlock, head: TokenBlock) -> None:
     """Let a new TokenBlock start as the token layers that phase 1 predicted through.
 
-    Its last layers become theirs, as many as both have. What stands before them starts with a weight and a
-    bias of zero, so that it only normalises its input.
+    Layers that read the same context are taken over: the last one, the first one where both have two or more,
+    and those in between in order. What remains starts with a weight and a bias of zero, so that it only
+    normalises its input.
     """
-    shared = min(len(block.layers), len(head.layers))
-    # The first of several layers reads another context than a layer in between, so it is not taken for one.
-    while block.reads[-shared:] != head.reads[-shared:]:
-        shared -= 1
-    for ours, theirs in zip(block.layers[-shared:], head.layers[-shared:], strict=True):
-        ours.load_state_dict(theirs.state_dict())
-    for layer in block.layers[:-shared]:
+    ours, theirs = list(block.layers), list(head.layers)
+    taken = [(ours.pop(), theirs.pop())]
+    if ours and theirs:
+        taken.append((ours.pop(0), theirs.pop(0)))
+    taken += zip(ours, theirs, strict=False)
+    for layer, source in taken:
+        layer.load_state_dict(source.state_dict())
+    for layer in ours[len(theirs) :]:
         assert isinstance(layer, TokenLayer)
         layer.linear.weight.zero_()
         layer.linear.bias.zero_()

@@ -2,25 +2,26 @@
 
 The text is cut into streams that are read side by side, a window of each a step. Gradients flow back through
 the window and stop at its start; the contexts are carried on, so that they remember further than that
-(truncated backpropagation through time; Mikolov et al. 2010). What predicts is a single token layer that is
-thrown away afterwards: phase 2 trains token blocks of any depth on the contexts that are left.
+(truncated backpropagation through time; Mikolov et al. 2010). What predicts are heads: TokenBlocks of one or
+several depths that read the same contexts, so that these serve each depth. Phase 2 trains TokenBlocks of any
+depth on the contexts that are left, and may start from a head.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tandem.contexts import Stream
 from tandem.cross_entropy import training_loss
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import perplexity
-from tandem.model import TandemForCausalLM
+from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import PartRecord, PredictionEpoch
 from tandem.settings import PredictionSettings
 from tandem.training.initialization import generator_for, seeded
@@ -35,15 +36,10 @@ BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """How phase 1 ended.
-
-    positions          tokens predicted in an epoch
-    head_parameters    of the token layer that is thrown away
-    """
+    """How phase 1 ended. positions: tokens predicted in an epoch."""
 
     epochs: int
     positions: int
-    head_parameters: int
     seconds_s: float
     history: tuple[PredictionEpoch, ...]
     parts: tuple[PartRecord, ...]
@@ -51,15 +47,17 @@ class PredictionResult:
 
 def train_predictive_contexts(
     model: TandemForCausalLM,
+    heads: Sequence[TokenBlock],
     stream: Stream,
     settings: PredictionSettings,
     seed: int,
     chunk_positions: int = 512,
     on_tick: OnTick = silent,
 ) -> PredictionResult:
-    """Train model.context_block, the embedding and embed_norm in place, through model.token_block.
+    """Train model.context_block, the embedding with its norm and the output bias in place, through `heads`.
 
-    `chunk_positions` bounds the logits held at once where the softmax is over the whole vocabulary. Raises
+    The loss is the mean over the heads, which are trained in place as well. `chunk_positions` bounds the
+    logits held at once where the softmax is over the whole vocabulary. Raises
     NonFiniteLossError before a non-finite step would reach the weights.
     """
     began = time.perf_counter()
@@ -72,9 +70,14 @@ def train_predictive_contexts(
     loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
     history: list[PredictionEpoch] = []
     step = 0
-    learners = (model.lm_head, model.embed_norm, model.context_block, model.token_block)
+    learners = nn.ModuleDict(
+        {
+            **{name: part for name, part in model.named_children() if name != "token_block"},
+            **{head_name(head): head for head in heads},
+        }
+    )
     with (
-        training_only(model, *learners) as trained,
+        training_only(learners, learners) as trained,
         seeded(model.device, seed, "prediction dropout", len(model.context_block.layers)),
     ):
         groups = decayed_apart(trained.parameters, settings.weight_decay)
@@ -93,10 +96,20 @@ def train_predictive_contexts(
                     embeds, context, restart, dropout=settings.dropout
                 )
                 context = current[:, -1].detach()
-                hidden = model.token_block(previous, current, embeds, settings.dropout)
-                hidden = F.dropout(hidden, settings.dropout).flatten(0, 1)
                 targets = stream.ids[at + 1].flatten()
-                loss = loss_of(hidden, model.lm_head.weight, targets, model.lm_head.bias)
+                loss = torch.stack(
+                    [
+                        loss_of(
+                            F.dropout(
+                                head(previous, current, embeds, settings.dropout), settings.dropout
+                            ).flatten(0, 1),
+                            model.lm_head.weight,
+                            targets,
+                            model.lm_head.bias,
+                        )
+                        for head in heads
+                    ]
+                ).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(trained.parameters, settings.max_grad_norm)
@@ -124,11 +137,15 @@ def train_predictive_contexts(
     return PredictionResult(
         epochs=len(history),
         positions=streams * length,
-        head_parameters=sum(p.numel() for p in model.token_block.parameters()),
         seconds_s=time.perf_counter() - began,
         history=tuple(history),
         parts=trained.parts,
     )
+
+
+def head_name(head: TokenBlock) -> str:
+    """What a head is called in records: `head2` of two layers."""
+    return f"head{len(head.layers)}"
 
 
 def windows(count: int, streams: int, window: int, draws: torch.Generator) -> Iterator[Tensor]:
