@@ -50,10 +50,10 @@ class TrainArguments(_SettingsArguments):
     output: Annotated[str, Field(min_length=1)] | None = None
     """Model folder; none: `models/NAME-CONFIGURATION-seedSEED`."""
 
-    context_layers: Positive = 1
-    """Layers of the ContextBlock."""
-    token_layers: Positive = 1
-    """Layers of the TokenBlock."""
+    context_layers: Positive | None = None
+    """Layers of the ContextBlock; none: those of the first of the settings' `configurations`."""
+    token_layers: Positive | None = None
+    """Layers of the TokenBlock; none: those of the first of the settings' `configurations`."""
     seed: Seed = 0
     """Seed of this training."""
     variant: str | None = None
@@ -139,7 +139,7 @@ def parse_with_preset(
     given = bool(args) and not args[0].startswith("-")
     preset, rest = (args[0], args[1:]) if given else (default_preset, args)
     own = {name for name in kind.model_fields if name not in Settings.model_fields}
-    base = load_settings(preset).model_dump(exclude=_hidden(kind) - {"variants"})
+    base = load_settings(preset).model_dump(exclude=_hidden(kind) - {"variants", "configurations"})
     prog = f"tandem {command} [PRESET|FILE]"
     keys = {*known_keys(), *own} - _hidden(kind)
     _check_options(rest, keys | {"no-save-models", "phase2.no-shuffle", "embeddings.no-trained"}, command)

@@ -112,7 +112,10 @@ def train(args: Sequence[str]) -> None:
     from tandem.experiment.runner import train_one
     from tandem.settings import Configuration, chosen_variant
 
-    configuration = Configuration(arguments.context_layers, arguments.token_layers)
+    first = settings.grid[0]
+    configuration = Configuration(
+        arguments.context_layers or first.context_layers, arguments.token_layers or first.token_layers
+    )
     run = tandem_cell(configuration, arguments.seed, arguments.variant).name
     folder = Path(settings.output or Path("models") / f"{settings.name}-{run}")
     depths = (configuration.context_layers, configuration.token_layers)
