@@ -131,12 +131,12 @@ def previous_context_for_a_single_layer(patch: Patch) -> None:
     """The original experiment's C2T1: the only token layer reads the context before the token."""
 
     def forward(
-        self: Any, previous: Tensor, current: Tensor, token_embeds: Tensor, dropout: float = 0.0
+        self: Any, previous: Tensor, current: Tensor, token_embeds: Tensor, drop: Any = None
     ) -> Tensor:
         contexts = {"previous": previous, "current": current, None: None}
         x = token_embeds
         for layer, reads in zip(self.layers, self.reads, strict=True):
-            x = layer(contexts["previous" if len(self.layers) == 1 else reads], x, dropout)
+            x = layer(contexts["previous" if len(self.layers) == 1 else reads], x, drop)
         return x
 
     patch.setattr(modeling_tandem.TokenBlock, "forward", forward)

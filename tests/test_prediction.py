@@ -15,6 +15,7 @@ from tandem.errors import NonFiniteLossError
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
+from tandem.training.dropout import dropout
 from tandem.training.initialization import generator_for
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts, windows
@@ -234,3 +235,21 @@ def test_the_learning_rate_rises_and_falls(monkeypatch: pytest.MonkeyPatch) -> N
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert peak == pytest.approx(0.1 * len(rates), abs=2)
     assert rates[-1] < 0.02 * max(rates)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    assert dropout(0.0, 0, "test") is None
+    drop, again, other = (dropout(0.3, seed, "test") for seed in (0, 0, 1))
+    assert drop is not None
+    assert again is not None
+    assert other is not None
+    x = torch.ones(400, 500, requires_grad=True)
+    out = drop(x)
+    zeros = float((out == 0).float().mean())
+    assert zeros == pytest.approx(0.3, abs=0.005)  # 200,000 draws: one standard error is 0.001
+    assert float(out.detach().mean()) == pytest.approx(1.0, abs=0.008)
+    assert torch.equal(again(x), out)
+    assert not torch.equal(other(x), out)
+    assert not torch.equal(drop(x), out)  # a new draw each time
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(gradient, out)

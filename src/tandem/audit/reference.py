@@ -64,6 +64,37 @@ def context_blocks(
 
 
 @torch.no_grad()
+def contexts_at(model: TandemForCausalLM, ids: Tensor, at: Tensor, warm_up: int) -> tuple[Tensor, Tensor]:
+    """Contexts before and after the tokens at many positions [n] of a stream, both [n, C].
+
+    As `context_blocks` gives them, but by reading all of the stream, in blocks as long as their warm-up: that
+    takes two steps a token, where single positions take their whole warm-up each.
+    """
+    block = copy.deepcopy(model.context_block)
+    block = block if model.device.type == "mps" else block.double()
+    dtype = next(block.parameters()).dtype
+    starts = torch.arange(0, len(ids), warm_up, device=ids.device)
+    order = torch.full((len(ids),), -1, device=ids.device)
+    order[at] = torch.arange(len(at), device=ids.device)
+    context = torch.zeros(len(starts), block.context_dim, dtype=dtype, device=ids.device)
+    previous, current = torch.zeros(2, len(at), block.context_dim, dtype=model.dtype, device=ids.device)
+    for step in range(-warm_up, warm_up):
+        positions = starts + step
+        inside = positions.clamp(0, len(ids) - 1)
+        tokens = ids[inside]
+        context = context.masked_fill((positions <= 0)[:, None], 0.0)
+        if model.config.boundary == "reset":
+            context = context.masked_fill((tokens == model.config.bos_token_id)[:, None], 0.0)
+        before, context = context, block(context, model.embed(tokens).to(dtype))
+        if step >= 0:
+            wanted = (positions < len(ids)) & (order[inside] >= 0)
+            rows = order[inside[wanted]]
+            previous[rows] = before[wanted].to(model.dtype)
+            current[rows] = context[wanted].to(model.dtype)
+    return previous, current
+
+
+@torch.no_grad()
 def block_losses(
     model: TandemForCausalLM,
     block: Block,

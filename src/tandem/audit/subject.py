@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from tandem.audit.reference import Block, block_losses, context_blocks
+from tandem.audit.reference import Block, block_losses, context_blocks, contexts_at
 from tandem.contexts import ContextsSample
 from tandem.experiment.artefacts import load_head, load_model, load_sample
 from tandem.experiment.pipeline import Prepared, head_for, load_heads, new_heads, new_model
@@ -181,13 +181,18 @@ class Subject:
         key = (split, length, tuple(starts.tolist()), warm_up)
         if key not in made:
             ids = self.ids(split)
-            made[key] = context_blocks(self.model, ids, starts.to(ids.device), length, warm_up)
+            if length == 1 and 2 * len(ids) < len(starts) * warm_up:  # then reading everything takes less
+                both = contexts_at(self.model, ids, starts.to(ids.device), warm_up)
+                made[key] = (both[0][:, None], both[1][:, None])
+            else:
+                made[key] = context_blocks(self.model, ids, starts.to(ids.device), length, warm_up)
         return made[key]
 
     def whole(self, split: str) -> Block:
-        """All of a split as one block."""
+        """All of a split as one block, read in parts that are no shorter than what is read before each."""
         ids = self.ids(split)
-        parts = self.blocks(split, torch.arange(0, len(ids), LENGTH), LENGTH)
+        length = min(max(LENGTH, self.warm_up), len(ids))
+        parts = self.blocks(split, torch.arange(0, len(ids), length), length)
         previous, current = (part.flatten(0, 1)[: len(ids) - 1] for part in parts)
         return Block(ids, previous, current)
 

@@ -11,6 +11,7 @@ current token into a prediction of the next one:
     logits_t = x_t · embeddingᵀ
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_tandem import TandemConfig
+
+Drop = Callable[[Tensor], Tensor]
 
 
 class ContextLayer(nn.Module):
@@ -61,7 +64,7 @@ class ContextBlock(nn.Module):
         start: Tensor | None = None,
         restart: Tensor | None = None,
         frozen: Tensor | None = None,
-        dropout: float = 0.0,  # noqa: ARG002 (nothing lies between the layers of one step but the context)
+        drop: Drop | None = None,  # noqa: ARG002 (nothing lies between the layers of one step but the context)
     ) -> tuple[Tensor, Tensor]:
         """Contexts before and after every token; arguments and result as in `sequential_contexts`."""
         return sequential_contexts(self, token_embeds, start, restart, frozen)
@@ -130,12 +133,12 @@ class GatedContextBlock(nn.Module):
         start: Tensor | None = None,
         restart: Tensor | None = None,
         frozen: Tensor | None = None,
-        dropout: float = 0.0,
+        drop: Drop | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Contexts before and after every token; arguments and result as in `sequential_contexts`.
 
-        Layer after layer, all tokens of a layer at once. `dropout` is the probability with which a layer
-        reads zero instead of an element of the layer below (in training).
+        Layer after layer, all tokens of a layer at once. `drop` is applied to what a layer reads of the layer
+        below (dropout, in training).
         """
         embeds = token_embeds.transpose(0, 1)  # [T, B, E], as the recurrence runs
         batch = embeds.shape[1]
@@ -159,8 +162,8 @@ class GatedContextBlock(nn.Module):
                 before = before.masked_fill(restart, 0.0)
             previous.append(before)
             current.append(after)
-            below = F.dropout(torch.cat((before, after), dim=-1), dropout, training=dropout > 0)
-            read = torch.cat((embeds, below), dim=-1)
+            below = torch.cat((before, after), dim=-1)
+            read = torch.cat((embeds, below if drop is None else drop(below)), dim=-1)
         return torch.cat(previous, dim=-1).transpose(0, 1), torch.cat(current, dim=-1).transpose(0, 1)
 
 
@@ -210,12 +213,12 @@ class TokenLayer(nn.Module):
         self.linear = nn.Linear(context_dim + embed_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
 
-    def forward(self, context: Tensor | None, x: Tensor, dropout: float = 0.0) -> Tensor:
-        """context [..., C] or none, x [..., E] → [..., E]; `dropout` of the context, in training."""
+    def forward(self, context: Tensor | None, x: Tensor, drop: Drop | None = None) -> Tensor:
+        """context [..., C] or none, x [..., E] → [..., E]; `drop` is applied to the context, in training."""
         read = x
         if context is not None:
             context = context if self.context_norm is None else self.context_norm(context)
-            read = torch.cat((F.dropout(context, dropout, training=dropout > 0), x), dim=-1)
+            read = torch.cat((context if drop is None else drop(context), x), dim=-1)
         return self.norm(x + F.gelu(self.linear(read)))
 
 
@@ -247,17 +250,16 @@ class TokenBlock(nn.Module):
         previous_context: Tensor,
         current_context: Tensor,
         token_embeds: Tensor,
-        dropout: float = 0.0,
+        drop: Drop | None = None,
     ) -> Tensor:
         """Contexts [..., C] before and after the token, token_embeds [..., E] → [..., E].
 
-        `dropout` is the probability with which a layer reads zero instead of an element of its context (in
-        training).
+        `drop` is applied to the context that a layer reads (dropout, in training).
         """
         contexts = {"previous": previous_context, "current": current_context, None: None}
         x = token_embeds
         for layer, reads in zip(self.layers, self.reads, strict=True):
-            x = layer(contexts[reads], x, dropout)
+            x = layer(contexts[reads], x, drop)
         return x
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tandem.contexts import ContextsSample, Stream, previous_contexts
 from tandem.cross_entropy import Loss, mean_nll, training_loss
@@ -16,6 +15,7 @@ from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import Epoch, PartRecord
 from tandem.settings import Phase2Settings
+from tandem.training.dropout import Drop, dropout, dropped
 from tandem.training.epochs import Epochs
 from tandem.training.initialization import generator_for, seeded
 from tandem.training.optimizer import decayed_apart, linear_share
@@ -121,6 +121,8 @@ class _Course:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     order: torch.Generator
+    drop: Drop | None
+    drop_embeds: Drop | None
 
     @classmethod
     def of(
@@ -146,7 +148,16 @@ class _Course:
             generator_for(seed, "phase2 negatives"),
             settings.chunk_positions,
         )
-        return cls(settings, parameters, loss_of, optimizer, schedule, generator_for(seed, "phase2 order"))
+        return cls(
+            settings,
+            parameters,
+            loss_of,
+            optimizer,
+            schedule,
+            generator_for(seed, "phase2 order"),
+            dropout(settings.dropout, seed, "phase2 dropout"),
+            dropout(settings.embed_dropout, seed, "phase2 embed dropout"),
+        )
 
 
 def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: Epochs) -> float:
@@ -179,12 +190,12 @@ def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: E
 
 def _loss(model: TandemForCausalLM, train: Split, at: Tensor, course: _Course, plain: bool = False) -> Tensor:
     """Mean NLL of what follows positions [n]; `plain`: over the whole vocabulary, and without dropout."""
-    settings, ids, contexts = course.settings, train.stream.ids, train.contexts
-    dropout, embed_dropout = (0.0, 0.0) if plain else (settings.dropout, settings.embed_dropout)
+    ids, contexts = train.stream.ids, train.contexts
+    drop, drop_embeds = (None, None) if plain else (course.drop, course.drop_embeds)
     before = previous_contexts(contexts, at, train.stream.restart, wrap=False)
-    embeds = F.dropout(model.embed(ids[at]), embed_dropout)
-    hidden = F.dropout(model.token_block(before, contexts[at], embeds, dropout), dropout)
+    embeds = dropped(drop_embeds, model.embed(ids[at]))
+    hidden = dropped(drop, model.token_block(before, contexts[at], embeds, drop))
     head, bias, targets = model.lm_head.weight, model.lm_head.bias, ids[at + 1]
     if not plain:
         return course.loss_of(hidden, head, targets, bias)
-    return mean_nll(hidden, head, targets, settings.chunk_positions, bias)
+    return mean_nll(hidden, head, targets, course.settings.chunk_positions, bias)

@@ -15,7 +15,6 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tandem.contexts import Stream
 from tandem.cross_entropy import training_loss
@@ -24,6 +23,7 @@ from tandem.metrics import perplexity
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import PartRecord, PredictionEpoch
 from tandem.settings import PredictionSettings
+from tandem.training.dropout import dropout, dropped
 from tandem.training.initialization import generator_for, seeded
 from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, Tick, silent
@@ -65,7 +65,10 @@ def train_predictive_contexts(
     window, streams = settings.window, min(settings.streams, count)
     length = math.ceil(count / streams)
     steps = settings.max_epochs * math.ceil(length / window)
-    draws = generator_for(seed, "prediction", len(model.context_block.layers))
+    depth = len(model.context_block.layers)
+    draws = generator_for(seed, "prediction", depth)
+    drop = dropout(settings.dropout, seed, "prediction dropout", depth)
+    drop_embeds = dropout(settings.embed_dropout, seed, "prediction embed dropout", depth)
     counts = torch.bincount(stream.ids, minlength=model.config.vocab_size)
     loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
     history: list[PredictionEpoch] = []
@@ -78,7 +81,7 @@ def train_predictive_contexts(
     )
     with (
         training_only(learners, learners) as trained,
-        seeded(model.device, seed, "prediction dropout", len(model.context_block.layers)),
+        seeded(model.device, seed, "prediction dropout", depth),
     ):
         groups = decayed_apart(trained.parameters, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=model.device.type != "mps")
@@ -91,25 +94,15 @@ def train_predictive_contexts(
             for at in windows(count, streams, window, draws):
                 at = at.to(model.device)
                 restart = None if stream.restart is None else stream.restart[at]
-                embeds = F.dropout(model.embed(stream.ids[at]), settings.embed_dropout)
-                previous, current = model.context_block.unroll(
-                    embeds, context, restart, dropout=settings.dropout
-                )
+                embeds = dropped(drop_embeds, model.embed(stream.ids[at]))
+                previous, current = model.context_block.unroll(embeds, context, restart, drop=drop)
                 context = current[:, -1].detach()
                 targets = stream.ids[at + 1].flatten()
-                loss = torch.stack(
-                    [
-                        loss_of(
-                            F.dropout(
-                                head(previous, current, embeds, settings.dropout), settings.dropout
-                            ).flatten(0, 1),
-                            model.lm_head.weight,
-                            targets,
-                            model.lm_head.bias,
-                        )
-                        for head in heads
-                    ]
-                ).mean()
+                losses = []
+                for head in heads:
+                    hidden = dropped(drop, head(previous, current, embeds, drop)).flatten(0, 1)
+                    losses.append(loss_of(hidden, model.lm_head.weight, targets, model.lm_head.bias))
+                loss = torch.stack(losses).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(trained.parameters, settings.max_grad_norm)
