@@ -1,7 +1,7 @@
 """Dropout with random numbers of its own, several times faster on CPUs than torch's.
 
-There torch draws one Mersenne Twister number after the other, which took a third of the time of phase 1
-(LOG.md); NumPy's SFC64 gives 16 random bits an element in a fraction of that. Elsewhere it is torch's own dropout.
+There torch draws one Mersenne Twister number after the other, which took a third of phase 1's time (LOG.md).
+NumPy's SFC64 gives 16 random bits an element in a fraction of that. Elsewhere it is torch's own dropout.
 """
 
 from collections.abc import Callable
