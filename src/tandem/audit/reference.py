@@ -4,6 +4,7 @@ Shape letters: T tokens, S blocks of consecutive tokens, n positions, C context_
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,22 +46,9 @@ def context_blocks(
     start of the stream where that is nearer. In double precision where the device has it. Past the end of
     the stream the last token is repeated; what stands there means nothing.
     """
-    block = copy.deepcopy(model.context_block)
-    block = block if model.device.type == "mps" else block.double()
-    dtype = next(block.parameters()).dtype
-    context = torch.zeros(len(starts), block.context_dim, dtype=dtype, device=ids.device)
-    previous, current = [], []
-    for step in range(-warm_up, length):
-        at = starts + step
-        tokens = ids[at.clamp(0, len(ids) - 1)]
-        context = context.masked_fill((at <= 0)[:, None], 0.0)
-        if model.config.boundary == "reset":
-            context = context.masked_fill((tokens == model.config.bos_token_id)[:, None], 0.0)
-        before, context = context, block(context, model.embed(tokens).to(dtype))
-        if step >= 0:
-            previous.append(before)
-            current.append(context)
-    return (torch.stack(previous, 1).to(model.dtype), torch.stack(current, 1).to(model.dtype))
+    steps = [(before, after) for _, before, after in _read(model, ids, starts, length, warm_up)]
+    previous, current = zip(*steps, strict=True)
+    return torch.stack(previous, 1), torch.stack(current, 1)
 
 
 @torch.no_grad()
@@ -70,28 +58,37 @@ def contexts_at(model: TandemForCausalLM, ids: Tensor, at: Tensor, warm_up: int)
     As `context_blocks` gives them, but by reading all of the stream, in blocks as long as their warm-up: that
     takes two steps a token, where single positions take their whole warm-up each.
     """
+    order = torch.full((len(ids),), -1, device=ids.device)
+    order[at] = torch.arange(len(at), device=ids.device)
+    size = (len(at), model.config.context_dim)
+    previous, current = (torch.zeros(size, dtype=model.dtype, device=ids.device) for _ in range(2))
+    starts = torch.arange(0, len(ids), warm_up, device=ids.device)
+    for positions, before, after in _read(model, ids, starts, warm_up, warm_up):
+        inside = positions.clamp(max=len(ids) - 1)
+        wanted = (positions < len(ids)) & (order[inside] >= 0)
+        rows = order[inside[wanted]]
+        previous[rows], current[rows] = before[wanted], after[wanted]
+    return previous, current
+
+
+def _read(
+    model: TandemForCausalLM, ids: Tensor, starts: Tensor, length: int, warm_up: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The steps of blocks that start at `starts` [S], after their warm-up: positions [S], and the contexts
+    before and after the tokens there, [S, C]."""
     block = copy.deepcopy(model.context_block)
     block = block if model.device.type == "mps" else block.double()
     dtype = next(block.parameters()).dtype
-    starts = torch.arange(0, len(ids), warm_up, device=ids.device)
-    order = torch.full((len(ids),), -1, device=ids.device)
-    order[at] = torch.arange(len(at), device=ids.device)
     context = torch.zeros(len(starts), block.context_dim, dtype=dtype, device=ids.device)
-    previous, current = torch.zeros(2, len(at), block.context_dim, dtype=model.dtype, device=ids.device)
-    for step in range(-warm_up, warm_up):
-        positions = starts + step
-        inside = positions.clamp(0, len(ids) - 1)
-        tokens = ids[inside]
-        context = context.masked_fill((positions <= 0)[:, None], 0.0)
+    for step in range(-warm_up, length):
+        at = starts + step
+        tokens = ids[at.clamp(0, len(ids) - 1)]
+        context = context.masked_fill((at <= 0)[:, None], 0.0)
         if model.config.boundary == "reset":
             context = context.masked_fill((tokens == model.config.bos_token_id)[:, None], 0.0)
         before, context = context, block(context, model.embed(tokens).to(dtype))
         if step >= 0:
-            wanted = (positions < len(ids)) & (order[inside] >= 0)
-            rows = order[inside[wanted]]
-            previous[rows] = before[wanted].to(model.dtype)
-            current[rows] = context[wanted].to(model.dtype)
-    return previous, current
+            yield at, before.to(model.dtype), context.to(model.dtype)
 
 
 @torch.no_grad()

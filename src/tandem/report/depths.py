@@ -1,6 +1,6 @@
 """What variant, context depth and seed decide, whatever the token depth: phase 1, contexts, their memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from statistics import fmean
@@ -29,22 +29,12 @@ class AtDepth:
 
 
 @dataclass(frozen=True)
-class DepthResult(AtDepth):
-    """Phase 1 by dispersion over its seeds: run once per seed, shared by all token depths."""
+class Phase1AtDepth(AtDepth):
+    """Phase 1 over its seeds, whatever its objective."""
 
     used_by: tuple[str, ...]
-    phase1: dict[int, Phase1Record]
+    phase1: Mapping[int, Phase1Record | PredictionRecord]
     """By seed, in order."""
-
-    @property
-    def iterations(self) -> Spread | None:
-        """Until phase 1 stopped."""
-        return spread(p.iterations for p in self.phase1.values())
-
-    @property
-    def convergence_rate(self) -> Spread | None:
-        """At the end of phase 1."""
-        return spread(p.convergence_rate for p in self.phase1.values())
 
     @property
     def effective_rank_train(self) -> Spread | None:
@@ -61,6 +51,23 @@ class DepthResult(AtDepth):
         """Of phase 1."""
         return spread(p.seconds_s for p in self.phase1.values())
 
+
+@dataclass(frozen=True)
+class DepthResult(Phase1AtDepth):
+    """Phase 1 by dispersion over its seeds: run once per seed, shared by all token depths."""
+
+    phase1: Mapping[int, Phase1Record]
+
+    @property
+    def iterations(self) -> Spread | None:
+        """Until phase 1 stopped."""
+        return spread(p.iterations for p in self.phase1.values())
+
+    @property
+    def convergence_rate(self) -> Spread | None:
+        """At the end of phase 1."""
+        return spread(p.convergence_rate for p in self.phase1.values())
+
     @property
     def iterations_by_seed(self) -> dict[int, float]:
         """Iterations until phase 1 stopped."""
@@ -73,15 +80,13 @@ class DepthResult(AtDepth):
 
 
 @dataclass(frozen=True)
-class PredictionResult(AtDepth):
+class PredictionResult(Phase1AtDepth):
     """Phase 1 by prediction over its seeds: run once per seed, shared by all token depths.
 
-    The head is the single token layer that phase 1 predicts through and throws away.
+    Of its heads, the token layers that it predicts through, the deepest is shown.
     """
 
-    used_by: tuple[str, ...]
-    phase1: dict[int, PredictionRecord]
-    """By seed, in order."""
+    phase1: Mapping[int, PredictionRecord]
 
     @property
     def epochs(self) -> Spread | None:
@@ -98,21 +103,6 @@ class PredictionResult(AtDepth):
         """exp of the mean NLL over seeds, as of all mean perplexities."""
         nll = spread(p.heads[-1].nll_nats for p in self.phase1.values())
         return None if nll is None else perplexity(nll.mean)
-
-    @property
-    def effective_rank_train(self) -> Spread | None:
-        """On training contexts."""
-        return spread(p.effective_rank_train for p in self.phase1.values())
-
-    @property
-    def effective_rank_validation(self) -> Spread | None:
-        """On validation contexts."""
-        return spread(p.effective_rank_validation for p in self.phase1.values())
-
-    @property
-    def seconds(self) -> Spread | None:
-        """Of phase 1."""
-        return spread(p.seconds_s for p in self.phase1.values())
 
 
 @dataclass(frozen=True)

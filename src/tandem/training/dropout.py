@@ -4,16 +4,14 @@ There torch draws one Mersenne Twister number after the other, which took a thir
 NumPy's SFC64 gives 16 random bits an element in a fraction of that. Elsewhere it is torch's own dropout.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.model.modeling_tandem import Drop
 from tandem.training.initialization import generator_for
 
-Drop = Callable[[Tensor], Tensor]
 LEVELS = 1 << 16
 """Steps of the probability on CPUs: it is rounded to 1/65,536."""
 

@@ -13,9 +13,10 @@ from tandem.contexts import ContextsSample, Stream, previous_contexts
 from tandem.cross_entropy import Loss, mean_nll, training_loss
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
+from tandem.model.modeling_tandem import Drop
 from tandem.records import Epoch, PartRecord
 from tandem.settings import Phase2Settings
-from tandem.training.dropout import Drop, dropout, dropped
+from tandem.training.dropout import dropout, dropped
 from tandem.training.epochs import Epochs
 from tandem.training.initialization import generator_for, seeded
 from tandem.training.optimizer import decayed_apart, linear_share
