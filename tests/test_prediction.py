@@ -21,7 +21,7 @@ from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts, windows
 from tandem.training.progress import Tick
 
-PLAIN = {"dropout": 0.0, "embed_dropout": 0.0, "weight_decay": 0.0, "negatives": None}
+PLAIN = {"dropout": 0.0, "embed_dropout": 0.0, "output_dropout": 0.0, "weight_decay": 0.0, "negatives": None}
 
 
 def model_and_stream(cell: str = "gated", tokens: int = 1200) -> tuple[TandemForCausalLM, Stream]:
@@ -253,3 +253,12 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     assert not torch.equal(drop(x), out)  # a new draw each time
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(gradient, out)
+
+
+def test_dropout_along_time_drops_the_same_elements_of_a_whole_window() -> None:
+    drop = dropout(0.3, 0, "test", along=1)
+    assert drop is not None
+    out = drop(torch.ones(200, 7, 100))
+    assert torch.equal(out, out[:, :1].expand(-1, 7, -1))
+    assert float((out == 0).float().mean()) == pytest.approx(0.3, abs=0.02)  # 20,000 draws: 0.003
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.03)

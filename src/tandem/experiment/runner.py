@@ -28,7 +28,7 @@ from tandem.experiment.pipeline import (
     untrained_contexts,
 )
 from tandem.experiment.run_dir import check_disk, keep_record, make_folder, only_process, open_run_dir
-from tandem.records import RunRecord, read_records
+from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
 from tandem.training.progress import OnTick, Tick
 
@@ -273,8 +273,14 @@ def _record(prepared: Prepared, cell: Cell, **values: Any) -> RunRecord:
 def train_one(
     settings: Settings, configuration: Configuration, seed: int, folder: Path, watcher: Watcher
 ) -> RunRecord:
-    """Train one configuration with one seed into a model folder. Raises whatever stops it."""
+    """Train one configuration with one seed into a model folder. Raises whatever stops it.
+
+    Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
+    """
     use_threads(settings)
+    head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
+    prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
+    settings = settings.model_copy(update={"prediction": prediction})
     make_folder(folder)
     prepared = prepare(settings, watcher.preparing)
     cell = tandem_cell(configuration, seed)

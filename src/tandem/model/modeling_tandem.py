@@ -138,7 +138,7 @@ class GatedContextBlock(nn.Module):
         """Contexts before and after every token; arguments and result as in `sequential_contexts`.
 
         Layer after layer, all tokens of a layer at once. `drop` is applied to what a layer reads of the layer
-        below (dropout, in training).
+        below, [B, T, n] (dropout, in training).
         """
         embeds = token_embeds.transpose(0, 1)  # [T, B, E], as the recurrence runs
         batch = embeds.shape[1]
@@ -163,7 +163,9 @@ class GatedContextBlock(nn.Module):
             previous.append(before)
             current.append(after)
             below = torch.cat((before, after), dim=-1)
-            read = torch.cat((embeds, below if drop is None else drop(below)), dim=-1)
+            if drop is not None:
+                below = drop(below.transpose(0, 1)).transpose(0, 1)
+            read = torch.cat((embeds, below), dim=-1)
         return torch.cat(previous, dim=-1).transpose(0, 1), torch.cat(current, dim=-1).transpose(0, 1)
 
 

@@ -20,7 +20,7 @@ def trains_plainly(manifest: Manifest | None, variant: str | None) -> bool:
     for source in (manifest.settings if manifest else {}, _own(manifest, variant)):
         phase2 = source.get("phase2")
         settings |= phase2 if isinstance(phase2, Mapping) else {}
-    return not any(settings.get(name) for name in ("dropout", "embed_dropout", "negatives"))
+    return not any(settings.get(name) for name in ("dropout", "embed_dropout", "output_dropout", "negatives"))
 
 
 def _own(manifest: Manifest | None, variant: str | None) -> Mapping[str, object]:

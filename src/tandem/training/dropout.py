@@ -16,11 +16,12 @@ LEVELS = 1 << 16
 """Steps of the probability on CPUs: it is rounded to 1/65,536."""
 
 
-def dropout(probability: float, seed: int, *purpose: str | int) -> Drop | None:
+def dropout(probability: float, seed: int, *purpose: str | int, along: int | None = None) -> Drop | None:
     """A function that zeroes elements with this probability, and scales the others so that means stay.
 
-    None where the probability is zero. What it draws depends on seed and purpose; on a device other than
-    a CPU, on torch's generator there (see `seeded`). Srivastava et al. 2014.
+    None where the probability is zero. With `along`, what is dropped is the same all along this dimension,
+    such as time (Gal & Ghahramani 2016, arXiv:1512.05287). What it draws depends on seed and purpose; on a
+    device other than a CPU, on torch's generator there (see `seeded`). Srivastava et al. 2014.
     """
     if probability == 0:
         return None
@@ -28,9 +29,10 @@ def dropout(probability: float, seed: int, *purpose: str | int) -> Drop | None:
     dropped = round(probability * LEVELS)
 
     def drop(x: Tensor) -> Tensor:
+        shape = [1 if dim == along else size for dim, size in enumerate(x.shape)]
         if x.device.type != "cpu":
-            return F.dropout(x, probability)
-        bits = torch.from_numpy(draws.integers(0, LEVELS, size=tuple(x.shape), dtype=np.uint16))
+            return x * F.dropout(x.new_ones(shape), probability)
+        bits = torch.from_numpy(draws.integers(0, LEVELS, size=shape, dtype=np.uint16))
         kept = bits.to(torch.int32) >= dropped
         return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
 

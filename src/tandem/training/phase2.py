@@ -124,6 +124,7 @@ class _Course:
     order: torch.Generator
     drop: Drop | None
     drop_embeds: Drop | None
+    drop_output: Drop | None
 
     @classmethod
     def of(
@@ -158,6 +159,7 @@ class _Course:
             generator_for(seed, "phase2 order"),
             dropout(settings.dropout, seed, "phase2 dropout"),
             dropout(settings.embed_dropout, seed, "phase2 embed dropout"),
+            dropout(settings.output_dropout, seed, "phase2 output dropout"),
         )
 
 
@@ -192,10 +194,12 @@ def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: E
 def _loss(model: TandemForCausalLM, train: Split, at: Tensor, course: _Course, plain: bool = False) -> Tensor:
     """Mean NLL of what follows positions [n]; `plain`: over the whole vocabulary, and without dropout."""
     ids, contexts = train.stream.ids, train.contexts
-    drop, drop_embeds = (None, None) if plain else (course.drop, course.drop_embeds)
+    drop, drop_embeds, drop_output = (
+        (None, None, None) if plain else (course.drop, course.drop_embeds, course.drop_output)
+    )
     before = previous_contexts(contexts, at, train.stream.restart, wrap=False)
     embeds = dropped(drop_embeds, model.embed(ids[at]))
-    hidden = dropped(drop, model.token_block(before, contexts[at], embeds, drop))
+    hidden = dropped(drop_output, model.token_block(before, contexts[at], embeds, drop))
     head, bias, targets = model.lm_head.weight, model.lm_head.bias, ids[at + 1]
     if not plain:
         return course.loss_of(hidden, head, targets, bias)

@@ -67,8 +67,9 @@ def train_predictive_contexts(
     steps = settings.max_epochs * math.ceil(length / window)
     depth = len(model.context_block.layers)
     draws = generator_for(seed, "prediction", depth)
-    drop = dropout(settings.dropout, seed, "prediction dropout", depth)
-    drop_embeds = dropout(settings.embed_dropout, seed, "prediction embed dropout", depth)
+    drop = dropout(settings.dropout, seed, "prediction dropout", depth, along=1)
+    drop_embeds = dropout(settings.embed_dropout, seed, "prediction embed dropout", depth, along=1)
+    drop_output = dropout(settings.output_dropout, seed, "prediction output dropout", depth)
     counts = torch.bincount(stream.ids, minlength=model.config.vocab_size)
     loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
     history: list[PredictionEpoch] = []
@@ -100,7 +101,7 @@ def train_predictive_contexts(
                 targets = stream.ids[at + 1].flatten()
                 losses = []
                 for head in heads:
-                    hidden = dropped(drop, head(previous, current, embeds, drop)).flatten(0, 1)
+                    hidden = dropped(drop_output, head(previous, current, embeds, drop)).flatten(0, 1)
                     losses.append(loss_of(hidden, model.lm_head.weight, targets, model.lm_head.bias))
                 loss = torch.stack(losses).mean()
                 optimizer.zero_grad()

@@ -1,0 +1,41 @@
+"""Every setting of Tandem: its type, default, unit and meaning. Nothing else decides a behaviour.
+
+A preset is a YAML file of these settings; the command line overrides single ones (`--phase2.lr 0.002`).
+This module imports neither torch nor transformers, so that `--help` answers at once.
+"""
+
+from tandem.settings.baselines import Baseline, BaselineSettings, Gpt2Settings, LstmSettings
+from tandem.settings.experiment import Configuration, Recipe, Settings, chosen_variant, settings_fingerprint
+from tandem.settings.files import dump_settings, load_settings, preset_names
+from tandem.settings.model import ContextSettings, ModelSettings
+from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
+from tandem.settings.section import Positive, Section, Seed, known_keys, nearest_key
+from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
+
+__all__ = [
+    "Baseline",
+    "BaselineSettings",
+    "Configuration",
+    "ContextSettings",
+    "DataSettings",
+    "EmbeddingSettings",
+    "Gpt2Settings",
+    "LstmSettings",
+    "ModelSettings",
+    "Phase1Settings",
+    "Phase2Settings",
+    "Positive",
+    "PredictionSettings",
+    "Recipe",
+    "Section",
+    "Seed",
+    "Settings",
+    "TokenizerSettings",
+    "chosen_variant",
+    "dump_settings",
+    "known_keys",
+    "load_settings",
+    "nearest_key",
+    "preset_names",
+    "settings_fingerprint",
+]

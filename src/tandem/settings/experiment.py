@@ -1,0 +1,157 @@
+"""Settings of a whole experiment: all sections, configurations, seeds and variants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tandem.errors import SettingsError
+from tandem.fingerprint import fingerprint
+from tandem.settings.baselines import BaselineSettings
+from tandem.settings.model import ContextSettings, ModelSettings
+from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
+from tandem.settings.section import Positive, Section, Seed
+from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
+
+Recipe = Literal["seed", "predictive"]
+VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
+"""What a variant may differ in; text and tokens are the same for all."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Depths of the two blocks: `C<context_layers>T<token_layers>`."""
+
+    context_layers: int = 1
+    token_layers: int = 1
+
+    @property
+    def name(self) -> str:
+        """The customary name, such as C2T1."""
+        return f"C{self.context_layers}T{self.token_layers}"
+
+
+class Settings(Section):
+    """An experiment: data, sizes, both phases, which configurations, which seeds."""
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w.\-]*$")] = "experiment"
+    """Name of the experiment (letters, digits, `_`, `-`, `.`); part of its default run directory."""
+    description: str = ""
+    """One line about it."""
+    configurations: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] = (
+        (1, 1),
+        (2, 1),
+        (1, 2),
+        (2, 2),
+    )
+    """The configurations to compare, as pairs of context_layers and token_layers."""
+    recipe: Recipe = "seed"
+    """How the blocks are trained: `seed` (the original: phase 1 spreads contexts, `phase1`) or `predictive`
+    (phase 1 predicts, `prediction`). Files without this setting mean `seed`."""
+    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w.]*$")], dict[str, Any]] = Field(
+        default_factory=dict
+    )
+    """Settings to run beside each other on the same text: by name, what differs from all the others, such as
+    {seed: {recipe: seed, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Every configuration
+    is then trained with every variant and seed; none: once, as the settings are."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds; every configuration is trained once with each."""
+    device: str = "auto"
+    """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
+    """CPU threads; none: as torch chooses."""
+    output: Annotated[str, Field(min_length=1)] | None = None
+    """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
+    save_models: bool = True
+    """Keep the model of every run under RUN_DIR/models."""
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    model: ModelSettings = ModelSettings()
+    contexts: ContextSettings = ContextSettings()
+    phase1: Phase1Settings = Phase1Settings()
+    prediction: PredictionSettings = PredictionSettings()
+    phase2: Phase2Settings = Phase2Settings()
+    baselines: BaselineSettings = BaselineSettings()
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> "Settings":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds repeat; name each seed once")
+        if len(set(self.configurations)) < len(self.configurations):
+            raise ValueError("configurations repeat; name each one once")
+        if len(set(self.baselines.models)) < len(self.baselines.models):
+            raise ValueError("baselines.models repeat; name each one once")
+        if len(set(self.baselines.untrained or ())) < len(self.baselines.untrained or ()):
+            raise ValueError("baselines.untrained repeat; name each configuration once")
+        for name in self.variants:
+            self.with_variant(name)
+        return self
+
+    def with_variant(self, name: str | None) -> "Settings":
+        """These settings as one of the `variants` has them; as they are for None.
+
+        Raises SettingsError for a variant that differs in what all must share, or is not possible.
+        """
+        if name is None:
+            return self
+        # Arguments of a command are settings with fields of their own, which no variant has.
+        values = self.model_dump(include=set(Settings.model_fields) - {"variants"})
+        for key, value in self.variants[name].items():
+            if key not in VARIED:
+                raise SettingsError(
+                    f"setting variants.{name}.{key} is not possible: variants may differ in "
+                    f"{', '.join(VARIED)}"
+                )
+            if isinstance(value, Mapping) and isinstance(values[key], dict):
+                value = {**values[key], **value}
+            values[key] = value
+        try:
+            return Settings(**values)
+        except SettingsError as error:
+            raise SettingsError(f"variants.{name}: {error}") from None
+
+    @property
+    def variant_names(self) -> tuple[str | None, ...]:
+        """Names of the variants to run; None alone where there is only one way to train."""
+        return tuple(self.variants) or (None,)
+
+    @property
+    def grid(self) -> tuple[Configuration, ...]:
+        """The configurations to compare."""
+        return tuple(Configuration(*depths) for depths in self.configurations)
+
+    @property
+    def untrained_grid(self) -> tuple[Configuration, ...]:
+        """The configurations to train without phase 1, as a control."""
+        if "untrained" not in self.baselines.models:
+            return ()
+        depths = self.baselines.untrained
+        return self.grid[:1] if depths is None else tuple(Configuration(*pair) for pair in depths)
+
+    def fingerprint(self) -> str:
+        """Of everything that a single run's result depends on: not its name, place, seeds or siblings."""
+        return settings_fingerprint(self.model_dump(mode="json"))
+
+
+def chosen_variant(settings: Settings, name: str | None) -> Settings:
+    """One variant by name, or with None the settings themselves, without variants.
+
+    Raises SettingsError for a name that is not among them.
+    """
+    if name is None:
+        return settings.model_copy(update={"variants": {}})
+    if name not in settings.variants:
+        there = ", ".join(settings.variants) or "none"
+        raise SettingsError(f"there is no variant '{name}' in these settings; there are: {there}")
+    return settings.with_variant(name)
+
+
+def settings_fingerprint(values: Mapping[str, Any]) -> str:
+    """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
+    apart = {
+        *("name", "description", "output", "save_models", "device", "threads"),
+        *("seeds", "configurations", "baselines", "variants"),
+    }
+    return fingerprint("settings", {name: value for name, value in values.items() if name not in apart})

@@ -1,0 +1,64 @@
+"""Settings in files: the shipped presets, YAML in and out."""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from tandem.errors import SettingsError
+from tandem.settings.experiment import Settings
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    folder = resources.files("tandem") / "presets"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_settings(preset_or_file: str) -> Settings:
+    """Settings of a shipped preset, by name, or of a YAML file.
+
+    Raises SettingsError for an unknown preset, a file that is not YAML, an unknown key (with the nearest
+    known one) or an impossible value.
+    """
+    path = Path(preset_or_file)
+    if preset_or_file in preset_names():
+        text = (resources.files("tandem") / "presets" / f"{preset_or_file}.yaml").read_text("utf-8")
+    elif path.suffix in {".yaml", ".yml"} or path.is_file():
+        try:
+            text = path.read_text("utf-8")
+        except FileNotFoundError:
+            raise SettingsError(
+                f"there is no settings file {path}; `tandem config` lists the presets"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the settings file {path}: {error}") from None
+    else:
+        near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
+        raise SettingsError(
+            f"there is no preset or settings file '{preset_or_file}'"
+            + (f"; did you mean '{near[0]}'?" if near else "")
+            + f" (presets: {', '.join(preset_names())})"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise SettingsError(
+            f"{preset_or_file}{line} is not valid YAML; compare it with `tandem config`"
+        ) from None
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise SettingsError(f"{preset_or_file} must hold settings as `key: value` lines; see `tandem config`")
+    values.setdefault("name", path.stem)
+    try:
+        return Settings(**values)
+    except SettingsError as error:
+        raise SettingsError(f"{preset_or_file}: {error}") from None
+
+
+def dump_settings(settings: Settings) -> str:
+    """The settings as YAML that `load_settings` reads back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,106 @@
+"""Settings of the two phases: phase 1 of either recipe, and phase 2."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tandem.settings.section import NonNegativeFloat, Positive, PositiveFloat, Probability, Section
+
+
+class Phase1Settings(Section):
+    """Phase 1 of recipe `seed`: the ContextBlock learns contexts that spread out (OACD), by Jacobi sweeps."""
+
+    path: ClassVar[str] = "phase1"
+
+    max_iterations: Annotated[int, Field(ge=2)] = 60
+    """At most this many iterations; the random start counts as the first."""
+    batch_positions: Annotated[int, Field(ge=2)] = 5000
+    """Consecutive positions of one OACD batch; gradients are averaged over all batches of a sweep."""
+    max_tokens: Positive | None = None
+    """Sweep over the first this many training tokens only; none: all."""
+    lr: PositiveFloat = 0.002
+    """Adam's learning rate; one step an iteration."""
+    max_grad_norm: PositiveFloat = 2.0
+    """The averaged gradient is clipped to this norm."""
+    start_std: NonNegativeFloat = 0.01
+    """Standard deviation of the random contexts at the start."""
+    noise_std: NonNegativeFloat = 0.1
+    """Standard deviation of the noise added to the contexts that a sweep reads."""
+    centroid_weight: NonNegativeFloat = 0.1
+    """Weight of the squared centroid in the OACD loss."""
+    convergence_mse: PositiveFloat = 0.03
+    """A position has converged when its mean squared change between two iterations is below this."""
+    convergence_stop: Annotated[float, Field(gt=0)] = 0.9
+    """Stop when this share of positions has converged; above 1: never."""
+    rank_positions: Positive = 10_000
+    """Effective rank is computed on at most this many positions."""
+
+
+class PredictionSettings(Section):
+    """Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token, through
+    token layers of its own."""
+
+    path: ClassVar[str] = "prediction"
+
+    max_epochs: Positive = 8
+    """Passes over the training tokens; all are made, as the learning rate falls to zero over them."""
+    head_layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2)
+    """Depths of the TokenBlocks through which it predicts, side by side, all with the same weight."""
+    streams: Positive = 64
+    """The text is cut into so many streams, read side by side."""
+    window: Positive = 32
+    """Tokens of a stream per optimizer step; no gradient flows further back, the contexts do."""
+    lr: PositiveFloat = 0.006
+    """AdamW's largest learning rate; it rises over the first tenth of the steps (100 at most) and
+    falls linearly to zero."""
+    weight_decay: NonNegativeFloat = 3.0
+    """AdamW's decay of matrices, the embedding included."""
+    dropout: Probability = 0.4
+    """Of contexts where they are read; like the other two the same elements all along a window."""
+    embed_dropout: Probability = 0.3
+    """Of token embeddings where they are read."""
+    output_dropout: Probability = 0.2
+    """Of what the softmax reads."""
+    negatives: Positive | None = 512
+    """Tokens drawn for the softmax of a step beside its own targets, corrected for their chance to be in it;
+    none: the whole vocabulary. Scores are always of the whole vocabulary."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+
+
+class Phase2Settings(Section):
+    """Phase 2: the TokenBlock learns to predict the next token from frozen contexts."""
+
+    path: ClassVar[str] = "phase2"
+
+    start: Literal["random", "phase1"] = "random"
+    """Initial weights: drawn from the seed, or (recipe `predictive`) those of phase 1's token layers of the
+    same depth, else of the nearest: the last layers are taken over, others start by changing nothing."""
+
+    max_epochs: Positive = 20
+    """At most this many passes over the training tokens."""
+    patience: Positive = 1
+    """Stop after this many epochs in a row without a better validation loss; the best epoch counts."""
+    batch_positions: Positive = 4096
+    """Positions of one optimizer step."""
+    shuffle: bool = False
+    """Draw the positions of a batch at random in every epoch; otherwise consecutive ones, in order."""
+    lr: PositiveFloat = 0.001
+    """Adam's (with a decay AdamW's) largest learning rate."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Of the learning rate: `constant`, or `linear`: a rise over the first tenth of the steps (50 at most)
+    and a fall to zero over `max_epochs`."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decay of matrices."""
+    dropout: Probability = 0.0
+    """Of contexts where they are read."""
+    embed_dropout: Probability = 0.0
+    """Of token embeddings where the TokenBlock reads them."""
+    output_dropout: Probability = 0.0
+    """Of what the softmax reads."""
+    negatives: Positive | None = None
+    """As `prediction.negatives`; none: the whole vocabulary."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+    chunk_positions: Positive = 512
+    """Positions whose logits over the whole vocabulary are held at once (memory only, not results)."""

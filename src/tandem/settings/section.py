@@ -1,0 +1,84 @@
+"""What all sections of the settings share: types of values, names, and errors as one sentence."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tandem.errors import SettingsError
+
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, errors as one sentence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    path: ClassVar[str] = ""
+    """Where this section stands in the whole, for error messages; the whole itself is ''."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():  # `--help` wraps lines itself
+            field.description = " ".join((field.description or "").split())
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_sentence(error, type(self))) from None
+
+
+def known_keys() -> Iterator[str]:
+    """Dotted names of all settings: `seeds`, `data.train`, `phase2.lr`, …"""
+    # The sections are the direct subclasses; arguments of commands are further down.
+    for section in Section.__subclasses__():
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if not (isinstance(kind, type) and issubclass(kind, Section)):
+                yield f"{section.path}.{name}" if section.path else name
+
+
+def nearest_key(key: str) -> str | None:
+    """The known dotted name nearest to `key`, if any is near."""
+    keys = list(known_keys())
+    if near := difflib.get_close_matches(key, keys, n=1, cutoff=0.6):
+        return near[0]
+    last = key.rsplit(".", 1)[-1]
+    by_last = {name.rsplit(".", 1)[-1]: name for name in keys}
+    near = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)
+    return by_last[near[0]] if near else None
+
+
+def _sentence(error: ValidationError, section: type[Section]) -> str:
+    """The first problem of a pydantic error, as one sentence with the setting's dotted name."""
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"] if not _is_union_branch(part)]
+    name = ".".join(([section.path] if section.path else []) + parts)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        near = nearest_key(name)
+        hint = f"; did you mean '{near}'?" if near else "; `tandem config` lists all settings"
+        return f"there is no setting '{name}'{hint}{more}"
+    if first["type"] == "too_short" and not first["input"]:
+        return f"setting {name} is empty; give at least one value{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if not name:
+        return f"{message}{more}"
+    shown = first["input"] if not isinstance(first["input"], Mapping) else "a mapping"
+    return f"setting {name} = {shown!r} is not possible: {message}{more}"
+
+
+def _is_union_branch(part: Any) -> bool:
+    """Pydantic puts the branch of a union (`int`, `literal[...]`, `constrained-int`) into the location."""
+    return isinstance(part, str) and (
+        part in {"int", "str", "float", "none", "constrained-int"}
+        or part.startswith(("literal[", "function-"))
+    )
