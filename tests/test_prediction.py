@@ -21,7 +21,13 @@ from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts, windows
 from tandem.training.progress import Tick
 
-PLAIN = {"dropout": 0.0, "embed_dropout": 0.0, "output_dropout": 0.0, "weight_decay": 0.0, "negatives": None}
+PLAIN = {
+    "dropout": 0.0,
+    "embed_dropout": 0.0,
+    "output_dropout": 0.0,
+    "decay_per_epoch": 0.0,
+    "negatives": None,
+}
 
 
 def model_and_stream(cell: str = "gated", tokens: int = 1200) -> tuple[TandemForCausalLM, Stream]:
@@ -218,23 +224,30 @@ def test_phase_2_drops_out_in_training_only_and_says_the_plain_first_loss() -> N
     assert first[0] == pytest.approx(first[1], abs=1e-6)
 
 
-def test_the_learning_rate_rises_and_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_learning_rate_rises_and_falls_and_the_decay_is_that_of_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rates: list[float] = []
+    decays = set()
     real = torch.optim.AdamW.step
 
     def step(self: torch.optim.AdamW, *args: object) -> object:
         rates.append(self.param_groups[0]["lr"])
+        decays.add(tuple(group["weight_decay"] for group in self.param_groups))
         return real(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     model, stream = model_and_stream()
-    settings = PredictionSettings(max_epochs=4, streams=8, window=4, lr=0.5e-3)
+    settings = PredictionSettings(max_epochs=4, streams=8, window=4, lr=0.5e-3, decay_per_epoch=0.3)
     train_predictive_contexts(model, [model.token_block], stream, settings, 0)
     peak = rates.index(max(rates))
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert peak == pytest.approx(0.1 * len(rates), abs=2)
     assert rates[-1] < 0.02 * max(rates)
+    ((matrices, others),) = decays
+    assert matrices * settings.lr * len(rates) / settings.max_epochs == pytest.approx(0.3)
+    assert others == 0
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:

@@ -53,8 +53,10 @@ class PredictionSettings(Section):
     lr: PositiveFloat = 0.006
     """AdamW's largest learning rate; it rises over the first tenth of the steps (100 at most) and
     falls linearly to zero."""
-    weight_decay: NonNegativeFloat = 3.0
-    """AdamW's decay of matrices, the embedding included."""
+    decay_per_epoch: NonNegativeFloat = 1.75
+    """Without gradients, matrices (the embedding included) would shrink to exp(-this) in an epoch at the
+    largest rate: AdamW's weight decay is this over `lr` and the steps of an epoch, so that it suits short and
+    long texts alike (Wang & Aitchison 2024, arXiv:2405.13698)."""
     dropout: Probability = 0.4
     """Of contexts where they are read; like the other two the same elements all along a window."""
     embed_dropout: Probability = 0.3

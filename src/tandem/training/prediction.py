@@ -64,7 +64,8 @@ def train_predictive_contexts(
     count = len(stream) - 1
     window, streams = settings.window, min(settings.streams, count)
     length = math.ceil(count / streams)
-    steps = settings.max_epochs * math.ceil(length / window)
+    epoch_steps = math.ceil(length / window)
+    steps = settings.max_epochs * epoch_steps
     depth = len(model.context_block.layers)
     draws = generator_for(seed, "prediction", depth)
     drop = dropout(settings.dropout, seed, "prediction dropout", depth, along=1)
@@ -84,7 +85,7 @@ def train_predictive_contexts(
         training_only(learners, learners) as trained,
         seeded(model.device, seed, "prediction dropout", depth),
     ):
-        groups = decayed_apart(trained.parameters, settings.weight_decay)
+        groups = decayed_apart(trained.parameters, settings.decay_per_epoch / (settings.lr * epoch_steps))
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=model.device.type != "mps")
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
