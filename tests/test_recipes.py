@@ -22,7 +22,7 @@ from tandem.experiment.pipeline import (
     train_contexts,
     train_tokens,
 )
-from tandem.experiment.runner import Unwatched, run_experiment
+from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import PredictionRecord, RunRecord, nearest_head, read_manifest
@@ -137,6 +137,17 @@ def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) 
     assert record.validation is not None
     assert float(loss) == pytest.approx(record.validation.nll_nats, abs=1e-4)
     assert evaluate_model(folder, str(text_file)).perplexity > 1
+
+
+@pytest.mark.parametrize(("token_layers", "head"), [(1, 1), (2, 2), (3, 2)])
+def test_a_model_trained_alone_has_the_one_head_it_starts_from(
+    text_file: Path, tmp_path: Path, token_layers: int, head: int
+) -> None:
+    settings = tiny(text_file, **merged(PREDICTIVE, {"prediction": {"head_layers": (1, 2)}}))
+    record = train_one(settings, Configuration(1, token_layers), 0, tmp_path / "model", Unwatched())
+    assert isinstance(record.phase1, PredictionRecord)
+    assert [one.token_layers for one in record.phase1.heads] == [head]
+    assert audit(tmp_path / "model").status == "pass"
 
 
 def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> None:

@@ -278,9 +278,10 @@ def train_one(
     Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
     """
     use_threads(settings)
-    head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
-    prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
-    settings = settings.model_copy(update={"prediction": prediction})
+    if settings.recipe == "predictive":
+        head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
+        prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
+        settings = settings.model_copy(update={"prediction": prediction})
     make_folder(folder)
     prepared = prepare(settings, watcher.preparing)
     cell = tandem_cell(configuration, seed)

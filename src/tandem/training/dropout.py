@@ -4,12 +4,15 @@ There torch draws one Mersenne Twister number after the other, which took a thir
 NumPy's SFC64 gives 16 random bits an element in a fraction of that. Elsewhere it is torch's own dropout.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tandem.model.modeling_tandem import Drop
+from tandem.settings import Phase2Settings, PredictionSettings
 from tandem.training.initialization import generator_for
 
 LEVELS = 1 << 16
@@ -42,3 +45,31 @@ def dropout(probability: float, seed: int, *purpose: str | int, along: int | Non
 def dropped(drop: Drop | None, x: Tensor) -> Tensor:
     """`x` after `drop`; as it is where that is None."""
     return x if drop is None else drop(x)
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """What either training loop drops: of contexts, of token embeddings, and of what the softmax reads."""
+
+    contexts: Drop | None = None
+    embeds: Drop | None = None
+    output: Drop | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: PredictionSettings | Phase2Settings,
+        seed: int,
+        phase: str,
+        *purpose: str | int,
+        along: int | None = None,
+    ) -> "Dropouts":
+        """As the settings of a phase say; `along` is the dimension of time, where there is one.
+
+        What the softmax reads has a draw of its own at every position all the same.
+        """
+        return cls(
+            dropout(settings.dropout, seed, f"{phase} dropout", *purpose, along=along),
+            dropout(settings.embed_dropout, seed, f"{phase} embed dropout", *purpose, along=along),
+            dropout(settings.output_dropout, seed, f"{phase} output dropout", *purpose),
+        )

@@ -13,10 +13,9 @@ from tandem.contexts import ContextsSample, Stream, previous_contexts
 from tandem.cross_entropy import Loss, mean_nll, training_loss
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
-from tandem.model.modeling_tandem import Drop
 from tandem.records import Epoch, PartRecord
 from tandem.settings import Phase2Settings
-from tandem.training.dropout import dropout, dropped
+from tandem.training.dropout import Dropouts, dropped
 from tandem.training.epochs import Epochs
 from tandem.training.initialization import generator_for, seeded
 from tandem.training.optimizer import decayed_apart, linear_share
@@ -73,8 +72,7 @@ def train_token_block(
     The embedding, hence the head, is trained along with `train_embedding`; contexts then move with it, and
     `refresh` gives those of both splits anew before every epoch and every validation. The training NLL of
     an epoch is the mean over it, while the weights move (with the dropout and the softmax of training).
-    Raises NonFiniteLossError before a non-finite step
-    would reach the weights.
+    Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
     watch = Epochs("phase 2", "phase2.lr", settings.max_epochs, on_tick)
     trained: list[nn.Module] = [model.token_block] + ([model.embedding] if train_embedding else [])
@@ -122,9 +120,7 @@ class _Course:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     order: torch.Generator
-    drop: Drop | None
-    drop_embeds: Drop | None
-    drop_output: Drop | None
+    drops: Dropouts
 
     @classmethod
     def of(
@@ -157,9 +153,7 @@ class _Course:
             optimizer,
             schedule,
             generator_for(seed, "phase2 order"),
-            dropout(settings.dropout, seed, "phase2 dropout"),
-            dropout(settings.embed_dropout, seed, "phase2 embed dropout"),
-            dropout(settings.output_dropout, seed, "phase2 output dropout"),
+            Dropouts.of(settings, seed, "phase2"),
         )
 
 
@@ -194,12 +188,10 @@ def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: E
 def _loss(model: TandemForCausalLM, train: Split, at: Tensor, course: _Course, plain: bool = False) -> Tensor:
     """Mean NLL of what follows positions [n]; `plain`: over the whole vocabulary, and without dropout."""
     ids, contexts = train.stream.ids, train.contexts
-    drop, drop_embeds, drop_output = (
-        (None, None, None) if plain else (course.drop, course.drop_embeds, course.drop_output)
-    )
+    drops = Dropouts() if plain else course.drops
     before = previous_contexts(contexts, at, train.stream.restart, wrap=False)
-    embeds = dropped(drop_embeds, model.embed(ids[at]))
-    hidden = dropped(drop_output, model.token_block(before, contexts[at], embeds, drop))
+    embeds = dropped(drops.embeds, model.embed(ids[at]))
+    hidden = dropped(drops.output, model.token_block(before, contexts[at], embeds, drops.contexts))
     head, bias, targets = model.lm_head.weight, model.lm_head.bias, ids[at + 1]
     if not plain:
         return course.loss_of(hidden, head, targets, bias)

@@ -23,7 +23,7 @@ from tandem.metrics import perplexity
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import PartRecord, PredictionEpoch
 from tandem.settings import PredictionSettings
-from tandem.training.dropout import dropout, dropped
+from tandem.training.dropout import Dropouts, dropped
 from tandem.training.initialization import generator_for, seeded
 from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, Tick, silent
@@ -68,9 +68,7 @@ def train_predictive_contexts(
     steps = settings.max_epochs * epoch_steps
     depth = len(model.context_block.layers)
     draws = generator_for(seed, "prediction", depth)
-    drop = dropout(settings.dropout, seed, "prediction dropout", depth, along=1)
-    drop_embeds = dropout(settings.embed_dropout, seed, "prediction embed dropout", depth, along=1)
-    drop_output = dropout(settings.output_dropout, seed, "prediction output dropout", depth)
+    drops = Dropouts.of(settings, seed, "prediction", depth, along=1)
     counts = torch.bincount(stream.ids, minlength=model.config.vocab_size)
     loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
     history: list[PredictionEpoch] = []
@@ -96,14 +94,16 @@ def train_predictive_contexts(
             for at in windows(count, streams, window, draws):
                 at = at.to(model.device)
                 restart = None if stream.restart is None else stream.restart[at]
-                embeds = dropped(drop_embeds, model.embed(stream.ids[at]))
-                previous, current = model.context_block.unroll(embeds, context, restart, drop=drop)
+                embeds = dropped(drops.embeds, model.embed(stream.ids[at]))
+                previous, current = model.context_block.unroll(embeds, context, restart, drop=drops.contexts)
                 context = current[:, -1].detach()
                 targets = stream.ids[at + 1].flatten()
                 losses = []
                 for head in heads:
-                    hidden = dropped(drop_output, head(previous, current, embeds, drop)).flatten(0, 1)
-                    losses.append(loss_of(hidden, model.lm_head.weight, targets, model.lm_head.bias))
+                    hidden = dropped(drops.output, head(previous, current, embeds, drops.contexts))
+                    losses.append(
+                        loss_of(hidden.flatten(0, 1), model.lm_head.weight, targets, model.lm_head.bias)
+                    )
                 loss = torch.stack(losses).mean()
                 optimizer.zero_grad()
                 loss.backward()
