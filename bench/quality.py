@@ -1,21 +1,22 @@
 """How good the recipe predictive is, beside Kneser-Ney, a tied LSTM, and itself trained end to end.
 
-    TANDEM_SHARED=… python bench/quality.py run [--corpora python-docs …] [--seeds 0 1 2] [--output DIR]
-    python bench/quality.py tables [--output DIR]
+    TANDEM_SHARED=… python bench/quality.py run [--corpora …] [--models KN-5 LSTM C2T2 …] [--seeds 0 1 2]
+    python bench/quality.py tables
 
-For every corpus, on the same tokens:
+For every corpus, on the same tokens (of about TRAIN_BYTES of training text):
 
     KN-5        interpolated modified Kneser-Ney
-    LSTM        tied, as many parameters as the smallest configuration, with every learning rate of LSTM_RATES
-                for LSTM_EPOCHS; the rate that validates best also for EPOCHS_MORE; the better of the two
-                counts, and its seconds
-    C1T1, …     `tandem train predictive` for each of DEPTHS and each seed
+    LSTM        tied, with at least as many parameters as any configuration here: with every learning rate of
+                LSTM_RATES for LSTM_EPOCHS, then the rate that validates best for EPOCHS_MORE; the better of
+                these counts, and is trained with the other seeds too. Of each training the best epoch counts
+    C1T1, …     `tandem train predictive` of these depths, with each seed
     end to end  phase 1 of the same run, whose token layers are trained together with the ContextBlock; where
                 they are as many as the configuration's, this is what training end to end gives
 
 Nothing is chosen by the test text: it is scored after the choice, by the models that validation chose. Each
-result is one line of OUTPUT/results.jsonl; a run that is there is not made again. Seconds are of whole
-trainings on `--threads` threads, one after the other.
+result is one line of OUTPUT/results.jsonl; a run that is there is not made again. Several of these processes
+may run beside each other with different corpora or models, but their seconds then tell little, which `--note`
+can say. Seconds are of whole trainings on `--threads` threads.
 """
 
 import argparse
@@ -30,33 +31,33 @@ from typing import Any
 
 from tandem.settings import Configuration, LstmSettings, Settings, load_settings
 
-WIKI = "start:^ = [^=]"
+TRAIN_BYTES = 800_000
+TEST_BYTES = 200_000
+"""Of python-docs, which has no test text of its own: documents that training leaves out."""
 CORPORA: dict[str, dict[str, Any]] = {
-    "python-docs": {"train": "python-docs", "max_train_bytes": 800_000},
+    "python-docs": {"train": "python-docs"},
     "dialogue": {
         "train": "corpora/dialogue_sgd/train.jsonl.gz",
         "validation": "corpora/dialogue_sgd/valid.jsonl.gz",
         "test": "corpora/dialogue_sgd/test.jsonl.gz",
-        "max_train_bytes": 2_000_000,
     },
     "textbooks": {
         "train": "corpora/prose_textbooks/train.jsonl.gz",
         "validation": "corpora/prose_textbooks/valid.jsonl.gz",
         "test": "corpora/prose_textbooks/test.jsonl.gz",
-        "max_train_bytes": 2_000_000,
     },
     "wikitext-2": {
         "train": "corpora/wikitext-2/train.txt.gz",
         "validation": "corpora/wikitext-2/valid.txt.gz",
         "test": "corpora/wikitext-2/test.txt.gz",
-        "txt_documents": WIKI,
-        "max_train_bytes": 2_000_000,
+        "txt_documents": "start:^ = [^=]",
     },
 }
-"""Sources below TANDEM_SHARED. python-docs has no test text of its own."""
+"""Sources below TANDEM_SHARED."""
 DEPTHS = ((1, 1), (2, 1), (1, 2), (2, 2))
+NAMES = tuple(Configuration(*depths).name for depths in DEPTHS)
 LSTM_RATES = (0.002, 0.004, 0.008, 0.016)
-LSTM_EPOCHS, EPOCHS_MORE = 8, 12
+LSTM_EPOCHS, EPOCHS_MORE = 6, 10
 LSTM_DROPOUT = 0.5
 
 
@@ -81,116 +82,159 @@ class Results:
         print(json.dumps(result), flush=True)
 
 
-def settings_of(corpus: str, shared: Path, threads: int) -> tuple[Settings, str | None]:
+def settings_of(corpus: str, shared: Path, output: Path, threads: int) -> tuple[Settings, str]:
     """The preset on one corpus, and its test source."""
-    data = dict(CORPORA[corpus])
+    data = {"max_train_bytes": TRAIN_BYTES, **CORPORA[corpus]}
     for key in ("train", "validation", "test"):
-        if key in data and "/" in data[key]:
+        if "/" in data.get(key, ""):
             data[key] = str(shared / data[key])
     test = data.pop("test", None)
     values = load_settings("predictive").model_dump()
     values |= {"configurations": DEPTHS, "threads": threads, "data": {**values["data"], **data}}
-    return Settings(**values), test
+    settings = Settings(**values)
+    return settings, test or _left_out(settings, output / f"{corpus}-test.jsonl")
 
 
-def run(shared: Path, output: Path, corpora: list[str], seeds: list[int], threads: int) -> None:
-    """Everything that is not there yet."""
-    import torch
+def _left_out(settings: Settings, path: Path) -> str:
+    """Documents of the training source that are neither trained nor validated on, in a file."""
+    from tandem.text.splits import split_documents
 
-    torch.set_num_threads(threads)
-    results = Results(output)
-    for corpus in corpora:
-        settings, test = settings_of(corpus, shared, threads)
-        _baselines(corpus, settings, test, results, seeds)
+    if not path.is_file():
+        used = split_documents(settings.data)
+        everything = settings.data.model_copy(update={"max_train_bytes": None})
+        rest = sorted(set(split_documents(everything).train) - set(used.train))
+        size = 0
+        with path.open("w", encoding="utf-8") as file:
+            for document in rest[:: max(1, sum(len(d) for d in rest) // TEST_BYTES)]:
+                size += len(document.encode())
+                file.write(json.dumps({"text": document}) + "\n")
+        print(f"{path}: {size:,} bytes", file=sys.stderr)
+    return str(path)
+
+
+class Bench:
+    """All models on one corpus."""
+
+    def __init__(self, corpus: str, shared: Path, output: Path, threads: int, note: str) -> None:
+        from tandem.baselines import Task
+        from tandem.experiment.pipeline import prepare, total_parameters
+        from tandem.tokens.prepare import tokenize_for_evaluation
+
+        self.output = output
+        self.results = Results(output)
+        self.settings, self.test = settings_of(corpus, shared, output, threads)
+        self.prepared = prepare(self.settings, lambda what: print(what, file=sys.stderr))
+        self.corpus = made = self.prepared.corpus
+        self.task = Task(made.train.ids, made.validation.ids, made.vocab_size)
+        self.held_out = tokenize_for_evaluation(self.test, self.settings.data, made.tokenizer)
+        self.parameters = max(total_parameters(self.prepared, c) for c in self.settings.grid)
+        self.key = {"corpus": corpus}
+        self.about = {"train_tokens": len(made.train), "threads": threads, "note": note}
+
+    def kneser_ney(self) -> None:
+        """The 5-gram."""
+        from tandem.baselines import fit_ngram
+
+        if self.results.find(**self.key, model="KN-5") is None:
+            self._keep_baseline(fit_ngram("kneser-ney", self.task), True, model="KN-5")
+
+    def lstm(self, seeds: list[int]) -> None:
+        """The LSTM: the choice of its rate and epochs with the first seed, then all seeds."""
+        best: Any = None
+
+        def tried() -> dict[str, Any] | None:
+            made = [r for r in self.results.all if r.items() >= {**self.key, "model": "LSTM trial"}.items()]
+            return min(made, key=lambda r: float(r["validation_nll"]), default=None)
+
+        def trial(rate: float, epochs: int) -> None:
+            nonlocal best
+            key = {"model": "LSTM trial", "lr": rate, "epochs": epochs, "seed": seeds[0]}
+            if self.results.find(**self.key, **key) is None:
+                fitted = self._fit_lstm(rate, epochs, seeds[0])
+                self._keep_baseline(fitted, False, **key)
+                best = fitted if tried() == self.results.all[-1] else best
+
+        for rate in LSTM_RATES:
+            trial(rate, LSTM_EPOCHS)
+        if (chosen := tried()) is not None:
+            trial(chosen["lr"], EPOCHS_MORE)
+        chosen = tried()
+        assert chosen is not None
         for seed in seeds:
-            for depths in DEPTHS:
-                _tandem(corpus, settings, test, results, Configuration(*depths), seed, output)
+            key = {"model": "LSTM", "lr": chosen["lr"], "epochs": chosen["epochs"], "seed": seed}
+            if self.results.find(**self.key, **key) is None:
+                again = best is None or seed != seeds[0]
+                fitted = self._fit_lstm(chosen["lr"], chosen["epochs"], seed) if again else best
+                self._keep_baseline(fitted, True, **key)
 
+    def _fit_lstm(self, rate: float, epochs: int, seed: int) -> Any:
+        from tandem.baselines import fit_lstm
 
-def _baselines(corpus: str, settings: Settings, test: str | None, results: Results, seeds: list[int]) -> None:
-    from tandem.baselines import Task, fit_lstm, fit_ngram
-    from tandem.experiment.baseline import parameters_allowed
-    from tandem.experiment.pipeline import prepare
-    from tandem.tokens.prepare import tokenize_for_evaluation
+        own = LstmSettings(lr=rate, max_epochs=epochs, dropout=LSTM_DROPOUT)
+        embed_dim, device = self.settings.model.embed_dim, self.prepared.device
+        return fit_lstm(self.task, embed_dim, self.parameters, own, seed, device)
 
-    prepared = prepare(settings, lambda what: print(what, file=sys.stderr))
-    made = prepared.corpus
-    task = Task(made.train.ids, made.validation.ids, made.vocab_size)
-    held_out = None if test is None else tokenize_for_evaluation(test, settings.data, made.tokenizer)
-
-    def keep(fitted: Any, choose: bool, **key: object) -> None:
+    def _keep_baseline(self, fitted: Any, touch_test: bool, **key: object) -> None:
         result = {
-            "corpus": corpus,
+            **self.key,
             **key,
             "parameters": fitted.embedding_parameters + fitted.other_parameters,
             "validation_nll": fitted.score.nll_nats,
-            "validation_bits": fitted.score.bits_per_byte(made.validation.scored_bytes),
+            "validation_bits": fitted.score.bits_per_byte(self.corpus.validation.scored_bytes),
             "best_epoch": fitted.training.best_epoch if fitted.training else None,
             "seconds": fitted.seconds_s,
+            **self.about,
         }
-        if held_out is not None and not choose:
-            result["test_nll"] = fitted.score_stream(held_out.ids).nll_nats
-        results.add(result)
+        if touch_test:
+            result["test_nll"] = fitted.score_stream(self.held_out.ids).nll_nats
+        self.results.add(result)
 
-    if results.find(corpus=corpus, model="KN-5") is None:
-        keep(fit_ngram("kneser-ney", task), False, model="KN-5")
-    allowed = parameters_allowed(prepared)
+    def tandem(self, configuration: Configuration, seed: int) -> None:
+        """One configuration of Tandem, as `tandem train` trains it."""
+        from tandem.experiment.evaluate import evaluate_model
+        from tandem.experiment.runner import Unwatched, train_one
+        from tandem.records import PredictionRecord
 
-    def lstm(rate: float, epochs: int, seed: int, choose: bool) -> None:
-        key = {"model": "LSTM", "lr": rate, "epochs": epochs, "seed": seed, "choice": choose}
-        if results.find(corpus=corpus, **key) is not None:
+        key = {**self.key, "model": configuration.name, "seed": seed}
+        if self.results.find(**key) is not None:
             return
-        own = LstmSettings(lr=rate, max_epochs=epochs, dropout=LSTM_DROPOUT)
-        device = prepared.device
-        keep(fit_lstm(task, settings.model.embed_dim, allowed, own, seed, device), choose, **key)
+        folder = self.output / "models" / "-".join(map(str, key.values()))
+        began = time.perf_counter()
+        record = train_one(self.settings, configuration, seed, folder, Unwatched())
+        seconds = time.perf_counter() - began
+        assert record.validation is not None
+        assert record.parameters is not None
+        assert isinstance(record.phase1, PredictionRecord)
+        self.results.add(
+            {
+                **key,
+                "parameters": record.parameters.total,
+                "validation_nll": record.validation.nll_nats,
+                "validation_bits": record.validation.bits_per_byte,
+                "test_nll": evaluate_model(folder, self.test).nll_nats,
+                "end_to_end_nll": record.phase1.head_for(configuration.token_layers).nll_nats,
+                "phase1_seconds": record.phase1.seconds_s,
+                "seconds": seconds,
+                **self.about,
+            }
+        )
 
-    for rate in LSTM_RATES:
-        lstm(rate, LSTM_EPOCHS, 0, choose=True)
-    tried = [r for r in results.all if (r["corpus"], r["model"]) == (corpus, "LSTM") and r["choice"]]
-    best = min(tried, key=lambda r: float(r["validation_nll"]))
-    lstm(best["lr"], EPOCHS_MORE, 0, choose=True)
-    tried = [r for r in results.all if (r["corpus"], r["model"]) == (corpus, "LSTM") and r["choice"]]
-    best = min(tried, key=lambda r: float(r["validation_nll"]))
-    for seed in seeds:
-        lstm(best["lr"], best["epochs"], seed, choose=False)
 
+def run(shared: Path, chosen: argparse.Namespace) -> None:
+    """Everything asked for that is not there yet."""
+    import torch
 
-def _tandem(
-    corpus: str,
-    settings: Settings,
-    test: str | None,
-    results: Results,
-    configuration: Configuration,
-    seed: int,
-    output: Path,
-) -> None:
-    if results.find(corpus=corpus, model=configuration.name, seed=seed) is not None:
-        return
-    from tandem.experiment.evaluate import evaluate_model
-    from tandem.experiment.runner import Unwatched, train_one
-    from tandem.records import PredictionRecord
-
-    folder = output / "models" / f"{corpus}-{configuration.name}-seed{seed}"
-    began = time.perf_counter()
-    record = train_one(settings, configuration, seed, folder, Unwatched())
-    seconds = time.perf_counter() - began
-    assert record.validation is not None
-    assert record.parameters is not None
-    assert isinstance(record.phase1, PredictionRecord)
-    result = {
-        "corpus": corpus,
-        "model": configuration.name,
-        "seed": seed,
-        "parameters": record.parameters.total,
-        "validation_nll": record.validation.nll_nats,
-        "validation_bits": record.validation.bits_per_byte,
-        "end_to_end_nll": record.phase1.head_for(configuration.token_layers).nll_nats,
-        "phase1_seconds": record.phase1.seconds_s,
-        "seconds": seconds,
-    }
-    if test is not None:
-        result["test_nll"] = evaluate_model(folder, test).nll_nats
-    results.add(result)
+    torch.set_num_threads(chosen.threads)
+    for corpus in chosen.corpora:
+        bench = Bench(corpus, shared, chosen.output, chosen.threads, chosen.note)
+        if "KN-5" in chosen.models:
+            bench.kneser_ney()
+        for seed in chosen.seeds:
+            for depths, name in zip(DEPTHS, NAMES, strict=True):
+                if name in chosen.models:
+                    bench.tandem(Configuration(*depths), seed)
+        if "LSTM" in chosen.models:
+            bench.lstm(chosen.seeds)
 
 
 def tables(output: Path) -> None:
@@ -200,7 +244,7 @@ def tables(output: Path) -> None:
     print(f"| {' | '.join((*heads, 'against KN-5', 'against LSTM'))} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for corpus in dict.fromkeys(r["corpus"] for r in results):
-        rows = [r for r in results if r["corpus"] == corpus and not r.get("choice")]
+        rows = [r for r in results if r["corpus"] == corpus and r["model"] != "LSTM trial"]
         means = {model: _mean(rows, model) for model in dict.fromkeys(r["model"] for r in rows)}
         for model, mean in means.items():
             against = [
@@ -234,16 +278,20 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "tables"))
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--corpora", nargs="+", choices=list(CORPORA), default=list(CORPORA))
+    parser.add_argument(
+        "--models", nargs="+", choices=("KN-5", "LSTM", *NAMES), default=("KN-5", "LSTM", *NAMES)
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.what == "tables":
-        tables(arguments.output)
+    parser.add_argument("--note", default="", help="kept with every result")
+    chosen = parser.parse_args()
+    if chosen.what == "tables":
+        tables(chosen.output)
         return
     shared = os.environ.get("TANDEM_SHARED")
-    if not shared and arguments.corpora != ["python-docs"]:
+    if not shared and chosen.corpora != ["python-docs"]:
         sys.exit("TANDEM_SHARED does not name a folder with the corpora; only python-docs can do without")
-    run(Path(shared or "."), arguments.output, arguments.corpora, arguments.seeds, arguments.threads)
+    run(Path(shared or "."), chosen)
 
 
 if __name__ == "__main__":

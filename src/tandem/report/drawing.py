@@ -24,8 +24,8 @@ from matplotlib.ticker import MaxNLocator
 from tandem.report.results import Analysis
 from tandem.report.wording import Texts
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
-"""Okabe and Ito's palette (2008), less its yellow, which print loses."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333", "#882255")
+"""Okabe and Ito's palette (2008), less its yellow, which print loses, and Tol's wine (2021)."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FONTS = "system-ui, 'Segoe UI', 'Noto Sans', 'Hiragino Sans', 'Noto Sans CJK JP', Meiryo, sans-serif"
 LEGEND_ROWS = 18
@@ -131,6 +131,6 @@ def legend(axes: Axes) -> None:
 
 
 def look(order: int) -> tuple[str, str]:
-    """Colour and marker; the markers shift with every round of colours, so that 49 differ."""
+    """Colour and marker; the markers shift with every round of colours, so that 56 differ."""
     rounds, colour = divmod(order, len(COLOURS))
     return COLOURS[colour], MARKERS[(order + rounds) % len(MARKERS)]

@@ -16,6 +16,8 @@ from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import MIN_SEEDS, perplexity
 from tandem.report.wording import Texts, count_short, perplexity_text
 
+WIDE = 2.0
+"""Times the lowest perplexity that the highest may be, before a logarithmic axis shows them."""
 NEAR = 1.5
 """Times above the highest or below the lowest configuration that a baseline may lie to be drawn with them."""
 SIDE_BY_SIDE, MANY, LETTERS = 5, 12, 64
@@ -71,6 +73,7 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
             )  # fmt: skip
     _name_ticks(axes, [c.name for c in shown])
     axes.set_xlim(-0.6, len(shown) - 0.4)
+    _logarithmic_if_wide(axes, shown)
     if shown:
         _baseline_lines(axes, analysis)
     axes.set_ylabel("@validation_perplexity")
@@ -96,13 +99,14 @@ def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
     }
     for mean in near.values():
         axes.axhline(mean, color=INK, lw=1, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
-    low, high = axes.get_ylim()
+    axes.autoscale_view()
     places = sorted(near.items(), key=lambda item: item[1])
-    height = low - high
+    to_axes = axes.transScale + axes.transLimits  # heights as shares of the axis, whatever its scale
+    height = -1.0
     for name, mean in places:  # from below, each label clear of the last
-        height = max(mean, height + (high - low) / 18)
+        height = max(float(to_axes.transform((0, mean))[1]), height + 1 / 18)
         axes.annotate(
-            f"{name} {perplexity_text(mean)}", (1.01, height), xycoords=("axes fraction", "data"),
+            f"{name} {perplexity_text(mean)}", (1.01, height), xycoords="axes fraction",
             va="center", fontsize=8, color=INK, annotation_clip=False,
         )  # fmt: skip
 
@@ -192,11 +196,7 @@ def _learning_curves(axes: Axes, analysis: Analysis) -> bool:
         axes.plot([], [], color=INK, ls=(0, (1, 1.6)), label="@training")
     axes.set_xlabel("@epoch")
     axes.set_ylabel("@perplexity")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-    axes.yaxis.set_minor_formatter(
-        FuncFormatter(lambda y, _: f"{y:,.0f}" if _leading(y) in (2, 3, 5) else "")
-    )
+    _logarithmic(axes)
     finish(axes)
     return drawn
 
@@ -219,10 +219,26 @@ def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count_short(x)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(x=0.12, y=0.12)
+    _logarithmic_if_wide(axes, shown)
     axes.set_xlabel("@total_parameters")
     axes.set_ylabel("@validation_perplexity")
     legend(axes)
     return bool(shown)
+
+
+def _logarithmic_if_wide(axes: Axes, shown: Sequence[ModelResult]) -> None:
+    values = [value for c in shown for value in _finite_perplexities(c)]
+    if values and max(values) > WIDE * min(values):
+        _logarithmic(axes)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Perplexities on a logarithmic y axis, as plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    axes.yaxis.set_minor_formatter(
+        FuncFormatter(lambda y, _: f"{y:,.0f}" if _leading(y) in (2, 3, 5) else "")
+    )
 
 
 def _finite(c: ModelResult) -> bool:
