@@ -121,7 +121,7 @@ def merged(values: dict[str, object], more: dict[str, object]) -> dict[str, obje
 PREDICTIVE: dict[str, object] = {
     "recipe": "predictive",
     "embeddings": {"source": "random"},
-    "model": {"cell": "gated", "output_bias": True, "weight_init_std": None},
+    "model": {"cell": "gated", "token_projection": True, "output_bias": True, "weight_init_std": None},
     "prediction": {"max_epochs": 2, "streams": 8, "negatives": 64, "lr": 0.02},
     "phase2": {"start": "phase1", "dropout": 0.1, "negatives": 64, "schedule": "linear"},
 }

@@ -31,7 +31,8 @@ from tandem.tokens.tokenizer import tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
 CONFIG = (
-    *("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers", "cell", "output_bias"),
+    *("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers", "cell"),
+    *("token_projection", "output_bias"),
     "boundary",
     *("layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
 )

@@ -181,6 +181,7 @@ def model_config(prepared: Prepared, configuration: Configuration) -> TandemConf
         context_layers=configuration.context_layers,
         token_layers=configuration.token_layers,
         cell=settings.cell,
+        token_projection=settings.token_projection,
         output_bias=settings.output_bias,
         boundary=settings.boundary,
         weight_init_std=settings.weight_init_std,

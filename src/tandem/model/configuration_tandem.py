@@ -12,6 +12,7 @@ class TandemConfig(PreTrainedConfig):
     cell              the ContextBlock's layers: "residual" (SPEC section 1) or "gated" (linear recurrence)
     context_layers    layers of the ContextBlock; gated ones share `context_dim` evenly
     token_layers      layers of the TokenBlock
+    token_projection  whether a second matrix follows the GELU of every token layer
     num_layers        shorthand that sets both depths; not to be given together with a different one
     output_bias       whether the head, tied to the embedding, adds a bias for each token
     boundary          "carry": the context runs on across documents; "reset": it is zero before each
@@ -34,6 +35,7 @@ class TandemConfig(PreTrainedConfig):
     token_layers: int | None = None
     num_layers: int | None = None
     cell: str = "residual"
+    token_projection: bool = False
     output_bias: bool = False
     boundary: str = "carry"
     weight_init_std: float | None = 0.1

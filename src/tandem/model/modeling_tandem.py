@@ -204,15 +204,23 @@ def linear_recurrence(keep: Tensor, add: Tensor, start: Tensor) -> Tensor:
 class TokenLayer(nn.Module):
     """x' = LayerNorm(x + GELU(W·[c; x] + b)), W: E×(C+E); without a context W·x, W: E×E.
 
-    `context_norm` is a LayerNorm of c before that, or none: residual contexts come out of one already.
+    `context_norm` is a LayerNorm of c before that, or none: residual contexts come out of one already. With
+    `projection` it is P·GELU(…), P: E×E, as in a transformer's feed-forward layer (Vaswani et al. 2017): GELU
+    alone hardly takes anything away from x.
     """
 
     def __init__(
-        self, context_dim: int, embed_dim: int, layer_norm_eps: float = 1e-5, context_norm: bool = False
+        self,
+        context_dim: int,
+        embed_dim: int,
+        layer_norm_eps: float = 1e-5,
+        context_norm: bool = False,
+        projection: bool = False,
     ) -> None:
         super().__init__()
         self.context_norm = nn.LayerNorm(context_dim, eps=layer_norm_eps) if context_norm else None
         self.linear = nn.Linear(context_dim + embed_dim, embed_dim)
+        self.projection = nn.Linear(embed_dim, embed_dim, bias=False) if projection else None
         self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
 
     def forward(self, context: Tensor | None, x: Tensor, drop: Drop | None = None) -> Tensor:
@@ -221,7 +229,8 @@ class TokenLayer(nn.Module):
         if context is not None:
             context = context if self.context_norm is None else self.context_norm(context)
             read = torch.cat((context if drop is None else drop(context), x), dim=-1)
-        return self.norm(x + F.gelu(self.linear(read)))
+        change = F.gelu(self.linear(read))
+        return self.norm(x + (change if self.projection is None else self.projection(change)))
 
 
 class TokenBlock(nn.Module):
@@ -243,6 +252,7 @@ class TokenBlock(nn.Module):
                 config.embed_dim,
                 config.layer_norm_eps,
                 context_norm=reads is not None and config.cell == "gated",
+                projection=config.token_projection,
             )
             for reads in self.reads
         )

@@ -19,6 +19,8 @@ class ModelSettings(Section):
     cell: Literal["residual", "gated"] = "residual"
     """Layers of the ContextBlock: `residual` (the original's), or `gated` (a gated linear recurrence, whose
     contexts need no sequential scan; the layers share `context_dim` evenly)."""
+    token_projection: bool = False
+    """Let a second matrix follow the GELU of every token layer, so that it can take away as well as add."""
     output_bias: bool = False
     """Give the head a bias for each token, which starts from the token's frequency in the training text."""
     boundary: Literal["carry", "reset"] = "carry"

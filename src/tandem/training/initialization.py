@@ -37,6 +37,8 @@ def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torc
                 (module.weight, module.in_features**-0.5 if std is None else std),
                 (module.bias, config.bias_init_std),
             ):
+                if parameter is None:
+                    continue
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
             if isinstance(module, GatedLayer):
                 module.spread_memory()
@@ -50,8 +52,8 @@ def start_from_head(block: TokenBlock, head: TokenBlock) -> None:
     """Let a new TokenBlock start as the token layers that phase 1 predicted through.
 
     Layers that read the same context are taken over: the last one, the first one where both have two or more,
-    and those in between in order. What remains starts with a weight and a bias of zero, so that it only
-    normalises its input.
+    and those in between in order. What remains starts with a last matrix (and its bias) of zero, so that it
+    only normalises its input.
     """
     ours, theirs = list(block.layers), list(head.layers)
     taken = [(ours.pop(), theirs.pop())]
@@ -62,8 +64,8 @@ def start_from_head(block: TokenBlock, head: TokenBlock) -> None:
         layer.load_state_dict(source.state_dict())
     for layer in ours[len(theirs) :]:
         assert isinstance(layer, TokenLayer)
-        layer.linear.weight.zero_()
-        layer.linear.bias.zero_()
+        for parameter in (layer.projection or layer.linear).parameters():
+            parameter.zero_()
 
 
 @contextlib.contextmanager
