@@ -107,6 +107,32 @@ def test_presets_run_on_small_text(
         assert "audit: " in out
 
 
+def test_mixing_is_reported_apart(
+    capsys: pytest.CaptureFixture[str], preset: str, text_file: Path, tmp_path: Path
+) -> None:
+    model, held = str(tmp_path / "model"), str(write_jsonl(tmp_path / "held.jsonl", sentences(5, seed=9)))
+    assert call(capsys, "train", preset, "--output", model)[0] == 0
+    alone, both = (
+        json.loads(call(capsys, "evaluate", model, "--data", held, "--json", *more)[1])
+        for more in ((), ("--mix",))
+    )
+    mixture = both.pop("mixture")
+    assert {**both, "mixture": None} == alone
+    assert mixture["perplexity"] < alone["perplexity"]  # counts know these sentences after one pass
+    assert sum(mixture["weights"].values()) == pytest.approx(1)
+    assert mixture["bits_per_byte"] / alone["bits_per_byte"] == pytest.approx(
+        mixture["nll_nats"] / alone["nll_nats"]
+    )
+    code, out, _ = call(capsys, "evaluate", model, "--data", held, "--mix")
+    assert code == 0
+    assert f"mixed          perplexity {mixture['perplexity']:.2f}" in out
+    text_file.unlink()
+    code, _, err = call(capsys, "evaluate", model, "--data", held, "--mix")
+    assert code == 2
+    assert str(text_file) in err
+    assert call(capsys, "evaluate", model, "--data", held)[0] == 0  # needs no training text
+
+
 def test_commands_from_training_to_text(
     capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
 ) -> None:
@@ -121,6 +147,7 @@ def test_commands_from_training_to_text(
     assert code == 0
     assert json.loads(out)["documents"] == 5
     assert json.loads(out)["perplexity"] < 300  # the vocabulary: better than a guess
+    assert json.loads(out)["mixture"] is None
 
     code, text, _ = call(capsys, "generate", model, "--prompt", "the context", "--max-new-tokens", "20")
     assert code == 0

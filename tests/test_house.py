@@ -21,7 +21,7 @@ ROOMS = (
     ("cross_entropy",),
     ("metrics",),
     ("training",),
-    ("baselines",),
+    ("baselines", "mixture"),
     ("experiment",),
     ("audit",),
     ("report",),

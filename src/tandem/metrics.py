@@ -1,6 +1,7 @@
 """The figures, each in one place: training, evaluation, tests and report all mean the same by a name."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,18 +92,32 @@ def score_stream(
     The softmax is exact; `chunk_positions` positions at a time, which bounds memory and changes nothing
     else. Sums are taken in double precision.
     """
-    token_block = model.token_block if token_block is None else token_block
-    scored = len(stream) - 1
-    losses, correct = np.empty(scored), 0
-    for start in range(0, scored, chunk_positions):
-        at = torch.arange(start, min(start + chunk_positions, scored), device=contexts.device)
-        before = previous_contexts(contexts, at, stream.restart, wrap=False)
-        hidden = token_block(before, contexts[at], model.embed(stream.ids[at]))
-        targets = stream.ids[at + 1]
+    losses, correct, done = np.empty(len(stream) - 1), 0, 0
+    for hidden in hidden_parts(model, stream, contexts, chunk_positions, token_block):
+        targets = stream.ids[done + 1 : done + 1 + len(hidden)]
         nll, best = token_nll(hidden, model.lm_head.weight, targets, model.lm_head.bias)
-        losses[start : start + len(at)] = nll.cpu().numpy()
+        losses[done : done + len(hidden)] = nll.cpu().numpy()
         correct += int((best == targets).sum())
+        done += len(hidden)
     return Score.of(losses, correct)
+
+
+@torch.no_grad()
+def hidden_parts(
+    model: TandemForCausalLM,
+    stream: Stream,
+    contexts: Tensor,
+    chunk_positions: int,
+    token_block: TokenBlock | None = None,
+) -> Iterator[Tensor]:
+    """What the softmax reads, [n, E] in parts that follow on each other, for all tokens but the last.
+
+    Arguments as of `score_stream`.
+    """
+    token_block = model.token_block if token_block is None else token_block
+    for at in torch.arange(len(stream) - 1, device=contexts.device).split(chunk_positions):
+        before = previous_contexts(contexts, at, stream.restart, wrap=False)
+        yield token_block(before, contexts[at], model.embed(stream.ids[at]))
 
 
 def validation_record(score: Score, tokens: TokenStream) -> ValidationRecord:

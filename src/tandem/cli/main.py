@@ -142,6 +142,7 @@ def evaluate(args: Sequence[str]) -> None:
         txt_documents=arguments.txt_documents,
         separator=arguments.separator,
         device=arguments.device,
+        mix=arguments.mix,
         on_progress=_tell(arguments.json_output),
     )
     if arguments.json_output:

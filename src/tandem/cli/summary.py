@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tandem.audit import failures
-from tandem.experiment.evaluate import Evaluation
+from tandem.experiment.evaluate import Evaluation, Mixture
 from tandem.records import (
     AuditRecord,
     Phase1Record,
@@ -88,8 +88,20 @@ def print_evaluation(console: Console, result: Evaluation) -> None:
             "ER": f"{result.effective_rank:.1%}",
             "Conv": f"{result.convergence_rate:.1%} after {result.convergence_iterations} iterations",
             "scan error": f"{result.scan_error:.1e}",
+            **_mixture(result.mixture),
         },
     )
+
+
+def _mixture(mixture: Mixture | None) -> dict[str, str]:
+    """The rows of what is not the model alone."""
+    if mixture is None:
+        return {}
+    weights = ", ".join(f"{name} {weight:.0%}" for name, weight in mixture.weights.items())
+    return {
+        "mixed": f"perplexity {mixture.perplexity:.2f}, {mixture.bits_per_byte:.4f} bits per byte",
+        "mean weights": weights,
+    }
 
 
 def print_audit(console: Console, audit: AuditRecord) -> None:

@@ -1,21 +1,46 @@
 """Scoring a saved model on any text."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 
+from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
 from tandem.errors import ScanError
 from tandem.experiment.artefacts import load_model
 from tandem.experiment.machine import choose_device
-from tandem.metrics import convergence_rate, effective_rank, score_stream
+from tandem.metrics import (
+    Score,
+    convergence_rate,
+    effective_rank,
+    hidden_parts,
+    perplexity,
+    score_stream,
+)
+from tandem.mixture import SHARPNESSES, cache_probabilities
+from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
 from tandem.records import Unbounded
 from tandem.settings import Phase1Settings, Settings, load_settings
-from tandem.tokens.prepare import tokenize_for_evaluation
+from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
+from tandem.tokens.store import TokenStream
 from tandem.training.initialization import generator_for
+
+
+class Mixture(BaseModel):
+    """What the model makes of the text together with an n-gram and a cache (`tandem.mixture`).
+
+    weights     mean weight of each part, by name
+    """
+
+    perplexity: Unbounded
+    nll_nats: float
+    bits_per_byte: float
+    weights: dict[str, float]
 
 
 class Evaluation(BaseModel):
@@ -35,6 +60,7 @@ class Evaluation(BaseModel):
     convergence_rate: float
     convergence_iterations: int
     scan_error: float
+    mixture: Mixture | None = None
 
 
 def evaluate_model(
@@ -44,11 +70,15 @@ def evaluate_model(
     txt_documents: str | None = None,
     separator: str | None = None,
     device: str = "auto",
+    mix: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Score the model in `folder` on the text of `source`, tokenized as in its training.
 
-    Raises RunDirError for a folder that is no model, DataError for text that cannot be used.
+    With `mix` also of the model mixed with an n-gram, counted on its training text, and a cache.
+
+    Raises RunDirError for a folder that is no model, DataError for text that cannot be used, training text
+    that is no longer there included.
     """
     model, tokenizer = load_model(folder)
     settings = model_settings(folder)
@@ -68,6 +98,11 @@ def evaluate_model(
     except ScanError as error:
         raise ScanError(f"{error} (here: in {folder / 'settings.yaml'})") from None
     score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
+    mixture = None
+    if mix:
+        on_progress(f"counting n-grams of {data.train}")
+        counted = tokenize_training_text(data, tokenizer)
+        mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = converge(model, stream, settings.phase1)
     return Evaluation(
         model=str(folder),
@@ -84,6 +119,32 @@ def evaluate_model(
         convergence_rate=rate,
         convergence_iterations=iterations,
         scan_error=max(scan.loop_error, scan.join_error),
+        mixture=mixture,
+    )
+
+
+def _mixture(
+    model: TandemForCausalLM,
+    stream: Stream,
+    contexts: torch.Tensor,
+    score: Score,
+    tokens: TokenStream,
+    counted: TokenStream,
+    settings: Settings,
+) -> Mixture:
+    """Of the stream [T] with its contexts [T, C] and the model's own score."""
+    order = settings.baselines.order
+    ngram = KneserNey.fit(counted.ids, model.config.vocab_size, order).score(tokens.ids)
+    hidden = hidden_parts(model, stream, contexts, settings.phase2.chunk_positions)
+    caches = cache_probabilities(hidden, stream.ids)
+    own = np.exp(-np.stack((score.losses, ngram.losses), axis=1, dtype=np.float64))
+    mixed = mix_parts(np.concatenate((own, caches), axis=1))
+    names = ("model", f"KN-{order}", *(f"cache {sharpness:g}" for sharpness in SHARPNESSES))
+    return Mixture(
+        perplexity=perplexity(mixed.nll_nats),
+        nll_nats=mixed.nll_nats,
+        bits_per_byte=mixed.nll_nats * len(mixed.losses) / (math.log(2) * tokens.scored_bytes),
+        weights=dict(zip(names, mixed.weights, strict=True)),
     )
 
 

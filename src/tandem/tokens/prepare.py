@@ -155,6 +155,15 @@ def _read_back(folder: Path, chain: str) -> StoredCorpus:
     raise DataError(f"the tokens just written to {folder} came back changed ({reason}); check the disk")
 
 
+def tokenize_training_text(data: DataSettings, tokenizer: PreTrainedTokenizerFast) -> TokenStream:
+    """The training documents that `data` asks for, as tokens of a model's own tokenizer; not kept on disk.
+
+    Raises DataError or SettingsError for sources that cannot be used.
+    """
+    splits = split_documents(data)
+    return _tokenized(splits.train, tokenizer, data.separator, splits.train_source)
+
+
 def tokenize_for_evaluation(
     source: str, data: DataSettings, tokenizer: PreTrainedTokenizerFast
 ) -> TokenStream:
@@ -166,11 +175,17 @@ def tokenize_for_evaluation(
     Raises DataError or SettingsError for a source that cannot be used.
     """
     documents = list(open_documents(source, data.txt_documents))
+    return _tokenized(documents, tokenizer, _validation_separator(data), source)
+
+
+def _tokenized(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, separator: str, source: str
+) -> TokenStream:
+    """`documents` as tokens of a model's tokenizer; `source` names them in errors."""
     model = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     model.no_truncation()
     model.no_padding()
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
-    separator = _validation_separator(data)
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
     return encode_documents(documents, model, eos, separator, chain, source)
 

@@ -33,13 +33,12 @@ def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torc
     for module in block.modules():
         if isinstance(module, nn.Linear):
             std = config.weight_init_std
-            for parameter, size in (
-                (module.weight, module.in_features**-0.5 if std is None else std),
-                (module.bias, config.bias_init_std),
-            ):
-                if parameter is None:
-                    continue
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+            sizes = {
+                "weight": module.in_features**-0.5 if std is None else std,
+                "bias": config.bias_init_std,
+            }
+            for name, parameter in module.named_parameters(recurse=False):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * sizes[name])
             if isinstance(module, GatedLayer):
                 module.spread_memory()
         elif isinstance(module, nn.LayerNorm):
