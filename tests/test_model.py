@@ -162,6 +162,20 @@ def test_reset_makes_documents_independent(cell: str) -> None:
     torch.testing.assert_close(both[7:], model(torch.cat((start, b))[None]).logits[0])
 
 
+@torch.no_grad()
+def test_a_projection_follows_gelu_and_nothing_else_changes() -> None:
+    config = TandemConfig(vocab_size=9, embed_dim=6, context_dim=4, token_projection=True)
+    layer = TandemForCausalLM(config).token_block.layers[0]
+    context, x = torch.randn(3, 4), torch.randn(3, 6)
+    inner = torch.nn.functional.gelu(layer.linear(torch.cat((context, x), dim=-1)))
+    expected = torch.nn.functional.layer_norm(x + inner @ layer.projection.weight.t(), (6,))
+    torch.testing.assert_close(layer(context, x), expected)
+    layer.projection.weight.copy_(torch.eye(6))
+    plain = TandemForCausalLM(TandemConfig(vocab_size=9, embed_dim=6, context_dim=4)).token_block.layers[0]
+    plain.load_state_dict({k: v for k, v in layer.state_dict().items() if "projection" not in k})
+    torch.testing.assert_close(layer(context, x), plain(context, x))
+
+
 def test_labels_and_logits_to_keep() -> None:
     model = model_of()
     ids = torch.randint(40, (2, 8))

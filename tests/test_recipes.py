@@ -97,15 +97,18 @@ def test_phase_2_starts_where_phase_1_predicted(text_file: Path) -> None:
         assert torch.equal(tensor, deeper.model.state_dict()[name])
 
 
-def test_layers_taken_over_read_the_same_context() -> None:
+@pytest.mark.parametrize("projection", [False, True])
+def test_layers_taken_over_read_the_same_context(projection: bool) -> None:
     assert [nearest_head((1, 2), depth) for depth in (1, 2, 3)] == [1, 2, 2]
     assert nearest_head((3, 2), 1) == 2
 
     def block(depth: int) -> torch.nn.Module:
-        config = TandemConfig(vocab_size=9, embed_dim=6, context_dim=4, token_layers=depth, cell="gated")
+        sizes = {"vocab_size": 9, "embed_dim": 6, "context_dim": 4}
+        config = TandemConfig(**sizes, token_layers=depth, cell="gated", token_projection=projection)
         return TandemForCausalLM(config).token_block
 
-    # For each layer, which one of the head it is; none: it starts from zero.
+    x = torch.randn(3, 6)
+    # For each layer, which one of the head it is; none: it only normalises.
     for layers, head_depth in (
         ((0,), 1),
         ((1,), 2),
@@ -119,8 +122,8 @@ def test_layers_taken_over_read_the_same_context() -> None:
         start_from_head(ours, head)
         for layer, source in zip(ours.layers, layers, strict=True):
             if source is None:
-                assert not layer.linear.weight.any()
-                assert not layer.linear.bias.any()
+                context = None if layer.context_norm is None else torch.randn(3, 4)
+                torch.testing.assert_close(layer(context, x), torch.nn.functional.layer_norm(x, (6,)))
             else:
                 for name, tensor in head.layers[source].state_dict().items():
                     assert torch.equal(layer.state_dict()[name], tensor)
