@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
 from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.run_dir import only_process
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.fingerprint import fingerprint
 from tandem.records import append_record, read_manifest, read_records, records_path
@@ -222,13 +221,6 @@ def test_a_damaged_model_is_refused_not_scored(text_file: Path, tmp_path: Path) 
     refused("missing keys")
     (folder / "model.safetensors").write_bytes(b"no weights at all")
     refused("cannot be read")
-
-
-def test_two_processes_do_not_share_a_run_directory(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, output=str(tmp_path / "run"))
-    (tmp_path / "run").mkdir()
-    with only_process(tmp_path / "run"), pytest.raises(RunDirError, match="another process is working"):
-        run_experiment(settings, Unwatched())
 
 
 def test_batches_through_the_saved_tokenizer_equal_single_texts(text_file: Path, tmp_path: Path) -> None:

@@ -74,19 +74,21 @@ def experiment(args: Sequence[str]) -> None:
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_audit_lines, print_summary
     from tandem.experiment.runner import run_experiment
+    from tandem.experiment.workers import in_turn
     from tandem.report.render import write_report
 
     with ProgressView(ERR) as view:
         run_dir, records = run_experiment(settings, view)
     audited, unaudited = None, None
-    try:
-        audited = audit_runs(run_dir, _tell(arguments.json_output))
-    except TandemError as error:  # the report comes first; it says that nothing was audited
-        unaudited = error
+    with in_turn(run_dir, "report"):  # other workers of the same experiment end here as well
+        try:
+            audited = audit_runs(run_dir, _tell(arguments.json_output))
+        except TandemError as error:  # the report comes first; it says that nothing was audited
+            unaudited = error
+        report = write_report(run_dir, arguments.lang)
     if arguments.json_output:
         for record in records:
             _write(record.model_dump_json())
-    report = write_report(run_dir, arguments.lang)
     if not arguments.json_output:
         print_summary(OUT, run_dir, arguments.lang, report)
     if audited is not None:

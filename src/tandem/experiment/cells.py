@@ -59,6 +59,18 @@ def plan(settings: Settings) -> list[Cell]:
     return cells
 
 
+def claims(cells: list[Cell]) -> dict[str, list[Cell]]:
+    """Runs by what a worker claims at once: those that share their contexts together, any other alone."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        claim = cell.name
+        if cell.configuration is not None:
+            parts = (cell.variant, cell.kind, f"C{cell.configuration.context_layers}", f"seed{cell.seed}")
+            claim = "-".join(part for part in parts if part is not None)
+        groups.setdefault(claim, []).append(cell)
+    return groups
+
+
 def _of_variant(settings: Settings, variant: str | None, seed: int) -> list[Cell]:
     """Every configuration with one variant and seed, those that share a phase 1 side by side."""
     depths = dict.fromkeys(configuration.context_layers for configuration in settings.grid)

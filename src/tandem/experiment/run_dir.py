@@ -1,8 +1,7 @@
 """The run directory: made or taken up again, checked to be writable, large enough, and of this experiment."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 from tandem.errors import RunDirError
 from tandem.experiment.cells import Cell
 from tandem.experiment.pipeline import Prepared, total_parameters
+from tandem.experiment.workers import in_turn
 from tandem.fingerprint import fingerprint
 from tandem.records import Manifest, RunRecord, append_record, read_manifest, read_records, write_manifest
 from tandem.settings import Settings
@@ -39,6 +39,12 @@ def open_run_dir(settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> P
     identity = fingerprint("experiment", settings.fingerprint(), corpus.fingerprint)
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
     make_folder(run_dir)
+    with in_turn(run_dir, "manifest"):
+        _take_up(run_dir, settings, corpus, cells)
+    return run_dir
+
+
+def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> None:
     manifest = read_manifest(run_dir)
     if manifest is None and read_records(run_dir):
         raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
@@ -67,25 +73,6 @@ def open_run_dir(settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> P
             created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
-    return run_dir
-
-
-@contextmanager
-def only_process(run_dir: Path) -> Iterator[None]:
-    """Within the block no other process works in `run_dir`; RunDirError if one does already."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunDirError(
-                f"another process is working in {run_dir}; wait for it, or give another --output"
-            ) from None
-        yield
 
 
 def _union(before: Iterable[Item] | None, now: Iterable[Item]) -> tuple[Item, ...]:

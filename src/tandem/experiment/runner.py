@@ -11,7 +11,7 @@ import torch
 from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
-from tandem.experiment.cells import Cell, plan, tandem_cell
+from tandem.experiment.cells import Cell, claims, plan, tandem_cell
 from tandem.experiment.machine import PeakMemory, environment
 from tandem.experiment.pipeline import (
     Prepared,
@@ -27,10 +27,14 @@ from tandem.experiment.pipeline import (
     train_tokens,
     untrained_contexts,
 )
-from tandem.experiment.run_dir import check_disk, keep_record, make_folder, only_process, open_run_dir
+from tandem.experiment.run_dir import check_disk, keep_record, make_folder, open_run_dir
+from tandem.experiment.workers import claimed, helped, threads_each
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
 from tandem.training.progress import OnTick, Tick
+
+WAIT_S = 1.0
+"""Seconds between two looks at what other workers have done."""
 
 
 class Watcher(Protocol):
@@ -83,34 +87,89 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
     prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
     run_dir = open_run_dir(settings, next(iter(prepared.values())).corpus, cells)
-    with only_process(run_dir):
-        return run_dir, _run_grid(prepared, cells, run_dir, watcher)
+    with helped(settings, run_dir, help_experiment):
+        return run_dir, _Grid(prepared, cells, run_dir, watcher).work()
 
 
-def _run_grid(
-    variants: dict[str | None, Prepared], cells: list[Cell], run_dir: Path, watcher: Watcher
-) -> list[RunRecord]:
-    reference = measured_against(variants.values())
-    of_cell = {
-        cell.name: reference if cell.configuration is None else variants[cell.variant] for cell in cells
-    }
-    records = {record.run: record for record in read_records(run_dir)}
-    pending = [cell for cell in cells if not _finished(of_cell[cell.name], cell, records.get(cell.name))]
-    watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
-    check_disk(run_dir, variants, pending)
-    shared: _SharedContexts | None = None
-    for cell in pending:
-        prepared = of_cell[cell.name]
-        if cell.configuration is not None:
-            wanted = (cell.kind, cell.variant, cell.configuration.context_layers, cell.seed)
-            if shared is None or shared.key != wanted:
-                shared = None  # let go of the last ones before the next are made
-                shared = _SharedContexts(prepared, run_dir, cell, list(records.values()))
-        record = _run(prepared, run_dir, cell, shared, watcher)
-        keep_record(run_dir, record)
-        records[record.run] = record
-        watcher.run_finished(record)
-    return [records[cell.name] for cell in cells]
+def help_experiment(settings: Settings, run_dir: Path) -> None:
+    """Work on an experiment that another process has begun, and watches, until nothing is left to do.
+
+    Raises as `run_experiment`.
+    """
+    use_threads(settings)
+    prepared = prepare_variants(settings, lambda _: None)
+    _Grid(prepared, plan(settings), run_dir, Unwatched()).work()
+
+
+class _Grid:
+    """The runs of an experiment, made by this worker and by others."""
+
+    def __init__(
+        self, variants: dict[str | None, Prepared], cells: list[Cell], run_dir: Path, watcher: Watcher
+    ) -> None:
+        reference = measured_against(variants.values())
+        self._of_cell = {
+            cell.name: reference if cell.configuration is None else variants[cell.variant] for cell in cells
+        }
+        self._cells, self._run_dir, self._watcher = cells, run_dir, watcher
+        self._records = {record.run: record for record in read_records(run_dir)}
+        # What failed before is tried again; what fails from now on is not.
+        self._failed_before = {r.run: r for r in self._records.values() if r.status == "failed"}
+        pending = self._pending()
+        watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
+        check_disk(run_dir, variants, pending)
+
+    def work(self) -> list[RunRecord]:
+        """Make what nobody else makes, until nothing is left; returns the records of all runs."""
+        told = False
+        while pending := self._pending():
+            busy = [self._work_on(group) for group in claims(pending).items()]
+            self._take_note()
+            if not any(busy) and (pending := self._pending()):
+                if not told:
+                    self._watcher.preparing(f"waiting for other workers, who have {len(pending)} runs")
+                told = True
+                time.sleep(WAIT_S)
+        return [self._records[cell.name] for cell in self._cells]
+
+    def _pending(self) -> list[Cell]:
+        def settled(cell: Cell) -> bool:
+            record = self._records.get(cell.name)
+            if record is not None and record.status == "failed":
+                return record != self._failed_before.get(cell.name)
+            return _finished(self._of_cell[cell.name], cell, record)
+
+        return [cell for cell in self._cells if not settled(cell)]
+
+    def _work_on(self, group: tuple[str, list[Cell]]) -> bool:
+        """Make the runs of one claim; whether another worker did not have it."""
+        claim, cells = group
+        with claimed(self._run_dir, claim) as mine:
+            if not mine:
+                return False
+            self._take_note()  # another worker may have had the claim, and made these runs, until now
+            pending = {cell.name for cell in self._pending()}
+            cells = [cell for cell in cells if cell.name in pending]
+            shared: _SharedContexts | None = None
+            for cell in cells:
+                prepared = self._of_cell[cell.name]
+                if shared is None and cell.configuration is not None:
+                    shared = _SharedContexts(prepared, self._run_dir, cell, list(self._records.values()))
+                record = _run(prepared, self._run_dir, cell, shared, self._watcher)
+                keep_record(self._run_dir, record)
+                self._keep(record)
+        return True
+
+    def _take_note(self) -> None:
+        """Of what other workers have recorded."""
+        for record in read_records(self._run_dir):
+            if record != self._records.get(record.run):
+                self._keep(record)
+
+    def _keep(self, record: RunRecord) -> None:
+        self._records[record.run] = record
+        if record.run in self._of_cell:
+            self._watcher.run_finished(record)
 
 
 def _finished(prepared: Prepared, cell: Cell, record: RunRecord | None) -> bool:
@@ -304,5 +363,5 @@ def use_threads(settings: Settings) -> None:
     many times more slowly. It holds for threads that are started later, so it comes before all work.
     """
     torch.set_flush_denormal(True)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    if (threads := threads_each(settings)) is not None:
+        torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
 from pydantic import ValidationError
 
 from tandem.errors import RunDirError
@@ -32,9 +33,12 @@ def records_path(run_dir: Path) -> Path:
 
 
 def append_record(run_dir: Path, record: RunRecord) -> None:
-    """Append one record and force it to disk; a torn last line of an earlier crash is cut off first."""
+    """Append one record and force it to disk; a torn last line of an earlier crash is cut off first.
+
+    Processes that append at the same time do so one after the other.
+    """
     path = records_path(run_dir)
-    with path.open("ab+") as file:
+    with FileLock(path.with_suffix(".lock")), path.open("ab+") as file:
         file.seek(0)
         content = file.read()
         if content and not content.endswith(b"\n"):

@@ -60,7 +60,10 @@ class Settings(Section):
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
-    """CPU threads; none: as torch chooses."""
+    """CPU threads (of each worker); none: as torch chooses, or an equal share for each of several workers."""
+    workers: Annotated[int, Field(gt=0, le=1024)] = 1
+    """Processes that share the runs of an experiment. Further ones, on any machine that sees the run
+    directory, join when they are given the same command."""
     output: Annotated[str, Field(min_length=1)] | None = None
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
     save_models: bool = True
@@ -151,7 +154,7 @@ def chosen_variant(settings: Settings, name: str | None) -> Settings:
 def settings_fingerprint(values: Mapping[str, Any]) -> str:
     """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
     apart = {
-        *("name", "description", "output", "save_models", "device", "threads"),
+        *("name", "description", "output", "save_models", "device", "threads", "workers"),
         *("seeds", "configurations", "baselines", "variants"),
     }
     return fingerprint("settings", {name: value for name, value in values.items() if name not in apart})

@@ -1,0 +1,127 @@
+"""Several workers on one run directory: every run is made once, whoever dies, and gives the same figures."""
+
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny
+
+from tandem.experiment.cells import claims, plan
+from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
+from tandem.experiment.workers import claimed, in_turn, threads_each
+from tandem.records import RunRecord, read_manifest, read_records, records_path
+from tandem.settings import Settings
+
+
+def figures(record: RunRecord) -> tuple[object, ...]:
+    assert record.validation is not None
+    return record.run, record.validation.nll_nats, record.status
+
+
+def lines(run_dir: Path) -> list[str]:
+    """Runs in the order in which they were recorded, repeated ones repeated."""
+    text = records_path(run_dir).read_text("utf-8")
+    return [RunRecord.model_validate_json(line).run for line in text.splitlines()]
+
+
+def experiment(text_file: Path, output: Path, **more: object) -> Settings:
+    return tiny(
+        text_file,
+        output=str(output),
+        threads=1,
+        seeds=(0, 1),
+        configurations=((1, 1), (1, 2), (2, 1)),
+        baselines={"models": ("unigram",)},
+        **more,
+    )
+
+
+def wait_for(run_dir: Path, runs: int, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while len(read_records(run_dir)) < runs:
+        assert time.monotonic() < until, f"only {len(read_records(run_dir))} records"
+        time.sleep(0.05)
+
+
+def test_a_claim_is_one_processs_alone(tmp_path: Path) -> None:
+    with claimed(tmp_path, "a") as first, claimed(tmp_path, "a") as second, claimed(tmp_path, "b") as other:
+        assert (first, second, other) == (True, False, True)
+    with claimed(tmp_path, "a") as again:
+        assert again
+
+
+def test_runs_of_one_phase_1_are_claimed_together(text_file: Path, tmp_path: Path) -> None:
+    groups = claims(plan(experiment(text_file, tmp_path)))
+    assert {name: [cell.name for cell in cells] for name, cells in groups.items()} == {
+        "unigram": ["unigram"],
+        "tandem-C1-seed0": ["C1T1-seed0", "C1T2-seed0"],
+        "tandem-C2-seed0": ["C2T1-seed0"],
+        "tandem-C1-seed1": ["C1T1-seed1", "C1T2-seed1"],
+        "tandem-C2-seed1": ["C2T1-seed1"],
+    }
+
+
+def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
+    monkeypatch.setattr("tandem.experiment.workers._cores", lambda: 8)
+    assert threads_each(tiny(text_file)) is None
+    assert threads_each(tiny(text_file, workers=3)) == 2
+    assert threads_each(tiny(text_file, workers=30)) == 1
+    assert threads_each(tiny(text_file, workers=3, threads=5)) == 5
+
+
+def test_two_workers_make_every_run_once_and_as_one_would(text_file: Path, tmp_path: Path) -> None:
+    _, alone = run_experiment(experiment(text_file, tmp_path / "alone"), Unwatched())
+    run_dir, together = run_experiment(experiment(text_file, tmp_path / "two", workers=2), Unwatched())
+    assert [figures(r) for r in together] == [figures(r) for r in alone]
+    assert sorted(lines(run_dir)) == sorted(r.run for r in alone)
+    manifest = read_manifest(run_dir)
+    assert manifest is not None
+    assert manifest.settings["workers"] == 2  # a helper does not write over what was asked for
+
+
+def test_what_another_worker_has_is_waited_for_and_not_made(text_file: Path, tmp_path: Path) -> None:
+    settings, run_dir = experiment(text_file, tmp_path / "run"), tmp_path / "run"
+    run_dir.mkdir()
+    done: list[RunRecord] = []
+    worker = threading.Thread(target=lambda: done.extend(run_experiment(settings, Unwatched())[1]))
+    with claimed(run_dir, "tandem-C1-seed1") as mine:
+        assert mine
+        worker.start()
+        wait_for(run_dir, 5)
+        time.sleep(1.5)  # long enough to look again
+        assert worker.is_alive()
+        assert not {"C1T1-seed1", "C1T2-seed1"} & set(lines(run_dir))
+    worker.join(120)
+    assert len(done) == len(lines(run_dir)) == 7
+
+
+def test_what_a_dead_worker_had_is_made_by_another(text_file: Path, tmp_path: Path) -> None:
+    settings, run_dir = experiment(text_file, tmp_path / "run"), tmp_path / "run"
+    first = multiprocessing.get_context("spawn").Process(target=run_experiment, args=(settings, Unwatched()))
+    first.start()
+    run_dir.mkdir(exist_ok=True)
+    wait_for(run_dir, 3)
+    first.kill()
+    first.join()
+    kept = lines(run_dir)
+    help_experiment(settings, run_dir)
+    assert lines(run_dir)[: len(kept)] == kept
+    assert sorted(lines(run_dir)) == sorted(cell.name for cell in plan(settings))
+
+
+def test_writing_takes_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with in_turn(tmp_path, "report"):
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    with in_turn(tmp_path, "report"):
+        other.start()
+        time.sleep(0.2)
+        order.append("first")
+    other.join(30)
+    assert order == ["first", "second"]
