@@ -25,7 +25,7 @@ def epochs() -> list[float]:
     """Seconds of three epochs, after one to warm up."""
     import torch
 
-    from tandem.contexts import Stream
+    from tandem.contexts import Contexts, Stream
     from tandem.model import TandemConfig, TandemForCausalLM
     from tandem.settings import Phase2Settings
     from tandem.training.phase2 import Split, train_token_block
@@ -34,7 +34,10 @@ def epochs() -> list[float]:
     config = TandemConfig(vocab_size=4096, embed_dim=192, context_dim=120, token_layers=2)
     model = TandemForCausalLM(config).eval()
     stream, contexts = Stream.of(model, torch.randint(4096, (20_000,))), torch.randn(20_000, 120)
-    train, validation = Split(stream, contexts), Split(stream.first(2000), contexts[:2000])
+    train, validation = (
+        Split(stream, Contexts.of(contexts)),
+        Split(stream.first(2000), Contexts.of(contexts[:2000])),
+    )
     settings = Phase2Settings(max_epochs=1, batch_positions=512, shuffle=True)
     seconds = []
     for _ in range(4):

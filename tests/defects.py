@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem.contexts import previous_contexts
+from tandem.contexts import Contexts, previous_contexts
 from tandem.contexts.stream import Stream
 from tandem.cross_entropy import token_nll
 from tandem.experiment import pipeline, runner
@@ -42,11 +42,11 @@ def _contexts(patch: Patch, split: str, change: Callable[[Any, Stream, Tensor], 
     """Change the contexts of one split, as pipeline computes them: training first, then validation."""
     real, calls = pipeline.compute_contexts, [0]
 
-    def changed(model: Any, stream: Stream, settings: Any) -> Any:
-        contexts, record = real(model, stream, settings)
+    def changed(model: Any, stream: Stream, *rest: Any) -> Any:
+        contexts, record = real(model, stream, *rest)
         calls[0] += 1
         if split == ("train", "validation")[(calls[0] - 1) % 2]:
-            contexts = change(model, stream, contexts)
+            contexts = Contexts.of(change(model, stream, contexts.whole()))
         return contexts, record
 
     patch.setattr(pipeline, "compute_contexts", changed)
@@ -91,7 +91,7 @@ def noisy_sweep_for_training(patch: Patch) -> None:
         draws = generator_for(0, "defect")
         parts = []
         for at in torch.arange(len(contexts)).split(4096):
-            read = previous_contexts(contexts, at, stream.restart, wrap=True)
+            read = previous_contexts(contexts, at, stream.restart)
             read = read + 0.1 * torch.randn(read.shape, generator=draws)
             parts.append(model.context_block(read, model.embed(stream.ids[at])))
         return torch.cat(parts)
@@ -251,11 +251,11 @@ def scored_token_is_the_current_one(patch: Patch) -> None:
     """Targets off by one at evaluation: what is scored has just been read."""
 
     @torch.no_grad()
-    def shifted(model: Any, stream: Stream, contexts: Tensor, chunk: int) -> Score:
+    def shifted(model: Any, stream: Stream, kept: Contexts, chunk: int) -> Score:
         losses, correct = [], 0
         for at in torch.arange(len(stream) - 1).split(chunk):
-            before = previous_contexts(contexts, at, stream.restart, wrap=False)
-            hidden = model.token_block(before, contexts[at], model.embed(stream.ids[at]))
+            around = kept.window(0, len(kept)).around(at, stream.restart)
+            hidden = model.token_block(*around, model.embed(stream.ids[at]))
             nll, best = token_nll(hidden, model.lm_head.weight, stream.ids[at], model.lm_head.bias)
             losses.append(nll)
             correct += int((best == stream.ids[at]).sum())
@@ -301,7 +301,7 @@ def training_reads_the_previous_context(patch: Patch) -> None:
     real = phase2._one_epoch
 
     def late(model: Any, train: Any, *rest: Any) -> float:
-        return real(model, replace(train, contexts=train.contexts.roll(1, 0)), *rest)
+        return real(model, replace(train, contexts=Contexts.of(train.contexts.whole().roll(1, 0))), *rest)
 
     patch.setattr(phase2, "_one_epoch", late)
 

@@ -1,9 +1,13 @@
 """Contexts: the scan equals the loop, and says so when it does not; the Jacobi sweep is a k-token memory."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from tandem.contexts import (
+    Contexts,
+    ContextsSample,
     Stream,
     compute_contexts,
     jacobi_sweep,
@@ -46,7 +50,7 @@ def test_scan_equals_loop_after_phase_1(boundary: str, depth: int) -> None:
     model, stream = block_and_stream(boundary, context_layers=depth)
     train_context_block(model, stream, Phase1Settings(batch_positions=1000, max_iterations=20), seed=0)
     contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
-    true_error = float((contexts - loop(model, stream)).abs().max())
+    true_error = float((contexts.whole() - loop(model, stream)).abs().max())
     assert true_error <= 1e-5
     assert record.method == "scan"
     assert record.segments == 15
@@ -74,10 +78,10 @@ def test_loop_method_and_short_streams_need_no_segments() -> None:
     exact = loop(model, stream)
     contexts, record = compute_contexts(model, stream, ContextSettings(method="loop"))
     assert record.method == "loop"
-    torch.testing.assert_close(contexts, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(contexts.whole(), exact, rtol=0, atol=1e-5)
     contexts, record = compute_contexts(model, stream.first(50), ContextSettings(segment_length=200))
     assert record.method == "loop"
-    torch.testing.assert_close(contexts, exact[:50], rtol=0, atol=1e-5)
+    torch.testing.assert_close(contexts.whole(), exact[:50], rtol=0, atol=1e-5)
 
 
 def test_join_error_is_the_difference_it_claims() -> None:
@@ -85,7 +89,7 @@ def test_join_error_is_the_difference_it_claims() -> None:
     model, stream = block_and_stream()
     settings = ContextSettings(segment_length=100, burn_in=12, tolerance=10.0, check_tokens=TOKENS)
     contexts, record = compute_contexts(model, stream, settings)
-    true_error = float((contexts - loop(model, stream)).abs().max())
+    true_error = float((contexts.whole() - loop(model, stream)).abs().max())
     assert record.loop_error == pytest.approx(true_error, rel=1e-3)
     assert record.loop_error <= record.join_error * 4
     assert record.join_error > 1e-4
@@ -128,9 +132,12 @@ def test_what_the_first_position_and_a_restart_read() -> None:
     contexts = torch.arange(1.0, 9.0).reshape(4, 2)
     restart = torch.tensor([False, False, True, False])
     everywhere = torch.arange(4)
-    assert previous_contexts(contexts, everywhere, None, wrap=True)[0].tolist() == [7.0, 8.0]
-    before = previous_contexts(contexts, everywhere, restart, wrap=False)
+    # In a sweep the last position stands before the first, in a stream nothing does.
+    swept = previous_contexts(contexts, everywhere, restart)
+    assert swept.tolist() == [[7.0, 8.0], [1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]
+    before, after = Contexts.of(contexts).window(0, 4).around(everywhere, restart)
     assert before.tolist() == [[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]
+    assert torch.equal(after, contexts)
 
 
 @pytest.mark.parametrize("boundary", ["carry", "reset"])
@@ -142,16 +149,54 @@ def test_the_linear_scan_of_a_gated_block_equals_the_loop(
     monkeypatch.setattr(linear, "TOKENS_AT_ONCE", at_once)
     model, stream = block_and_stream(boundary, context_layers=depth, cell="gated")
     contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
-    assert float((contexts - loop(model, stream)).abs().max()) <= 1e-5
+    assert float((contexts.whole() - loop(model, stream)).abs().max()) <= 1e-5
     assert record.method == "linear"
     assert (record.segments, record.join_error) == (15, 0.0)
     assert record.loop_error <= 1e-5
 
 
+@pytest.mark.parametrize("boundary", ["carry", "reset"])
+@pytest.mark.parametrize("cell", ["residual", "gated"])
+def test_contexts_computed_again_are_those_that_were_held(
+    boundary: str, cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "TOKENS_AT_ONCE", 500)
+    monkeypatch.setattr(scan, "PIECE_TOKENS", 700)
+    model, stream = block_and_stream(boundary, cell=cell)
+    settings = ContextSettings(segment_length=100, check_tokens=400)
+    held, record = compute_contexts(model, stream, settings)
+    size = 4 * TOKENS * 30
+    again, other = compute_contexts(model, stream, settings, hold_bytes=size - 1)
+    assert compute_contexts(model, stream, settings, hold_bytes=size)[0].held
+    assert held.held
+    assert not again.held
+    assert (record.held, other.held) == (True, False)
+    same = {"held", "seconds_s", "loop_error", "join_error"}
+    assert other.model_dump(exclude=same) == record.model_dump(exclude=same)
+    assert other.loop_error == pytest.approx(record.loop_error, abs=1e-9)
+    assert other.join_error == pytest.approx(record.join_error, abs=1e-9)
+    everything = held.whole()
+    torch.testing.assert_close(again.whole(), everything, rtol=0, atol=1e-6)
+    for first, last in ((0, 40), (0, TOKENS), (1, 2), (499, 1301), (2999, TOKENS)):
+        at = torch.randperm(last - first)[:20] + first
+        expected = held.window(first, last).around(at, stream.restart)
+        for ours, theirs in zip(again.window(first, last).around(at, stream.restart), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    spread = torch.linspace(0, TOKENS - 1, 50).long()
+    torch.testing.assert_close(again.at(spread), everything[spread], rtol=0, atol=1e-6)
+    assert sum(len(piece) for piece in again.pieces(333)) == TOKENS
+    samples = [ContextsSample.of(contexts, held) for contexts in (held, again)]
+    for field in dataclasses.fields(ContextsSample):
+        ours, theirs = (getattr(sample, field.name) for sample in samples)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(samples[0].train_mean, everything.mean(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(samples[0].train_std, everything.std(0, unbiased=False), rtol=0, atol=1e-6)
+
+
 def test_a_linear_scan_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream = block_and_stream(cell="gated")
-    real = scan.linear_contexts
-    monkeypatch.setattr(scan, "linear_contexts", lambda *args: real(*args).roll(1, 0))
+    real = linear.LinearScan.read
+    monkeypatch.setattr(linear.LinearScan, "read", lambda *args: real(*args).roll(1, 0))
     with pytest.raises(ScanError, match="differ from the sequential loop"):
         compute_contexts(model, stream, ContextSettings(segment_length=200))
 
@@ -174,7 +219,7 @@ def test_a_gated_block_that_never_forgets_says_so(monkeypatch: pytest.MonkeyPatc
         model.context_block.layers[0].bias[0] = 50.0
     contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
     assert record.burn_in == TOKENS
-    assert float((contexts - loop(model, stream)).abs().max()) <= 1e-5
+    assert float((contexts.whole() - loop(model, stream)).abs().max()) <= 1e-5
 
 
 def test_memory_is_what_is_left_of_one_changed_token() -> None:

@@ -174,3 +174,11 @@ def test_a_linear_scan_is_explained():
     contexts = record.contexts.model_copy(update={"train": linear})
     assert "the scan is exact and needs no burn-in" in words([changed(record, contexts=contexts)])
     assert "needs no burn-in" not in words([record])
+
+
+def test_contexts_that_were_not_held_are_told():
+    record = make_record()
+    again = record.contexts.train.model_copy(update={"held": False})
+    contexts = record.contexts.model_copy(update={"train": again})
+    assert "again in every epoch" in words([changed(record, contexts=contexts)])
+    assert "again in every epoch" not in words([record])

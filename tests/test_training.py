@@ -2,17 +2,20 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tandem.contexts import Stream, compute_contexts
+from tandem import metrics
+from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.cross_entropy import mean_nll, token_nll
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import convergence_rate, effective_rank, perplexity, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings
+from tandem.training import phase2
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.phase1 import oacd_loss, train_context_block
 from tandem.training.phase2 import Split, train_token_block
@@ -177,6 +180,45 @@ def test_phase_2_learns_and_keeps_its_best_epoch() -> None:
     assert again.perplexity < untrained.perplexity / 2
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_phase_2_reads_piece_after_piece_whether_contexts_are_held_or_not(
+    shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (phase2, metrics):
+        monkeypatch.setattr(module, "PIECE_TOKENS", 200)
+    settings = Phase2Settings(max_epochs=2, batch_positions=64, lr=0.01, shuffle=shuffle)
+    results = []
+    for keep in ("memory", "recompute"):
+        model, stream = model_and_stream()
+        contexts, _ = compute_contexts(model, stream, ContextSettings(segment_length=64, keep=keep))
+        assert contexts.held == (keep == "memory")
+        split = Split(stream, contexts)
+        read: list[torch.Tensor] = []
+        real = phase2._loss
+
+        def seen(*args: Any, _real: Any = real, _read: Any = read, **more: Any) -> torch.Tensor:
+            if not more:
+                _read.append(args[3])
+            return _real(*args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(phase2, "_loss", seen)
+            result = train_token_block(model, split, split, settings, seed=0)
+        results.append((result.validation.nll_nats, torch.cat(read), state(model)))
+    (nll, read_held, weights), (other_nll, read_again, other_weights) = results
+    assert torch.equal(read_held, read_again)
+    assert nll == pytest.approx(other_nll, abs=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, other_weights[name], rtol=0, atol=1e-4)
+    first, second = read_held.split(899)
+    for epoch in (first, second):
+        assert torch.equal(epoch.sort().values, torch.arange(899))
+        pieces = epoch // 192  # of three batches each: one is read to its end before the next
+        assert int((pieces[1:] != pieces[:-1]).sum()) == 4
+    assert torch.equal(first, torch.arange(899)) == (not shuffle)
+    assert torch.equal(first, second) == (not shuffle)
+
+
 def test_phase_2_stops_when_its_patience_is_spent() -> None:
     model, stream = model_and_stream()
     train = split_of(model, stream)
@@ -226,7 +268,7 @@ def test_a_non_finite_loss_is_refused_with_the_last_good_values() -> None:
     kept = broken.state_dict()
     assert all(torch.equal(before[name].nan_to_num(7), kept[name].nan_to_num(7)) for name in before)
 
-    poisoned = Split(train.stream, torch.full_like(train.contexts, math.nan))
+    poisoned = Split(train.stream, Contexts.of(torch.full_like(train.contexts.whole(), math.nan)))
     settings = Phase2Settings(max_epochs=3, batch_positions=300)
     with pytest.raises(NonFiniteLossError, match=r"phase 2 was stopped at epoch 1, step 1"):
         train_token_block(model, poisoned, train, settings, seed=0)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tandem.contexts import Stream, previous_contexts
+from tandem.contexts import PIECE_TOKENS, Contexts, Stream
 from tandem.cross_entropy import token_nll
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
@@ -24,15 +24,17 @@ def convergence_rate(before: Tensor, after: Tensor, mse: float) -> float:
     return float(((after - before).square().mean(dim=-1) < mse).double().mean())
 
 
-def effective_rank(contexts: Tensor, max_positions: int | None = None) -> float:
+def effective_rank(contexts: Tensor | Contexts, max_positions: int | None = None) -> float:
     """exp(entropy) of the normalised singular values of contexts [T, C], as a share of C (SPEC section 3).
 
     Not centred. On at most `max_positions` evenly spaced positions. Roy & Vetterli, "The effective rank",
     EUSIPCO 2007. Contexts that are all zero have rank 0. Raises ValueError if they are not finite.
     """
-    if max_positions is not None and len(contexts) > max_positions:
-        picked = torch.linspace(0, len(contexts) - 1, max_positions, dtype=torch.float64).long()
-        contexts = contexts[picked.to(contexts.device)]
+    kept = Contexts.of(contexts) if isinstance(contexts, Tensor) else contexts
+    positions = torch.arange(len(kept))
+    if max_positions is not None and len(kept) > max_positions:
+        positions = torch.linspace(0, len(kept) - 1, max_positions, dtype=torch.float64).long()
+    contexts = kept.at(positions)
     if not bool(torch.isfinite(contexts).all()):
         raise ValueError("effective rank of contexts that are not finite")
     if not bool(contexts.any()):
@@ -81,11 +83,11 @@ def perplexity(nll_nats: float) -> float:
 def score_stream(
     model: TandemForCausalLM,
     stream: Stream,
-    contexts: Tensor,
+    contexts: Contexts,
     chunk_positions: int,
     token_block: TokenBlock | None = None,
 ) -> Score:
-    """Score every token of the stream but the first, given its contexts [T, C].
+    """Score every token of the stream but the first, given its contexts.
 
     By the model's own TokenBlock, or by another one that reads the same contexts.
 
@@ -106,7 +108,7 @@ def score_stream(
 def hidden_parts(
     model: TandemForCausalLM,
     stream: Stream,
-    contexts: Tensor,
+    contexts: Contexts,
     chunk_positions: int,
     token_block: TokenBlock | None = None,
 ) -> Iterator[Tensor]:
@@ -115,9 +117,13 @@ def hidden_parts(
     Arguments as of `score_stream`.
     """
     token_block = model.token_block if token_block is None else token_block
-    for at in torch.arange(len(stream) - 1, device=contexts.device).split(chunk_positions):
-        before = previous_contexts(contexts, at, stream.restart, wrap=False)
-        yield token_block(before, contexts[at], model.embed(stream.ids[at]))
+    scored = len(stream) - 1
+    for first in range(0, scored, PIECE_TOKENS):
+        last = min(first + PIECE_TOKENS, scored)
+        window = contexts.window(first, last)
+        for at in torch.arange(first, last, device=stream.ids.device).split(chunk_positions):
+            before, after = window.around(at, stream.restart)
+            yield token_block(before, after, model.embed(stream.ids[at]))
 
 
 def validation_record(score: Score, tokens: TokenStream) -> ValidationRecord:

@@ -128,7 +128,7 @@ def _scanned(subject: Subject) -> float | None:
     if "scanned" not in made:
         try:
             one, two = (
-                compute_contexts(subject.model, Stream.of(subject.model, text.cpu()), settings)[0]
+                compute_contexts(subject.model, Stream.of(subject.model, text.cpu()), settings)[0].whole()
                 for text in (ids, _changed(subject, ids, half))
             )
         except ScanError:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tandem.audit.explain import explain_nll
 from tandem.audit.reference import POSITIONS, block_losses, contexts_at
 from tandem.audit.subject import INEXACT, Subject
+from tandem.contexts import PIECE_TOKENS
 from tandem.experiment.cells import label_of
 from tandem.experiment.pipeline import Prepared, phase1_state, take_phase1
 from tandem.metrics import by_document, perplexity
@@ -214,9 +215,14 @@ def _first_loss(subject: Subject) -> float:
     settings = subject.prepared.settings.phase2
     ids = subject.ids("train")
     count = len(ids) - 1
-    order = generator_for(subject.seed, "phase2 order")
-    chosen = torch.randperm(count, generator=order) if settings.shuffle else torch.arange(count)
-    at = chosen[: settings.batch_positions].to(ids.device)
+    at = torch.arange(min(count, settings.batch_positions))
+    if settings.shuffle:  # the order of pieces is drawn, then that of positions within the first
+        order = generator_for(subject.seed, "phase2 order")
+        piece = settings.batch_positions * max(1, PIECE_TOKENS // settings.batch_positions)
+        pieces = -(-count // piece)
+        first = piece * int(torch.randperm(pieces, generator=order)[0]) if pieces > 1 else 0
+        at = first + torch.randperm(min(piece, count - first), generator=order)[: settings.batch_positions]
+    at = at.to(ids.device)
     # What phase 1 left is as it was saved, all else as it was at the start.
     model = copy.deepcopy(subject.initial)
     take_phase1(model, phase1_state(subject.model, subject.prepared.settings.recipe))

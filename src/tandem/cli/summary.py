@@ -51,6 +51,9 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
         {
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
             "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
+            "contexts": "held in memory"
+            if record.contexts is None or record.contexts.train.held
+            else "not held in memory, but computed again in every epoch",
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",
             "validation": f"PPL {validation.perplexity:.1f}, "

@@ -4,14 +4,18 @@ Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segmen
 """
 
 from tandem.contexts.jacobi import jacobi_sweep, previous_contexts
+from tandem.contexts.kept import PIECE_TOKENS, Contexts, Window
 from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
 from tandem.contexts.scan import compute_contexts
 from tandem.contexts.stream import Stream
 
 __all__ = [
+    "PIECE_TOKENS",
+    "Contexts",
     "ContextsSample",
     "Stream",
+    "Window",
     "compute_contexts",
     "jacobi_sweep",
     "measure_memory",

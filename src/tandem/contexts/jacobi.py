@@ -8,17 +8,14 @@ from torch import Tensor
 from tandem.model import AnyContextBlock
 
 
-def previous_contexts(contexts: Tensor, at: Tensor, restart: Tensor | None, wrap: bool) -> Tensor:
+def previous_contexts(contexts: Tensor, at: Tensor, restart: Tensor | None) -> Tensor:
     """Contexts before the tokens at positions `at` [n], as [n, C], from those after each token, [T, C].
 
-    Position 0 reads the last position's context with `wrap` (as in phase 1), otherwise zero, the start of
-    the stream; a position where `restart` [T] is true reads zero.
+    Position 0 reads the last position's context (SPEC section 3); a position where `restart` [T] is true
+    reads zero.
     """
     before = contexts[at - 1]  # position 0 takes index -1, the last
-    zero = torch.zeros_like(at, dtype=torch.bool) if wrap else at == 0
-    if restart is not None:
-        zero = zero | restart[at]
-    return before.masked_fill(zero[:, None], 0.0)
+    return before if restart is None else before.masked_fill(restart[at][:, None], 0.0)
 
 
 def jacobi_sweep(
@@ -40,7 +37,7 @@ def jacobi_sweep(
     for start in range(0, length, batch or length):
         positions = slice(start, min(start + (batch or length), length))
         at = torch.arange(positions.start, positions.stop, device=contexts.device)
-        read = previous_contexts(contexts, at, restart, wrap=True)
+        read = previous_contexts(contexts, at, restart)
         if noise is not None:
             read = read + noise(read)
         yield positions, context_block(read, token_embeds(positions))

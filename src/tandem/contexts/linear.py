@@ -17,21 +17,43 @@ TOKENS_AT_ONCE = 16_384
 """Tokens whose gates and states are held at once beside the result: bounds memory, changes nothing else."""
 
 
-def linear_contexts(model: TandemForCausalLM, stream: Stream, segment_length: int) -> Tensor:
-    """Contexts after every token of the stream, [T, C], of a model with a gated block, in its precision."""
-    block = model.context_block
-    assert isinstance(block, GatedContextBlock)
-    total = len(stream)
-    contexts = torch.empty(total, block.context_dim, dtype=model.dtype, device=model.device)
-    state = contexts.new_zeros(block.context_dim)
-    at_once = max(1, TOKENS_AT_ONCE // segment_length) * segment_length
-    for first in range(0, total, at_once):
-        positions = slice(first, min(first + at_once, total))
-        restart = None if stream.restart is None else stream.restart[positions]
-        embeds = model.embed(stream.ids[positions])
-        contexts[positions] = _chunk(block, embeds, restart, state, segment_length)
-        state = contexts[positions.stop - 1]
-    return contexts
+class LinearScan:
+    """Contexts of a stream by a model with a gated block, in its precision: any part of it, once it was read.
+
+    The states between chunks are kept, so that a part is computed from the chunk in which it begins.
+    """
+
+    def __init__(self, model: TandemForCausalLM, stream: Stream, segment_length: int) -> None:
+        block = model.context_block
+        assert isinstance(block, GatedContextBlock)
+        self._model, self._block, self._stream, self._segment_length = model, block, stream, segment_length
+        self._at_once = max(1, TOKENS_AT_ONCE // segment_length) * segment_length
+        # Before each chunk; as many as have been reached.
+        self._states = [torch.zeros(block.context_dim, dtype=model.dtype, device=model.device)]
+
+    def reach(self, token: int) -> None:
+        """Make sure that the state before the chunk of this token is there."""
+        while len(self._states) <= token // self._at_once:
+            chunk = len(self._states) - 1
+            self.read(chunk * self._at_once, (chunk + 1) * self._at_once)
+
+    def read(self, first: int, last: int) -> Tensor:
+        """Contexts after the tokens first..last-1, [n, C]."""
+        self.reach(first)
+        last = min(last, len(self._stream))
+        contexts = torch.empty(
+            last - first, self._block.context_dim, dtype=self._model.dtype, device=self._model.device
+        )
+        for chunk in range(first // self._at_once, -(-last // self._at_once)):
+            begin = chunk * self._at_once
+            end = min(begin + self._at_once, last)
+            restart = None if self._stream.restart is None else self._stream.restart[begin:end]
+            embeds = self._model.embed(self._stream.ids[begin:end])
+            made = _chunk(self._block, embeds, restart, self._states[chunk], self._segment_length)
+            if len(self._states) == chunk + 1 and end == begin + self._at_once:
+                self._states.append(made[-1].clone())
+            contexts[max(begin, first) - first : end - first] = made[max(begin, first) - begin :]
+        return contexts
 
 
 def _chunk(

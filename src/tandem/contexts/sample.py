@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tandem.contexts.kept import Contexts
+
 FIRST, SPACED = 64, 192
 """Positions sampled of each split: so many at its start, and so many evenly spaced over all of it."""
 
@@ -37,20 +39,31 @@ class ContextsSample:
     validation_zero: Tensor
 
     @classmethod
-    def of(cls, train: Tensor, validation: Tensor) -> "ContextsSample":
-        """Of the contexts [T, C] of both splits."""
+    def of(cls, train: Contexts, validation: Contexts) -> "ContextsSample":
+        """Of the contexts of both splits, each read once."""
         values: dict[str, Tensor] = {}
         for split, contexts in (("train", train), ("validation", validation)):
             spaced = torch.linspace(0, len(contexts) - 1, SPACED, dtype=torch.float64).long()
-            at = torch.cat((torch.arange(min(FIRST, len(contexts))), spaced)).unique().to(contexts.device)
-            lengths = contexts.norm(dim=1)
+            at = torch.cat((torch.arange(min(FIRST, len(contexts))), spaced)).unique()
+            total = squares = lengths = zeros = torch.zeros((), dtype=torch.float64)
+            picked, first = [], 0
+            for piece in contexts.pieces():
+                picked.append(piece[at[(at >= first) & (at < first + len(piece))].to(piece.device) - first])
+                for part in piece.cpu().split(8192):  # their double precision takes memory
+                    length = part.norm(dim=1)
+                    total = total + part.sum(dim=0, dtype=torch.float64)
+                    squares = squares + part.double().square().sum(dim=0)
+                    lengths = lengths + length.sum(dtype=torch.float64)
+                    zeros = zeros + (length == 0).sum()
+                first += len(piece)
+            mean = total / len(contexts)
             values |= {
                 f"{split}_at": at,
-                split: contexts[at],
-                f"{split}_mean": contexts.mean(dim=0),
-                f"{split}_std": contexts.std(dim=0, unbiased=False),
-                f"{split}_norm": lengths.mean(),
-                f"{split}_zero": (lengths == 0).float().mean(),
+                split: torch.cat(picked),
+                f"{split}_mean": mean.float(),
+                f"{split}_std": (squares / len(contexts) - mean.square()).clamp(min=0).sqrt().float(),
+                f"{split}_norm": (lengths / len(contexts)).float(),
+                f"{split}_zero": (zeros / len(contexts)).float(),
             }
         return cls(**{name: value.detach().cpu().clone() for name, value in values.items()})
 

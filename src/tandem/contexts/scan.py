@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.contexts.linear import linear_contexts
+from tandem.contexts.kept import PIECE_TOKENS, Contexts
+from tandem.contexts.linear import LinearScan
 from tandem.contexts.stream import Stream
 from tandem.errors import ScanError
 from tandem.model import (
@@ -38,9 +39,13 @@ LONGEST_BURN_IN = 4096
 
 @torch.no_grad()
 def compute_contexts(
-    model: TandemForCausalLM, stream: Stream, settings: ContextSettings
-) -> tuple[Tensor, ScanRecord]:
-    """Contexts after every token of the stream, [T, C], and how exact they are.
+    model: TandemForCausalLM, stream: Stream, settings: ContextSettings, hold_bytes: float = math.inf
+) -> tuple[Contexts, ScanRecord]:
+    """Contexts after every token of the stream, and how exact they are.
+
+    They are held in memory where `settings.keep` says so, and with `auto` where they take no more than
+    `hold_bytes`. Otherwise they are computed again whenever they are read, by the model as it then is. (The
+    loop's are always held.)
 
     With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree
     with the loop, and at every join, to the tolerance. Raises ScanError when the contexts differ
@@ -51,10 +56,12 @@ def compute_contexts(
     began = time.perf_counter()
     block = _precise(model)
     if settings.method == "loop" or len(stream) <= settings.segment_length:
-        contexts = _loop(model, block, stream).to(model.dtype)
+        contexts = Contexts.of(_loop(model, block, stream).to(model.dtype))
         return contexts, _record(settings, stream, Segments(len(stream), 1, 0), 0.0, 0.0, len(stream), began)
+    size = len(stream) * block.context_dim * model.dtype.itemsize
+    hold = settings.keep == "memory" or (settings.keep == "auto" and size <= hold_bytes)
     if isinstance(block, GatedContextBlock):
-        return _linear(model, block, stream, settings, began)
+        return _linear(model, block, stream, settings, hold, began)
 
     length = settings.segment_length
     tables = _Tables(model, block, stream)
@@ -65,8 +72,7 @@ def compute_contexts(
     exact = _loop(model, block, sample)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
-        contexts, join_error = _scan(tables, segments)
-        loop_error = float((contexts[: len(sample)] - exact).abs().max())
+        made, loop_error, join_error = _checked_scan(tables, segments, exact, hold)
         exact_enough = loop_error <= settings.tolerance and join_error <= settings.tolerance
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
         undefined = math.isnan(loop_error + join_error)
@@ -81,8 +87,17 @@ def compute_contexts(
             f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock; "
             "give a longer --contexts.burn-in (or auto), or --contexts.method loop"
         )
-    contexts = contexts.to(model.dtype)
-    return contexts, _record(settings, stream, segments, loop_error, join_error, len(sample), began)
+
+    def read(first: int, last: int) -> Tensor:
+        begin = first // length
+        again, _ = _scan(tables, segments, begin, -(-last // length))
+        return again.flatten(0, 1)[first - begin * length : last - begin * length].to(model.dtype)
+
+    contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made.to(model.dtype))
+    record = _record(
+        settings, stream, segments, loop_error, join_error, len(sample), began, held=contexts.held
+    )
+    return contexts, record
 
 
 def _linear(
@@ -90,13 +105,16 @@ def _linear(
     block: GatedContextBlock,
     stream: Stream,
     settings: ContextSettings,
+    hold: bool,
     began: float,
-) -> tuple[Tensor, ScanRecord]:
+) -> tuple[Contexts, ScanRecord]:
     """A gated block's contexts by the exact scan, held against the loop on the first tokens."""
     length = settings.segment_length
-    contexts = linear_contexts(model, stream, length)
+    scan = LinearScan(model, stream, length)
+    contexts = Contexts.of(scan.read(0, len(stream))) if hold else Contexts(len(stream), None, scan.read)
     sample = stream.first(max(settings.check_tokens, 4 * length))
-    loop_error = float((contexts[: len(sample)] - _loop(model, block, sample)).abs().max())
+    checked = contexts.window(0, len(sample)).contexts[: len(sample)]
+    loop_error = float((checked - _loop(model, block, sample)).abs().max())
     if not loop_error <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
@@ -111,7 +129,7 @@ def _linear(
     forgets = tokens_until_forgotten(step, len(stream), block, settings.tolerance)
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     segments = Segments(length, -(-len(stream) // length), len(stream) if forgets is None else forgets)
-    return contexts, _record(settings, stream, segments, loop_error, 0.0, len(sample), began, "linear")
+    return contexts, _record(settings, stream, segments, loop_error, 0.0, len(sample), began, "linear", hold)
 
 
 @dataclass(frozen=True)
@@ -153,14 +171,43 @@ class _Tables:
         return context
 
 
-def _scan(tables: _Tables, segments: Segments) -> tuple[Tensor, float]:
-    """Contexts [T, C] by segments, and the largest difference at any of their joins."""
+def _checked_scan(
+    tables: _Tables, segments: Segments, exact: Tensor, hold: bool
+) -> tuple[Tensor | None, float, float]:
+    """Contexts [T, C] by segments, if they are to be held, and their largest differences: from the loop's
+    contexts `exact` [n, C] of the first tokens, and at any join of two segments."""
+    checked = -(-len(exact) // segments.length)
+    group = segments.count if hold else max(checked, PIECE_TOKENS // segments.length)
+    loop_error, join_error = 0.0, 0.0
+    end = None
+    for first in range(0, segments.count, group):
+        contexts, entry = _scan(tables, segments, first, min(first + group, segments.count))
+        ends = contexts[:, -1] if end is None else torch.cat((end[None], contexts[:, -1]))
+        joins = (ends[:-1] - entry[-len(ends) + 1 :]) if len(ends) > 1 else ends.new_zeros(1)
+        join_error = _larger(join_error, joins)
+        if end is None:
+            loop_error = _larger(loop_error, contexts.flatten(0, 1)[: len(exact)] - exact)
+        end = contexts[-1, -1]
+    return contexts.flatten(0, 1)[: len(tables.index)] if hold else None, loop_error, join_error
+
+
+def _larger(error: float, differences: Tensor) -> float:
+    """The largest so far; not a number once any was not one."""
+    found = float(differences.abs().max())
+    return found if math.isnan(found) or found > error else error
+
+
+def _scan(tables: _Tables, segments: Segments, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Contexts [S, length, C] of the segments first..last-1, and what each started with, [S, C].
+
+    Past the end of the stream the last token is read again.
+    """
     index = tables.index
     total = len(index)
-    starts = torch.arange(segments.count, device=index.device) * segments.length
+    starts = torch.arange(first, last, device=index.device) * segments.length
     like = tables.layers[0][1]
-    context = like.new_zeros(segments.count, tables.context_dim)
-    contexts = like.new_empty(segments.count, segments.length, tables.context_dim)
+    context = like.new_zeros(len(starts), tables.context_dim)
+    contexts = like.new_empty(len(starts), segments.length, tables.context_dim)
     entry = context
     for step in range(-segments.burn_in, segments.length):
         if step == 0:
@@ -171,8 +218,7 @@ def _scan(tables: _Tables, segments: Segments) -> tuple[Tensor, float]:
         context = tables.step(context, positions)
         if step >= 0:
             contexts[:, step] = context
-    join = (contexts[:-1, -1] - entry[1:]).abs().max() if segments.count > 1 else contexts.new_zeros(())
-    return contexts.reshape(-1, tables.context_dim)[:total], float(join)
+    return contexts, entry
 
 
 def measure_burn_in(tables: _Tables, block: ContextBlock, settings: ContextSettings) -> int:
@@ -234,10 +280,12 @@ def _record(
     checked: int,
     began: float,
     method: Literal["scan", "linear"] = "scan",
+    held: bool = True,
 ) -> ScanRecord:
     return ScanRecord(
         method="loop" if segments.count == 1 else method,
         tokens=len(stream),
+        held=held,
         segments=segments.count,
         burn_in=segments.burn_in,
         loop_error=loop_error,

@@ -9,10 +9,10 @@ import torch
 from pydantic import BaseModel
 
 from tandem.baselines.kneser_ney import KneserNey
-from tandem.contexts import Stream, compute_contexts, jacobi_sweep
+from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
 from tandem.errors import ScanError
 from tandem.experiment.artefacts import load_model
-from tandem.experiment.machine import choose_device
+from tandem.experiment.machine import choose_device, free_memory
 from tandem.metrics import (
     Score,
     convergence_rate,
@@ -94,7 +94,7 @@ def evaluate_model(
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
     stream = Stream.of(model, tokens.ids)
     try:
-        contexts, scan = compute_contexts(model, stream, settings.contexts)
+        contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(chosen) // 2)
     except ScanError as error:
         raise ScanError(f"{error} (here: in {folder / 'settings.yaml'})") from None
     score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
@@ -126,13 +126,13 @@ def evaluate_model(
 def _mixture(
     model: TandemForCausalLM,
     stream: Stream,
-    contexts: torch.Tensor,
+    contexts: Contexts,
     score: Score,
     tokens: TokenStream,
     counted: TokenStream,
     settings: Settings,
 ) -> Mixture:
-    """Of the stream [T] with its contexts [T, C] and the model's own score."""
+    """Of the stream with its contexts and the model's own score."""
     order = settings.baselines.order
     ngram = KneserNey.fit(counted.ids, model.config.vocab_size, order).score(tokens.ids)
     hidden = hidden_parts(model, stream, contexts, settings.phase2.chunk_positions)

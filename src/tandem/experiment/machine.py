@@ -115,6 +115,26 @@ def _physical_memory() -> int | None:
         return None
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be used: the device's on CUDA, else the machine's, or what its group may have.
+
+    Where the system does not tell, half of the machine's memory; where it does not tell that either, 2 GB.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = (_physical_memory() or 4 << 30) // 2
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        group = Path("/sys/fs/cgroup")  # version 2, as in a container
+        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
+        if limit != "max":
+            free = min(free, max(0, int(limit) - int(used)))
+    except (OSError, StopIteration, ValueError):
+        pass
+    return free
+
+
 @cache
 def _git_commit() -> str | None:
     """Commit of the checkout the package runs from; none for an installed package."""

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tandem.contexts import ContextsSample, Stream, compute_contexts, measure_memory
+from tandem.contexts import Contexts, ContextsSample, Stream, compute_contexts, measure_memory
 from tandem.errors import SettingsError
-from tandem.experiment.machine import choose_device
+from tandem.experiment.machine import choose_device, free_memory
 from tandem.fingerprint import fingerprint
 from tandem.metrics import effective_rank, perplexity, score_stream, validation_record
 from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock
@@ -20,6 +20,7 @@ from tandem.records import (
     Parameters,
     Phase1Record,
     PredictionRecord,
+    ScanRecord,
     TrainingRecord,
     ValidationRecord,
     nearest_head,
@@ -398,7 +399,11 @@ def train_tokens(
     trained = settings.embeddings.trained
 
     def refresh() -> tuple[Split, Split]:
-        return _contexts_of(model, shared.train.stream, shared.validation.stream, settings)[:2]
+        # Held, since they would otherwise be computed with an embedding that has moved on.
+        hold = settings.model_copy(
+            update={"contexts": settings.contexts.model_copy(update={"keep": "memory"})}
+        )
+        return _contexts_of(model, shared.train.stream, shared.validation.stream, hold)[:2]
 
     result = train_token_block(
         model,
@@ -438,12 +443,18 @@ def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool 
     )
 
 
+def _compute_contexts(
+    model: TandemForCausalLM, stream: Stream, settings: Settings
+) -> tuple[Contexts, ScanRecord]:
+    return compute_contexts(model, stream, settings.contexts, free_memory(model.device) // 2)
+
+
 def _contexts_of(
     model: TandemForCausalLM, train: Stream, validation: Stream, settings: Settings
 ) -> tuple[Split, Split, ContextsRecord]:
     """Both splits' contexts, in the same way."""
-    train_contexts, train_scan = compute_contexts(model, train, settings.contexts)
-    validation_contexts, validation_scan = compute_contexts(model, validation, settings.contexts)
+    train_contexts, train_scan = _compute_contexts(model, train, settings)
+    validation_contexts, validation_scan = _compute_contexts(model, validation, settings)
     return (
         Split(train, train_contexts),
         Split(validation, validation_contexts),

@@ -226,6 +226,8 @@ class ScanRecord(_Record):
     method: Literal["scan", "linear", "loop"]
     """`scan`: segments with a burn-in; `linear`: exact, of gated blocks; `loop`: token after token."""
     tokens: int
+    held: bool = True
+    """Whether they were kept in memory; otherwise they were computed again in every epoch."""
     segments: int
     burn_in: int
     """Tokens after which the block has forgotten what came before, to the tolerance; of `linear`, which needs

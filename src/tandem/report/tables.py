@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from tandem.records import Phase1Record, RunRecord
+from tandem.records import Phase1Record, RunRecord, ScanRecord
 from tandem.report.blocks import Table
 from tandem.report.cells import MARK, baseline_text, make_table, name_text, recommended_rows
 from tandem.report.choice import Choice
@@ -84,7 +84,7 @@ def scan_table(analysis: Analysis, texts: Texts) -> Table:
         [
             s.name,
             texts(f"split.{s.split}"),
-            texts("joined", names=sorted({f"`{scan.method}`" for scan in s.scans})),
+            texts("joined", names=sorted({_method(scan, texts) for scan in s.scans})),
             span_of(scan.segments for scan in s.scans),
             span_of(scan.burn_in for scan in s.scans),
             error_text(s.loop_error),
@@ -96,6 +96,10 @@ def scan_table(analysis: Analysis, texts: Texts) -> Table:
     ]
     columns = "context_depth split method segments burn_in loop_error join_error tolerance exactness"
     return make_table(texts, "scans", columns, rows, words={1, 2, 8})
+
+
+def _method(scan: ScanRecord, texts: Texts) -> str:
+    return f"`{scan.method}`" if scan.held else texts("scan.again", method=f"`{scan.method}`")
 
 
 def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:

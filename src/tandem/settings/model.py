@@ -38,6 +38,9 @@ class ContextSettings(Section):
 
     method: Literal["scan", "loop"] = "scan"
     """`scan` (segments in parallel, each with a burn-in) or `loop` (the sequential definition, slow)."""
+    keep: Literal["auto", "memory", "recompute"] = "auto"
+    """Contexts of a whole text: in `memory`, or computed again piece by piece in every epoch (`recompute`,
+    whose memory does not grow with the text); `auto`: in memory if they take at most half of what is free."""
     segment_length: Positive = 512
     """Tokens of a segment, burn-in not counted."""
     burn_in: Positive | Literal["auto"] = "auto"

@@ -2,14 +2,14 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tandem.contexts import ContextsSample, Stream, previous_contexts
+from tandem.contexts import PIECE_TOKENS, Contexts, ContextsSample, Stream, Window
 from tandem.cross_entropy import Loss, mean_nll, training_loss
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
@@ -27,10 +27,10 @@ WARM_UP_STEPS = 50
 
 @dataclass(frozen=True)
 class Split:
-    """A stream and its contexts [T, C], computed by the same scan for training and validation."""
+    """A stream and its contexts, computed by the same scan for training and validation."""
 
     stream: Stream
-    contexts: Tensor
+    contexts: Contexts
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,16 @@ def train_token_block(
 
     with training_only(model, *trained) as trainable, seeded(model.device, seed, "phase2 dropout"):
         course = _Course.of(model, trainable.parameters, train.stream, settings, seed)
+        sample = None
         for _ in range(settings.max_epochs):
             train_nll = _one_epoch(model, train, course, watch)
             if refresh is not None:
                 train, validation = refresh()
+                sample = None
             score = score_stream(model, validation.stream, validation.contexts, settings.chunk_positions)
             epoch = watch.epoch_done(train_nll, score)
             if best is None or score.nll_nats < best[1].nll_nats:
-                sample = ContextsSample.of(train.contexts, validation.contexts)
+                sample = sample or ContextsSample.of(train.contexts, validation.contexts)
                 best = (epoch, score, sample, [copy.deepcopy(module.state_dict()) for module in trained])
             elif epoch.epoch - best[0].epoch >= settings.patience:
                 break
@@ -161,15 +163,12 @@ def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: E
     """One pass over all positions that have a next token; returns the mean of their losses in nats."""
     settings, optimizer = course.settings, course.optimizer
     positions = len(train.stream) - 1
-    chosen = (
-        torch.randperm(positions, generator=course.order) if settings.shuffle else torch.arange(positions)
-    )
     total, seen = 0.0, 0
-    for at in chosen.to(train.stream.ids.device).split(settings.batch_positions):
+    for window, at in _batches(train, course):
         if not watch.history and not seen:
             with torch.no_grad():
-                watch.first_loss = float(_loss(model, train, at, course, plain=True))
-        loss = _loss(model, train, at, course)
+                watch.first_loss = float(_loss(model, train.stream, window, at, course, plain=True))
+        loss = _loss(model, train.stream, window, at, course)
         optimizer.zero_grad()
         loss.backward()
         gradient_norm = nn.utils.clip_grad_norm_(course.parameters, settings.max_grad_norm)
@@ -185,14 +184,34 @@ def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: E
     return total / positions
 
 
-def _loss(model: TandemForCausalLM, train: Split, at: Tensor, course: _Course, plain: bool = False) -> Tensor:
+def _batches(train: Split, course: _Course) -> Iterator[tuple[Window, Tensor]]:
+    """The positions of an epoch, batch after batch, each with a window of contexts in which it lies.
+
+    The text is read in pieces of about PIECE_TOKENS tokens, whether contexts are held or computed again, so
+    that both give the same batches: `shuffle` draws the order of the pieces, and of positions within each.
+    """
+    settings, positions = course.settings, len(train.stream) - 1
+    size = settings.batch_positions * max(1, PIECE_TOKENS // settings.batch_positions)
+    firsts = torch.arange(0, positions, size)
+    if settings.shuffle and len(firsts) > 1:
+        firsts = firsts[torch.randperm(len(firsts), generator=course.order)]
+    for first in firsts.tolist():
+        count = min(size, positions - first)
+        order = torch.randperm(count, generator=course.order) if settings.shuffle else torch.arange(count)
+        window = train.contexts.window(first, first + count)
+        for at in (first + order).to(train.stream.ids.device).split(settings.batch_positions):
+            yield window, at
+
+
+def _loss(
+    model: TandemForCausalLM, stream: Stream, window: Window, at: Tensor, course: _Course, plain: bool = False
+) -> Tensor:
     """Mean NLL of what follows positions [n]; `plain`: over the whole vocabulary, and without dropout."""
-    ids, contexts = train.stream.ids, train.contexts
     drops = Dropouts() if plain else course.drops
-    before = previous_contexts(contexts, at, train.stream.restart, wrap=False)
-    embeds = dropped(drops.embeds, model.embed(ids[at]))
-    hidden = dropped(drops.output, model.token_block(before, contexts[at], embeds, drops.contexts))
-    head, bias, targets = model.lm_head.weight, model.lm_head.bias, ids[at + 1]
+    before, after = window.around(at, stream.restart)
+    embeds = dropped(drops.embeds, model.embed(stream.ids[at]))
+    hidden = dropped(drops.output, model.token_block(before, after, embeds, drops.contexts))
+    head, bias, targets = model.lm_head.weight, model.lm_head.bias, stream.ids[at + 1]
     if not plain:
         return course.loss_of(hidden, head, targets, bias)
     return mean_nll(hidden, head, targets, course.settings.chunk_positions, bias)

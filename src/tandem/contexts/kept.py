@@ -1,0 +1,89 @@
+"""Contexts of a whole stream, held in memory, or computed again, piece by piece, each time they are read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PIECE_TOKENS = 65_536
+"""About so many tokens' contexts are computed at once where they are not held."""
+
+Recompute = Callable[[int, int], Tensor]
+"""Contexts after the tokens first..last-1 of a stream: (first, last) → [n, C]."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Contexts of consecutive tokens, positions first..first+n-1 of a stream.
+
+    lead        [C] context before the first of them
+    contexts    [n, C] contexts after each
+    """
+
+    first: int
+    lead: Tensor
+    contexts: Tensor
+
+    def around(self, at: Tensor, restart: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Contexts before and after the tokens at positions `at` [n] of the stream, both [n, C].
+
+        What comes before is zero where `restart` [T] is true.
+        """
+        local = at - self.first
+        before = self.contexts[local - 1]  # position 0 takes index -1, put right below
+        before = torch.where((local == 0)[:, None], self.lead, before)
+        if restart is not None:
+            before = before.masked_fill(restart[at][:, None], 0.0)
+        return before, self.contexts[local]
+
+
+class Contexts:
+    """Contexts after every token of a stream, as [T, C] would hold them."""
+
+    def __init__(self, tokens: int, held: Tensor | None, recompute: Recompute) -> None:
+        self._tokens, self._held = tokens, held
+        self._recompute: Recompute = torch.no_grad()(recompute)
+
+    @classmethod
+    def of(cls, contexts: Tensor) -> "Contexts":
+        """Those held in contexts [T, C]."""
+        return cls(len(contexts), contexts, lambda first, last: contexts[first:last])
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    @property
+    def held(self) -> bool:
+        """Whether they are in memory, all of them."""
+        return self._held is not None
+
+    def window(self, first: int, last: int) -> Window:
+        """Those of the tokens first..last-1; held ones are not copied."""
+        if self._held is not None:
+            return Window(0, torch.zeros_like(self._held[0]), self._held)
+        begin = max(0, first - 1)
+        contexts = self._recompute(begin, last)
+        if first == 0:
+            return Window(0, torch.zeros_like(contexts[0]), contexts)
+        return Window(first, contexts[0], contexts[1:])
+
+    def pieces(self, size: int = PIECE_TOKENS) -> Iterator[Tensor]:
+        """All of them in order, [n, C] at a time."""
+        for first in range(0, self._tokens, size):
+            yield self._recompute(first, min(first + size, self._tokens))
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Those at ascending positions [n], as [n, C]."""
+        if self._held is not None:
+            return self._held[positions]
+        parts, first = [], 0
+        for piece in self.pieces():
+            inside = positions[(positions >= first) & (positions < first + len(piece))]
+            parts.append(piece[inside - first])
+            first += len(piece)
+        return torch.cat(parts)
+
+    def whole(self) -> Tensor:
+        """[T, C], in memory."""
+        return self._recompute(0, self._tokens)
