@@ -142,14 +142,19 @@ def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) 
     assert evaluate_model(folder, str(text_file)).perplexity > 1
 
 
-@pytest.mark.parametrize(("token_layers", "head"), [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("token_layers", "head", "keep"), [(1, 1, "memory"), (2, 2, "recompute"), (3, 2, "auto")]
+)
 def test_a_model_trained_alone_has_the_one_head_it_starts_from(
-    text_file: Path, tmp_path: Path, token_layers: int, head: int
+    text_file: Path, tmp_path: Path, token_layers: int, head: int, keep: str
 ) -> None:
-    settings = tiny(text_file, **merged(PREDICTIVE, {"prediction": {"head_layers": (1, 2)}}))
+    more = {"prediction": {"head_layers": (1, 2)}, "contexts": {"keep": keep}}
+    settings = tiny(text_file, **merged(PREDICTIVE, more))
     record = train_one(settings, Configuration(1, token_layers), 0, tmp_path / "model", Unwatched())
     assert isinstance(record.phase1, PredictionRecord)
     assert [one.token_layers for one in record.phase1.heads] == [head]
+    assert record.contexts is not None
+    assert record.contexts.train.held == (keep != "recompute")
     assert audit(tmp_path / "model").status == "pass"
 
 
