@@ -1,6 +1,10 @@
 """Several workers on one run directory: every run is made once, whoever dies, and gives the same figures."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +16,7 @@ from tandem.experiment.cells import claims, plan
 from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
 from tandem.experiment.workers import claimed, in_turn, threads_each
 from tandem.records import RunRecord, read_manifest, read_records, records_path
-from tandem.settings import Settings
+from tandem.settings import Settings, dump_settings
 
 
 def figures(record: RunRecord) -> tuple[object, ...]:
@@ -43,6 +47,14 @@ def wait_for(run_dir: Path, runs: int, seconds: float = 120) -> None:
     while len(read_records(run_dir)) < runs:
         assert time.monotonic() < until, f"only {len(read_records(run_dir))} records"
         time.sleep(0.05)
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_claim_is_one_processs_alone(tmp_path: Path) -> None:
@@ -109,6 +121,27 @@ def test_what_a_dead_worker_had_is_made_by_another(text_file: Path, tmp_path: Pa
     help_experiment(settings, run_dir)
     assert lines(run_dir)[: len(kept)] == kept
     assert sorted(lines(run_dir)) == sorted(cell.name for cell in plan(settings))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to a group of processes are POSIX")
+def test_an_interrupt_stops_all_workers_in_one_sentence(text_file: Path, tmp_path: Path) -> None:
+    run_dir, file = tmp_path / "run", tmp_path / "settings.yaml"
+    settings = experiment(text_file, run_dir, workers=2).model_copy(update={"seeds": tuple(range(60))})
+    file.write_text(dump_settings(settings), "utf-8")
+    command = [sys.executable, "-m", "tandem", "experiment", str(file)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(run_dir, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.rstrip().splitlines()[-1].startswith("tandem: interrupted; finished runs are kept")
+    assert "Traceback" not in told
+    until = time.monotonic() + 30
+    while group_lives(process.pid):
+        assert time.monotonic() < until, "a worker is left"
+        time.sleep(0.1)
 
 
 def test_writing_takes_turns(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ worker then makes what is left. Runs that share a phase 1 are claimed together.
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,8 +75,9 @@ def helped(settings: Settings, run_dir: Path, work: Callable[[Settings, Path], N
         context.Process(target=_help, args=(settings, run_dir, work), daemon=True)
         for _ in range(settings.workers - 1)
     ]
-    for helper in helpers:
-        helper.start()
+    with _interrupts_ignored():  # helpers inherit that: an interrupt stops this process, and this one them
+        for helper in helpers:
+            helper.start()
     try:
         yield
     finally:
@@ -83,12 +86,22 @@ def helped(settings: Settings, run_dir: Path, work: Callable[[Settings, Path], N
             helper.join()
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # others may not change signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _help(settings: Settings, run_dir: Path, work: Callable[[Settings, Path], None]) -> None:
     """A helper's whole life. What stops it stops the others too, or only concerns its own process."""
     try:
         work(settings, run_dir)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except TandemError as error:
         sys.stderr.write(f"tandem: a worker stopped: {error}\n")
         raise SystemExit(2) from None
