@@ -139,7 +139,9 @@ def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) 
     loss = model(input_ids=ids[None], labels=ids[None]).loss.detach()
     assert record.validation is not None
     assert float(loss) == pytest.approx(record.validation.nll_nats, abs=1e-4)
-    assert evaluate_model(folder, str(text_file)).perplexity > 1
+    scored = evaluate_model(folder, str(text_file))
+    assert scored.perplexity > 1
+    assert (scored.convergence_rate, scored.convergence_iterations) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,17 @@ def print_evaluation(console: Console, result: Evaluation) -> None:
             "accuracy": f"{result.accuracy:.2%}",
             "bits per byte": f"{result.bits_per_byte:.4f}",
             "ER": f"{result.effective_rank:.1%}",
-            "Conv": f"{result.convergence_rate:.1%} after {result.convergence_iterations} iterations",
+            **_convergence(result),
             "scan error": f"{result.scan_error:.1e}",
             **_mixture(result.mixture),
         },
     )
+
+
+def _convergence(result: Evaluation) -> dict[str, str]:
+    if result.convergence_rate is None:
+        return {}
+    return {"Conv": f"{result.convergence_rate:.1%} after {result.convergence_iterations} iterations"}
 
 
 def _mixture(mixture: Mixture | None) -> dict[str, str]:

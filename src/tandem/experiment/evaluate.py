@@ -44,7 +44,10 @@ class Mixture(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """What a model makes of a text."""
+    """What a model makes of a text.
+
+    convergence_rate, convergence_iterations    Conv%, of models that the recipe `seed` trained; else none
+    """
 
     model: str
     configuration: str
@@ -57,8 +60,8 @@ class Evaluation(BaseModel):
     accuracy: float
     bits_per_byte: float
     effective_rank: float
-    convergence_rate: float
-    convergence_iterations: int
+    convergence_rate: float | None
+    convergence_iterations: int | None
     scan_error: float
     mixture: Mixture | None = None
 
@@ -103,7 +106,9 @@ def evaluate_model(
         on_progress(f"counting n-grams of {data.train}")
         counted = tokenize_training_text(data, tokenizer)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
-    rate, iterations = converge(model, stream, settings.phase1)
+    rate, iterations = None, None
+    if settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge
+        rate, iterations = converge(model, stream, settings.phase1)
     return Evaluation(
         model=str(folder),
         configuration=model.config.name,
