@@ -43,6 +43,7 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
     """One training's figures, and how to use the model."""
     assert record.phase1 is not None
     assert record.phase2 is not None
+    assert record.contexts is not None
     assert record.validation is not None
     assert record.parameters is not None
     phase2, validation = record.phase2, record.validation
@@ -52,7 +53,7 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
             "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
             "contexts": "held in memory"
-            if record.contexts is None or record.contexts.train.held
+            if record.contexts.train.held
             else "not held in memory, but computed again in every epoch",
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",

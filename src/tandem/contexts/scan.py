@@ -59,6 +59,8 @@ def compute_contexts(
         contexts = Contexts.of(_loop(model, block, stream).to(model.dtype))
         return contexts, _record(settings, stream, Segments(len(stream), 1, 0), 0.0, 0.0, len(stream), began)
     size = len(stream) * block.context_dim * model.dtype.itemsize
+    if isinstance(block, ContextBlock):
+        size *= 3  # its scan is in double precision, and lies beside the result for a while
     hold = settings.keep == "memory" or (settings.keep == "auto" and size <= hold_bytes)
     if isinstance(block, GatedContextBlock):
         return _linear(model, block, stream, settings, hold, began)

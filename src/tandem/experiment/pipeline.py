@@ -446,7 +446,10 @@ def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool 
 def _compute_contexts(
     model: TandemForCausalLM, stream: Stream, settings: Settings
 ) -> tuple[Contexts, ScanRecord]:
-    return compute_contexts(model, stream, settings.contexts, free_memory(model.device) // 2)
+    # Workers on one machine share what is free.
+    return compute_contexts(
+        model, stream, settings.contexts, free_memory(model.device) // (2 * settings.workers)
+    )
 
 
 def _contexts_of(

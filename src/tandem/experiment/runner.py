@@ -114,7 +114,7 @@ class _Grid:
         self._cells, self._run_dir, self._watcher = cells, run_dir, watcher
         self._records = {record.run: record for record in read_records(run_dir)}
         # What failed before is tried again; what fails from now on is not.
-        self._failed_before = {r.run: r for r in self._records.values() if r.status == "failed"}
+        self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
         pending = self._pending()
         watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
         check_disk(run_dir, variants, pending)
@@ -123,27 +123,27 @@ class _Grid:
         """Make what nobody else makes, until nothing is left; returns the records of all runs."""
         told = False
         while pending := self._pending():
-            busy = [self._work_on(group) for group in claims(pending).items()]
+            busy = [self._work_on(claim, cells) for claim, cells in claims(pending).items()]
             self._take_note()
-            if not any(busy) and (pending := self._pending()):
-                if not told:
-                    self._watcher.preparing(f"waiting for other workers, who have {len(pending)} runs")
+            if any(busy):
+                continue
+            if not told:
+                self._watcher.preparing(f"waiting for other workers, who have {len(pending)} runs")
                 told = True
-                time.sleep(WAIT_S)
+            time.sleep(WAIT_S)
         return [self._records[cell.name] for cell in self._cells]
 
     def _pending(self) -> list[Cell]:
         def settled(cell: Cell) -> bool:
             record = self._records.get(cell.name)
             if record is not None and record.status == "failed":
-                return record != self._failed_before.get(cell.name)
+                return cell.name not in self._to_try_again
             return _finished(self._of_cell[cell.name], cell, record)
 
         return [cell for cell in self._cells if not settled(cell)]
 
-    def _work_on(self, group: tuple[str, list[Cell]]) -> bool:
-        """Make the runs of one claim; whether another worker did not have it."""
-        claim, cells = group
+    def _work_on(self, claim: str, cells: list[Cell]) -> bool:
+        """Make the runs of one claim that are still to be made; false where another worker has it."""
         with claimed(self._run_dir, claim) as mine:
             if not mine:
                 return False
@@ -168,6 +168,7 @@ class _Grid:
 
     def _keep(self, record: RunRecord) -> None:
         self._records[record.run] = record
+        self._to_try_again.discard(record.run)
         if record.run in self._of_cell:
             self._watcher.run_finished(record)
 
