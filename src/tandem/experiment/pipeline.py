@@ -334,6 +334,7 @@ def _train_predictive(
     scores = [score_stream(model, validation, validation_split.contexts, chunk, head) for head in heads]
     phase1 = PredictionRecord(
         parts=result.parts,
+        micro_batches=result.micro_batches,
         epochs=result.epochs,
         positions=result.positions,
         tokens=len(train),
@@ -426,6 +427,7 @@ def train_tokens(
         parts=result.parts,
         positions=result.positions,
         first_loss_nats=result.first_loss_nats,
+        micro_batches=result.micro_batches,
     )
     validation = validation_record(result.validation, prepared.corpus.validation)
     return TrainedTokens(model, phase2, validation, result.contexts, head)
