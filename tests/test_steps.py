@@ -92,7 +92,7 @@ def test_other_errors_and_rows_that_do_not_fit_alone_are_raised() -> None:
     for error in (RuntimeError("shapes differ"), torch.OutOfMemoryError("CUDA out of memory")):
         steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, ALONE)
 
-        def fails(rows: slice, error: Exception = error) -> torch.Tensor:
+        def fails(_: slice, error: Exception = error) -> torch.Tensor:
             raise error
 
         with pytest.raises(type(error), match=str(error)):

@@ -31,7 +31,8 @@ class Group:
         """Raises SettingsError where a step has fewer rows than there are processes."""
         if count < self.size:
             raise SettingsError(
-                f"setting {setting}: a step has {count} of them, too few for {self.size} processes; start fewer"
+                f"setting {setting}: a step has {count} of them, too few for "
+                f"{self.size} processes; start fewer"
             )
 
     def share(self, count: int) -> slice:

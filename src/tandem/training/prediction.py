@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -102,7 +103,7 @@ def train_predictive_contexts(
             for at in windows(count, streams, window, draws):
                 at = at.to(model.device)
                 step_loss = _StepLoss(model, heads, stream, at, contexts, loss_of, drops)
-                value, norm = taken.take(streams, step_loss, lambda value: _not_finite(epoch, value, history))
+                value, norm = taken.take(streams, step_loss, partial(_not_finite, history))
                 contexts = step_loss.contexts
                 step += 1
                 norms += 1
@@ -187,7 +188,7 @@ def windows(count: int, streams: int, window: int, draws: torch.Generator) -> It
         yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
 
 
-def _not_finite(epoch: int, loss: float, history: list[PredictionEpoch]) -> NoReturn:
+def _not_finite(history: list[PredictionEpoch], loss: float) -> NoReturn:
     last = (
         "no epoch before it was good"
         if not history
@@ -195,6 +196,6 @@ def _not_finite(epoch: int, loss: float, history: list[PredictionEpoch]) -> NoRe
         f"training PPL {perplexity(history[-1].train_nll_nats):.4g}"
     )
     raise NonFiniteLossError(
-        f"phase 1 was stopped in epoch {epoch}: the loss or its gradient is not finite (loss {loss}); "
+        f"phase 1 was stopped in epoch {len(history) + 1}: the loss or its gradient is not finite (loss {loss}); "
         f"{last}; try a lower --prediction.lr"
     )

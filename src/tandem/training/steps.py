@@ -1,4 +1,4 @@
-"""One optimizer step, whoever computes it: in one go, in parts where memory is short, or by several processes.
+"""One optimizer step: computed in one go, in parts where memory is short, or by several processes.
 
 The loss of a step is the mean over the rows of its batch. Its gradient is the same however the rows are
 shared out (up to rounding): parts are weighted by their rows, and added up.
@@ -7,6 +7,7 @@ shared out (up to rounding): parts are weighted by their rows, and added up.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -94,7 +95,7 @@ class Steps:
         count = share.stop - share.start
         edges = [share.start + count * part // self.parts for part in range(self.parts + 1)]
         total: Any = 0.0
-        for first, last in zip(edges, edges[1:], strict=False):
+        for first, last in pairwise(edges):
             # A share without rows still takes part in the exchange, with a gradient of zero.
             part = slice(first, last) if last > first else slice(0, 1)
             # Processes exchange gradients with the last part, and take the mean of theirs.
