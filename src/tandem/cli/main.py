@@ -22,6 +22,7 @@ from tandem.cli.arguments import (
     parse_with_preset,
 )
 from tandem.errors import SettingsError, TandemError
+from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
 
 # While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
@@ -70,6 +71,11 @@ def config(args: Sequence[str]) -> None:
 def experiment(args: Sequence[str]) -> None:
     """tandem experiment [PRESET|FILE]"""
     settings, arguments = parse_with_preset("experiment", ExperimentArguments, args, "demo")
+    if processes() > 1:
+        raise SettingsError(
+            "tandem experiment trains each run in one process, so torchrun is not for it: give --workers, or "
+            "train single configurations with torchrun … tandem train"
+        )
     from tandem.audit import audit as audit_runs
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_audit_lines, print_summary
@@ -126,6 +132,8 @@ def train(args: Sequence[str]) -> None:
     )
     with ProgressView(ERR) as view:
         record = train_one(settings, configuration, arguments.seed, folder, view)
+    if process_rank() > 0:  # the first one tells
+        return
     if arguments.json_output:
         _write(record.model_dump_json())
     else:

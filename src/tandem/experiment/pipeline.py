@@ -29,6 +29,7 @@ from tandem.settings import Configuration, Recipe, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
+from tandem.training.group import ALONE, Group
 from tandem.training.initialization import generator_for, initialize_block, start_from_head
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
@@ -38,13 +39,18 @@ from tandem.training.progress import OnTick, silent
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all runs of one variant share. table [V, E] float32: the embedding they start from."""
+    """What all runs of one variant share.
+
+    table    [V, E] float32: the embedding they start from
+    group    the processes that train each run together
+    """
 
     settings: Settings
     corpus: Corpus
     table: npt.NDArray[np.float32]
     table_fingerprint: str
     device: torch.device
+    group: Group = ALONE
 
     def data_record(self) -> DataRecord:
         """Provenance of text, tokens and embeddings."""
@@ -136,7 +142,7 @@ def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], N
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:
     tokens = len(corpus.train)
-    swept = min(settings.phase1.max_tokens or tokens, tokens)
+    swept = min(settings.phase1.tokens_per_step or tokens, tokens)
     seed_recipe = settings.recipe == "seed"
     for key, batch, there in (
         *([("phase1.batch_positions", settings.phase1.batch_positions, swept)] if seed_recipe else []),
@@ -304,7 +310,7 @@ def train_contexts(
         return TrainedContexts(model, train_split, validation_split, saved[1], contexts, tuple(heads))
     if settings.recipe == "predictive":
         return _train_predictive(prepared, model, heads, train, validation, seed, on_tick)
-    result = train_context_block(model, train, settings.phase1, seed, on_tick)
+    result = train_context_block(model, train, settings.phase1, seed, on_tick, prepared.group)
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
     phase1 = Phase1Record(
         iterations=result.iterations,
@@ -329,7 +335,9 @@ def _train_predictive(
     on_tick: OnTick,
 ) -> TrainedContexts:
     settings, chunk = prepared.settings, prepared.settings.phase2.chunk_positions
-    result = train_predictive_contexts(model, heads, train, settings.prediction, seed, chunk, on_tick)
+    result = train_predictive_contexts(
+        model, heads, train, settings.prediction, seed, chunk, on_tick, prepared.group
+    )
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
     scores = [score_stream(model, validation, validation_split.contexts, chunk, head) for head in heads]
     phase1 = PredictionRecord(
@@ -415,6 +423,7 @@ def train_tokens(
         train_embedding=trained,
         refresh=refresh if trained else None,
         on_tick=on_tick,
+        group=prepared.group,
     )
     phase2 = TrainingRecord(
         best_epoch=result.best_epoch,

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
-from tandem.experiment.machine import PeakMemory, environment
+from tandem.experiment.machine import PeakMemory, choose_device, environment
 from tandem.experiment.pipeline import (
     Prepared,
     TrainedContexts,
@@ -31,6 +32,7 @@ from tandem.experiment.run_dir import check_disk, keep_record, make_folder, open
 from tandem.experiment.workers import claimed, helped, threads_each
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
+from tandem.training.group import process_group
 from tandem.training.progress import OnTick, Tick
 
 WAIT_S = 1.0
@@ -335,6 +337,7 @@ def train_one(
 ) -> RunRecord:
     """Train one configuration with one seed into a model folder. Raises whatever stops it.
 
+    Processes that `torchrun` started train it together; each returns the record, and the first one saves.
     Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
     """
     use_threads(settings)
@@ -342,19 +345,25 @@ def train_one(
         head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
         prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
         settings = settings.model_copy(update={"prediction": prediction})
-    make_folder(folder)
-    prepared = prepare(settings, watcher.preparing)
-    cell = tandem_cell(configuration, seed)
-    watcher.planned(folder, [cell.name], 0)
-    check_disk(folder, {None: prepared}, [cell])
-    watcher.run_started(cell.name)
-    memory = PeakMemory(prepared.device)
-    contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)
-    trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
-    record = make_record(prepared, cell, contexts, trained, True, memory)
-    save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
-    watcher.run_finished(record)
-    return record
+    with process_group(choose_device(settings.device)) as group:
+        if group.leads:
+            make_folder(folder)  # an unwritable place is said before the work, not after
+        else:
+            watcher = Unwatched()
+        prepared = replace(prepare(settings, watcher.preparing), group=group)
+        cell = tandem_cell(configuration, seed)
+        watcher.planned(folder, [cell.name], 0)
+        if group.leads:
+            check_disk(folder, {None: prepared}, [cell])
+        watcher.run_started(cell.name)
+        memory = PeakMemory(prepared.device)
+        contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)
+        trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
+        record = make_record(prepared, cell, contexts, trained, True, memory)
+        if group.leads:
+            save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
+        watcher.run_finished(record)
+        return record
 
 
 def use_threads(settings: Settings) -> None:

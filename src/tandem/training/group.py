@@ -4,7 +4,6 @@ What is global is computed on every process alike, or summed: losses, batches, g
 process computes a contiguous share of it.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from tandem.errors import SettingsError
+from tandem.launch import processes
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,10 @@ class Group:
 ALONE = Group()
 
 
-def launched() -> bool:
-    """Whether `torchrun` started this process together with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Group]:
     """Within the block, the group that `torchrun` put this process into; alone if it did not start it."""
-    if not launched():
+    if processes() == 1:
         yield ALONE
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

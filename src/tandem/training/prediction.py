@@ -196,6 +196,7 @@ def _not_finite(history: list[PredictionEpoch], loss: float) -> NoReturn:
         f"training PPL {perplexity(history[-1].train_nll_nats):.4g}"
     )
     raise NonFiniteLossError(
-        f"phase 1 was stopped in epoch {len(history) + 1}: the loss or its gradient is not finite (loss {loss}); "
+        f"phase 1 was stopped in epoch {len(history) + 1}: the loss or its gradient is not finite "
+        f"(loss {loss}); "
         f"{last}; try a lower --prediction.lr"
     )

@@ -45,8 +45,9 @@ class Steps:
         schedule: torch.optim.lr_scheduler.LRScheduler | None,
         max_grad_norm: float,
         group: Group,
+        parts: int = 1,
     ) -> None:
-        self.parts = 1
+        self.parts = parts
         self.group = group
         self._parameters = list(parameters)
         self._optimizer, self._schedule, self._max_grad_norm = optimizer, schedule, max_grad_norm
