@@ -302,7 +302,7 @@ def train_contexts(
     settings = prepared.settings
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
-    train, validation = _streams(prepared, model)
+    train, validation = streams(prepared, model)
     if saved is not None:
         take_phase1(model, saved[0])
         load_heads(heads, saved[0])
@@ -377,11 +377,12 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
     Raises ScanError where that block does not forget its start.
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
-    splits = _contexts_of(model, *_streams(prepared, model), prepared.settings)
+    splits = _contexts_of(model, *streams(prepared, model), prepared.settings)
     return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2])
 
 
-def _streams(prepared: Prepared, model: TandemForCausalLM) -> tuple[Stream, Stream]:
+def streams(prepared: Prepared, model: TandemForCausalLM) -> tuple[Stream, Stream]:
+    """Training and validation text, as the model reads them."""
     corpus = prepared.corpus
     return Stream.of(model, corpus.train.ids), Stream.of(model, corpus.validation.ids)
 

@@ -13,6 +13,7 @@ from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
+from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.machine import PeakMemory, choose_device, environment
 from tandem.experiment.pipeline import (
     Prepared,
@@ -91,6 +92,26 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
     run_dir = open_run_dir(settings, next(iter(prepared.values())).corpus, cells)
     with helped(settings, run_dir, help_experiment):
         return run_dir, _Grid(prepared, cells, run_dir, watcher).work()
+
+
+def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
+    """What `run_experiment` would take from its beginning; it prepares text and tokens, and runs nothing.
+
+    Raises as `run_experiment`.
+    """
+    use_threads(settings)
+    prepared = prepare_variants(settings, watcher.preparing)
+    watcher.preparing("timing a moment of each kind of work")
+    return estimated(prepared, settings, plan(settings))
+
+
+def estimate_one(settings: Settings, configuration: Configuration, seed: int, watcher: Watcher) -> Estimate:
+    """What `train_one` would take. Raises as that does at its start."""
+    use_threads(settings)
+    settings = with_one_head(settings, configuration)
+    prepared = prepare(settings, watcher.preparing)
+    watcher.preparing("timing a moment of each kind of work")
+    return estimated({None: prepared}, settings, [tandem_cell(configuration, seed)])
 
 
 def help_experiment(settings: Settings, run_dir: Path) -> None:
@@ -341,10 +362,7 @@ def train_one(
     Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
     """
     use_threads(settings)
-    if settings.recipe == "predictive":
-        head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
-        prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
-        settings = settings.model_copy(update={"prediction": prediction})
+    settings = with_one_head(settings, configuration)
     with process_group(choose_device(settings.device)) as group:
         if group.leads:
             make_folder(folder)  # an unwritable place is said before the work, not after
@@ -364,6 +382,15 @@ def train_one(
             save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
         watcher.run_finished(record)
         return record
+
+
+def with_one_head(settings: Settings, configuration: Configuration) -> Settings:
+    """Settings whose phase 1 predicts through that head alone from which the configuration starts."""
+    if settings.recipe != "predictive":
+        return settings
+    head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
+    prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
+    return settings.model_copy(update={"prediction": prediction})
 
 
 def use_threads(settings: Settings) -> None:
