@@ -101,3 +101,45 @@ def figures_of(record: RunRecord) -> dict[str, float]:
 
     collect(record.model_dump(mode="json"), "")
     return found
+
+
+def torchrun_tandem(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node 2 -m tandem …`."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tandem"]
+    return subprocess.run(
+        [sys.executable, "-m", *launch, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+def test_the_first_process_tells_and_saves(text_file: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "settings.yaml", tmp_path / "model"
+    file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")
+    done = torchrun_tandem("train", file, "--output", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    saved = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
+    assert RunRecord.model_validate_json(line) == saved
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_an_experiment_is_not_for_torchrun(text_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")
+    done = torchrun_tandem("experiment", file, "--output", tmp_path / "run")
+    assert done.returncode != 0
+    assert "torchrun is not for it: give --workers" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_rows_for_the_processes_are_refused(text_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    settings = tiny(text_file, threads=1, recipe="predictive", prediction={"streams": 1, "max_epochs": 1})
+    file.write_text(dump_settings(settings), "utf-8")
+    done = torchrun_tandem("train", file, "--output", tmp_path / "model")
+    assert done.returncode != 0
+    assert "setting prediction.streams: a step has 1 of them, too few for 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
