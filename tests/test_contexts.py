@@ -1,6 +1,7 @@
 """Contexts: the scan equals the loop, and says so when it does not; the Jacobi sweep is a k-token memory."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tandem.contexts import (
 )
 from tandem.errors import ScanError
 from tandem.model import TandemConfig, TandemForCausalLM, modeling_tandem, sequential_contexts
+from tandem.records import ScanRecord
 from tandem.settings import ContextSettings, Phase1Settings
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.phase1 import train_context_block
@@ -170,8 +172,8 @@ def test_contexts_computed_again_are_those_that_were_held(
     assert compute_contexts(model, stream, settings, hold_bytes=size)[0].held
     assert held.held
     assert not again.held
-    assert (record.held, other.held) == (True, False)
-    same = {"held", "seconds_s", "loop_error", "join_error"}
+    assert (record.kept, other.kept) == ("memory", "recompute")
+    same = {"kept", "seconds_s", "loop_error", "join_error"}
     assert other.model_dump(exclude=same) == record.model_dump(exclude=same)
     assert other.loop_error == pytest.approx(record.loop_error, abs=1e-9)
     assert other.join_error == pytest.approx(record.join_error, abs=1e-9)
@@ -191,6 +193,35 @@ def test_contexts_computed_again_are_those_that_were_held(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     torch.testing.assert_close(samples[0].train_mean, everything.mean(0), rtol=0, atol=1e-6)
     torch.testing.assert_close(samples[0].train_std, everything.std(0, unbiased=False), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["residual", "gated"])
+def test_contexts_on_disk_are_those_computed_rounded_to_bf16(
+    cell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "TOKENS_AT_ONCE", 500)
+    model, stream = block_and_stream(cell=cell)
+    contexts, _ = compute_contexts(model, stream, ContextSettings(segment_length=100, keep="recompute"))
+    on_disk, rounding = contexts.on_disk(tmp_path)
+    everything = contexts.whole()
+    assert len(on_disk) == TOKENS
+    assert not on_disk.held
+    assert torch.equal(on_disk.whole(), everything.bfloat16().float())
+    assert rounding == pytest.approx(float((on_disk.whole() - everything).abs().max()), rel=1e-3)
+    assert 0 < rounding < 0.01 * float(everything.abs().max())
+    at = torch.randperm(800)[:20] + 499
+    expected = Contexts.of(everything.bfloat16().float()).window(499, 1301).around(at, stream.restart)
+    for ours, theirs in zip(on_disk.window(499, 1301).around(at, stream.restart), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert not list(tmp_path.iterdir())  # nothing is left behind, whoever is killed
+
+
+def test_records_that_told_of_held_contexts_are_read() -> None:
+    model, stream = block_and_stream()
+    _, record = compute_contexts(model, stream, ContextSettings(segment_length=100))
+    values = record.model_dump(exclude={"kept", "rounding"})
+    for held, kept in ((True, "memory"), (False, "recompute")):
+        assert ScanRecord.model_validate({**values, "held": held}).kept == kept
 
 
 def test_a_linear_scan_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

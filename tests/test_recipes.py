@@ -145,7 +145,7 @@ def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("token_layers", "head", "keep"), [(1, 1, "memory"), (2, 2, "recompute"), (3, 2, "auto")]
+    ("token_layers", "head", "keep"), [(1, 1, "disk"), (2, 2, "recompute"), (3, 2, "auto")]
 )
 def test_a_model_trained_alone_has_the_one_head_it_starts_from(
     text_file: Path, tmp_path: Path, token_layers: int, head: int, keep: str
@@ -156,7 +156,7 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
     assert isinstance(record.phase1, PredictionRecord)
     assert [one.token_layers for one in record.phase1.heads] == [head]
     assert record.contexts is not None
-    assert record.contexts.train.held == (keep != "recompute")
+    assert record.contexts.train.kept == ("memory" if keep == "auto" else keep)
     assert audit(tmp_path / "model").status == "pass"
 
 

@@ -178,7 +178,8 @@ def test_a_linear_scan_is_explained():
 
 def test_contexts_that_were_not_held_are_told():
     record = make_record()
-    again = record.contexts.train.model_copy(update={"held": False})
-    contexts = record.contexts.model_copy(update={"train": again})
-    assert "again in every epoch" in words([changed(record, contexts=contexts)])
+    for kept, said in (("recompute", "again in every epoch"), ("disk", "kept on disk in bf16")):
+        train = record.contexts.train.model_copy(update={"kept": kept})
+        contexts = record.contexts.model_copy(update={"train": train})
+        assert said in words([changed(record, contexts=contexts)])
     assert "again in every epoch" not in words([record])

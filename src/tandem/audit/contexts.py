@@ -47,6 +47,8 @@ def context_checks(subject: Subject) -> Iterator[Check]:
 
 def _recomputed(subject: Subject, sample: ContextsSample) -> Check:
     tolerance = 10 * subject.prepared.settings.contexts.tolerance
+    if subject.record.contexts is not None:
+        tolerance += subject.record.contexts.train.rounding
     largest, wrong, count = 0.0, [], 0
     for split in ("train", "validation"):
         at, kept = getattr(sample, f"{split}_at"), getattr(sample, split)

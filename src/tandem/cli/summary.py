@@ -23,6 +23,12 @@ from tandem.records.audit import Status
 from tandem.report import summary_rows
 from tandem.report.statistics import perplexity
 
+KEPT = {
+    "memory": "held in memory",
+    "disk": "too many for memory: on disk, rounded to bf16",
+    "recompute": "too many for memory: computed again in every epoch",
+}
+
 
 def print_summary(console: Console, run_dir: Path, lang: str, report: list[Path]) -> None:
     """The summary table of an experiment, and where its report is."""
@@ -53,9 +59,7 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
         {
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
             "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
-            "contexts": "held in memory"
-            if record.contexts.train.held
-            else "not held in memory, but computed again in every epoch",
+            "contexts": KEPT[record.contexts.train.kept],
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",
             "validation": f"PPL {validation.perplexity:.1f}, "

@@ -1,15 +1,19 @@
-"""Contexts of a whole stream, held in memory, or computed again, piece by piece, each time they are read."""
+"""Contexts of a whole stream: held in memory, kept on disk, or computed again each time they are read."""
 
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 PIECE_TOKENS = 65_536
 """About so many tokens' contexts are computed at once where they are not held."""
 
-Recompute = Callable[[int, int], Tensor]
+Read = Callable[[int, int], Tensor]
 """Contexts after the tokens first..last-1 of a stream: (first, last) → [n, C]."""
 
 
@@ -39,11 +43,14 @@ class Window:
 
 
 class Contexts:
-    """Contexts after every token of a stream, as [T, C] would hold them."""
+    """Contexts after every token of a stream, as [T, C] would hold them.
 
-    def __init__(self, tokens: int, held: Tensor | None, recompute: Recompute) -> None:
+    `read` gives any part of them where they are not `held` [T, C].
+    """
+
+    def __init__(self, tokens: int, held: Tensor | None, read: Read) -> None:
         self._tokens, self._held = tokens, held
-        self._recompute: Recompute = torch.no_grad()(recompute)
+        self._read: Read = torch.no_grad()(read)
 
     @classmethod
     def of(cls, contexts: Tensor) -> "Contexts":
@@ -63,7 +70,7 @@ class Contexts:
         if self._held is not None:
             return Window(0, torch.zeros_like(self._held[0]), self._held)
         begin = max(0, first - 1)
-        contexts = self._recompute(begin, last)
+        contexts = self._read(begin, last)
         if first == 0:
             return Window(0, torch.zeros_like(contexts[0]), contexts)
         return Window(first, contexts[0], contexts[1:])
@@ -71,7 +78,7 @@ class Contexts:
     def pieces(self, size: int = PIECE_TOKENS) -> Iterator[Tensor]:
         """All of them in order, [n, C] at a time."""
         for first in range(0, self._tokens, size):
-            yield self._recompute(first, min(first + size, self._tokens))
+            yield self._read(first, min(first + size, self._tokens))
 
     def at(self, positions: Tensor) -> Tensor:
         """Those at ascending positions [n], as [n, C]."""
@@ -86,4 +93,28 @@ class Contexts:
 
     def whole(self) -> Tensor:
         """[T, C], in memory."""
-        return self._recompute(0, self._tokens)
+        return self._read(0, self._tokens)
+
+    def on_disk(self, folder: Path) -> tuple["Contexts", float]:
+        """The same, rounded to bf16, in a file of `folder` without a name, which goes when they do.
+
+        Also the largest difference that rounding makes. Raises OSError where the file cannot be written.
+        """
+        file, rounding = tempfile.TemporaryFile(dir=folder), 0.0  # noqa: SIM115
+        first = self._read(0, 1)
+        width, device, dtype = first.shape[1], first.device, first.dtype
+        for piece in self.pieces():
+            rounded = piece.bfloat16()
+            rounding = max(rounding, float((rounded.to(piece.dtype) - piece).abs().max()))
+            rounded.cpu().view(torch.int16).numpy().tofile(file)
+        file.flush()
+
+        def read(first: int, last: int) -> Tensor:
+            # Mapped anew each time: pages of a lasting map would count as this process's memory.
+            offset, shape = 2 * first * width, (last - first, width)
+            mapped = np.memmap(file, np.int16, "r+", offset, shape)
+            return torch.from_numpy(mapped).view(torch.bfloat16).to(device, dtype)
+
+        kept = Contexts(len(self), None, read)
+        weakref.finalize(kept, file.close)
+        return kept, rounding

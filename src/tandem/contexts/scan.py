@@ -97,7 +97,7 @@ def compute_contexts(
 
     contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made.to(model.dtype))
     record = _record(
-        settings, stream, segments, loop_error, join_error, len(sample), began, held=contexts.held
+        settings, stream, segments, loop_error, join_error, len(sample), began, hold=contexts.held
     )
     return contexts, record
 
@@ -282,12 +282,12 @@ def _record(
     checked: int,
     began: float,
     method: Literal["scan", "linear"] = "scan",
-    held: bool = True,
+    hold: bool = True,
 ) -> ScanRecord:
     return ScanRecord(
         method="loop" if segments.count == 1 else method,
         tokens=len(stream),
-        held=held,
+        kept="memory" if hold else "recompute",
         segments=segments.count,
         burn_in=segments.burn_in,
         loop_error=loop_error,

@@ -206,7 +206,7 @@ class _Trial:
         begun = train.first(size)
         contexts, record = compute_contexts(model, begun, settings.contexts)
         split = Split(begun, contexts)
-        held = record.held and settings.contexts.keep != "recompute"
+        held = record.kept == "memory"
         self.held_bytes = whole * model.config.context_dim * model.dtype.itemsize if held else 0
         ranked = min(len(contexts), settings.phase1.rank_positions)
         rank = _timed(lambda: effective_rank(contexts, ranked)) * settings.phase1.rank_positions / ranked

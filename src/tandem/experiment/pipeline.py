@@ -1,5 +1,7 @@
 """One run, from text to record: prepare once, phase 1 for each depth and seed, phase 2 for each run."""
 
+import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from tandem.contexts import Contexts, ContextsSample, Stream, compute_contexts, measure_memory
-from tandem.errors import SettingsError
+from tandem.errors import DataError, SettingsError
 from tandem.experiment.machine import choose_device, free_memory
 from tandem.fingerprint import fingerprint
 from tandem.metrics import effective_rank, perplexity, score_stream, validation_record
@@ -456,20 +458,36 @@ def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool 
 
 
 def _compute_contexts(
-    model: TandemForCausalLM, stream: Stream, settings: Settings
+    model: TandemForCausalLM, stream: Stream, settings: Settings, rounded: bool
 ) -> tuple[Contexts, ScanRecord]:
+    """Contexts of one split, kept as the settings say; on disk only where they may be `rounded`."""
     # Workers on one machine share what is free.
-    return compute_contexts(
-        model, stream, settings.contexts, free_memory(model.device) // (2 * settings.workers)
-    )
+    share = 2 * settings.workers
+    contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(model.device) // share)
+    folder, began = default_cache_dir(), time.perf_counter()
+    if contexts.held or not rounded or settings.contexts.keep == "recompute":
+        return contexts, scan
+    size = 2 * len(stream) * model.config.context_dim
+    if settings.contexts.keep == "auto" and size > shutil.disk_usage(folder).free // share:
+        return contexts, scan
+    try:
+        contexts, rounding = contexts.on_disk(folder)
+    except OSError as error:
+        raise DataError(
+            f"contexts cannot be kept in {folder} ({error.strerror or error}): they take "
+            f"{size / 1e6:,.0f} MB; make room, set TANDEM_CACHE to another folder, or use "
+            "--contexts.keep recompute"
+        ) from None
+    seconds = scan.seconds_s + time.perf_counter() - began
+    return contexts, scan.model_copy(update={"kept": "disk", "rounding": rounding, "seconds_s": seconds})
 
 
 def _contexts_of(
     model: TandemForCausalLM, train: Stream, validation: Stream, settings: Settings
 ) -> tuple[Split, Split, ContextsRecord]:
     """Both splits' contexts, in the same way."""
-    train_contexts, train_scan = _compute_contexts(model, train, settings)
-    validation_contexts, validation_scan = _compute_contexts(model, validation, settings)
+    train_contexts, train_scan = _compute_contexts(model, train, settings, rounded=True)
+    validation_contexts, validation_scan = _compute_contexts(model, validation, settings, rounded=False)
     return (
         Split(train, train_contexts),
         Split(validation, validation_contexts),

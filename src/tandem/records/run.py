@@ -230,8 +230,10 @@ class ScanRecord(_Record):
     method: Literal["scan", "linear", "loop"]
     """`scan`: segments with a burn-in; `linear`: exact, of gated blocks; `loop`: token after token."""
     tokens: int
-    held: bool = True
-    """Whether they were kept in memory; otherwise they were computed again in every epoch."""
+    kept: Literal["memory", "disk", "recompute"] = "memory"
+    """In memory, on disk in bf16, or not at all: then they were computed again in every epoch."""
+    rounding: float = 0.0
+    """Largest absolute difference that keeping them on disk made."""
     segments: int
     burn_in: int
     """Tokens after which the block has forgotten what came before, to the tolerance; of `linear`, which needs
@@ -243,6 +245,15 @@ class ScanRecord(_Record):
     checked_tokens: int
     tolerance: float
     seconds_s: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _once_held(cls, values: Any) -> Any:
+        """Records of a few days told `held` or not, before contexts could be on disk."""
+        if isinstance(values, Mapping) and "held" in values:
+            kept = "memory" if values["held"] else "recompute"
+            return {"kept": kept} | {key: value for key, value in values.items() if key != "held"}
+        return values
 
 
 def nearest_head(depths: Iterable[int], token_layers: int) -> int:

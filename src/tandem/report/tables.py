@@ -99,7 +99,8 @@ def scan_table(analysis: Analysis, texts: Texts) -> Table:
 
 
 def _method(scan: ScanRecord, texts: Texts) -> str:
-    return f"`{scan.method}`" if scan.held else texts("scan.again", method=f"`{scan.method}`")
+    method = f"`{scan.method}`"
+    return method if scan.kept == "memory" else texts(f"scan.{scan.kept}", method=method)
 
 
 def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Table:

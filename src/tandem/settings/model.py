@@ -38,9 +38,11 @@ class ContextSettings(Section):
 
     method: Literal["scan", "loop"] = "scan"
     """`scan` (segments in parallel, each with a burn-in) or `loop` (the sequential definition, slow)."""
-    keep: Literal["auto", "memory", "recompute"] = "auto"
-    """Contexts of a whole text: in `memory`, or computed again piece by piece in every epoch (`recompute`,
-    whose memory does not grow with the text); `auto`: in memory if they take at most half of what is free."""
+    keep: Literal["auto", "memory", "disk", "recompute"] = "auto"
+    """Contexts of a whole text: in `memory`; on `disk`, memory-mapped and rounded to bf16 (those of the
+    training text; validation never reads rounded ones); or computed again piece by piece in every epoch
+    (`recompute`). Memory does not grow with the text but for the first. `auto`: the first of these for which
+    half of what is free suffices."""
     segment_length: Positive = 512
     """Tokens of a segment, burn-in not counted."""
     burn_in: Positive | Literal["auto"] = "auto"
