@@ -4,8 +4,7 @@
 
 The same command, `tandem train predictive`, with and without torchrun, in turn, on the embedded text: the
 same global batches, so the same losses. Efficiency is the seconds of one process over twice those of two; 1
-would
-be perfect. Each process computes contexts and scores for itself, which shows in `whole`.
+would be perfect. Each process computes contexts and scores for itself, which shows in `whole`.
 """
 
 import argparse
