@@ -7,13 +7,15 @@ from typing import NoReturn
 
 import pytest
 import torch
+from test_prediction import model_and_stream as gated_model_and_stream
 from test_training import model_and_stream, split_of
 from torch import nn
 
+from tandem.cross_entropy import mean_nll
 from tandem.model import TandemForCausalLM
 from tandem.settings import Phase2Settings, PredictionSettings
 from tandem.training import phase2, prediction
-from tandem.training.group import ALONE
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.phase2 import train_token_block
 from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import Tick
@@ -61,6 +63,45 @@ def test_a_step_in_parts_is_the_same_step(
         torch.testing.assert_close(tensor, weights_in_parts[name], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("negatives", [16, None])
+def test_bf16_trains_almost_as_float32_does(negatives: int | None) -> None:
+    """Products alone are rounded: losses stay near, states and softmax sums in full precision."""
+    results = []
+    for execution in (PLAIN, Execution(bfloat16=True)):
+        model, stream = gated_model_and_stream("gated")
+        split, losses = split_of(model, stream), []
+        first = PredictionSettings(max_epochs=2, streams=8, window=16, negatives=negatives)
+        second = Phase2Settings(max_epochs=1, batch_positions=128, negatives=negatives)
+
+        def on_tick(tick: Tick, to: list[float] = losses) -> None:
+            to.append(tick.figures["train PPL"])
+
+        train_predictive_contexts(
+            model, [model.token_block], stream, first, 0, on_tick=on_tick, execution=execution
+        )
+        result = train_token_block(model, split, split, second, 0, on_tick=on_tick, execution=execution)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        results.append((losses, result.validation.nll_nats))
+    (losses, nll), (half, nll_of_half) = results
+    assert losses == pytest.approx(half, rel=0.02)
+    assert losses != half
+    assert nll == pytest.approx(nll_of_half, abs=0.02)
+
+
+def test_the_gradient_of_a_head_is_added_up_in_float32_under_bf16() -> None:
+    """Over many chunks: in bf16 the sum would stop growing."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2048, 8), torch.randn(12, 8, requires_grad=True)
+    targets = torch.randint(12, (2048,))
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = mean_nll(hidden, head, targets, 4)
+        gradients.append(torch.autograd.grad(loss, head)[0])
+        assert gradients[-1].dtype == torch.float32
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.01, atol=1e-4)
+
+
 def not_finite(loss: float) -> NoReturn:
     raise AssertionError(loss)
 
@@ -68,7 +109,7 @@ def not_finite(loss: float) -> NoReturn:
 def test_parts_are_doubled_until_memory_suffices() -> None:
     layer = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, ALONE)
+    steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, PLAIN)
     x, sizes = torch.randn(10, 4), []
 
     def loss_of(rows: slice) -> torch.Tensor:
@@ -90,7 +131,7 @@ def test_other_errors_and_rows_that_do_not_fit_alone_are_raised() -> None:
     layer = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for error in (RuntimeError("shapes differ"), torch.OutOfMemoryError("CUDA out of memory")):
-        steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, ALONE)
+        steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, PLAIN)
 
         def fails(_: slice, error: Exception = error) -> torch.Tensor:
             raise error
@@ -103,13 +144,13 @@ def test_other_errors_and_rows_that_do_not_fit_alone_are_raised() -> None:
 SHORT_OF_MEMORY = """
 import resource, torch
 from torch import nn
-from tandem.training.group import ALONE
+from tandem.training.execution import PLAIN
 from tandem.training.steps import Steps
 
 torch.set_num_threads(1)
 layer = nn.Linear(8, 8)
 optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, ALONE)
+steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, PLAIN)
 rows = 1 << 20
 layer(torch.zeros(4, 8)).sum().backward()  # what the libraries need once
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

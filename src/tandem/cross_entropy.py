@@ -38,9 +38,9 @@ def mean_nll(
 def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     """hidden · headᵀ + bias, [n, V], in at least fp32; `out` is memory for the product."""
     logits = torch.mm(hidden, head.t(), out=out)
-    if bias is not None:
-        logits += bias
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return logits if bias is None else logits.add_(bias)
 
 
 class _MeanNll(torch.autograd.Function):
@@ -52,6 +52,9 @@ class _MeanNll(torch.autograd.Function):
         count = len(hidden)
         hidden_grad = torch.empty_like(hidden) if need_hidden else None
         head_grad = torch.zeros_like(head) if need_head else None
+        if torch.is_autocast_enabled(hidden.device.type):  # which leaves products into a buffer as they are
+            half = torch.get_autocast_dtype(hidden.device.type)
+            hidden, head = hidden.to(half), head.to(half)
         bias_grad = torch.zeros_like(bias) if bias is not None and need_bias else None
         # One buffer for all chunks: large tensors come fresh from the system, page by page, each time.
         buffer = hidden.new_empty(min(chunk, count), len(head))
@@ -72,7 +75,10 @@ class _MeanNll(torch.autograd.Function):
                 if hidden_grad is not None:
                     hidden_grad[part] = gradient @ head
                 if head_grad is not None:
-                    head_grad.addmm_(gradient.t(), hidden[part])
+                    if head.dtype == head_grad.dtype:
+                        head_grad.addmm_(gradient.t(), hidden[part])
+                    else:  # parts of a half-precision gradient are added up in full precision
+                        head_grad += gradient.t() @ hidden[part]
                 if bias_grad is not None:
                     bias_grad += gradient.sum(dim=0)
         ctx.gradients = (hidden_grad, head_grad, bias_grad)

@@ -36,14 +36,22 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(name)
 
 
-def environment(device: torch.device) -> Environment:
-    """Versions and hardware, for the records."""
+def uses_bfloat16(wanted: str, device: torch.device) -> bool:
+    """Whether to train in bf16: `auto` does on GPUs that compute with it; on CPUs float32 is faster."""
+    if wanted == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return wanted == "bfloat16"
+
+
+def environment(device: torch.device, bfloat16: bool = False) -> Environment:
+    """Versions and hardware, for the records; `bfloat16` if matrices are multiplied in it in training."""
     name, memory = _processor_name(), _physical_memory()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
     return Environment(
         device=str(device),
+        precision="bfloat16" if bfloat16 else "float32",
         device_name=name,
         device_memory_bytes=memory,
         cpu_count=os.cpu_count() or 1,

@@ -11,7 +11,7 @@ import torch
 
 from tandem.contexts import Contexts, ContextsSample, Stream, compute_contexts, measure_memory
 from tandem.errors import DataError, SettingsError
-from tandem.experiment.machine import choose_device, free_memory
+from tandem.experiment.machine import choose_device, free_memory, uses_bfloat16
 from tandem.fingerprint import fingerprint
 from tandem.metrics import effective_rank, perplexity, score_stream, validation_record
 from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock
@@ -31,7 +31,7 @@ from tandem.settings import Configuration, Recipe, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
-from tandem.training.group import ALONE, Group
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, initialize_block, start_from_head
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
@@ -43,8 +43,8 @@ from tandem.training.progress import OnTick, silent
 class Prepared:
     """What all runs of one variant share.
 
-    table    [V, E] float32: the embedding they start from
-    group    the processes that train each run together
+    table        [V, E] float32: the embedding they start from
+    execution    how each run is trained
     """
 
     settings: Settings
@@ -52,7 +52,7 @@ class Prepared:
     table: npt.NDArray[np.float32]
     table_fingerprint: str
     device: torch.device
-    group: Group = ALONE
+    execution: Execution = PLAIN
 
     def data_record(self) -> DataRecord:
         """Provenance of text, tokens and embeddings."""
@@ -139,7 +139,9 @@ def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], N
     table, table_fingerprint = embedding_table(
         settings.embeddings, corpus, settings.model.embed_dim, default_cache_dir()
     )
-    return Prepared(settings, corpus, table, table_fingerprint, choose_device(settings.device))
+    device = choose_device(settings.device)
+    execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
+    return Prepared(settings, corpus, table, table_fingerprint, device, execution)
 
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:
@@ -312,7 +314,7 @@ def train_contexts(
         return TrainedContexts(model, train_split, validation_split, saved[1], contexts, tuple(heads))
     if settings.recipe == "predictive":
         return _train_predictive(prepared, model, heads, train, validation, seed, on_tick)
-    result = train_context_block(model, train, settings.phase1, seed, on_tick, prepared.group)
+    result = train_context_block(model, train, settings.phase1, seed, on_tick, prepared.execution)
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
     phase1 = Phase1Record(
         iterations=result.iterations,
@@ -338,7 +340,7 @@ def _train_predictive(
 ) -> TrainedContexts:
     settings, chunk = prepared.settings, prepared.settings.phase2.chunk_positions
     result = train_predictive_contexts(
-        model, heads, train, settings.prediction, seed, chunk, on_tick, prepared.group
+        model, heads, train, settings.prediction, seed, chunk, on_tick, prepared.execution
     )
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
     scores = [score_stream(model, validation, validation_split.contexts, chunk, head) for head in heads]
@@ -426,7 +428,7 @@ def train_tokens(
         train_embedding=trained,
         refresh=refresh if trained else None,
         on_tick=on_tick,
-        group=prepared.group,
+        execution=prepared.execution,
     )
     phase2 = TrainingRecord(
         best_epoch=result.best_epoch,

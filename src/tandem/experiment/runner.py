@@ -33,7 +33,7 @@ from tandem.experiment.run_dir import check_disk, keep_record, make_folder, open
 from tandem.experiment.workers import claimed, helped, threads_each
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
-from tandem.training.group import process_group
+from tandem.training.execution import process_group
 from tandem.training.progress import OnTick, Tick
 
 WAIT_S = 1.0
@@ -346,7 +346,7 @@ def _record(prepared: Prepared, cell: Cell, **values: Any) -> RunRecord:
             "settings_fingerprint": settings.fingerprint(),
             "baseline_fingerprint": baseline_fingerprint(prepared, cell.kind),
             "data": prepared.data_record(),
-            "environment": environment(prepared.device),
+            "environment": environment(prepared.device, prepared.execution.bfloat16),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **values,
         }
@@ -368,7 +368,8 @@ def train_one(
             make_folder(folder)  # an unwritable place is said before the work, not after
         else:
             watcher = Unwatched()
-        prepared = replace(prepare(settings, watcher.preparing), group=group)
+        prepared = prepare(settings, watcher.preparing)
+        prepared = replace(prepared, execution=replace(prepared.execution, group=group))
         cell = tandem_cell(configuration, seed)
         watcher.planned(folder, [cell.name], 0)
         if group.leads:

@@ -88,7 +88,10 @@ class GatedLayer(nn.Linear):
 
     def gates(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """u [..., E or more] → what of the state is kept, f, and what is added to it, both [..., width]."""
-        forget, write = F.linear(read, self.weight, self.bias).chunk(2, dim=-1)
+        made = F.linear(read, self.weight, self.bias)
+        if torch.is_autocast_enabled(read.device.type):
+            made = made.float()  # what is kept of a state lies nearer to 1 than half precision can tell
+        forget, write = made.chunk(2, dim=-1)
         keep = self.most_kept * forget.sigmoid()
         return keep, (1 - keep) * write.tanh()
 

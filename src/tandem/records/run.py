@@ -312,6 +312,8 @@ class Environment(_Record):
     device: str
     device_name: str
     device_memory_bytes: int | None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of products of matrices in training."""
     cpu_count: int
     threads: int
     platform: str

@@ -59,6 +59,9 @@ class Settings(Section):
     """Seeds; every configuration is trained once with each."""
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of products of matrices in training: `auto` is bf16 on GPUs that have it, else float32. Contexts,
+    scores and generation are in float32 in any case."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads (of each worker); none: as torch chooses, or an equal share for each of several workers."""
     workers: Annotated[int, Field(gt=0, le=1024)] = 1
@@ -154,7 +157,7 @@ def chosen_variant(settings: Settings, name: str | None) -> Settings:
 def settings_fingerprint(values: Mapping[str, Any]) -> str:
     """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
     apart = {
-        *("name", "description", "output", "save_models", "device", "threads", "workers"),
+        *("name", "description", "output", "save_models", "device", "precision", "threads", "workers"),
         *("seeds", "configurations", "baselines", "variants"),
     }
     return fingerprint("settings", {name: value for name, value in values.items() if name not in apart})

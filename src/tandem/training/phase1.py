@@ -20,7 +20,7 @@ from tandem.metrics import convergence_rate
 from tandem.model import TandemForCausalLM
 from tandem.records import PartRecord, Phase1Iteration
 from tandem.settings import Phase1Settings
-from tandem.training.group import ALONE, Group
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for
 from tandem.training.progress import OnTick, Tick, silent
 from tandem.training.steps import Steps
@@ -58,15 +58,15 @@ def train_context_block(
     settings: Phase1Settings,
     seed: int,
     on_tick: OnTick = silent,
-    group: Group = ALONE,
+    execution: Execution = PLAIN,
 ) -> Phase1Result:
     """Train model.context_block in place, on `tokens_per_step` tokens of the stream, or on all of them.
 
     Embedding and embed_norm are read and never changed; `embed_norm` is frozen throughout Tandem, and not
-    counted as trained. The processes of a `group` share the batches. Raises NonFiniteLossError before a
+    counted as trained. The processes of `execution` share the batches. Raises NonFiniteLossError before a
     non-finite step would reach the weights, SettingsError for fewer batches than processes.
     """
-    began = time.perf_counter()
+    began, group = time.perf_counter(), execution.group
     block, size = model.context_block, settings.batch_positions
     stream = windows_of(stream, settings)
     batches = math.ceil(len(stream) / size)
@@ -102,7 +102,13 @@ def train_context_block(
     with training_only(model, block) as trained:
         optimizer = torch.optim.Adam(trained.parameters, lr=settings.lr)
         steps = Steps(
-            [block], trained.parameters, optimizer, None, settings.max_grad_norm, group, own.stop - own.start
+            [block],
+            trained.parameters,
+            optimizer,
+            None,
+            settings.max_grad_norm,
+            execution,
+            own.stop - own.start,
         )
         for iteration in range(2, settings.max_iterations + 1):  # the random start was the first
             new = torch.empty_like(contexts)

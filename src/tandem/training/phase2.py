@@ -17,7 +17,7 @@ from tandem.records import Epoch, PartRecord
 from tandem.settings import Phase2Settings
 from tandem.training.dropout import Dropouts, Drops, dropped
 from tandem.training.epochs import Epochs
-from tandem.training.group import ALONE, Group
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for
 from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, silent
@@ -70,14 +70,14 @@ def train_token_block(
     train_embedding: bool = False,
     refresh: Refresh | None = None,
     on_tick: OnTick = silent,
-    group: Group = ALONE,
+    execution: Execution = PLAIN,
 ) -> Phase2Result:
     """Train model.token_block in place; it ends with the weights of the epoch that validates best.
 
     The embedding, hence the head, is trained along with `train_embedding`; contexts then move with it, and
     `refresh` gives those of both splits anew before every epoch and every validation. The training NLL of
     an epoch is the mean over it, while the weights move (with the dropout and the softmax of training). The
-    processes of a `group` share the positions of every batch.
+    processes of `execution` share the positions of every batch.
     Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
     watch = Epochs("phase 2", "phase2.lr", settings.max_epochs, on_tick)
@@ -85,7 +85,7 @@ def train_token_block(
     best: tuple[Epoch, Score, ContextsSample, list[dict[str, Tensor]]] | None = None
 
     with training_only(model, *trained) as trainable:
-        course = _Course.of(model, trained, trainable.parameters, train.stream, settings, seed, group)
+        course = _Course.of(model, trained, trainable.parameters, train.stream, settings, seed, execution)
         sample = None
         for _ in range(settings.max_epochs):
             train_nll = _one_epoch(model, train, course, watch)
@@ -138,7 +138,7 @@ class _Course:
         stream: Stream,
         settings: Phase2Settings,
         seed: int,
-        group: Group,
+        execution: Execution,
     ) -> "_Course":
         """Before the first step. Without a weight decay AdamW is Adam."""
         optimizer = torch.optim.AdamW(decayed_apart(parameters, settings.weight_decay), lr=settings.lr)
@@ -158,7 +158,7 @@ class _Course:
         return cls(
             settings,
             loss_of,
-            Steps(trained, parameters, optimizer, schedule, settings.max_grad_norm, group),
+            Steps(trained, parameters, optimizer, schedule, settings.max_grad_norm, execution),
             generator_for(seed, "phase2 order"),
             Dropouts(settings, seed, "phase2"),
         )

@@ -25,7 +25,7 @@ from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import PartRecord, PredictionEpoch
 from tandem.settings import PredictionSettings
 from tandem.training.dropout import Dropouts, dropped
-from tandem.training.group import ALONE, Group
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for
 from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, Tick, silent
@@ -61,19 +61,19 @@ def train_predictive_contexts(
     seed: int,
     chunk_positions: int = 512,
     on_tick: OnTick = silent,
-    group: Group = ALONE,
+    execution: Execution = PLAIN,
 ) -> PredictionResult:
     """Train model.context_block, the embedding with its norm and the output bias in place, through `heads`.
 
     The loss is the mean over the heads, which are trained in place as well. `chunk_positions` bounds the
-    logits held at once where the softmax is over the whole vocabulary. The processes of a `group` share the
+    logits held at once where the softmax is over the whole vocabulary. The processes of `execution` share the
     streams. Raises NonFiniteLossError before a non-finite step would reach the weights, SettingsError for
     fewer streams than processes.
     """
     began = time.perf_counter()
     count = len(stream) - 1
     window, streams = settings.window, min(settings.streams, count)
-    group.check_enough(streams, "prediction.streams")
+    execution.group.check_enough(streams, "prediction.streams")
     length = math.ceil(count / streams)
     epoch_steps = math.ceil(length / window)
     steps = settings.max_epochs * epoch_steps
@@ -96,7 +96,7 @@ def train_predictive_contexts(
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
         )
-        taken = Steps([learners], trained.parameters, optimizer, schedule, settings.max_grad_norm, group)
+        taken = Steps([learners], trained.parameters, optimizer, schedule, settings.max_grad_norm, execution)
         for epoch in range(1, settings.max_epochs + 1):
             total, norms = torch.zeros(2, dtype=torch.float64), 0
             contexts = None  # of all streams; a process has those of its own share

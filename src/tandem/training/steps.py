@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tandem.training.group import Group
+from tandem.training.execution import Execution
 
 PartLoss = Callable[[slice], Tensor]
 """Rows of a step's batch → the mean loss over them, a scalar with gradients."""
@@ -44,15 +44,17 @@ class Steps:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler | None,
         max_grad_norm: float,
-        group: Group,
+        execution: Execution,
         parts: int = 1,
     ) -> None:
         self.parts = parts
-        self.group = group
+        self.group = execution.group
+        self._bfloat16 = execution.bfloat16
         self._parameters = list(parameters)
+        self._device = self._parameters[0].device
         self._optimizer, self._schedule, self._max_grad_norm = optimizer, schedule, max_grad_norm
         self._call: nn.Module = _Call(learners)
-        if group.size > 1:
+        if self.group.size > 1:
             self._call = DistributedDataParallel(self._call)
 
     @property
@@ -102,7 +104,8 @@ class Steps:
             # Processes exchange gradients with the last part, and take the mean of theirs.
             waits = self.group.size > 1 and last < share.stop
             with self._call.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                loss = self._call(lambda part=part: loss_of(part)) * ((last - first) / rows)
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+                    loss = self._call(lambda part=part: loss_of(part)) * ((last - first) / rows)
                 (loss * self.group.size).backward()
             total = total + loss.detach()
         return total

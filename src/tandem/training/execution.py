@@ -1,7 +1,8 @@
-"""The processes that train one model together, as `torchrun` starts them; without it, this process alone.
+"""How a training is computed: by which processes, and in which precision.
 
-What is global is computed on every process alike, or summed: losses, batches, gradients, convergence. Each
-process computes a contiguous share of it.
+The processes that train one model together are those that `torchrun` starts; without it, this one alone. What
+is global is computed on every process alike, or summed: losses, batches, gradients, convergence. Each process
+computes a contiguous share of it.
 """
 
 from collections.abc import Iterator
@@ -63,14 +64,26 @@ class Group:
         return whole
 
 
-ALONE = Group()
+@dataclass(frozen=True)
+class Execution:
+    """How steps are computed; their mathematics is the same for all.
+
+    bfloat16    whether matrices are multiplied in bf16 while training (sums, states and scores never are)
+    """
+
+    group: Group = Group()
+    bfloat16: bool = False
+
+
+PLAIN = Execution()
+"""By this process alone, in the model's own precision."""
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Group]:
     """Within the block, the group that `torchrun` put this process into; alone if it did not start it."""
     if processes() == 1:
-        yield ALONE
+        yield Group()
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
