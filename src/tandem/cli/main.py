@@ -71,10 +71,10 @@ def experiment(args: Sequence[str]) -> None:
     """tandem experiment [PRESET|FILE]"""
     settings, arguments = parse_with_preset("experiment", ExperimentArguments, args, "demo")
     from tandem.audit import audit as audit_runs
+    from tandem.claims import in_turn
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_audit_lines, print_summary
     from tandem.experiment.runner import run_experiment
-    from tandem.experiment.workers import in_turn
     from tandem.report.render import write_report
 
     with ProgressView(ERR) as view:
