@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tandem.contexts.stream import AnyRestarts
 from tandem.model import AnyContextBlock
 
 
-def previous_contexts(contexts: Tensor, at: Tensor, restart: Tensor | None) -> Tensor:
+def previous_contexts(contexts: Tensor, at: Tensor, restart: AnyRestarts | None) -> Tensor:
     """Contexts before the tokens at positions `at` [n], as [n, C], from those after each token, [T, C].
 
     Position 0 reads the last position's context (SPEC section 3); a position where `restart` [T] is true
@@ -22,7 +23,7 @@ def jacobi_sweep(
     context_block: AnyContextBlock,
     contexts: Tensor,
     token_embeds: Callable[[slice], Tensor],
-    restart: Tensor | None = None,
+    restart: AnyRestarts | None = None,
     batch: int | None = None,
     noise: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:

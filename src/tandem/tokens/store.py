@@ -96,7 +96,7 @@ def ids_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
 
 
-def token_counts(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
+def token_counts(ids: npt.NDArray[np.integer[Any]], vocab_size: int) -> npt.NDArray[np.int64]:
     """How often each token of the vocabulary occurs in ids [T], [V]; without a wider copy of the whole."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(ids), COUNTED_TOKENS):
