@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from tandem.contexts import Contexts, previous_contexts
@@ -23,7 +24,6 @@ from tandem.metrics import Score, perplexity
 from tandem.model import modeling_tandem
 from tandem.text import splits
 from tandem.tokens import prepare
-from tandem.tokens.tokenizer import train_bpe
 from tandem.training import phase2
 from tandem.training.initialization import generator_for
 
@@ -118,9 +118,9 @@ def no_burn_in(patch: Patch) -> None:
     """Segments that start from zero, with nothing read before them."""
 
     def cut(model: Any, stream: Stream, _contexts: Tensor) -> Tensor:
-        pieces = [Stream(part, None) for part in stream.ids.split(64)]
+        pieces = stream.ids[:].split(64)
         blocks = [
-            modeling_tandem.sequential_contexts(model.context_block, model.embed(p.ids)[None]) for p in pieces
+            modeling_tandem.sequential_contexts(model.context_block, model.embed(p)[None]) for p in pieces
         ]
         return torch.cat([current[0] for _, current in blocks])
 
@@ -198,17 +198,20 @@ def phase1_of_another_seed(patch: Patch) -> None:
 
 def wrong_tokenizer_at_evaluation(patch: Patch) -> None:
     """Validation is encoded with another vocabulary of the same size."""
-    real, calls = prepare.encode_documents, [0]
+    real, calls = prepare.Encoder, [0]
 
-    def other(documents: Any, tokenizer: Any, *rest: Any) -> Any:
+    def other(tokenizer: Any, *rest: Any) -> Any:
         calls[0] += 1
         if calls[0] % 2 == 0:
-            tokenizer = train_bpe(
-                ["".join(sorted(text)) for text in documents], prepare.vocab_size(tokenizer)
-            )
-        return real(documents, tokenizer, *rest)
+            rules = json.loads(tokenizer.to_str())
+            vocabulary = rules["model"]["vocab"]
+            last = len(vocabulary) - 1
+            # All but the end-of-text token change places.
+            rules["model"]["vocab"] = {token: n and last + 1 - n for token, n in vocabulary.items()}
+            tokenizer = Tokenizer.from_str(json.dumps(rules))
+        return real(tokenizer, *rest)
 
-    patch.setattr(prepare, "encode_documents", other)
+    patch.setattr(prepare, "Encoder", other)
 
 
 def last_batch_dropped(patch: Patch) -> None:

@@ -40,9 +40,9 @@ def block_and_stream(boundary: str = "carry", **more: object) -> tuple[TandemFor
 
 
 def loop(model: TandemForCausalLM, stream: Stream) -> torch.Tensor:
-    restart = None if stream.restart is None else stream.restart[None]
+    restart = None if stream.restart is None else stream.restart[:][None]
     with torch.no_grad():
-        embeds = model.embed(stream.ids)[None]
+        embeds = model.embed(stream.ids[:])[None]
         return sequential_contexts(model.context_block, embeds, restart=restart)[1][0]
 
 

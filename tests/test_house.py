@@ -13,6 +13,7 @@ ROOT = Path(tandem.__file__).parent
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
     ("errors", "fingerprint"),
+    ("claims",),
     ("settings", "records"),
     ("text",),
     ("tokens",),

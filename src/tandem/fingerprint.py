@@ -6,7 +6,8 @@ no two different lists of parts give the same stream of bytes.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ class Fingerprint:
     def update(self, part: Part) -> None:
         """Add one part. Arrays count by dtype, shape and bytes; mappings by their sorted JSON."""
         if isinstance(part, np.ndarray):
-            self.update(f"{part.dtype.str}{part.shape}")
-            data = np.ascontiguousarray(part).tobytes()
-        elif isinstance(part, bytes):
+            self.update_array(part.dtype, part.shape, [np.ascontiguousarray(part).tobytes()])
+            return
+        if isinstance(part, bytes):
             data = part
         elif isinstance(part, str):
             data = part.encode("utf-8", "surrogatepass")
@@ -37,6 +38,13 @@ class Fingerprint:
             data = json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
         self._hash.update(len(data).to_bytes(8, "little"))
         self._hash.update(data)
+
+    def update_array(self, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[bytes]) -> None:
+        """Add an array whose bytes come in `blocks`, one after the other, as `update` adds a whole one."""
+        self.update(f"{dtype.str}{shape}")
+        self._hash.update((dtype.itemsize * math.prod(shape)).to_bytes(8, "little"))
+        for block in blocks:
+            self._hash.update(block)
 
     def hexdigest(self) -> str:
         """The fingerprint so far, 16 hexadecimal digits."""

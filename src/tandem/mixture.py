@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.contexts import Tokens
+
 CACHE_TOKENS = 2000
 """N: how many of the tokens read last the cache holds."""
 SHARPNESSES = (4.0, 12.0)
@@ -72,7 +74,7 @@ def mix(parts: Floats) -> Mixed:
 
 
 @torch.no_grad()
-def cache_probabilities(hidden: Iterator[Tensor], ids: Tensor, size: int = CACHE_TOKENS) -> Floats:
+def cache_probabilities(hidden: Iterator[Tensor], ids: Tensor | Tokens, size: int = CACHE_TOKENS) -> Floats:
     """What the caches give to each token of ids [T] but the first, [T - 1, len(SHARPNESSES)].
 
     hidden: [n, E] in parts that follow on each other; row t has read tokens 0..t. For token t + 1 the cache
@@ -88,7 +90,7 @@ def cache_probabilities(hidden: Iterator[Tensor], ids: Tensor, size: int = CACHE
         at = torch.arange(done, done + len(part), device=ids.device)
         held = torch.arange(first, done + len(part), device=ids.device)
         seen = (held < at[:, None]) & (held >= at[:, None] - size)
-        same = ids[held + 1] == ids[at + 1, None]
+        same = ids[held + 1] == ids[at + 1][:, None]
         cosines = queries @ keys.t()
         for place, sharpness in enumerate(SHARPNESSES):
             # Cosines are at most 1, so this cannot overflow.

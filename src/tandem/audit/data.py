@@ -3,16 +3,21 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tandem.audit.leakage import measure_leakage
 from tandem.experiment.pipeline import Prepared
 from tandem.records import Check, RunRecord
 from tandem.text.splits import Splits
-from tandem.tokens.store import TokenStream
+from tandem.tokens.store import Ids, TokenStream, token_counts
+
+Integers = npt.NDArray[np.int64]
 
 ENCODED_BYTES = 1 << 20
 """Of each split so much text is encoded again."""
+COUNTED_TOKENS = 1 << 22
+"""Tokens whose n-grams are counted at once; bounds memory, changes nothing else."""
 SHARE = 0.1
 """Share of the validation text's 13-grams that also occur in training, above which there is a warning."""
 CONTAINED = 0.01
@@ -110,10 +115,8 @@ def baseline_gaps(prepared: Prepared, records: Sequence[RunRecord]) -> dict[str,
     Unigram and interpolated bigram, counted here, and the networks among `records`. The bigram scores the
     text it was counted on, so it stands for what memorising can do.
     """
-    train, validation = (
-        np.asarray(stream.ids, np.int64) for stream in (prepared.corpus.train, prepared.corpus.validation)
-    )
-    gaps = _ngram_gaps(train, validation, prepared.corpus.vocab_size)
+    corpus = prepared.corpus
+    gaps = _ngram_gaps(corpus.train.ids, corpus.validation.ids, corpus.vocab_size)
     for record in records:
         if record.kind in ("lstm", "gpt2") and record.training and record.validation:
             gap = record.validation.nll_nats - record.training.train_nll_nats
@@ -121,22 +124,43 @@ def baseline_gaps(prepared: Prepared, records: Sequence[RunRecord]) -> dict[str,
     return gaps
 
 
-def _ngram_gaps(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> dict[str, float]:
-    single = np.bincount(train, minlength=vocab_size) + 1.0
+def _ngram_gaps(train: Ids, validation: Ids, vocab_size: int) -> dict[str, float]:
+    single = token_counts(train, vocab_size) + 1.0
     unigram = single / single.sum()
-    pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
-    follow = np.bincount(train[:-1], minlength=vocab_size)
+    pairs, counts = _pair_counts(train, vocab_size)
+    follow = token_counts(train[:-1], vocab_size)
     kinds = np.bincount(pairs // vocab_size, minlength=vocab_size)
 
-    def losses(ids: np.ndarray) -> tuple[float, float]:
-        wanted = ids[:-1] * vocab_size + ids[1:]
-        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-        seen = np.where(pairs[place] == wanted, counts[place], 0)
-        # Witten-Bell: the weight of the unigram is the share of kinds among what followed.
-        total = follow[ids[:-1]] + kinds[ids[:-1]]
-        back = np.where(total > 0, kinds[ids[:-1]] / np.maximum(total, 1), 1.0)
-        bigram = seen / np.maximum(total, 1) + back * unigram[ids[1:]]
-        return float(-np.log(unigram[ids[1:]]).mean()), float(-np.log(bigram).mean())
+    def losses(ids: Ids) -> tuple[float, float]:
+        totals = np.zeros(2)
+        for first, second in _neighbours(ids):
+            wanted = first * vocab_size + second
+            place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+            seen = np.where(pairs[place] == wanted, counts[place], 0)
+            # Witten-Bell: the weight of the unigram is the share of kinds among what followed.
+            total = follow[first] + kinds[first]
+            back = np.where(total > 0, kinds[first] / np.maximum(total, 1), 1.0)
+            bigram = seen / np.maximum(total, 1) + back * unigram[second]
+            totals -= np.log(unigram[second]).sum(), np.log(bigram).sum()
+        one, two = totals / (len(ids) - 1)
+        return float(one), float(two)
 
     (train_one, train_two), (validation_one, validation_two) = losses(train), losses(validation)
     return {"unigram": validation_one - train_one, "bigram": validation_two - train_two}
+
+
+def _pair_counts(ids: Ids, vocab_size: int) -> tuple[Integers, Integers]:
+    """Every pair of neighbours, first · V + second, in ascending order, and how often it occurs."""
+    pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    for first, second in _neighbours(ids):
+        found, times = np.unique(first * vocab_size + second, return_counts=True)
+        pairs, place = np.unique(np.concatenate((pairs, found)), return_inverse=True)
+        counts = np.bincount(place, np.concatenate((counts, times)), len(pairs)).astype(np.int64)
+    return pairs, counts
+
+
+def _neighbours(ids: Ids) -> Iterator[tuple[Integers, Integers]]:
+    """All tokens of ids [T] but the last, and those that follow them, int64, a part at a time."""
+    for start in range(0, len(ids) - 1, COUNTED_TOKENS):
+        part = ids[start : start + COUNTED_TOKENS + 1].astype(np.int64)
+        yield part[:-1], part[1:]

@@ -6,10 +6,8 @@ that was reformatted, or that stands inside a longer one.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +17,8 @@ Integers = NDArray[np.int64]
 CONTAINED_PERCENT = 80
 """A document is contained if at least this part of its distinct n-grams occurs in training."""
 SHOWN_CHARACTERS = 60
+PART_CHARACTERS = 1 << 22
+"""Training text compared at once; bounds memory, changes nothing else."""
 _PUNCTUATION = re.compile(r"[^\w\s]+|_+")
 
 
@@ -93,19 +93,21 @@ class _SharedNgrams:
     distinct_seen: Integers  # [documents]
 
 
-def _compare_ngrams(train: Sequence[str], validation: Sequence[str], order: int) -> _SharedNgrams:
-    """Look every n-gram of the validation text up among those of the training text."""
-    words, lengths = _number_words(chain(train, validation))
-    document = np.repeat(np.arange(len(lengths)), lengths)
-    names = _name_windows(words, order)
-    # A window that begins and ends in one document lies within it, since documents follow one another.
-    within = document[: len(names)] == document[order - 1 :]
-    names, document = names[within], document[: len(within)][within]
+def _compare_ngrams(train: Iterable[str], validation: Sequence[str], order: int) -> _SharedNgrams:
+    """Look for every n-gram of the validation text in the training text, which is read in parts."""
+    numbers: dict[str, int] = {}
+    for text in validation:
+        for word in _words(text):
+            numbers.setdefault(word, len(numbers))
+    words, lengths = _numbered(validation, numbers)
+    windows = _Windows(words, order)
+    names, document = _within(windows.names, lengths, order)
 
-    first = int(np.searchsorted(document, len(train)))  # the first window of the validation text
-    in_training = np.zeros(int(names.max(initial=-1)) + 1, dtype=bool)
-    in_training[names[:first]] = True
-    names, document = names[first:], document[first:] - len(train)
+    in_training = np.zeros(int(windows.names.max(initial=-1)) + 1, dtype=bool)
+    for part in _parts(train):
+        read, read_lengths = _numbered(part, numbers)
+        found, _ = _within(windows.find(read), read_lengths, order)
+        in_training[found[found >= 0]] = True
 
     _, once = np.unique(document * len(in_training) + names, return_index=True)
     count = len(validation)
@@ -117,36 +119,82 @@ def _compare_ngrams(train: Sequence[str], validation: Sequence[str], order: int)
     )
 
 
-def _number_words(documents: Iterable[str]) -> tuple[Integers, Integers]:
-    """All words of all documents as numbers, equal words alike, and the number of words of each document."""
-    numbers: defaultdict[str, int] = defaultdict()
-    numbers.default_factory = numbers.__len__  # a new word gets the next number
-    parts = [np.fromiter(map(numbers.__getitem__, _words(text)), np.int64) for text in documents]
+def _parts(documents: Iterable[str]) -> Iterator[list[str]]:
+    """`documents` in lists of about PART_CHARACTERS, at least one document each."""
+    part, characters = [], 0
+    for document in documents:
+        part.append(document)
+        characters += len(document)
+        if characters >= PART_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    yield part
+
+
+def _numbered(documents: Sequence[str], numbers: Mapping[str, int]) -> tuple[Integers, Integers]:
+    """All words of all documents as numbers (-1: without one), and how many words each document has."""
+    parts = [np.fromiter((numbers.get(word, -1) for word in _words(text)), np.int64) for text in documents]
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     return np.concatenate([np.empty(0, np.int64), *parts]), lengths
 
 
-def _name_windows(words: Integers, order: int) -> Integers:
-    """A number for each window of `order` words, the same for equal windows: [words] → [windows].
+def _within(names: Integers, lengths: Integers, order: int) -> tuple[Integers, Integers]:
+    """Those windows of documents that follow on each other which lie within one, and the document of each."""
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    # A window that begins and ends in one document lies within it.
+    within = document[: len(names)] == document[order - 1 :]
+    return names[within], document[: len(within)][within]
+
+
+class _Windows:
+    """A number for each window of `order` words of a text, the same for equal windows: [words] → [windows].
 
     A window of a + b words is the pair of its parts' numbers, numbered anew (as suffix arrays are built by
-    doubling; Manber and Myers, 1993): 13 = 8 + 4 + 1 takes five rounds of sorting.
+    doubling; Manber and Myers, 1993): 13 = 8 + 4 + 1 takes five rounds of sorting. Windows of other texts
+    are then looked up, round by round, among the pairs that there were.
     """
-    whole: Integers | None = None  # windows of `length` words
-    length = 0
-    power, width = words, 1  # windows of `width` words, a power of two
-    while True:
-        if order & width:
-            whole = power if whole is None else _name_pairs(whole, power, length)
-            length += width
-        if 2 * width > order:
-            assert whole is not None  # order is at least 1
-            return whole
-        power, width = _name_pairs(power, power, width), 2 * width
 
+    def __init__(self, words: Integers, order: int) -> None:
+        self._order = order
+        self._rounds: list[tuple[int, Integers]] = []  # how pairs were made one number, and those there are
+        self.names = self._of(words, self._learn)
 
-def _name_pairs(left: Integers, right: Integers, distance: int) -> Integers:
-    """A number for each pair of a left window and the right window `distance` words on, where both exist."""
-    right = right[distance:]
-    pairs = left[: len(right)] * (int(right.max(initial=0)) + 1) + right
-    return np.unique(pairs, return_inverse=True)[1]
+    def find(self, words: Integers) -> Integers:
+        """Numbers of the windows of another text; -1 for those that this one does not have."""
+        rounds = iter(self._rounds)
+
+        def look_up(left: Integers, right: Integers) -> Integers:
+            base, there = next(rounds)
+            if len(there) == 0:
+                return np.full(len(right), -1)
+            pairs = left * base + right
+            place = np.minimum(np.searchsorted(there, pairs), len(there) - 1)
+            known = (left >= 0) & (right >= 0) & (right < base) & (there[place] == pairs)
+            return np.where(known, place, -1)
+
+        return self._of(words, look_up)
+
+    def _learn(self, left: Integers, right: Integers) -> Integers:
+        base = int(right.max(initial=0)) + 1
+        there, names = np.unique(left * base + right, return_inverse=True)
+        self._rounds.append((base, there))
+        return names
+
+    def _of(self, words: Integers, name: Callable[[Integers, Integers], Integers]) -> Integers:
+        """`name` gives numbers to pairs of a left window and the right window that follows it."""
+
+        def pairs(left: Integers, right: Integers, distance: int) -> Integers:
+            right = right[distance:]
+            return name(left[: len(right)], right)
+
+        whole: Integers | None = None  # windows of `length` words
+        length = 0
+        power, width = words, 1  # windows of `width` words, a power of two
+        while True:
+            if self._order & width:
+                whole = power if whole is None else pairs(whole, power, length)
+                length += width
+            if 2 * width > self._order:
+                assert whole is not None  # order is at least 1
+                return whole
+            power, width = pairs(power, power, width), 2 * width

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.contexts import Tokens
 from tandem.model import TandemForCausalLM
 
 POSITIONS = 512
@@ -28,7 +29,7 @@ class Block:
     current     [n, C] contexts after it
     """
 
-    ids: Tensor
+    ids: Tensor | Tokens
     previous: Tensor
     current: Tensor
 
@@ -38,7 +39,7 @@ class Block:
 
 @torch.no_grad()
 def context_blocks(
-    model: TandemForCausalLM, ids: Tensor, starts: Tensor, length: int, warm_up: int
+    model: TandemForCausalLM, ids: Tensor | Tokens, starts: Tensor, length: int, warm_up: int
 ) -> tuple[Tensor, Tensor]:
     """Contexts before and after each token of S blocks, both [S, length, C], by the plain recurrence.
 
@@ -52,27 +53,28 @@ def context_blocks(
 
 
 @torch.no_grad()
-def contexts_at(model: TandemForCausalLM, ids: Tensor, at: Tensor, warm_up: int) -> tuple[Tensor, Tensor]:
+def contexts_at(
+    model: TandemForCausalLM, ids: Tensor | Tokens, at: Tensor, warm_up: int
+) -> tuple[Tensor, Tensor]:
     """Contexts before and after the tokens at many positions [n] of a stream, both [n, C].
 
     As `context_blocks` gives them, but by reading all of the stream, in blocks as long as their warm-up: that
     takes two steps a token, where single positions take their whole warm-up each.
     """
-    order = torch.full((len(ids),), -1, device=ids.device)
-    order[at] = torch.arange(len(at), device=ids.device)
+    ascending, order = at.sort()
     size = (len(at), model.config.context_dim)
     previous, current = (torch.zeros(size, dtype=model.dtype, device=ids.device) for _ in range(2))
     starts = torch.arange(0, len(ids), warm_up, device=ids.device)
     for positions, before, after in _read(model, ids, starts, warm_up, warm_up):
-        inside = positions.clamp(max=len(ids) - 1)
-        wanted = (positions < len(ids)) & (order[inside] >= 0)
-        rows = order[inside[wanted]]
+        place = torch.searchsorted(ascending, positions).clamp(max=len(at) - 1)
+        wanted = ascending[place] == positions
+        rows = order[place[wanted]]
         previous[rows], current[rows] = before[wanted], after[wanted]
     return previous, current
 
 
 def _read(
-    model: TandemForCausalLM, ids: Tensor, starts: Tensor, length: int, warm_up: int
+    model: TandemForCausalLM, ids: Tensor | Tokens, starts: Tensor, length: int, warm_up: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The steps of blocks that start at `starts` [S], after their warm-up: positions [S], and the contexts
     before and after the tokens there, [S, C]."""

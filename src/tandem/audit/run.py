@@ -27,6 +27,7 @@ from tandem.experiment.runner import use_threads
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
 from tandem.settings import Settings, settings_fingerprint
 from tandem.text.splits import Splits, split_documents
+from tandem.tokens.prepare import default_cache_dir
 from tandem.tokens.tokenizer import tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
@@ -120,7 +121,7 @@ def _prepare(
     """Text, tokens and embeddings again, by variant. Raises DataError where the text is another one."""
     use_threads(settings)
     on_progress(f"reading {settings.data.train}")
-    splits = split_documents(settings.data)
+    splits = split_documents(settings.data, default_cache_dir())
     prepared = prepare_variants(settings, on_progress, splits)
     if next(iter(prepared.values())).corpus.text_fingerprint != record.data.text_fingerprint:
         raise DataError(

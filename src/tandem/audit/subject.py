@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from tandem.audit.reference import Block, block_losses, context_blocks, contexts_at
-from tandem.contexts import ContextsSample
+from tandem.contexts import ContextsSample, Tokens
 from tandem.experiment.artefacts import load_head, load_model, load_sample
 from tandem.experiment.pipeline import Prepared, head_for, load_heads, new_heads, new_model
 from tandem.model import TandemForCausalLM, TokenBlock
@@ -95,10 +95,10 @@ class Subject:
         assert self.record.seed is not None
         return self.record.seed
 
-    def ids(self, split: str) -> torch.Tensor:
-        """Tokens of a split, [T] int64, on the model's device."""
+    def ids(self, split: str) -> Tokens:
+        """Tokens of a split, [T], on the model's device; int64 what is read of them."""
         stream = self.prepared.corpus.train if split == "train" else self.prepared.corpus.validation
-        return torch.from_numpy(np.asarray(stream.ids, np.int64)).to(self.model.device)
+        return Tokens(stream.ids, self.model.device)
 
     @cached_property
     def phase1_head(self) -> TokenBlock | None:

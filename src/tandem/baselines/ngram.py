@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.baselines.task import Fitted, Ids, Task
 from tandem.metrics import Score
+from tandem.tokens.store import token_counts
 
 
 def fit_ngram(kind: Literal["kneser-ney", "bigram", "unigram"], task: Task, order: int = 5) -> Fitted:
@@ -25,7 +26,7 @@ def fit_ngram(kind: Literal["kneser-ney", "bigram", "unigram"], task: Task, orde
     began = time.perf_counter()
     score: Callable[[Ids], Score]
     if kind == "unigram":
-        counts = np.bincount(task.train, minlength=task.vocab_size)
+        counts = token_counts(task.train, task.vocab_size)
         score, kept = partial(_score_unigram, counts), int(np.count_nonzero(counts))
     else:
         model = KneserNey.fit(task.train, task.vocab_size, 2 if kind == "bigram" else order)

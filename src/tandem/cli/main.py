@@ -80,10 +80,10 @@ def experiment(args: Sequence[str]) -> None:
             "train single configurations with torchrun … tandem train"
         )
     from tandem.audit import audit as audit_runs
+    from tandem.claims import in_turn
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_audit_lines, print_summary
     from tandem.experiment.runner import estimate_experiment, run_experiment
-    from tandem.experiment.workers import in_turn
     from tandem.report.render import write_report
 
     if arguments.dry_run:

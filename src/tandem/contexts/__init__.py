@@ -8,13 +8,14 @@ from tandem.contexts.kept import PIECE_TOKENS, Contexts, Window
 from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
 from tandem.contexts.scan import compute_contexts
-from tandem.contexts.stream import Stream
+from tandem.contexts.stream import Stream, Tokens
 
 __all__ = [
     "PIECE_TOKENS",
     "Contexts",
     "ContextsSample",
     "Stream",
+    "Tokens",
     "Window",
     "compute_contexts",
     "jacobi_sweep",

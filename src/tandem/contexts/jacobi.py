@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tandem.contexts.stream import AnyRestarts
 from tandem.model import AnyContextBlock
 
 
 def previous_contexts(
-    contexts: Tensor, at: Tensor, restart: Tensor | None, lead: Tensor | None = None
+    contexts: Tensor, at: Tensor, restart: AnyRestarts | None, lead: Tensor | None = None
 ) -> Tensor:
     """Contexts before the tokens at positions `at` [n], as [n, C], from those after each token, [T, C].
 
@@ -27,7 +28,7 @@ def swept(
     contexts: Tensor,
     positions: slice,
     token_embeds: Callable[[slice], Tensor],
-    restart: Tensor | None = None,
+    restart: AnyRestarts | None = None,
     noise: Callable[[Tensor], Tensor] | None = None,
     lead: Tensor | None = None,
 ) -> Tensor:
@@ -43,7 +44,7 @@ def jacobi_sweep(
     context_block: AnyContextBlock,
     contexts: Tensor,
     token_embeds: Callable[[slice], Tensor],
-    restart: Tensor | None = None,
+    restart: AnyRestarts | None = None,
     batch: int | None = None,
     noise: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:

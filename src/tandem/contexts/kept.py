@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.contexts.stream import AnyRestarts
+
 PIECE_TOKENS = 65_536
 """About so many tokens' contexts are computed at once where they are not held."""
 
@@ -29,7 +31,7 @@ class Window:
     lead: Tensor
     contexts: Tensor
 
-    def around(self, at: Tensor, restart: Tensor | None) -> tuple[Tensor, Tensor]:
+    def around(self, at: Tensor, restart: AnyRestarts | None) -> tuple[Tensor, Tensor]:
         """Contexts before and after the tokens at positions `at` [n] of the stream, both [n, C].
 
         What comes before is zero where `restart` [T] is true.

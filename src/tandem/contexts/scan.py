@@ -146,13 +146,17 @@ class Segments:
 class _Tables:
     """What a block adds for each distinct token, computed once: table[l] = W_e·e + b, [U, C].
 
+    row    [V] of a token in the tables
+
     Every ContextLayer reads the same e_t, so its part of the product depends on the token id only.
     """
 
     def __init__(self, model: TandemForCausalLM, block: ContextBlock, stream: Stream) -> None:
-        distinct, self.index = torch.unique(stream.ids, return_inverse=True)
+        distinct = stream.ids.counts(model.config.vocab_size).nonzero()[:, 0]
+        self.row = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=distinct.device)
+        self.row[distinct] = torch.arange(len(distinct), device=distinct.device)
         embeds = model.embed(distinct)
-        self.restart = stream.restart
+        self.stream = stream
         self.context_dim = block.context_dim
         self.layers = []
         for layer in block.layers:
@@ -164,9 +168,10 @@ class _Tables:
 
     def step(self, context: Tensor, positions: Tensor) -> Tensor:
         """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
-        if self.restart is not None:
-            context = context.masked_fill(self.restart[positions.clamp(min=0)][:, None], 0.0)
-        tokens = self.index[positions.clamp(min=0)]
+        positions = positions.clamp(min=0)
+        if self.stream.restart is not None:
+            context = context.masked_fill(self.stream.restart[positions][:, None], 0.0)
+        tokens = self.row[self.stream.ids[positions]]
         for weight, table, norm in self.layers:
             added = torch.addmm(table[tokens], context, weight)
             context = norm(context + F.gelu(added))
@@ -190,7 +195,7 @@ def _checked_scan(
         if end is None:
             loop_error = _larger(loop_error, contexts.flatten(0, 1)[: len(exact)] - exact)
         end = contexts[-1, -1]
-    return contexts.flatten(0, 1)[: len(tables.index)] if hold else None, loop_error, join_error
+    return contexts.flatten(0, 1)[: len(tables.stream)] if hold else None, loop_error, join_error
 
 
 def _larger(error: float, differences: Tensor) -> float:
@@ -204,9 +209,8 @@ def _scan(tables: _Tables, segments: Segments, first: int, last: int) -> tuple[T
 
     Past the end of the stream the last token is read again.
     """
-    index = tables.index
-    total = len(index)
-    starts = torch.arange(first, last, device=index.device) * segments.length
+    total = len(tables.stream)
+    starts = torch.arange(first, last, device=tables.row.device) * segments.length
     like = tables.layers[0][1]
     context = like.new_zeros(len(starts), tables.context_dim)
     contexts = like.new_empty(len(starts), segments.length, tables.context_dim)
@@ -225,7 +229,7 @@ def _scan(tables: _Tables, segments: Segments, first: int, last: int) -> tuple[T
 
 def measure_burn_in(tables: _Tables, block: ContextBlock, settings: ContextSettings) -> int:
     """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
-    tokens = tokens_until_forgotten(tables.step, len(tables.index), block, settings.tolerance)
+    tokens = tokens_until_forgotten(tables.step, len(tables.stream), block, settings.tolerance)
     if tokens is None:
         raise ScanError(
             f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "
@@ -268,8 +272,8 @@ def _precise(model: TandemForCausalLM) -> AnyContextBlock:
 
 def _loop(model: TandemForCausalLM, block: AnyContextBlock, stream: Stream) -> Tensor:
     """Contexts [T, C] by the sequential loop, in the precision of `block`."""
-    embeds = model.embed(stream.ids).to(next(block.parameters()).dtype)
-    restart = None if stream.restart is None else stream.restart[None]
+    embeds = model.embed(stream.ids[:]).to(next(block.parameters()).dtype)
+    restart = None if stream.restart is None else stream.restart[:][None]
     return sequential_contexts(block, embeds[None], restart=restart)[1][0]
 
 

@@ -1,31 +1,98 @@
 """A token stream on the device, as both phases read it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tandem.model import TandemForCausalLM
+
+At = Tensor | slice
+"""Positions of a stream: indices of any shape, or a range."""
+COUNTED_TOKENS = 1 << 20
+
+
+class Tokens:
+    """Token ids [T], kept as small as they were stored; what is read of them is int64.
+
+    On a CPU they stay memory-mapped where they were; a GPU holds a copy of 2 or 4 bytes a token.
+    """
+
+    def __init__(self, ids: npt.NDArray[np.integer[Any]] | Tensor, device: torch.device) -> None:
+        self._unsigned = isinstance(ids, np.ndarray) and ids.dtype == np.uint16
+        if isinstance(ids, np.ndarray):
+            # Not every device has unsigned types, so these bits are read as signed ones and mended after.
+            ids = torch.from_numpy(ids.view(np.int16) if self._unsigned else ids)
+        self._stored = ids.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are, and where positions are to be."""
+        return self._stored.device
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, at: At) -> Tensor:
+        """Ids at positions `at`, int64 and of its shape."""
+        ids = self._stored[at].long()
+        return ids & 0xFFFF if self._unsigned else ids
+
+    def first(self, tokens: int) -> "Tokens":
+        """The first so many; nothing is copied."""
+        part = object.__new__(Tokens)
+        part._unsigned, part._stored = self._unsigned, self._stored[:tokens]
+        return part
+
+    def parts(self) -> Iterator[Tensor]:
+        """All of them, int64, about a million at a time."""
+        return (self[start : start + COUNTED_TOKENS] for start in range(0, len(self), COUNTED_TOKENS))
+
+    def counts(self, vocab_size: int) -> Tensor:
+        """How often each token of the vocabulary occurs, [V] int64."""
+        counts = torch.zeros(vocab_size, dtype=torch.int64, device=self.device)
+        for part in self.parts():
+            counts += torch.bincount(part, minlength=vocab_size)
+        return counts
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """Where a context is zeroed before a token is read: at every `token`. Indexed as the tokens are."""
+
+    ids: Tokens
+    token: int
+
+    def __getitem__(self, at: At) -> Tensor:
+        """Bool, of the shape of `at`."""
+        return self.ids[at] == self.token
+
+
+AnyRestarts = Restarts | Tensor
+"""Of a stream, or as a [T] bool tensor."""
 
 
 @dataclass(frozen=True)
 class Stream:
     """Tokens of one split, in order.
 
-    ids        [T] int64
-    restart    [T] bool, where the context is zeroed before the token is read; none if it never is
+    ids        [T]
+    restart    [T], where the context is zeroed before the token is read; none if it never is
     """
 
-    ids: Tensor
-    restart: Tensor | None
+    ids: Tokens
+    restart: Restarts | None
 
     @classmethod
-    def of(cls, model: TandemForCausalLM, ids: np.ndarray | Tensor) -> "Stream":
+    def of(cls, model: TandemForCausalLM, ids: npt.NDArray[np.integer[Any]] | Tensor) -> "Stream":
         """The stream of `ids` on the model's device, restarting where the model's boundary says so."""
-        on_device = torch.as_tensor(np.asarray(ids, dtype=np.int64)).to(model.device)
-        return cls(on_device, model.restarts(on_device))
+        tokens, config = Tokens(ids, model.device), model.config
+        return cls(tokens, Restarts(tokens, config.bos_token_id) if config.boundary == "reset" else None)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,8 +108,10 @@ class Stream:
                 for window, (first, last) in enumerate(pairwise(edges))
             ]
         ).to(self.ids.device)
-        return Stream(self.ids[at], None if self.restart is None else self.restart[at])
+        ids = Tokens(self.ids[at], self.ids.device)
+        return Stream(ids, None if self.restart is None else Restarts(ids, self.restart.token))
 
     def first(self, tokens: int) -> "Stream":
         """The stream's first so many tokens."""
-        return Stream(self.ids[:tokens], None if self.restart is None else self.restart[:tokens])
+        ids = self.ids.first(tokens)
+        return Stream(ids, None if self.restart is None else Restarts(ids, self.restart.token))

@@ -31,6 +31,7 @@ from tandem.settings import Configuration, Recipe, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
+from tandem.tokens.store import token_counts
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, initialize_block, start_from_head
 from tandem.training.phase1 import train_context_block
@@ -215,7 +216,7 @@ def new_model(prepared: Prepared, configuration: Configuration, seed: int) -> Ta
     with torch.no_grad():
         model.embedding.weight.copy_(torch.from_numpy(prepared.table))
         if model.lm_head.bias is not None:
-            counts = np.bincount(prepared.corpus.train.ids, minlength=prepared.corpus.vocab_size)
+            counts = token_counts(prepared.corpus.train.ids, prepared.corpus.vocab_size)
             # Half an occurrence for what never occurs.
             model.lm_head.bias.copy_(torch.from_numpy((counts + 0.5) / (counts + 0.5).sum()).log())
     for name, block, depth in (

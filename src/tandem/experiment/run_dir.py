@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from tandem.claims import in_turn
 from tandem.errors import RunDirError
 from tandem.experiment.cells import Cell
 from tandem.experiment.pipeline import Prepared, total_parameters
-from tandem.experiment.workers import in_turn
 from tandem.fingerprint import fingerprint
 from tandem.records import Manifest, RunRecord, append_record, read_manifest, read_records, write_manifest
 from tandem.settings import Settings

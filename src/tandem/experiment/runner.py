@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tandem.claims import claimed, helped
 from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
@@ -30,7 +31,7 @@ from tandem.experiment.pipeline import (
     untrained_contexts,
 )
 from tandem.experiment.run_dir import check_disk, keep_record, make_folder, open_run_dir
-from tandem.experiment.workers import claimed, helped, threads_each
+from tandem.experiment.workers import threads_each
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
 from tandem.training.execution import process_group
@@ -90,7 +91,7 @@ def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[Run
     prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
     run_dir = open_run_dir(settings, next(iter(prepared.values())).corpus, cells)
-    with helped(settings, run_dir, help_experiment):
+    with helped(settings.workers - 1, help_experiment, settings, run_dir):
         return run_dir, _Grid(prepared, cells, run_dir, watcher).work()
 
 

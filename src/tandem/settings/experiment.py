@@ -160,4 +160,7 @@ def settings_fingerprint(values: Mapping[str, Any]) -> str:
         *("name", "description", "output", "save_models", "device", "precision", "threads", "workers"),
         *("seeds", "configurations", "baselines", "variants"),
     }
-    return fingerprint("settings", {name: value for name, value in values.items() if name not in apart})
+    counted = {name: value for name, value in values.items() if name not in apart}
+    if isinstance(tokenizer := counted.get("tokenizer"), Mapping):
+        counted["tokenizer"] = {name: value for name, value in tokenizer.items() if name != "processes"}
+    return fingerprint("settings", counted)

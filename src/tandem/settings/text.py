@@ -44,6 +44,9 @@ class TokenizerSettings(Section):
     folder, or a hub name such as `gpt2`."""
     vocab_size: Annotated[int, Field(ge=257)] = 8192
     """Entries of the trained BPE, end-of-text token included; not used with another source."""
+    processes: Annotated[int, Field(gt=0, le=1024)] = 1
+    """Processes that encode a large text together, shard by shard; further ones, on any machine that shares
+    the cache, join when they are given the same command. (One alone uses all cores for most of the work.)"""
 
 
 class EmbeddingSettings(Section):

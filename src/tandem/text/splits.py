@@ -1,12 +1,31 @@
-"""Training and validation documents, kept apart: no document is in both unless it is allowed by name."""
+"""Training and validation documents, kept apart: no document is in both unless it is allowed by name.
+
+Their text lies in a file and is read when it is asked for; in memory are 32 bytes a document, and some 100
+while they are compared.
+"""
 
 import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from tandem.errors import DataError
 from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
+from tandem.text.documents import Documents, put_down
 from tandem.text.sources import open_documents
+
+Digests = npt.NDArray[np.uint64]
+"""[D, 2] uint64: of the words of each document; as numbers in the order of the bytes."""
+Chosen = npt.NDArray[np.bool_]
+
+DIGEST_BYTES = 16
+PART_CHARACTERS = 1 << 20
+"""Words of a longer document are taken in parts of about this length."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +37,8 @@ class Splits:
     fingerprint          of all documents of both splits, in order
     """
 
-    train: list[str]
-    validation: list[str]
+    train: Documents
+    validation: Documents
     duplicates_dropped: int
     overlap_documents: int
     fingerprint: str
@@ -27,8 +46,23 @@ class Splits:
     validation_source: str
 
 
-def split_documents(data: DataSettings) -> Splits:
-    """Read, drop duplicates, and split as `data` asks.
+@dataclass(frozen=True)
+class Distinct:
+    """Documents of one source, no two of them equal, and the digests of their words."""
+
+    documents: Documents
+    digests: Digests
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def chosen(self, which: Chosen) -> "Distinct":
+        """Those where `which` [D] is true."""
+        return Distinct(self.documents.chosen(which), self.digests[which])
+
+
+def split_documents(data: DataSettings, folder: Path | None = None) -> Splits:
+    """Read, drop duplicates, and split as `data` asks; the text is put down in a nameless file in `folder`.
 
     Two documents are equal if they differ in white space only. Without `data.validation`, whole documents
     are set aside in an order that depends on `data.split_seed` and their content alone, until they make up
@@ -36,73 +70,119 @@ def split_documents(data: DataSettings) -> Splits:
     one is there. `data.max_train_bytes` is applied last, so validation does not depend on it.
 
     Raises DataError if a source cannot be read or holds no text, if there are too few documents to set one
-    aside, or if validation documents occur in training without being allowed to.
+    aside, if validation documents occur in training without being allowed to, or if there is no room for
+    the text.
     """
-    train, duplicates = read_distinct(data.train, data.txt_documents)
+    train, duplicates = read_distinct(data.train, data.txt_documents, folder)
     overlap = 0
     if data.validation is None:
-        train, validation = _set_aside(train, data)
+        aside = _set_aside(train, data)
+        train, validation = train.chosen(~aside), train.chosen(aside)
         validation_source = f"{100 * data.validation_fraction:g}% of {data.train}"
     else:
-        validation, more = read_distinct(data.validation, data.txt_documents)
+        validation, more = read_distinct(data.validation, data.txt_documents, folder)
         duplicates += more
         overlap = _count_overlap(train, validation, data)
         validation_source = data.validation
     if data.max_train_bytes is not None:
-        train = _thin_out(train, data.max_train_bytes, data.split_seed)
+        train = train.chosen(_thin_out(train, data.max_train_bytes, data.split_seed))
     return Splits(
-        train=list(train.values()),
-        validation=list(validation.values()),
+        train=train.documents,
+        validation=validation.documents,
         duplicates_dropped=duplicates,
         overlap_documents=overlap,
-        fingerprint=_fingerprint(train, validation),
+        fingerprint=_fingerprint(train.documents, validation.documents),
         train_source=data.train,
         validation_source=validation_source,
     )
 
 
-def read_distinct(source: str, txt_documents: str) -> tuple[dict[bytes, str], int]:
-    """Documents of `source` by the digest of their words, in order, and how many duplicates were dropped.
+def read_distinct(source: str, txt_documents: str, folder: Path | None) -> tuple[Distinct, int]:
+    """The documents of `source` in order, of equal ones the first, and how many duplicates were dropped.
 
-    Raises as `open_documents` does.
+    Raises as `open_documents` and `put_down` do.
     """
-    documents: dict[bytes, str] = {}
-    dropped = 0
-    for document in open_documents(source, txt_documents):
-        digest = hashlib.blake2b(" ".join(document.split()).encode(), digest_size=16).digest()
-        if digest in documents:
-            dropped += 1
-        else:
-            documents[digest] = document
-    return documents, dropped
+    found = bytearray()
+
+    def noted() -> Iterator[str]:
+        for document in open_documents(source, txt_documents):
+            found.extend(_words_digest(document))
+            yield document
+
+    documents = put_down(noted(), folder)
+    digests = _as_numbers(found)
+    first = np.zeros(len(documents), bool)
+    first[np.unique(_classes(digests), return_index=True)[1]] = True
+    distinct = Distinct(documents, digests).chosen(first)
+    return distinct, len(documents) - len(distinct)
 
 
-def _set_aside(documents: dict[bytes, str], data: DataSettings) -> tuple[dict[bytes, str], dict[bytes, str]]:
-    """Training and validation parts of `documents`, at least one document each."""
-    if len(documents) < 2:
+def _words_digest(document: str) -> bytes:
+    """Of its words, joined by one space."""
+    whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    between = b""
+    for part in _parts(document):
+        if words := part.split():
+            whole.update(between + " ".join(words).encode())
+            between = b" "
+    return whole.digest()
+
+
+def _parts(document: str) -> Iterator[str]:
+    """`document`, cut at white space: the list of a long one's words would take many times its memory."""
+    begin = 0
+    while len(document) - begin > PART_CHARACTERS:
+        space = re.compile(r"\s").search(document, begin + PART_CHARACTERS)
+        if space is None:
+            break
+        yield document[begin : space.start()]
+        begin = space.end()
+    yield document[begin:]
+
+
+def _as_numbers(digests: bytearray) -> Digests:
+    return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _order(digests: Digests) -> npt.NDArray[np.intp]:
+    """Where the digests stand in ascending order; equal ones in theirs."""
+    return np.lexsort((digests[:, 1], digests[:, 0]))
+
+
+def _classes(digests: Digests) -> npt.NDArray[np.int64]:
+    """A number for each digest, [D], the same for equal ones."""
+    order = _order(digests)
+    ordered = digests[order]
+    other = np.any(ordered[1:] != ordered[:-1], axis=1)
+    classes = np.zeros(len(digests), np.int64)
+    classes[order[1:]] = np.cumsum(other)
+    return classes
+
+
+def _set_aside(distinct: Distinct, data: DataSettings) -> Chosen:
+    """The validation part of `distinct`; it and what is left have at least one document each."""
+    if len(distinct) < 2:
         raise DataError(
             f"{data.train} is a single document, so none can be set aside for validation; give another "
             "source with --data.validation, or cut the text into documents with --data.txt-documents"
         )
-    sizes = {digest: len(document.encode()) for digest, document in documents.items()}
-    wanted = data.validation_fraction * sum(sizes.values())
-    order = _drawn(documents, data.split_seed, "validation")
-    small = [digest for digest in order if sizes[digest] <= wanted]
-    chosen: set[bytes] = set()
-    taken = 0
-    for digest in small or [min(order, key=lambda digest: sizes[digest])]:
-        if taken >= wanted or len(chosen) == len(documents) - 1:
-            break
-        chosen.add(digest)
-        taken += sizes[digest]
-    train = {digest: document for digest, document in documents.items() if digest not in chosen}
-    return train, {digest: document for digest, document in documents.items() if digest in chosen}
+    sizes = distinct.documents.sizes
+    wanted = data.validation_fraction * int(sizes.sum())
+    order = _drawn(distinct, data.split_seed, "validation")
+    candidates = order[sizes[order] <= wanted]
+    if len(candidates) == 0:
+        candidates = order[[sizes[order].argmin()]]
+    taken_before = np.cumsum(sizes[candidates]) - sizes[candidates]
+    aside = np.zeros(len(distinct), bool)
+    aside[candidates[taken_before < wanted][: len(distinct) - 1]] = True
+    return aside
 
 
-def _count_overlap(train: dict[bytes, str], validation: dict[bytes, str], data: DataSettings) -> int:
-    shared = [digest for digest in validation if digest in train]
-    if shared and data.validation not in data.allow_overlap:
-        first = " ".join(validation[shared[0]].split())
+def _count_overlap(train: Distinct, validation: Distinct, data: DataSettings) -> int:
+    classes = _classes(np.concatenate((train.digests, validation.digests)))
+    shared = np.flatnonzero(np.isin(classes[len(train) :], classes[: len(train)]))
+    if len(shared) and data.validation not in data.allow_overlap:
+        first = " ".join(validation.documents[int(shared[0])].split())
         shown = first if len(first) <= 60 else first[:60] + "…"
         raise DataError(
             f"{len(shared)} of {len(validation)} validation documents of {data.validation} also occur in "
@@ -112,30 +192,35 @@ def _count_overlap(train: dict[bytes, str], validation: dict[bytes, str], data: 
     return len(shared)
 
 
-def _thin_out(documents: dict[bytes, str], max_bytes: int, seed: int) -> dict[bytes, str]:
+def _thin_out(distinct: Distinct, max_bytes: int, seed: int) -> Chosen:
     """Documents drawn at random, those that no longer fit passed over; the smallest one if none fits."""
-    sizes = {digest: len(document.encode()) for digest, document in documents.items()}
-    chosen: set[bytes] = set()
+    sizes = distinct.documents.sizes
+    chosen = np.zeros(len(distinct), bool)
     left = max_bytes
-    for digest in _drawn(documents, seed, "training"):
-        if sizes[digest] <= left:
-            chosen.add(digest)
-            left -= sizes[digest]
-    if not chosen:
-        chosen.add(min(sizes, key=lambda digest: sizes[digest]))
-    return {digest: document for digest, document in documents.items() if digest in chosen}
+    for document in _drawn(distinct, seed, "training"):
+        if sizes[document] <= left:
+            chosen[document] = True
+            left -= int(sizes[document])
+    if not chosen.any():
+        chosen[sizes.argmin()] = True
+    return chosen
 
 
-def _drawn(documents: dict[bytes, str], seed: int, purpose: str) -> list[bytes]:
-    """All digests in an order that depends on the seed and the contents, not on where a document stands."""
-    key = hashlib.blake2b(f"{purpose}|{seed}".encode(), digest_size=16).digest()
-    return sorted(documents, key=lambda digest: hashlib.blake2b(digest, key=key, digest_size=16).digest())
+def _drawn(distinct: Distinct, seed: int, purpose: str) -> npt.NDArray[np.intp]:
+    """All documents in an order that depends on the seed and the contents, not on where a document stands."""
+    key = hashlib.blake2b(f"{purpose}|{seed}".encode(), digest_size=DIGEST_BYTES).digest()
+    digests = distinct.digests.astype(">u8").tobytes()
+    ranks = bytearray()
+    for at in range(0, len(digests), DIGEST_BYTES):
+        digest = digests[at : at + DIGEST_BYTES]
+        ranks += hashlib.blake2b(digest, key=key, digest_size=DIGEST_BYTES).digest()
+    return _order(_as_numbers(ranks))
 
 
-def _fingerprint(train: dict[bytes, str], validation: dict[bytes, str]) -> str:
+def _fingerprint(train: Documents, validation: Documents) -> str:
     whole = Fingerprint("text")
     for part in (train, validation):
         whole.update(len(part))
-        for document in part.values():
+        for document in part.encoded():
             whole.update(document)
     return whole.hexdigest()

@@ -39,6 +39,8 @@ EXTRA_DIMENSIONS = 64
 """Dimensions that the randomised SVD computes beyond those wanted, for accuracy."""
 UNSEEN_LENGTH = 0.1
 """Length of the vector of a token without co-occurrences, relative to the others."""
+COUNTED_PAIRS = 1 << 22
+"""Pairs of tokens counted at once; bounds memory, changes nothing else."""
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 """Files of model weights, in order of preference; each may be split into parts listed by an index."""
 
@@ -142,17 +144,30 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
 
 def _cooccurrences(stream: TokenStream, vocab_size: int, window: int) -> Any:
     """Symmetric [V, V] sparse counts of pairs within `window` of each other and in one document."""
-    ids = stream.ids.astype(np.int64)
-    document = np.zeros(len(ids), np.int64)
-    np.add.at(document, stream.document_starts[1:], 1)
-    document = document.cumsum()
     counts = sparse.csr_array((vocab_size, vocab_size))
-    for distance in range(1, min(window, len(ids) - 1) + 1):
-        together = document[distance:] == document[:-distance]
-        pairs = ids[:-distance][together], ids[distance:][together]
-        weights = np.full(len(pairs[0]), 1 / distance)
-        counts = counts + sparse.coo_array((weights, pairs), shape=counts.shape).tocsr()
+    for distance in range(1, min(window, len(stream) - 1) + 1):
+        pairs = _pairs(stream, vocab_size, distance)
+        # 1/distance added up pair by pair, so that the sum does not depend on how many are counted at once.
+        sums = np.full(int(pairs.data.max(initial=0)), 1 / distance).cumsum()
+        counts = counts + sparse.csr_array((sums[pairs.data - 1], pairs.indices, pairs.indptr), pairs.shape)
     return (counts + counts.T).tocsr()
+
+
+def _pairs(stream: TokenStream, vocab_size: int, distance: int) -> Any:
+    """[V, V] sparse int64: how often one token stands `distance` before another in one document."""
+    counts = sparse.csr_array((vocab_size, vocab_size), dtype=np.int64)
+    last = len(stream) - distance
+    for start in range(0, last, COUNTED_PAIRS):
+        stop = min(start + COUNTED_PAIRS, last)
+        ids = stream.ids[start : stop + distance].astype(np.int64)
+        position = np.arange(start, stop + distance)
+        document = np.searchsorted(stream.document_starts[1:], position, side="right")
+        together = document[distance:] == document[:-distance]
+        pairs = ids[:-distance][together] * vocab_size + ids[distance:][together]
+        found, times = np.unique(pairs, return_counts=True)
+        places = found // vocab_size, found % vocab_size
+        counts = counts + sparse.coo_array((times, places), shape=counts.shape).tocsr()
+    return counts
 
 
 def _ppmi(counts: Any) -> Any:

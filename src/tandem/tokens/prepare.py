@@ -1,46 +1,42 @@
 """From settings to tokens: read, split, train or load the tokenizer, encode, and keep the result.
 
-Encoding takes the text of documents literally: the end-of-text token and other special tokens come from the
-separator setting alone, never from text that happens to spell them. (A tokenizer's added tokens that are not
-marked special are matched in text, as everywhere.)
+Neither text nor tokens are ever in memory as a whole. What is: the distinct words while a BPE is trained, the
+largest document, a shard's tokens, and some 100 bytes a document.
 """
 
+import contextlib
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, __version__, pre_tokenizers
+from tokenizers import Tokenizer, __version__
 from transformers import PreTrainedTokenizerFast
 
+from tandem.claims import in_turn
 from tandem.errors import DataError
 from tandem.fingerprint import fingerprint
 from tandem.settings import DataSettings, TokenizerSettings
+from tandem.text.documents import Documents, put_down
 from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, split_documents
 from tandem.tokens import store
-from tandem.tokens.store import StaleCorpus, StoredCorpus, TokenStream
+from tandem.tokens.encoding import Encoder, encode_documents
+from tandem.tokens.shards import Shards, encoding_helpers
+from tandem.tokens.store import StaleCorpus, StoredCorpus, StreamParts, TokenStream
 from tandem.tokens.tokenizer import (
     END_OF_TEXT,
-    is_byte_level,
     load_tokenizer,
-    may_be_cut,
-    pieces,
     to_transformers,
     tokenizer_fingerprint,
     train_bpe,
-    vocab_size,
 )
 
 READ_BACK_ATTEMPTS = 6
-BATCH_CHARACTERS = 1 << 20
-"""Text encoded at once; bounds the memory that encodings take (some 200 bytes a character)."""
-
-# Set explicitly, this keeps the library silent when a later subprocess forks; it uses its threads either way.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
 @dataclass(frozen=True)
@@ -102,15 +98,15 @@ def prepare_corpus(
     """
     if splits is None:
         on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
-        splits = split_documents(data)
+        splits = split_documents(data, cache)
     loaded = None if tokenizer.source == "bpe" else load_tokenizer(tokenizer.source)
-    separators = (data.separator, _validation_separator(data))
+    separators = {"train": data.separator, "validation": _validation_separator(data)}
     request = (
         {"bpe": tokenizer.vocab_size, "tokenizers": __version__}
         if loaded is None
         else {"loaded": tokenizer_fingerprint(loaded[0]), "eos": loaded[1]}
     )
-    chain = fingerprint("corpus", splits.fingerprint, request, *separators)
+    chain = fingerprint("corpus", splits.fingerprint, request, *separators.values())
     folder = cache / "corpora" / chain
     if folder.exists():
         try:
@@ -119,29 +115,98 @@ def prepare_corpus(
             return _corpus(stored, splits)
         except StaleCorpus as stale:
             on_progress(f"the prepared tokens in {folder} are not usable: {stale}; making them again")
-    if loaded is None:
-        on_progress(f"training a BPE of {tokenizer.vocab_size:,} entries on {len(splits.train):,} documents")
-        loaded = train_bpe(splits.train, tokenizer.vocab_size), END_OF_TEXT
-    model, eos = loaded
-    on_progress(f"encoding {len(splits.train) + len(splits.validation):,} documents")
-    train, validation = (
-        encode_documents(documents, model, eos, separator, chain, source)
-        for documents, separator, source in (
-            (splits.train, separators[0], splits.train_source),
-            (splits.validation, separators[1], splits.validation_source),
-        )
-    )
-    record = store.CorpusRecord(
-        chain=chain,
-        text_fingerprint=splits.fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(model),
-        vocab_size=vocab_size(model),
-        eos_token=eos,
-        train=store.stream_record(train),
-        validation=store.stream_record(validation),
-    )
-    store.write_corpus(folder, StoredCorpus(record, model, train, validation))
+    work = cache / "preparing" / chain
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        model, eos = _kept_tokenizer(work, splits.train, tokenizer, loaded, on_progress)
+        _tokenize(folder, work, chain, splits, model, eos, separators, tokenizer.processes, on_progress)
+    except FileNotFoundError:
+        if not folder.exists():
+            raise DataError(
+                f"{work} was removed while tokens were made there; give the command again"
+            ) from None
+    except OSError as error:
+        raise store.unwritten("tokens", work, error) from None
     return _corpus(_read_back(folder, chain), splits)
+
+
+def _kept_tokenizer(
+    work: Path,
+    documents: Documents,
+    settings: TokenizerSettings,
+    loaded: tuple[Tokenizer, str | None] | None,
+    on_progress: Callable[[str], None],
+) -> tuple[Path, str | None]:
+    """The file of the tokenizer in `work`, and its end-of-text token; one process trains a BPE."""
+    with in_turn(work, "tokenizer"):
+        for path in work.glob("tokenizer-*.json"):
+            with contextlib.suppress(Exception):  # the library raises nothing more special
+                if path == _tokenizer_path(work, Tokenizer.from_file(str(path))):
+                    return path, END_OF_TEXT if loaded is None else loaded[1]
+            path.unlink()
+        if loaded is None:
+            on_progress(f"training a BPE of {settings.vocab_size:,} entries on {len(documents):,} documents")
+            loaded = train_bpe(documents, settings.vocab_size), END_OF_TEXT
+        path = _tokenizer_path(work, loaded[0])
+        draft = path.with_suffix(".partial")
+        draft.write_text(loaded[0].to_str(), "utf-8")
+        draft.replace(path)
+        return path, loaded[1]
+
+
+def _tokenizer_path(work: Path, tokenizer: Tokenizer) -> Path:
+    return work / f"tokenizer-{tokenizer_fingerprint(tokenizer)}.json"
+
+
+def _tokenize(
+    folder: Path,
+    work: Path,
+    chain: str,
+    splits: Splits,
+    tokenizer: Path,
+    eos: str | None,
+    separators: Mapping[str, str],
+    processes: int,
+    on_progress: Callable[[str], None],
+) -> None:
+    """Put the corpus into `folder`, from shards in `work` that are there or made now, and remove `work`.
+
+    Raises FileNotFoundError when `work` is gone: another process has then completed the corpus.
+    """
+    model = Tokenizer.from_file(str(tokenizer))
+    documents = {"train": splits.train, "validation": splits.validation}
+    sources = {"train": splits.train_source, "validation": splits.validation_source}
+    encoders = {split: Encoder(model, eos, separators[split]) for split in documents}
+    shards = Shards(tokenizer, chain, documents, encoders)
+
+    def stream(split: str) -> StreamParts:
+        counts = [(encoded.lengths, encoded.sizes) for encoded in shards.parts(split)]
+        lengths, sizes = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
+        scored = encoders[split].scored_bytes(documents[split], lengths, sizes, sources[split])
+        parts = (encoded.ids for encoded in shards.parts(split))
+        return StreamParts(encoders[split].dtype, lengths, sizes, scored, parts)
+
+    while True:
+        missing, count = shards.missing(), len(shards.all)
+        on_progress(
+            f"encoding {len(splits.train) + len(splits.validation):,} documents in {count} shards"
+            + (f", of which {count - len(missing)} are there" if len(missing) < count else "")
+        )
+        helpers = min(processes, len(missing)) - 1
+        with encoding_helpers(max(0, helpers), tokenizer, chain, documents, eos, separators):
+            shards.make_missing()
+        with in_turn(work, "corpus"):
+            if not tokenizer.exists():
+                raise FileNotFoundError(tokenizer)
+            bad = list(shards.remove_bad())
+            if not bad:
+                parts = stream("train"), stream("validation")
+                store.write_corpus(folder, chain, splits.fingerprint, model, eos, *parts)
+                tokenizer.unlink()  # what tells other processes
+                shutil.rmtree(work, ignore_errors=True)
+                return
+        for shard, reason in bad:
+            on_progress(f"the tokens of shard {shard.name} are not usable: {reason}; making them again")
 
 
 def _read_back(folder: Path, chain: str) -> StoredCorpus:
@@ -174,7 +239,7 @@ def tokenize_for_evaluation(
 
     Raises DataError or SettingsError for a source that cannot be used.
     """
-    documents = list(open_documents(source, data.txt_documents))
+    documents = put_down(open_documents(source, data.txt_documents), None)
     return _tokenized(documents, tokenizer, _validation_separator(data), source)
 
 
@@ -188,52 +253,6 @@ def _tokenized(
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
     return encode_documents(documents, model, eos, separator, chain, source)
-
-
-def encode_documents(
-    documents: Sequence[str], tokenizer: Tokenizer, eos: str | None, separator: str, chain: str, source: str
-) -> TokenStream:
-    """`documents` as one stream of tokens.
-
-    With separator `eos` the end-of-text token comes before every document: EOS doc1 EOS doc2 … So each token
-    of text is predicted, and `scored_bytes` is all of the text. Any other separator is text, encoded with the
-    document that it follows, and not after the last; then the bytes of the very first token, which nothing
-    predicts, are not scored. `chain` is the fingerprint of what the stream is made from; `source` names the
-    text in errors.
-
-    Raises DataError if `eos` is asked for but is None, or if fewer than two tokens result.
-    """
-    # A copy, as the switch that takes special tokens in the text literally belongs to the tokenizer object.
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.encode_special_tokens = True
-    lead: list[int] = []
-    texts = documents
-    if separator == "eos":
-        eos_id = None if eos is None else tokenizer.token_to_id(eos)
-        if eos_id is None:
-            raise DataError(
-                "the tokenizer has no end-of-text token to stand between documents; "
-                "give a text for it with --data.separator, such as a blank line"
-            )
-        lead = [eos_id]
-    else:
-        texts = [document + separator for document in documents[:-1]] + list(documents[-1:])
-    dtype = store.ids_dtype(vocab_size(tokenizer))
-    parts: list[np.ndarray] = []
-    lengths = np.zeros(len(texts), np.int64)
-    for number, ids in _encode(texts, tokenizer):
-        if lengths[number] == 0:
-            ids = lead + ids
-        lengths[number] += len(ids)
-        parts.append(np.array(ids, dtype))
-    if lengths.sum() < 2:
-        raise DataError(
-            f"{source} gives {lengths.sum()} token(s), but predicting the next one takes at least 2; add text"
-        )
-    starts = np.cumsum(lengths) - lengths
-    sizes = np.array([len(text.encode()) for text in texts], np.int64)
-    unscored = 0 if lead else _first_token_bytes(texts[int(np.count_nonzero(starts == 0)) - 1], tokenizer)
-    return store.make_stream(chain, np.concatenate(parts), starts, sizes, int(sizes.sum()) - unscored)
 
 
 def _corpus(stored: StoredCorpus, splits: Splits) -> Corpus:
@@ -260,39 +279,3 @@ def _corpus(stored: StoredCorpus, splits: Splits) -> Corpus:
 
 def _validation_separator(data: DataSettings) -> str:
     return data.separator if data.validation_separator is None else data.validation_separator
-
-
-def _encode(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[int, list[int]]]:
-    """The number of a text and the ids of a piece of it, in order; pieces are encoded in parallel batches."""
-    cut = pieces if may_be_cut(tokenizer) else lambda text: iter([text])
-    for batch in _batches((number, piece) for number, text in enumerate(texts) for piece in cut(text)):
-        encodings = tokenizer.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
-        for (number, _), encoding in zip(batch, encodings, strict=True):
-            yield number, encoding.ids
-
-
-def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """`numbered` pieces in lists of about `BATCH_CHARACTERS` characters, at least one piece each."""
-    batch: list[tuple[int, str]] = []
-    characters = 0
-    for number, piece in numbered:
-        batch.append((number, piece))
-        characters += len(piece)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _first_token_bytes(text: str, tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes of `text` that its first token stands for."""
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    token = encoding.tokens[0]
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    if is_byte_level(tokenizer) and set(token) <= alphabet:
-        added_space = token.startswith("Ġ") and not text.startswith(" ")
-        return len(token) - added_space
-    # Elsewhere a token is a range of characters; what lies before the second one belongs to the first.
-    rest = encoding.offsets[1][0] if len(encoding) > 1 else len(text)
-    return len(text[:rest].encode())

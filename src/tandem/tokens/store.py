@@ -11,9 +11,10 @@ A corpus is a folder, written beside its place and renamed into it, so that it i
 
 import contextlib
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
 from tandem.errors import DataError
-from tandem.fingerprint import fingerprint
-from tandem.tokens.tokenizer import tokenizer_fingerprint
+from tandem.fingerprint import Fingerprint, fingerprint
+from tandem.tokens.tokenizer import tokenizer_fingerprint, vocab_size
 
+BLOCK_BYTES = 1 << 22
+COUNTED_TOKENS = 1 << 20
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
 
@@ -31,7 +34,7 @@ Ids = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 class TokenStream:
     """All documents of one split, tokenized and joined.
 
-    ids                [T] uint16 or int32, memory-mapped
+    ids                [T] uint16 or int32, memory-mapped where they are kept on disk
     document_starts    [D] int64, position of each document's first token (its separator token included)
     document_bytes     [D] int64, UTF-8 bytes of each document's text (separator text included)
     scored_bytes       UTF-8 bytes that tokens 1..T-1 stand for: the text that next-token prediction scores
@@ -93,6 +96,14 @@ def ids_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
 
 
+def token_counts(ids: npt.NDArray[np.integer[Any]], vocab_size: int) -> npt.NDArray[np.int64]:
+    """How often each token of the vocabulary occurs in ids [T], [V]; without a wider copy of the whole."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(ids), COUNTED_TOKENS):
+        counts += np.bincount(ids[start : start + COUNTED_TOKENS], minlength=vocab_size)
+    return counts
+
+
 def make_stream(
     chain: str,
     ids: Ids,
@@ -116,21 +127,51 @@ def stream_record(stream: TokenStream) -> StreamRecord:
     )
 
 
-def write_corpus(folder: Path, corpus: StoredCorpus) -> None:
-    """Put `corpus` into `folder` in one step, replacing whatever lies there.
+@dataclass(frozen=True)
+class StreamParts:
+    """A stream to be written: what `TokenStream` says, the ids in parts that need not all be in memory.
 
-    Raises DataError where the place cannot be written.
+    lengths    [D] int64, tokens of each document
+    parts      ids that follow on each other, read once
+    """
+
+    dtype: np.dtype[Any]
+    lengths: npt.NDArray[np.int64]
+    document_bytes: npt.NDArray[np.int64]
+    scored_bytes: int
+    parts: Iterable[Ids]
+
+
+def write_corpus(
+    folder: Path,
+    chain: str,
+    text_fingerprint: str,
+    tokenizer: Tokenizer,
+    eos: str | None,
+    train: StreamParts,
+    validation: StreamParts,
+) -> None:
+    """Put a corpus into `folder` in one step, replacing whatever lies there.
+
+    `chain` is the fingerprint of what the tokens were made from. Raises DataError where the place cannot be
+    written, and whatever reading the parts raises.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
             draft = Path(place) / "draft"
             draft.mkdir()
-            for split, stream in (("train", corpus.train), ("validation", corpus.validation)):
-                for name in ("ids", "document_starts", "document_bytes"):
-                    np.save(draft / f"{split}.{name}.npy", getattr(stream, name))
-            corpus.tokenizer.save(str(draft / "tokenizer.json"))
-            (draft / "corpus.json").write_text(corpus.record.model_dump_json(indent=2) + "\n", "utf-8")
+            record = CorpusRecord(
+                chain=chain,
+                text_fingerprint=text_fingerprint,
+                tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+                vocab_size=vocab_size(tokenizer),
+                eos_token=eos,
+                train=_write_stream(draft, "train", train, chain),
+                validation=_write_stream(draft, "validation", validation, chain),
+            )
+            tokenizer.save(str(draft / "tokenizer.json"))
+            (draft / "corpus.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(Path(place) / "replaced")
             try:
@@ -139,10 +180,28 @@ def write_corpus(folder: Path, corpus: StoredCorpus) -> None:
                 if not (folder / "corpus.json").is_file():
                     raise
     except OSError as error:
-        raise DataError(
-            f"cannot write the prepared corpus to {folder}: {error.strerror or error}; "
-            "free space there, or set TANDEM_CACHE to another folder"
-        ) from None
+        raise unwritten("the prepared corpus", folder, error) from None
+
+
+def unwritten(what: str, place: Path, error: OSError) -> DataError:
+    """The error to raise where something cannot be kept in the cache."""
+    return DataError(
+        f"cannot write {what} to {place}: {error.strerror or error}; "
+        "free space there, or set TANDEM_CACHE to another folder"
+    )
+
+
+def _write_stream(folder: Path, split: str, stream: StreamParts, chain: str) -> StreamRecord:
+    starts = np.cumsum(stream.lengths) - stream.lengths
+    np.save(folder / f"{split}.document_starts.npy", starts)
+    np.save(folder / f"{split}.document_bytes.npy", stream.document_bytes)
+    tokens = int(stream.lengths.sum())
+    header = {"descr": stream.dtype.str, "fortran_order": False, "shape": (tokens,)}
+    with (folder / f"{split}.ids.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in stream.parts:
+            file.write(part.tobytes())
+    return stream_record(_open_stream(folder, split, stream.scored_bytes, chain))
 
 
 def read_corpus(folder: Path, chain: str) -> StoredCorpus:
@@ -182,11 +241,31 @@ def _read_tokenizer(path: Path, expected: str) -> Tokenizer:
 
 
 def _read_stream(folder: Path, split: str, record: StreamRecord, chain: str) -> TokenStream:
-    ids, starts, sizes = (
-        np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
-        for name in ("ids", "document_starts", "document_bytes")
-    )
-    stream = make_stream(chain, ids, starts, sizes, record.scored_bytes)
+    stream = _open_stream(folder, split, record.scored_bytes, chain)
     if stream_record(stream) != record:
         raise StaleCorpus(f"the {split} tokens are not the recorded ones")
     return stream
+
+
+def _open_stream(folder: Path, split: str, scored_bytes: int, chain: str) -> TokenStream:
+    """The stream whose arrays lie in `folder`, memory-mapped; fingerprinted through plain reading, since
+    what is read through a map stays in the process's memory."""
+    whole = Fingerprint("tokens")
+    whole.update(chain)
+    arrays = []
+    for name in ("ids", "document_starts", "document_bytes"):
+        path = folder / f"{split}.{name}.npy"
+        # Copies on writing, as torch takes arrays that may be written to only; nobody does.
+        array = np.load(path, mmap_mode="c")
+        whole.update_array(array.dtype, array.shape, _blocks(path, array.offset))
+        arrays.append(array)
+    whole.update(scored_bytes)
+    ids, starts, sizes = arrays
+    return TokenStream(ids, starts, sizes, scored_bytes, whole.hexdigest())
+
+
+def _blocks(path: Path, start: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(BLOCK_BYTES):
+            yield block

@@ -149,7 +149,7 @@ class _Course:
         }
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shares[settings.schedule])
         loss_of = training_loss(
-            torch.bincount(stream.ids, minlength=model.config.vocab_size),
+            stream.ids.counts(model.config.vocab_size),
             settings.batch_positions,
             settings.negatives,
             generator_for(seed, "phase2 negatives"),

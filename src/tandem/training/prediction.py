@@ -80,7 +80,7 @@ def train_predictive_contexts(
     depth = len(model.context_block.layers)
     draws = generator_for(seed, "prediction", depth)
     drops = Dropouts(settings, seed, "prediction", depth, along=1)
-    counts = torch.bincount(stream.ids, minlength=model.config.vocab_size)
+    counts = stream.ids.counts(model.config.vocab_size)
     loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
     history: list[PredictionEpoch] = []
     step = 0

@@ -1,0 +1,111 @@
+"""Documents that lie in a file and are read when they are asked for: memory does not grow with their text."""
+
+import os
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem.errors import DataError
+
+Integers = npt.NDArray[np.int64]
+
+
+class TextFile:
+    """A file of UTF-8 text, read by position; closed with the last that refers to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        weakref.finalize(self, file.close)
+
+    def read(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on."""
+        self._file.seek(start)  # within what is buffered, where documents follow on each other
+        return self._file.read(size)
+
+
+class Documents(Sequence[str]):
+    """Documents of which only places and sizes are in memory, 16 bytes each.
+
+    sizes    [D] int64, UTF-8 bytes of each
+    """
+
+    def __init__(self, text: TextFile, starts: Integers, sizes: Integers) -> None:
+        self._text, self._starts, self.sizes = text, starts, sizes
+
+    @classmethod
+    def in_file(cls, path: Path, sizes: Integers) -> "Documents":
+        """Those that `written` put into a file. Raises OSError where there is none."""
+        return cls(TextFile(path.open("rb")), np.cumsum(sizes) - sizes, sizes)
+
+    def written(self, path: Path) -> None:
+        """Put them into a file, one after the other; it is there in full or not at all. Raises OSError."""
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        with draft.open("wb") as file:
+            file.writelines(self.encoded())
+        draft.replace(path)
+
+    def chosen(self, which: npt.NDArray[np.bool_]) -> "Documents":
+        """Those where `which` [D] is true, in order."""
+        return Documents(self._text, self._starts[which], self.sizes[which])
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Documents": ...
+    def __getitem__(self, at: int | slice) -> "str | Documents":
+        if isinstance(at, slice):
+            return Documents(self._text, self._starts[at], self.sizes[at])
+        return self._text.read(int(self._starts[at]), int(self.sizes[at])).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (text.decode() for text in self.encoded())
+
+    def encoded(self) -> Iterator[bytes]:
+        """Their text in UTF-8."""
+        return (
+            self._text.read(int(start), int(size))
+            for start, size in zip(self._starts, self.sizes, strict=True)
+        )
+
+
+def put_down(documents: Iterable[str], folder: Path | None) -> Documents:
+    """`documents`, read once and written to a file without a name in `folder` (none: the system's for such).
+
+    The file goes with the last Documents that are read from it. Raises DataError where it cannot be written,
+    and as `documents` do.
+    """
+    sizes = array("q")
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as its documents are)
+    except OSError as error:
+        raise _unwritten(error, folder) from None
+    text = TextFile(file)
+    for document in documents:
+        encoded = document.encode()
+        try:
+            file.write(encoded)
+        except OSError as error:
+            raise _unwritten(error, folder) from None
+        sizes.append(len(encoded))
+    counted = np.frombuffer(sizes, np.int64) if sizes else np.empty(0, np.int64)
+    return Documents(text, np.cumsum(counted) - counted, counted)
+
+
+def _unwritten(error: OSError, folder: Path | None) -> DataError:
+    where = folder or tempfile.gettempdir()
+    setting = "TMPDIR" if folder is None else "TANDEM_CACHE"
+    return DataError(
+        f"cannot write the text to {where} while it is prepared: {error.strerror or error}; "
+        f"free space there, or set {setting} to another folder"
+    )

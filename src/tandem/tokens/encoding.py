@@ -1,0 +1,151 @@
+"""Documents to tokens, by the rules for what stands between documents.
+
+Encoding takes the text of documents literally: the end-of-text token and other special tokens come from the
+separator alone, never from text that happens to spell them. (A tokenizer's added tokens that are not marked
+special are matched in text, as everywhere.)
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, pre_tokenizers
+
+from tandem.errors import DataError
+from tandem.tokens.store import Ids, TokenStream, ids_dtype, make_stream
+from tandem.tokens.tokenizer import is_byte_level, may_be_cut, pieces, vocab_size
+
+Counts = npt.NDArray[np.int64]
+
+BATCH_CHARACTERS = 1 << 20
+"""Text encoded at once; bounds the memory that encodings take (some 200 bytes a character)."""
+
+# Set explicitly, this keeps the library silent when a later subprocess forks; it uses its threads either way.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Documents in a row as tokens.
+
+    ids        [T] uint16 or int32
+    lengths    [D] tokens of each document, those of its separator included
+    sizes      [D] UTF-8 bytes of each document's text, separator text included
+    """
+
+    ids: Ids
+    lengths: Counts
+    sizes: Counts
+
+
+class Encoder:
+    """How the documents of one split become tokens.
+
+    With separator `eos` the end-of-text token comes before every document: EOS doc1 EOS doc2 … Any other
+    separator is text, encoded with the document that it follows, and not after the last.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos: str | None, separator: str) -> None:
+        """Raises DataError if the separator is `eos` and the tokenizer has none."""
+        # A copy, as the switch that takes special tokens in text literally belongs to the tokenizer object.
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer.encode_special_tokens = True
+        self._cut = pieces if may_be_cut(tokenizer) else lambda text: iter([text])
+        self._lead: list[int] = []
+        self._between = separator
+        self.dtype = ids_dtype(vocab_size(tokenizer))
+        if separator == "eos":
+            eos_id = None if eos is None else tokenizer.token_to_id(eos)
+            if eos_id is None:
+                raise DataError(
+                    "the tokenizer has no end-of-text token to stand between documents; "
+                    "give a text for it with --data.separator, such as a blank line"
+                )
+            self._lead, self._between = [eos_id], ""
+
+    def encode(self, documents: Sequence[str], first: int, last: int) -> Encoded:
+        """The documents first..last-1 of all `documents`, as they stand in the stream of all."""
+        sizes = np.zeros(last - first, np.int64)
+
+        def texts() -> Iterator[tuple[int, str]]:
+            for number in range(first, last):
+                text = self._text(documents, number)
+                sizes[number - first] = len(text.encode())
+                for piece in self._cut(text):
+                    yield number - first, piece
+
+        parts: list[np.ndarray] = [np.empty(0, self.dtype)]
+        lengths = np.zeros(last - first, np.int64)
+        for batch in _batches(texts()):
+            encodings = self._tokenizer.encode_batch_fast(
+                [piece for _, piece in batch], add_special_tokens=False
+            )
+            for (number, _), encoding in zip(batch, encodings, strict=True):
+                ids = encoding.ids if lengths[number] else self._lead + encoding.ids
+                lengths[number] += len(ids)
+                parts.append(np.array(ids, self.dtype))
+        return Encoded(np.concatenate(parts), lengths, sizes)
+
+    def scored_bytes(self, documents: Sequence[str], lengths: Counts, sizes: Counts, source: str) -> int:
+        """UTF-8 bytes that all tokens but the first stand for; lengths and sizes [D] as in `Encoded`.
+
+        All of the text after a leading end-of-text token; else the bytes of the very first token are not
+        scored, as nothing predicts it. Raises DataError, which names `source`, for fewer than two tokens.
+        """
+        if lengths.sum() < 2:
+            raise DataError(
+                f"{source} gives {lengths.sum()} token(s), but predicting the next one takes at least 2; "
+                "add text"
+            )
+        total = int(sizes.sum())
+        if self._lead:
+            return total
+        return total - self._first_token_bytes(self._text(documents, int(np.flatnonzero(lengths)[0])))
+
+    def _text(self, documents: Sequence[str], number: int) -> str:
+        """What is encoded of one document."""
+        return documents[number] + (self._between if number < len(documents) - 1 else "")
+
+    def _first_token_bytes(self, text: str) -> int:
+        """UTF-8 bytes of `text` that its first token stands for."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        token = encoding.tokens[0]
+        alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+        if is_byte_level(self._tokenizer) and set(token) <= alphabet:
+            added_space = token.startswith("Ġ") and not text.startswith(" ")
+            return len(token) - added_space
+        # Elsewhere a token is a range of characters; what lies before the second one belongs to the first.
+        rest = encoding.offsets[1][0] if len(encoding) > 1 else len(text)
+        return len(text[:rest].encode())
+
+
+def encode_documents(
+    documents: Sequence[str], tokenizer: Tokenizer, eos: str | None, separator: str, chain: str, source: str
+) -> TokenStream:
+    """`documents` as one stream of tokens, in memory; `Encoder` has the rules.
+
+    `chain` is the fingerprint of what the stream is made from; `source` names the text in errors.
+
+    Raises DataError if the end-of-text token is asked for but `eos` is None, or if fewer than two tokens
+    result.
+    """
+    encoder = Encoder(tokenizer, eos, separator)
+    made = encoder.encode(documents, 0, len(documents))
+    scored = encoder.scored_bytes(documents, made.lengths, made.sizes, source)
+    return make_stream(chain, made.ids, np.cumsum(made.lengths) - made.lengths, made.sizes, scored)
+
+
+def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """`numbered` pieces in lists of about `BATCH_CHARACTERS` characters, at least one piece each."""
+    batch: list[tuple[int, str]] = []
+    characters = 0
+    for number, piece in numbered:
+        batch.append((number, piece))
+        characters += len(piece)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
