@@ -3,7 +3,8 @@
 All weights are random: what a token costs does not depend on them. GPT-2 is transformers' `GPT2LMHeadModel`
 with its key/value cache; its position embeddings, which cost memory but no time, are not counted. Both
 generate greedily through the same call, `model(token, past_key_values=…)`. The bytes of a state are those of
-the storage behind every tensor that the cache holds.
+the storage behind every tensor that the cache holds, right after the text up to there was read (READ_AT_ONCE
+tokens a call).
 
 Kneser-Ney is our own, in numpy, which makes whole distributions; KenLM, which looks up single n-grams in C++,
 is another program and was not measured.
@@ -142,7 +143,10 @@ def _score_gpt2(model: GPT2LMHeadModel, ids: Tensor) -> Callable[[], object]:
 
 
 class Generation:
-    """One model at one place of `batch` texts: greedy steps from there, as often as wanted."""
+    """One model at one place of one or several texts: greedy steps from there, as often as wanted.
+
+    state_bytes    of its cache, once the texts were read
+    """
 
     def __init__(self, model: TandemForCausalLM | GPT2LMHeadModel, ids: Tensor, steps: int) -> None:
         """Read ids [B, T]."""
@@ -152,6 +156,7 @@ class Generation:
         )
         for part in ids.split(READ_AT_ONCE, dim=1):
             self._last = self._next(part)
+        self.state_bytes = state_bytes(self.cache)
 
     def __call__(self) -> None:
         """Generate so many tokens, then go back: a key/value cache is cut to what it was."""
@@ -203,7 +208,7 @@ def _one_by_one(ours: TandemForCausalLM, gpt2: GPT2LMHeadModel, sizes: Sizes) ->
                 f"{at:,}",
                 number(timings.ns(f"ours {at}") / 1000),
                 "1" if f"ours {at}" == first else timings.ratio(f"ours {at}", first).show(),
-                f"{state_bytes(runs[f'ours {at}'].cache):,}",
+                f"{runs[f'ours {at}'].state_bytes:,}",
                 *_gpt2_cells(timings, runs, at),
             ]
             for at in sizes.positions
@@ -218,7 +223,7 @@ def _gpt2_cells(timings: Timings, runs: dict[str, Generation], at: int) -> list[
     if name not in runs:
         return ["–", "–", "–"]
     ratio = timings.ratio(name, f"ours {at}").show()
-    return [number(timings.ns(name) / 1000), ratio, f"{state_bytes(runs[name].cache):,}"]
+    return [number(timings.ns(name) / 1000), ratio, f"{runs[name].state_bytes:,}"]
 
 
 def _side_by_side(ours: TandemForCausalLM, gpt2: GPT2LMHeadModel, sizes: Sizes) -> None:
