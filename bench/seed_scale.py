@@ -3,10 +3,10 @@
     python bench/seed_scale.py [--tokens N] [--device auto] [--threads N] [--json FILE] [--quick]
 
 V 50,257, E 768, C 500; the four configurations with the settings of the preset `seed`, on random tokens that
-are as uneven as words. Phase 1 (over all tokens, and over WINDOW_TOKENS in windows where this version does
-that), contexts by the scan, and one epoch of phase 2 are run on N tokens: all 2,400,000 on CUDA, 20,000
-elsewhere (about ten minutes on 2 cores). Time is projected to 2,400,000 tokens in proportion, which is too
-much for whatever costs the same for any text (checking the scan), and as it is for phase 1 by windows.
+are as uneven as words. Phase 1 (over all tokens, and over WINDOW_TOKENS of them in windows), contexts by the
+scan, and one epoch of phase 2 are run on N tokens: all 2,400,000 on CUDA, 20,000 elsewhere (minutes). Time is
+projected to 2,400,000 tokens in proportion, which is too much for whatever costs the same for any text, such
+as checking the scan; that of phase 1 by windows is given as it is.
 
 The machine's limits are measured first: the best of several matrix products of square matrices, in each
 precision, and of large copies (bytes read plus bytes written). Shares are of these. All is in the precision
@@ -40,7 +40,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -48,14 +48,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from measuring import byte_size, number, print_table, start, timed
 from speed.inputs import random_model, zipf_ids
-from speed.windows import BY_WINDOWS, NO_WINDOWS, swept_tokens
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import ScanError
 from tandem.experiment.machine import PeakMemory, choose_device, environment
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import ScanRecord
-from tandem.settings import Configuration, ContextSettings, Phase1Settings, load_settings
+from tandem.settings import Configuration, ContextSettings, load_settings
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
 
@@ -188,10 +187,8 @@ class SeedScale:
         for layers in sorted({configuration.context_layers for configuration in configurations}):
             model = self._model(Configuration(layers))
             stream = Stream.of(model, self.ids)
-            self._phase1(model, stream, layers, "literal", swept_tokens(None))
-            if BY_WINDOWS:
-                windowed = self._model(Configuration(layers))
-                self._phase1(windowed, stream, layers, "windows", swept_tokens(WINDOW_TOKENS))
+            self._phase1(self._model(Configuration(layers)), stream, layers, "windows", WINDOW_TOKENS)
+            self._phase1(model, stream, layers, "literal", None)
             contexts = self._contexts(model, stream, layers)
             for configuration in configurations:
                 if configuration.context_layers == layers:
@@ -212,9 +209,9 @@ class SeedScale:
         return random_model(config, self.device)
 
     def _phase1(
-        self, model: TandemForCausalLM, stream: Stream, layers: int, how: str, changes: dict[str, Any]
+        self, model: TandemForCausalLM, stream: Stream, layers: int, how: str, tokens_per_step: int | None
     ) -> None:
-        settings: Phase1Settings = self.phase1.model_copy(update=changes)
+        settings = self.phase1.model_copy(update={"tokens_per_step": tokens_per_step})
         result, seconds, peak = self._timed(lambda: train_context_block(model, stream, settings, seed=0))
         work = phase1_work(layers, result.tokens, result.iterations - 1)
         projected = seconds * (self.scale if how == "literal" else 1)
@@ -287,7 +284,7 @@ def _phases_table(scale: SeedScale, limits: Limits) -> None:
             *("GB/s", "of the limit", "peak memory", "how it went"),
         ),
         rows,
-        NO_WINDOWS.strip() or f"Windows: {WINDOW_TOKENS:,} tokens an iteration.",
+        f"Windows: {WINDOW_TOKENS:,} tokens an iteration.",
     )
 
 

@@ -1,10 +1,10 @@
 """Scoring a text, and generating token after token, beside GPT-2 of about as many parameters.
 
 All weights are random: what a token costs does not depend on them. GPT-2 is transformers' `GPT2LMHeadModel`
-with its key/value cache; its position embeddings, which cost memory but no time, are not counted. Both
-generate greedily through the same call, `model(token, past_key_values=…)`. The bytes of a state are those of
-the storage behind every tensor that the cache holds, right after the text up to there was read (READ_AT_ONCE
-tokens a call).
+with the key/value cache that it takes by default (`DynamicCache`, which is copied at every token); its
+position embeddings, which cost memory but no time, are not counted. Both generate greedily through the same
+call, `model(token, past_key_values=…)`. The bytes of a state are those of the storage behind every tensor
+that the cache holds, right after the text up to there was read (READ_AT_ONCE tokens a call).
 
 Kneser-Ney is our own, in numpy, which makes whole distributions; KenLM, which looks up single n-grams in C++,
 is another program and was not measured.

@@ -8,7 +8,7 @@ Tokens are random, models small, and weights random: costs do not depend on them
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts
 
 from .inputs import random_model, zipf_ids
-from .windows import BY_WINDOWS, NO_WINDOWS, swept_tokens
 
 ITERATIONS = 4
 """Of phase 1 of recipe seed, the start included; its number does not follow from the size of the text."""
@@ -65,8 +64,7 @@ def table(quick: bool, device: torch.device) -> None:
         f"Cost against the size of the text; 1× is {sizes.tokens:,} tokens",
         ("what", *(f"{n}×, s" for n in sizes.multiples), f"ns per token at {largest}×", "exponent"),
         rows,
-        f"{sizes.rounds} rounds; {Spread.how}. Phase 1 of recipe seed: {ITERATIONS - 1} iterations."
-        f"{NO_WINDOWS}",
+        f"{sizes.rounds} rounds; {Spread.how}. Phase 1 of recipe seed: {ITERATIONS - 1} iterations.",
     )
 
 
@@ -95,8 +93,13 @@ def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
         again = ContextSettings(keep="recompute")
         return lambda n: compute_contexts(model, whole.first(n), again)[0].whole
 
-    def sweeps(**changes: Any) -> Part:
-        settings = Phase1Settings(max_iterations=ITERATIONS, convergence_stop=2.0, **changes)
+    def sweeps(tokens_per_step: int | None) -> Part:
+        settings = Phase1Settings(
+            tokens_per_step=tokens_per_step,
+            batch_positions=1_000,
+            max_iterations=ITERATIONS,
+            convergence_stop=2.0,
+        )
         return lambda n: lambda: train_context_block(residual, whole.first(n), settings, seed=0)
 
     def prediction(n: int) -> Callable[[], object]:
@@ -108,20 +111,16 @@ def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
         train, validation = (Split(whole.first(k), Contexts.of(contexts[:k])) for k in (n, 256))
         return lambda: train_token_block(residual, train, validation, settings, seed=0)
 
-    parts = {
+    return {
         "contexts, residual (scan with its checks)": scan(residual),
         "contexts, gated (linear scan with its checks)": scan(gated),
         "… read again, residual": scan_alone(residual),
         "… read again, gated": scan_alone(gated),
-        "phase 1 of recipe seed, whole text": sweeps(batch_positions=1_000),
+        "phase 1 of recipe seed, whole text": sweeps(None),
+        "phase 1 of recipe seed, 1,000 tokens in windows": sweeps(1_000),
         "phase 1 by prediction, an epoch": prediction,
         "phase 2, an epoch": phase2,
     }
-    if BY_WINDOWS:
-        parts["phase 1 of recipe seed, 1,000 tokens in windows"] = sweeps(
-            batch_positions=1_000, **swept_tokens(1_000)
-        )
-    return parts
 
 
 def _model(cell: Literal["residual", "gated"], context_dim: int, device: torch.device) -> TandemForCausalLM:

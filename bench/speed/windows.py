@@ -1,27 +1,23 @@
 """Phase 1 of recipe `seed`: the literal procedure, over the whole text, beside sweeps over less of it.
 
 `whole text` sweeps over all positions and makes one optimizer step a sweep, as the original does. The others
-sweep over so many tokens, in windows of the text (`phase1.tokens_per_step`), or, in versions without that
-setting, over the first ones (`phase1.max_tokens`). All are trained with the same seeds up to the same stop
-rule, then contexts of the whole text are computed, and phase 2 is trained on them in the same way.
+sweep over so many tokens, in windows spread over the text (`phase1.tokens_per_step`). All are trained with
+the same seeds up to the same stop rule, then contexts of the whole text are computed, and phase 2 is trained
+on them in the same way.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 from measuring import Spread, number, print_table
 
 from tandem.experiment.pipeline import Prepared, train_contexts, train_tokens
 from tandem.records import Phase1Record, TrainingRecord
-from tandem.settings import Configuration, Phase1Settings
+from tandem.settings import Configuration
 
 from .inputs import python_docs
 
-BY_WINDOWS = "tokens_per_step" in Phase1Settings.model_fields
-NO_WINDOWS = "" if BY_WINDOWS else " Windows (phase1.tokens_per_step) are not there in this version."
 LITERAL = "whole text"
 CONFIGURATION = Configuration(1, 1)
 
@@ -43,11 +39,6 @@ FULL = Sizes(300_000, 2048, (5_000, 20_000), 5_000, 150, 20, (0, 1, 2))
 QUICK = Sizes(60_000, 1024, (1_000, 4_000), 1_000, 8, 1, (0, 1))
 
 
-def swept_tokens(tokens: int | None) -> dict[str, Any]:
-    """The setting that sweeps over so many tokens; none: over all."""
-    return {"tokens_per_step" if BY_WINDOWS else "max_tokens": tokens}
-
-
 @dataclass(frozen=True)
 class Outcome:
     """Of one procedure with one seed."""
@@ -61,9 +52,9 @@ class Outcome:
 def table(quick: bool, device: torch.device) -> None:
     """Print it."""
     sizes = QUICK if quick else FULL
-    ways = _ways(sizes)
-    prepared = {name: _prepared(sizes, device, phase1) for name, phase1 in ways.items()}
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in ways}
+    prepared = {LITERAL: _prepared(sizes, device, None)}
+    prepared |= {f"{n:,} tokens in windows": _prepared(sizes, device, n) for n in sizes.swept_tokens}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in prepared}
     for seed in sizes.seeds:  # in turn, as in every bench
         for name, made in prepared.items():
             outcomes[name].append(_outcome(made, seed))
@@ -76,26 +67,22 @@ def table(quick: bool, device: torch.device) -> None:
         ),
         [_row(name, found, outcomes[LITERAL]) for name, found in outcomes.items()],
         f"{len(sizes.seeds)} seeds; {Spread.how} over seeds. At most {sizes.max_iterations} iterations and "
-        f"{sizes.max_epochs} epochs (patience 1).{NO_WINDOWS}",
+        f"{sizes.max_epochs} epochs (patience 1).",
     )
 
 
-def _ways(sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """Settings of phase 1 by the procedure's name."""
-    name = "{:,} tokens in windows" if BY_WINDOWS else "first {:,} tokens"
-    less = {name.format(tokens): swept_tokens(tokens) for tokens in sizes.swept_tokens}
-    return {LITERAL: swept_tokens(None), **less}
-
-
-def _prepared(sizes: Sizes, device: torch.device, phase1: Mapping[str, Any]) -> Prepared:
-    common = {"batch_positions": sizes.batch_positions, "max_iterations": sizes.max_iterations}
+def _prepared(sizes: Sizes, device: torch.device, tokens_per_step: int | None) -> Prepared:
     return python_docs(
         "dialogue",
         device,
         sizes.train_bytes,
         sizes.vocab_size,
         model={"embed_dim": 128, "context_dim": 80},
-        phase1={**common, **phase1},
+        phase1={
+            "tokens_per_step": tokens_per_step,
+            "batch_positions": sizes.batch_positions,
+            "max_iterations": sizes.max_iterations,
+        },
         phase2={"max_epochs": sizes.max_epochs, "batch_positions": 512, "lr": 0.004},
     )
 
