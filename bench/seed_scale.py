@@ -59,7 +59,7 @@ from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
 
 TOKENS = 2_400_000
-FEW_TOKENS, QUICK_TOKENS = 20_000, 4_096
+FEW_TOKENS, QUICK_TOKENS = 20_000, 2_048
 WINDOW_TOKENS = 5_000
 VALIDATION_SHARE = 0.01
 """Of the original: 22,723 tokens beside 2,403,563."""

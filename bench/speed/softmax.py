@@ -45,7 +45,7 @@ class Sizes:
 
 
 FULL = Sizes(((8192, 384), (50_257, 768)), 4096, 7)
-QUICK = Sizes(((2048, 64), (8192, 64)), 1024, 2)
+QUICK = Sizes(((4096, 64),), 1024, 2)
 
 
 class Problem:
