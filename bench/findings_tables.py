@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from measuring import print_table
+
 from tandem.contexts import ContextsSample
 from tandem.metrics import effective_rank
-from tandem.records import RunRecord, read_audit, read_manifest, read_records
+from tandem.records import Phase1Record, RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse
 from tandem.report.crossed import Effect, over_seeds_and_documents
 
@@ -55,11 +57,7 @@ def _runs(folder: Path) -> dict[str, Runs]:
 
 
 def _table(title: str, head: str, rows: Sequence[Sequence[str]]) -> None:
-    columns = head.split("|")
-    print(f"\n## {title}\n\n| " + " | ".join(columns) + " |")
-    print("|" + "|".join("---" if n == 0 else "---:" for n in range(len(columns))) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    print_table(title, head.split("|"), rows)
 
 
 def _spread(runs: Runs, figure: Callable[[RunRecord], float | None], digits: int = 1) -> str:
@@ -80,6 +78,15 @@ def _nll_spread(runs: Runs) -> str:
         if len(runs) > 1
         else ""
     )
+
+
+def _iterations(record: RunRecord) -> float | None:
+    return record.phase1.iterations if isinstance(record.phase1, Phase1Record) else None
+
+
+def _converged(record: RunRecord) -> float | None:
+    """In percent."""
+    return 100 * record.phase1.convergence_rate if isinstance(record.phase1, Phase1Record) else None
 
 
 def effect(a: Runs, b: Runs) -> Effect:
@@ -123,8 +130,8 @@ def _grid(grid: dict[str, Runs]) -> None:
             [
                 name,
                 f"{first.parameters.total:,}",
-                _spread(runs, lambda r: r.phase1.iterations if r.phase1 else None),
-                _spread(runs, lambda r: 100 * r.phase1.convergence_rate if r.phase1 else None),
+                _spread(runs, _iterations),
+                _spread(runs, _converged),
                 _spread(runs, lambda r: 100 * r.phase1.effective_rank_validation if r.phase1 else None),
                 _spread(runs, lambda r: r.phase2.best_epoch if r.phase2 else None),
                 _spread(runs, lambda r: r.phase2.train_perplexity if r.phase2 else None),
@@ -135,6 +142,12 @@ def _grid(grid: dict[str, Runs]) -> None:
         )
     head = "Config|Params|Phase1 Iter|Conv%|ER%|Best epoch|Train PPL|Val PPL|Val Acc|Bits per byte"
     _table("The four configurations", head, rows)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def _pairs(folder: Path) -> None:
@@ -149,7 +162,7 @@ def _pairs(folder: Path) -> None:
                 _change(c.effect),
                 by_seed,
                 f"{c.effect.df:.1f}",
-                "< 0.0001" if c.corrected_p < 1e-4 else f"{c.corrected_p:.4f}",
+                _p(c.corrected_p),
                 c.verdict.value.replace("_", " "),
             ]
         )
@@ -219,8 +232,8 @@ def _convergence_row(label: str, place: Path, name: str, runs: Runs | None, cont
     ]
     return [
         label,
-        _spread(runs, lambda r: r.phase1.iterations if r.phase1 else None),
-        _spread(runs, lambda r: 100 * r.phase1.convergence_rate if r.phase1 else None),
+        _spread(runs, _iterations),
+        _spread(runs, _converged),
         f"{fmean(ranks):.1f} ± {stdev(ranks):.1f}",
         _nll_spread(runs),
         "–" if name.endswith("untrained") else _change(effect(control, runs)),

@@ -1,0 +1,1 @@
+"""The tables of bench/performance.py, one module each."""

@@ -1,0 +1,146 @@
+"""Time per trained token: ours (phase 1 by prediction, contexts, phase 2), the LSTM's, and the GPT-2's.
+
+All are trained for one epoch on the same text, as the package trains them, the baselines with about as many
+parameters as ours (C2T2 of the preset `predictive`). Ours as a whole is the preset's mean over its epochs of
+both phases, the computing of contexts included. The recipe draws a sample for its softmax, the baselines take
+the whole vocabulary, so ours is given with the whole vocabulary, too.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from measuring import Candidate, Spread, Timings, interleaved, number, print_table
+
+from tandem.baselines import Task, fit_gpt2, fit_lstm
+from tandem.contexts import Stream, compute_contexts
+from tandem.experiment.pipeline import Prepared, new_heads, new_model, total_parameters
+from tandem.settings import Configuration, ContextSettings, Gpt2Settings, LstmSettings
+from tandem.training.phase2 import Split, train_token_block
+from tandem.training.prediction import train_predictive_contexts
+
+from .inputs import python_docs
+
+CONFIGURATION = Configuration(2, 2)
+VALIDATION_TOKENS = 256
+"""So few that scoring them at the end of an epoch does not count."""
+LSTM, GPT2 = LstmSettings(max_epochs=1), Gpt2Settings(max_epochs=1)
+WHOLE = ", whole vocabulary"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Training text in bytes, tokens trained on, and how often all is timed."""
+
+    train_bytes: int
+    vocab_size: int
+    tokens: int
+    rounds: int
+
+
+FULL = Sizes(800_000, 8192, 32_768, 3)
+QUICK = Sizes(150_000, 2048, 4_096, 2)
+
+
+class Ours:
+    """One model, trained on from round to round: what a step costs does not depend on its weights."""
+
+    def __init__(self, prepared: Prepared, tokens: int) -> None:
+        settings = prepared.settings
+        one_epoch = {"max_epochs": 1}
+        self.prediction = settings.prediction.model_copy(update=one_epoch)
+        self.phase2 = settings.phase2.model_copy(update=one_epoch)
+        self.model = new_model(prepared, CONFIGURATION, seed=0)
+        self.heads = new_heads(prepared, CONFIGURATION.context_layers, seed=0)
+        corpus = prepared.corpus
+        self.train = Stream.of(self.model, corpus.train.ids).first(tokens)
+        self.validation = Stream.of(self.model, corpus.validation.ids).first(VALIDATION_TOKENS)
+        self.splits = (self._split(self.train), self._split(self.validation))
+
+    def phase1(self, negatives: int | None) -> None:
+        """One epoch by prediction."""
+        settings = self.prediction.model_copy(update={"negatives": negatives})
+        chunk = self.phase2.chunk_positions
+        train_predictive_contexts(self.model, self.heads, self.train, settings, 0, chunk)
+
+    def contexts(self) -> None:
+        """Of the training text, as they are computed between the phases."""
+        self._split(self.train)
+
+    def phase2_epoch(self, negatives: int | None) -> None:
+        """One epoch, on contexts that were computed before."""
+        settings = self.phase2.model_copy(update={"negatives": negatives})
+        train_token_block(self.model, *self.splits, settings, seed=0)
+
+    def _split(self, stream: Stream) -> Split:
+        return Split(stream, compute_contexts(self.model, stream, ContextSettings())[0])
+
+
+def table(quick: bool, device: torch.device) -> None:
+    """Print it."""
+    sizes = QUICK if quick else FULL
+    head = {"head_layers": (CONFIGURATION.token_layers,)}  # as `tandem train` predicts for one configuration
+    prepared = python_docs("predictive", device, sizes.train_bytes, sizes.vocab_size, prediction=head)
+    parameters = total_parameters(prepared, CONFIGURATION)
+    timings, counts = _measure(prepared, parameters, sizes)
+    rows = [
+        [
+            name,
+            f"{counts.get(name, parameters):,}",
+            number(timings.ns(name)),
+            "1" if name == "LSTM" else timings.ratio(name, "LSTM").show(),
+            "1" if name == "GPT-2" else timings.ratio(name, "GPT-2").show(),
+        ]
+        for name in ("phase 1", "contexts", "phase 2", "ours", f"ours{WHOLE}", "LSTM", "GPT-2")
+    ]
+    recipe = prepared.settings
+    print_table(
+        f"A trained token, V {prepared.corpus.vocab_size:,}, {sizes.tokens:,} tokens",
+        ("what", "parameters", "ns per token and epoch", "÷ LSTM", "÷ GPT-2"),
+        rows,
+        f"{sizes.rounds} rounds; {Spread.how}. `ours`: {recipe.prediction.max_epochs} epochs of phase 1, "
+        f"contexts once, {recipe.phase2.max_epochs} of phase 2, per token and epoch; {CONFIGURATION.name}, "
+        f"{recipe.prediction.negatives} tokens drawn. LSTM and GPT-2: the whole vocabulary.",
+    )
+
+
+def _measure(prepared: Prepared, parameters: int, sizes: Sizes) -> tuple[Timings, dict[str, int]]:
+    """Times of all, and the parameters of the baselines."""
+    ours = Ours(prepared, sizes.tokens)
+    ids, held_out = prepared.corpus.train.ids[: sizes.tokens], prepared.corpus.validation.ids
+    task = Task(ids, held_out[:VALIDATION_TOKENS], prepared.corpus.vocab_size)
+    embed_dim = prepared.settings.model.embed_dim
+    counts: dict[str, int] = {}
+
+    def lstm() -> None:
+        fitted = fit_lstm(task, embed_dim, parameters, LSTM, 0, prepared.device)
+        counts["LSTM"] = fitted.embedding_parameters + fitted.other_parameters
+
+    def gpt2() -> None:
+        fitted = fit_gpt2(task, parameters, GPT2, 0, prepared.device)
+        counts["GPT-2"] = fitted.embedding_parameters + fitted.other_parameters
+
+    tokens = len(ours.train) - 1
+    drawn = ours.prediction.negatives
+    timings = interleaved(
+        {
+            "phase 1": Candidate(lambda: ours.phase1(drawn), tokens),
+            "contexts": Candidate(ours.contexts, tokens),
+            "phase 2": Candidate(lambda: ours.phase2_epoch(drawn), tokens),
+            "LSTM": Candidate(lstm, tokens),
+            "GPT-2": Candidate(gpt2, tokens),
+            f"phase 1{WHOLE}": Candidate(lambda: ours.phase1(None), tokens),
+            f"phase 2{WHOLE}": Candidate(lambda: ours.phase2_epoch(None), tokens),
+        },
+        sizes.rounds,
+        warm_up=False,
+    )
+    first, second = prepared.settings.prediction.max_epochs, prepared.settings.phase2.max_epochs
+    epochs = first + second
+    for which in ("", WHOLE):
+        weights = {
+            f"phase 1{which}": first / epochs,
+            "contexts": 1 / epochs,
+            f"phase 2{which}": second / epochs,
+        }
+        timings = timings.with_sum(f"ours{which}", weights)
+    return timings, counts
