@@ -34,6 +34,8 @@ from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
 
 PROBE_STREAMS = 32
+FEW_STREAMS = 8
+"""Where how fast a block forgets is told, but nothing depends on it."""
 LONGEST_BURN_IN = 4096
 
 
@@ -126,9 +128,10 @@ def _linear(
     def step(context: Tensor, positions: Tensor) -> Tensor:
         if stream.restart is not None:
             context = context.masked_fill(stream.restart[positions][:, None], 0.0)
-        return block(context, model.embed(stream.ids[positions]).to(context.dtype))
+        return own(context, model.embed(stream.ids[positions]))
 
-    forgets = tokens_until_forgotten(step, len(stream), block, settings.tolerance)
+    own = model.context_block  # in its own precision, which is enough to tell
+    forgets = tokens_until_forgotten(step, len(stream), own, settings.tolerance, FEW_STREAMS)
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     segments = Segments(length, -(-len(stream) // length), len(stream) if forgets is None else forgets)
     return contexts, _record(settings, stream, segments, loop_error, 0.0, len(sample), began, "linear", hold)
@@ -239,16 +242,20 @@ def measure_burn_in(tables: _Tables, block: ContextBlock, settings: ContextSetti
 
 
 def tokens_until_forgotten(
-    step: Callable[[Tensor, Tensor], Tensor], length: int, block: AnyContextBlock, tolerance: float
+    step: Callable[[Tensor, Tensor], Tensor],
+    length: int,
+    block: AnyContextBlock,
+    tolerance: float,
+    streams: int = PROBE_STREAMS,
 ) -> int | None:
     """Tokens after which two streams that differ only in their start agree to a quarter of the tolerance.
 
     step(contexts [n, C], positions [n]) reads one token of the stream of `length` tokens each. Read at
-    PROBE_STREAMS places spread over the stream, from a zero and from a random start, both over the same
+    `streams` places spread over the stream, from a zero and from a random start, both over the same
     tokens; a quarter more than the slowest place needed. None if LONGEST_BURN_IN tokens are not enough.
     """
     like = next(block.parameters())
-    places = min(PROBE_STREAMS, length)
+    places = min(streams, length)
     starts = torch.linspace(0, length - 1, places + 1, device=like.device)[:-1].long()
     zero = like.new_zeros(places, block.context_dim)
     generator = torch.Generator().manual_seed(0)

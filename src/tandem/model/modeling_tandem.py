@@ -321,7 +321,8 @@ class TandemCache(Cache):
 
     def store(self, context: Tensor, new_tokens: int) -> None:
         """Keep the context [B, C] reached after `new_tokens` more tokens."""
-        self.context = context
+        # A copy: a view would keep the contexts of all tokens that were read with it.
+        self.context = context.clone()
         self.tokens_seen += new_tokens
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
