@@ -2,20 +2,23 @@
 
 What a worker works on it claims by a file lock, which the system takes back from a process that dies: another
 worker then makes what is left. Runs that share a phase 1 are claimed together.
+
+On several machines this relies on a file system whose `flock` spans them: NFS 4, or NFS 3 with its lock service
+(but not mounted with `nolock` or `local_lock`), Lustre mounted with `flock` (not `localflock`), GPFS, CephFS.
+`in_sight` tells a worker that was started for a command where it does not. Records are written and closed before
+a claim is released, and opened after it is had, which is what NFS needs to show them. A machine that dies, not
+only a process on it, keeps its claims until the server ends its lease (NFS 4: a minute or two); one cut off for
+longer may go on with a run that another has begun by then, and the later record counts.
 """
 
-import multiprocessing
 import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from tandem.errors import TandemError
 from tandem.settings import Settings
 
 CLAIMS = "claims"
@@ -44,6 +47,24 @@ def in_turn(run_dir: Path, name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def presence(run_dir: Path) -> Iterator[str]:
+    """Within the block this process has a claim of its own; yields its name, for `in_sight`."""
+    name = f"command-{uuid4().hex}"
+    with claimed(run_dir, name):
+        yield name
+    (run_dir / CLAIMS / f"{name}.lock").unlink(missing_ok=True)
+
+
+def in_sight(run_dir: Path, name: str) -> bool:
+    """Whether the claim that `presence` named is held, and seen to be held from here.
+
+    If not, its process has ended, or file locks do not reach from its machine to this one.
+    """
+    with claimed(run_dir, name) as free:
+        return not free
+
+
 def _lock(run_dir: Path, name: str) -> FileLock:
     folder = run_dir / CLAIMS
     folder.mkdir(exist_ok=True)
@@ -51,9 +72,16 @@ def _lock(run_dir: Path, name: str) -> FileLock:
 
 
 def threads_each(settings: Settings) -> int | None:
-    """CPU threads of every worker: what the settings say, else an equal share; none: as torch chooses."""
+    """CPU threads of every worker; none: as torch chooses.
+
+    What the settings say, else as many as the CPUs that a worker is given; on one machine an equal share.
+    """
     if settings.threads is not None or settings.workers == 1:
         return settings.threads
+    if settings.executor == "slurm":
+        return settings.slurm.cpus_per_task
+    if settings.executor == "ray":
+        return max(1, int(settings.ray.num_cpus))
     return max(1, _cores() // settings.workers)
 
 
@@ -62,46 +90,3 @@ def _cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
-
-
-@contextmanager
-def helped(settings: Settings, run_dir: Path, work: Callable[[Settings, Path], None]) -> Iterator[None]:
-    """Within the block `settings.workers` - 1 further processes do `work` on the run directory.
-
-    It has to be an importable function. The block ends when all work is done, so what still runs is stopped.
-    """
-    context = multiprocessing.get_context("spawn")  # a process with threads, as this one, cannot be forked
-    helpers = [
-        context.Process(target=_help, args=(settings, run_dir, work), daemon=True)
-        for _ in range(settings.workers - 1)
-    ]
-    with _interrupts_ignored():  # helpers inherit that: an interrupt stops this process, and this one them
-        for helper in helpers:
-            helper.start()
-    try:
-        yield
-    finally:
-        for helper in helpers:
-            helper.terminate()
-            helper.join()
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # others may not change signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _help(settings: Settings, run_dir: Path, work: Callable[[Settings, Path], None]) -> None:
-    """A helper's whole life. What stops it stops the others too, or only concerns its own process."""
-    try:
-        work(settings, run_dir)
-    except TandemError as error:
-        sys.stderr.write(f"tandem: a worker stopped: {error}\n")
-        raise SystemExit(2) from None
