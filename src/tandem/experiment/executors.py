@@ -1,7 +1,7 @@
 """Executors: where the workers beside this process run. They share out the runs by claims (`workers.py`).
 
-A worker is only started and stopped here. It takes its runs from the run directory, so that one which fails, is
-preempted or never starts loses at most the run it is at, which another makes.
+A worker is only started and stopped here. It takes its runs from the run directory, so that one which fails,
+is preempted or never starts loses at most the run it is at, which another makes.
 """
 
 import contextlib
@@ -253,8 +253,8 @@ class _SlurmJob:
         import submitit
         from submitit.core.utils import UncompletedJobError
 
-        # The handler that submitit has set raises an ordinary exception at the time limit; that would count as
-        # a failure of the run that it interrupts.
+        # The handler that submitit has set raises an ordinary exception at the time limit; that would count
+        # as a failure of the run that it interrupts.
         warned = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
         requeue = signal.getsignal(warned)
 
@@ -270,7 +270,7 @@ class _SlurmJob:
 
 
 class Ray:
-    """Tasks of Ray: of the cluster this process is connected to, of RAY_ADDRESS, of one here, or of a new one."""
+    """Tasks of a Ray cluster: connected to before, RAY_ADDRESS, one running here, or a new one."""
 
     def __init__(self, settings: RaySettings) -> None:
         """Raises SettingsError where Ray is not installed."""

@@ -3,12 +3,12 @@
 What a worker works on it claims by a file lock, which the system takes back from a process that dies: another
 worker then makes what is left. Runs that share a phase 1 are claimed together.
 
-On several machines this relies on a file system whose `flock` spans them: NFS 4, or NFS 3 with its lock service
-(but not mounted with `nolock` or `local_lock`), Lustre mounted with `flock` (not `localflock`), GPFS, CephFS.
-`in_sight` tells a worker that was started for a command where it does not. Records are written and closed before
-a claim is released, and opened after it is had, which is what NFS needs to show them. A machine that dies, not
-only a process on it, keeps its claims until the server ends its lease (NFS 4: a minute or two); one cut off for
-longer may go on with a run that another has begun by then, and the later record counts.
+On several machines this relies on a file system whose `flock` spans them: NFS 4, or NFS 3 with its lock
+service (but not mounted with `nolock` or `local_lock`), Lustre mounted with `flock` (not `localflock`), GPFS,
+CephFS. `in_sight` tells a worker that was started for a command where it does not. Records are written and
+closed before a claim is released, and opened after it is had, which is what NFS needs to show them. A machine
+that dies, not only a process on it, keeps its claims until the server ends its lease (NFS 4: a minute or
+two); one cut off for longer may go on with a run that another has begun by then, and the later record counts.
 """
 
 import os
