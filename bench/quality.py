@@ -7,8 +7,9 @@ For every corpus, on the same tokens (of about TRAIN_BYTES of training text):
 
     KN-5        interpolated modified Kneser-Ney
     LSTM        tied, with at least as many parameters as any configuration here: with every learning rate of
-                LSTM_RATES for LSTM_EPOCHS, then the rate that validates best for EPOCHS_MORE; the better of
-                these counts, and is trained with the other seeds too. Of each training the best epoch counts
+                LSTM_RATES for --lstm-epochs, then the rate that validates best for EPOCHS_MORE; the better of
+                these counts, and is trained with the other --lstm-seeds too. Of each training the best epoch
+                counts
     C1T1, …     `tandem train predictive` of these depths, with each seed
     end to end  phase 1 of the same run, whose token layers are trained together with the ContextBlock; where
                 they are as many as the configuration's, this is what training end to end gives
@@ -57,7 +58,7 @@ CORPORA: dict[str, dict[str, Any]] = {
 DEPTHS = ((1, 1), (2, 1), (1, 2), (2, 2))
 NAMES = tuple(Configuration(*depths).name for depths in DEPTHS)
 LSTM_RATES = (0.002, 0.004, 0.008, 0.016)
-LSTM_EPOCHS, EPOCHS_MORE = 6, 10
+EPOCHS_MORE = 10
 LSTM_DROPOUT = 0.5
 
 
@@ -138,7 +139,7 @@ class Bench:
         if self.results.find(**self.key, model="KN-5") is None:
             self._keep_baseline(fit_ngram("kneser-ney", self.task), True, model="KN-5")
 
-    def lstm(self, seeds: list[int]) -> None:
+    def lstm(self, seeds: list[int], trial_epochs: int) -> None:
         """The LSTM: the choice of its rate and epochs with the first seed, then all seeds."""
         best: Any = None
 
@@ -155,7 +156,7 @@ class Bench:
                 best = fitted if tried() == self.results.all[-1] else best
 
         for rate in LSTM_RATES:
-            trial(rate, LSTM_EPOCHS)
+            trial(rate, trial_epochs)
         if (chosen := tried()) is not None:
             trial(chosen["lr"], EPOCHS_MORE)
         chosen = tried()
@@ -234,7 +235,7 @@ def run(shared: Path, chosen: argparse.Namespace) -> None:
                 if name in chosen.models:
                     bench.tandem(Configuration(*depths), seed)
         if "LSTM" in chosen.models:
-            bench.lstm(chosen.seeds)
+            bench.lstm(chosen.lstm_seeds or chosen.seeds, chosen.lstm_epochs)
 
 
 def tables(output: Path) -> None:
@@ -282,6 +283,8 @@ def main() -> None:
         "--models", nargs="+", choices=("KN-5", "LSTM", *NAMES), default=("KN-5", "LSTM", *NAMES)
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--lstm-seeds", nargs="+", type=int, help="none: as --seeds")
+    parser.add_argument("--lstm-epochs", type=int, default=6, help="of each trial of a learning rate")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--note", default="", help="kept with every result")
     chosen = parser.parse_args()

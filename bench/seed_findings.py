@@ -96,7 +96,7 @@ def settings(shared: Path, corpus: str, part: Part, output: Path) -> Settings:
         embeddings={"norm": 1.0},
         model={"embed_dim": 128, "context_dim": 80},
         phase1={
-            "max_tokens": 20_000,
+            "tokens_per_step": 20_000,
             "max_iterations": part.max_iterations,
             "convergence_stop": part.convergence_stop,
         },

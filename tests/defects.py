@@ -266,18 +266,15 @@ def scored_token_is_the_current_one(patch: Patch) -> None:
 
 def trained_on_shifted_targets(patch: Patch) -> None:
     """Targets off by one in training: the token after next."""
-    real, plain = phase2.training_loss, phase2.mean_nll
+    real = phase2._loss
 
     def shifted(*args: Any) -> Any:
-        loss_of = real(*args)
-        return lambda hidden, head, targets, bias: loss_of(hidden, head, targets.roll(-1), bias)
+        *most, loss, drops = args
+        return real(
+            *most, lambda hidden, head, targets, bias: loss(hidden, head, targets.roll(-1), bias), drops
+        )
 
-    patch.setattr(phase2, "training_loss", shifted)
-    patch.setattr(
-        phase2,
-        "mean_nll",
-        lambda hidden, head, targets, *rest: plain(hidden, head, targets.roll(-1), *rest),
-    )
+    patch.setattr(phase2, "_loss", shifted)
 
 
 def phase2_always_from_seed_0(patch: Patch) -> None:

@@ -369,7 +369,7 @@ CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
         [*sentences(40), " ".join(sentences(8, seed=7))],
         {"data": {"validation_fraction": 0.3}},
     ),
-    "part of phase 1's tokens": (sentences(60), {"phase1": {"max_tokens": 1500, "max_iterations": 20}}),
+    "part of phase 1's tokens": (sentences(60), {"phase1": {"tokens_per_step": 1500, "max_iterations": 20}}),
     "converged phase 1": (sentences(60), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
     "without training of the contexts": (sentences(60), {"baselines": {"models": ("untrained", "bigram")}}),
 }

@@ -66,7 +66,7 @@ def test_the_seed_preset_is_the_seed() -> None:
     assert (seed.tokenizer.source, seed.embeddings.source, seed.embeddings.trained) == ("gpt2", "gpt2", False)
     assert (seed.model.embed_dim, seed.model.context_dim, seed.model.boundary) == (768, 500, "carry")
     one, two = seed.phase1, seed.phase2
-    assert (one.max_iterations, one.batch_positions, one.max_tokens) == (60, 5000, None)
+    assert (one.max_iterations, one.batch_positions, one.tokens_per_step) == (60, 5000, None)
     assert (one.lr, one.max_grad_norm, one.start_std, one.noise_std) == (0.002, 2.0, 0.01, 0.1)
     assert (one.centroid_weight, one.convergence_mse, one.convergence_stop) == (0.1, 0.03, 0.9)
     assert (two.lr, two.max_grad_norm, two.batch_positions, two.max_epochs) == (0.001, 1.0, 4096, 20)

@@ -15,7 +15,7 @@ from tandem.errors import NonFiniteLossError
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
-from tandem.training.dropout import dropout
+from tandem.training.dropout import Dropout, Dropouts, Drops
 from tandem.training.initialization import generator_for
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts, windows
@@ -69,7 +69,8 @@ def test_a_sample_of_everything_is_the_whole_softmax() -> None:
     hidden = torch.randn(20, 6, requires_grad=True)
     head, bias = torch.randn(30, 6, requires_grad=True), torch.randn(30, requires_grad=True)
     targets, inputs = torch.randint(30, (20,)), (hidden, head, bias)
-    sampled = SampledSoftmax(torch.ones(30), 20, 30, torch.Generator())(hidden, head, targets, bias)
+    loss = SampledSoftmax(torch.ones(30), 20, 30, torch.Generator()).of_step(targets)
+    sampled = loss(hidden, head, targets, bias)
     plain = F.cross_entropy(F.linear(hidden, head, bias), targets)
     torch.testing.assert_close(sampled, plain)
     torch.testing.assert_close(torch.autograd.grad(sampled, inputs), torch.autograd.grad(plain, inputs))
@@ -87,7 +88,7 @@ def test_a_sampled_softmax_estimates_the_whole_one() -> None:
     sampled = []
     for _ in range(400):
         targets = torch.multinomial(share, 60, replacement=True, generator=draws)
-        loss = softmax(hidden.expand(60, -1), head, targets)
+        loss = softmax.of_step(targets)(hidden.expand(60, -1), head, targets)
         # The loss is the log of the denominator less the mean corrected logit of the targets.
         picked = (hidden @ head[targets].t() - softmax._log_chance[targets]).mean()
         sampled.append(math.exp(float(loss + picked)))
@@ -97,9 +98,12 @@ def test_a_sampled_softmax_estimates_the_whole_one() -> None:
 
 
 def test_a_small_vocabulary_is_not_sampled() -> None:
-    whole = training_loss(torch.ones(100), 32, 64, torch.Generator(), 16)
-    assert not isinstance(whole, SampledSoftmax)
-    assert isinstance(training_loss(torch.ones(1000), 32, 64, torch.Generator(), 16), SampledSoftmax)
+    def owner(vocab_size: int) -> object:
+        loss = training_loss(torch.ones(vocab_size), 32, 64, torch.Generator(), 16)
+        return getattr(loss, "__self__", None)
+
+    assert owner(100) is None
+    assert isinstance(owner(1000), SampledSoftmax)
 
 
 @pytest.mark.parametrize("cell", ["gated", "residual"])
@@ -251,11 +255,7 @@ def test_the_learning_rate_rises_and_falls_and_the_decay_is_that_of_an_epoch(
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
-    assert dropout(0.0, 0, "test") is None
-    drop, again, other = (dropout(0.3, seed, "test") for seed in (0, 0, 1))
-    assert drop is not None
-    assert again is not None
-    assert other is not None
+    drop, again, other = (Dropout(0.3, seed, "test") for seed in (0, 0, 1))
     x = torch.ones(400, 500, requires_grad=True)
     out = drop(x)
     zeros = float((out == 0).float().mean())
@@ -269,9 +269,31 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
 
 
 def test_dropout_along_time_drops_the_same_elements_of_a_whole_window() -> None:
-    drop = dropout(0.3, 0, "test", along=1)
-    assert drop is not None
+    drop = Dropout(0.3, 0, "test", along=1)
     out = drop(torch.ones(200, 7, 100))
     assert torch.equal(out, out[:, :1].expand(-1, 7, -1))
     assert float((out == 0).float().mean()) == pytest.approx(0.3, abs=0.02)  # 20,000 draws: 0.003
     assert float(out.mean()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_parts_of_a_step_are_dropped_as_the_whole_is() -> None:
+    """So that a step may be computed in parts, in any order, and by several processes."""
+    settings = Phase2Settings(dropout=0.5, embed_dropout=0.0, output_dropout=0.3)
+    whole, parted = (Dropouts(settings, 0, "test", along=1) for _ in range(2))
+    for _ in range(2):  # a second step draws on
+        x, y = torch.ones(10, 3, 20), torch.ones(10, 20)
+
+        def drawn(drops: Drops, rows: slice, x: torch.Tensor = x, y: torch.Tensor = y) -> list[torch.Tensor]:
+            assert drops.contexts is not None
+            assert drops.embeds is None
+            assert drops.output is not None
+            return [drops.contexts(x[rows]), drops.contexts(x[rows]), drops.output(y[rows])]
+
+        whole.begin_step()
+        together = drawn(whole.rows(slice(0, 10), 10), slice(0, 10))
+        parted.begin_step()
+        parts = [slice(7, 10), slice(0, 7)]
+        late, early = (drawn(parted.rows(rows, 10), rows) for rows in parts)
+        for expected, first, second in zip(together, early, late, strict=True):
+            assert torch.equal(expected, torch.cat((first, second)))
+    assert not torch.equal(together[0], together[1])

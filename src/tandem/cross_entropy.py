@@ -103,28 +103,41 @@ class SampledSoftmax:
         no_target = (1 - share) ** positions
         self._log_chance = (1 - no_target * (1 - self.negatives / self.vocab_size)).log().float()
 
-    def __call__(self, hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Mean NLL in nats, a scalar with gradients for hidden [n, E], head [V, E], bias [V]; targets [n]."""
+    def of_step(self, targets: Tensor) -> "Loss":
+        """The loss of a step with these targets [n], or of some of its rows: all share one sample."""
         drawn = torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives]
-        sample, place = torch.unique(torch.cat((targets, drawn.to(targets.device))), return_inverse=True)
-        logits = hidden @ F.embedding(sample, head).t() - self._log_chance.to(head.device)[sample]
-        if bias is not None:
-            logits = logits + bias[sample]
-        return F.cross_entropy(logits.float(), place[: len(targets)])
+        sample = torch.unique(torch.cat((targets, drawn.to(targets.device))))
+        log_chance = self._log_chance.to(targets.device)[sample]
+
+        def loss(hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+            logits = hidden @ F.embedding(sample, head).t() - log_chance
+            if bias is not None:
+                logits = logits + bias[sample]
+            return F.cross_entropy(logits.float(), torch.searchsorted(sample, targets))
+
+        return loss
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """hidden [n, E], head [V, E], targets [n], bias [V] or none → mean NLL in nats, a scalar with gradients."""
 
+StepLoss = Callable[[Tensor], Loss]
+"""All targets [n] of a step → the loss of it, or of some of its rows."""
+
 
 def training_loss(
     counts: Tensor, positions: int, negatives: int | None, generator: torch.Generator, chunk_positions: int
-) -> Loss:
-    """The loss of a training step: sampled with `negatives`, else over the whole vocabulary in chunks.
+) -> StepLoss:
+    """The loss of training steps: sampled with `negatives`, else over the whole vocabulary in chunks.
 
     Where the sample would hold most of the vocabulary, the whole of it is as cheap. Other arguments as of
     SampledSoftmax and `mean_nll`.
     """
     if negatives is None or 2 * negatives >= len(counts):
-        return lambda hidden, head, targets, bias: mean_nll(hidden, head, targets, chunk_positions, bias)
-    return SampledSoftmax(counts, positions, negatives, generator)
+        return lambda _: whole_softmax(chunk_positions)
+    return SampledSoftmax(counts, positions, negatives, generator).of_step
+
+
+def whole_softmax(chunk_positions: int) -> Loss:
+    """`mean_nll` with its chunks."""
+    return lambda hidden, head, targets, bias: mean_nll(hidden, head, targets, chunk_positions, bias)

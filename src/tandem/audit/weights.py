@@ -154,7 +154,7 @@ def _phase1(subject: Subject) -> Check:
 def _dispersion(said: Phase1Record, settings: Settings, tokens: int) -> list[str]:
     """What contradicts the settings or itself in the record of a phase 1 by dispersion."""
     wrong = []
-    swept = min(settings.phase1.max_tokens or tokens, tokens)
+    swept = min(settings.phase1.tokens_per_step or tokens, tokens)
     if said.tokens != swept:
         wrong.append(f"it swept {said.tokens} tokens instead of {swept}")
     last = said.history[-1]

@@ -38,6 +38,8 @@ class ExperimentArguments(_SettingsArguments):
     all_baselines: Annotated[bool, tyro.conf.arg(name="baselines"), tyro.conf.FlagCreatePairsOff] = False
     """Run all baselines beside the configurations; `--baselines.models` names single ones."""
 
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Prepare the text, print what the runs would take (time, memory, disk), and run nothing."""
     lang: Literal["en", "ja"] = "en"
     """Language of the report."""
     json_output: Json = False
@@ -58,6 +60,8 @@ class TrainArguments(_SettingsArguments):
     """Seed of this training."""
     variant: str | None = None
     """Which of the `variants` in the settings file to train; none: the settings without them."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Prepare the text, print what the training would take (time, memory, disk), and train nothing."""
     json_output: Json = False
     """Print the record as JSON."""
     configurations: tyro.conf.Suppress[tuple[tuple[Positive, Positive], ...]] = ((1, 1),)

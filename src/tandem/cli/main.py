@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
@@ -22,7 +22,11 @@ from tandem.cli.arguments import (
     parse_with_preset,
 )
 from tandem.errors import SettingsError, TandemError
+from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
+
+if TYPE_CHECKING:
+    from tandem.experiment.estimate import Estimate
 
 # While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
 # down many times (bench/contention.py). Read when torch loads; undisturbed runs are as fast with it.
@@ -70,13 +74,23 @@ def config(args: Sequence[str]) -> None:
 def experiment(args: Sequence[str]) -> None:
     """tandem experiment [PRESET|FILE]"""
     settings, arguments = parse_with_preset("experiment", ExperimentArguments, args, "demo")
+    if processes() > 1:
+        raise SettingsError(
+            "tandem experiment trains each run in one process, so torchrun is not for it: give --workers, or "
+            "train single configurations with torchrun … tandem train"
+        )
     from tandem.audit import audit as audit_runs
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_audit_lines, print_summary
-    from tandem.experiment.runner import run_experiment
+    from tandem.experiment.runner import estimate_experiment, run_experiment
     from tandem.experiment.workers import in_turn
     from tandem.report.render import write_report
 
+    if arguments.dry_run:
+        with ProgressView(ERR) as view:
+            estimate = estimate_experiment(settings, view)
+        _print_estimate(estimate, arguments.json_output)
+        return
     with ProgressView(ERR) as view:
         run_dir, records = run_experiment(settings, view)
     audited, unaudited = None, None
@@ -111,7 +125,7 @@ def train(args: Sequence[str]) -> None:
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_run
     from tandem.experiment.cells import tandem_cell
-    from tandem.experiment.runner import train_one
+    from tandem.experiment.runner import estimate_one, train_one
     from tandem.settings import Configuration, chosen_variant
 
     first = settings.grid[0]
@@ -124,8 +138,15 @@ def train(args: Sequence[str]) -> None:
     settings = chosen_variant(settings, arguments.variant).model_copy(
         update={"configurations": (depths,), "seeds": (arguments.seed,)}
     )
+    if arguments.dry_run:
+        with ProgressView(ERR) as view:
+            estimate = estimate_one(settings, configuration, arguments.seed, view)
+        _print_estimate(estimate, arguments.json_output)
+        return
     with ProgressView(ERR) as view:
         record = train_one(settings, configuration, arguments.seed, folder, view)
+    if process_rank() > 0:  # the first one tells
+        return
     if arguments.json_output:
         _write(record.model_dump_json())
     else:
@@ -256,6 +277,15 @@ def _usage() -> None:
     for name, (_, summary) in COMMANDS.items():
         OUT.print(f"  {name:12}{summary}")
     OUT.print("\n`tandem COMMAND --help` lists every setting with its default and unit.")
+
+
+def _print_estimate(estimate: "Estimate", as_json: bool) -> None:
+    from tandem.cli.summary import print_estimate
+
+    if as_json:
+        _write(estimate.model_dump_json())
+    else:
+        print_estimate(OUT, estimate)
 
 
 def _tell(quiet: bool) -> Callable[[str], None]:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tandem.audit import failures
+from tandem.experiment.estimate import Estimate
 from tandem.experiment.evaluate import Evaluation, Mixture
 from tandem.records import (
     AuditRecord,
@@ -112,6 +113,30 @@ def _mixture(mixture: Mixture | None) -> dict[str, str]:
         "mixed": f"perplexity {mixture.perplexity:.2f}, {mixture.bits_per_byte:.4f} bits per byte",
         "mean weights": weights,
     }
+
+
+def print_estimate(console: Console, estimate: Estimate) -> None:
+    """What runs would take, by kind of work."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, head in enumerate(("work", "times", "seconds each", "seconds")):
+        table.add_column(head, justify="left" if column == 0 else "right")
+    for part in estimate.parts:
+        seconds = f"{part.seconds_s:,.1f}", f"{part.times * part.seconds_s:,.1f}"
+        table.add_row(escape(part.what), str(part.times), *seconds)
+    console.print(table)
+    memory = (
+        "unknown" if estimate.memory_bytes is None else f"{estimate.memory_bytes / 1e9:.1f} GB at its peak"
+    )
+    _print_pairs(
+        console,
+        {
+            "runs": str(estimate.runs),
+            "time": f"about {estimate.seconds_s / 60:,.1f} min to the last run, if nothing ends early; "
+            "audit and report come on top",
+            "memory": memory,
+            "disk": f"{estimate.disk_bytes / 1e6:,.0f} MB",
+        },
+    )
 
 
 def print_audit(console: Console, audit: AuditRecord) -> None:

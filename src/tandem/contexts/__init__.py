@@ -3,7 +3,7 @@
 Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segments.
 """
 
-from tandem.contexts.jacobi import jacobi_sweep, previous_contexts
+from tandem.contexts.jacobi import jacobi_sweep, previous_contexts, swept
 from tandem.contexts.kept import PIECE_TOKENS, Contexts, Window
 from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
@@ -20,4 +20,5 @@ __all__ = [
     "jacobi_sweep",
     "measure_memory",
     "previous_contexts",
+    "swept",
 ]

@@ -8,14 +8,35 @@ from torch import Tensor
 from tandem.model import AnyContextBlock
 
 
-def previous_contexts(contexts: Tensor, at: Tensor, restart: Tensor | None) -> Tensor:
+def previous_contexts(
+    contexts: Tensor, at: Tensor, restart: Tensor | None, lead: Tensor | None = None
+) -> Tensor:
     """Contexts before the tokens at positions `at` [n], as [n, C], from those after each token, [T, C].
 
-    Position 0 reads the last position's context (SPEC section 3); a position where `restart` [T] is true
-    reads zero.
+    Position 0 reads `lead` [C], or, without it, the last position's context (SPEC section 3); a position
+    where `restart` [T] is true reads zero.
     """
     before = contexts[at - 1]  # position 0 takes index -1, the last
+    if lead is not None:
+        before = torch.where((at == 0)[:, None], lead, before)
     return before if restart is None else before.masked_fill(restart[at][:, None], 0.0)
+
+
+def swept(
+    context_block: AnyContextBlock,
+    contexts: Tensor,
+    positions: slice,
+    token_embeds: Callable[[slice], Tensor],
+    restart: Tensor | None = None,
+    noise: Callable[[Tensor], Tensor] | None = None,
+    lead: Tensor | None = None,
+) -> Tensor:
+    """New contexts [n, C] of some positions, with their graph; arguments as of `jacobi_sweep`."""
+    at = torch.arange(positions.start, positions.stop, device=contexts.device)
+    read = previous_contexts(contexts, at, restart, lead)
+    if noise is not None:
+        read = read + noise(read)
+    return context_block(read, token_embeds(positions))
 
 
 def jacobi_sweep(
@@ -36,8 +57,4 @@ def jacobi_sweep(
     length = len(contexts)
     for start in range(0, length, batch or length):
         positions = slice(start, min(start + (batch or length), length))
-        at = torch.arange(positions.start, positions.stop, device=contexts.device)
-        read = previous_contexts(contexts, at, restart)
-        if noise is not None:
-            read = read + noise(read)
-        yield positions, context_block(read, token_embeds(positions))
+        yield positions, swept(context_block, contexts, positions, token_embeds, restart, noise)

@@ -1,6 +1,7 @@
 """A token stream on the device, as both phases read it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,6 +29,19 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def windows(self, tokens: int, length: int) -> "Stream":
+        """So many tokens in windows of `length` or a little less, spread evenly over the stream."""
+        count = -(-tokens // length)
+        edges = [tokens * window // count for window in range(count + 1)]
+        space = len(self) - tokens
+        at = torch.cat(
+            [
+                torch.arange(first, last) + (space * window // max(1, count - 1))
+                for window, (first, last) in enumerate(pairwise(edges))
+            ]
+        ).to(self.ids.device)
+        return Stream(self.ids[at], None if self.restart is None else self.restart[at])
 
     def first(self, tokens: int) -> "Stream":
         """The stream's first so many tokens."""

@@ -29,6 +29,7 @@ from tandem.settings import Phase1Settings, Settings, load_settings
 from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
 from tandem.tokens.store import TokenStream
 from tandem.training.initialization import generator_for
+from tandem.training.phase1 import windows_of
 
 
 class Mixture(BaseModel):
@@ -159,7 +160,7 @@ def converge(model: TandemForCausalLM, stream: Stream, settings: Phase1Settings)
 
     Returns the convergence rate and the iterations it took; the random start counts as the first.
     """
-    stream = stream.first(settings.max_tokens or len(stream))
+    stream = windows_of(stream, settings)
     draws = generator_for(0, "evaluation")
     shape = (len(stream), model.config.context_dim)
     contexts = (torch.randn(shape, generator=draws) * settings.start_std).to(model.device)

@@ -14,6 +14,7 @@ import transformers
 import tandem
 from tandem.errors import SettingsError
 from tandem.fingerprint import Fingerprint
+from tandem.launch import local_rank
 from tandem.records import Environment
 
 
@@ -23,7 +24,11 @@ def choose_device(wanted: str) -> torch.device:
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
     available = [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available]
-    name = available[0] if wanted == "auto" else "cuda:0" if wanted == "cuda" else wanted
+    if available[0].startswith("cuda"):  # each process of a group on one machine takes the next
+        first = f"cuda:{local_rank()}"
+    else:
+        first = available[0] if wanted == "auto" else "cuda:0"
+    name = first if wanted in ("auto", "cuda") else wanted
     if name not in available:
         raise SettingsError(
             f"there is no device '{wanted}' here; --device can be auto, {', '.join(available)}"

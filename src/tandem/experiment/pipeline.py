@@ -29,6 +29,7 @@ from tandem.settings import Configuration, Recipe, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
+from tandem.training.group import ALONE, Group
 from tandem.training.initialization import generator_for, initialize_block, start_from_head
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
@@ -38,13 +39,18 @@ from tandem.training.progress import OnTick, silent
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all runs of one variant share. table [V, E] float32: the embedding they start from."""
+    """What all runs of one variant share.
+
+    table    [V, E] float32: the embedding they start from
+    group    the processes that train each run together
+    """
 
     settings: Settings
     corpus: Corpus
     table: npt.NDArray[np.float32]
     table_fingerprint: str
     device: torch.device
+    group: Group = ALONE
 
     def data_record(self) -> DataRecord:
         """Provenance of text, tokens and embeddings."""
@@ -136,7 +142,7 @@ def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], N
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:
     tokens = len(corpus.train)
-    swept = min(settings.phase1.max_tokens or tokens, tokens)
+    swept = min(settings.phase1.tokens_per_step or tokens, tokens)
     seed_recipe = settings.recipe == "seed"
     for key, batch, there in (
         *([("phase1.batch_positions", settings.phase1.batch_positions, swept)] if seed_recipe else []),
@@ -296,7 +302,7 @@ def train_contexts(
     settings = prepared.settings
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
-    train, validation = _streams(prepared, model)
+    train, validation = streams(prepared, model)
     if saved is not None:
         take_phase1(model, saved[0])
         load_heads(heads, saved[0])
@@ -304,7 +310,7 @@ def train_contexts(
         return TrainedContexts(model, train_split, validation_split, saved[1], contexts, tuple(heads))
     if settings.recipe == "predictive":
         return _train_predictive(prepared, model, heads, train, validation, seed, on_tick)
-    result = train_context_block(model, train, settings.phase1, seed, on_tick)
+    result = train_context_block(model, train, settings.phase1, seed, on_tick, prepared.group)
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
     phase1 = Phase1Record(
         iterations=result.iterations,
@@ -329,11 +335,14 @@ def _train_predictive(
     on_tick: OnTick,
 ) -> TrainedContexts:
     settings, chunk = prepared.settings, prepared.settings.phase2.chunk_positions
-    result = train_predictive_contexts(model, heads, train, settings.prediction, seed, chunk, on_tick)
+    result = train_predictive_contexts(
+        model, heads, train, settings.prediction, seed, chunk, on_tick, prepared.group
+    )
     train_split, validation_split, contexts = _contexts_of(model, train, validation, settings)
     scores = [score_stream(model, validation, validation_split.contexts, chunk, head) for head in heads]
     phase1 = PredictionRecord(
         parts=result.parts,
+        micro_batches=result.micro_batches,
         epochs=result.epochs,
         positions=result.positions,
         tokens=len(train),
@@ -368,11 +377,12 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
     Raises ScanError where that block does not forget its start.
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
-    splits = _contexts_of(model, *_streams(prepared, model), prepared.settings)
+    splits = _contexts_of(model, *streams(prepared, model), prepared.settings)
     return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2])
 
 
-def _streams(prepared: Prepared, model: TandemForCausalLM) -> tuple[Stream, Stream]:
+def streams(prepared: Prepared, model: TandemForCausalLM) -> tuple[Stream, Stream]:
+    """Training and validation text, as the model reads them."""
     corpus = prepared.corpus
     return Stream.of(model, corpus.train.ids), Stream.of(model, corpus.validation.ids)
 
@@ -414,6 +424,7 @@ def train_tokens(
         train_embedding=trained,
         refresh=refresh if trained else None,
         on_tick=on_tick,
+        group=prepared.group,
     )
     phase2 = TrainingRecord(
         best_epoch=result.best_epoch,
@@ -426,6 +437,7 @@ def train_tokens(
         parts=result.parts,
         positions=result.positions,
         first_loss_nats=result.first_loss_nats,
+        micro_batches=result.micro_batches,
     )
     validation = validation_record(result.validation, prepared.corpus.validation)
     return TrainedTokens(model, phase2, validation, result.contexts, head)

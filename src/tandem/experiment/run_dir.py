@@ -106,18 +106,21 @@ def keep_record(run_dir: Path, record: RunRecord) -> None:
         ) from None
 
 
-def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], cells: Sequence[Cell]) -> None:
-    """RunDirError where what the runs will save does not fit the disk."""
-    runs = [cell for cell in cells if cell.configuration is not None]
+def disk_needed(prepared: Mapping[str | None, Prepared], cells: Sequence[Cell]) -> int:
+    """Bytes that the runs will save, about."""
     sizes = [
         total_parameters(prepared[cell.variant], cell.configuration)
-        for cell in runs
+        for cell in cells
         if cell.configuration is not None and prepared[cell.variant].settings.save_models
     ]
-    needed = sum(4 * size + MODEL_FOLDER_BYTES for size in sizes) + RECORDS_BYTES
-    free = shutil.disk_usage(folder).free
-    if runs and needed > free:
+    return sum(4 * size + MODEL_FOLDER_BYTES for size in sizes) + RECORDS_BYTES
+
+
+def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], cells: Sequence[Cell]) -> None:
+    """RunDirError where what the runs will save does not fit the disk."""
+    needed, free = disk_needed(prepared, cells), shutil.disk_usage(folder).free
+    if any(cell.configuration is not None for cell in cells) and needed > free:
         raise RunDirError(
-            f"{len(runs)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
+            f"{len(cells)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
             "free; make room, choose another --output, or use --no-save-models"
         )

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +13,9 @@ from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
+from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.executors import Executor, executor_of, helped
-from tandem.experiment.machine import PeakMemory, environment
+from tandem.experiment.machine import PeakMemory, choose_device, environment
 from tandem.experiment.pipeline import (
     Prepared,
     TrainedContexts,
@@ -32,6 +34,7 @@ from tandem.experiment.run_dir import check_disk, check_same, keep_record, make_
 from tandem.experiment.workers import claimed, threads_each
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
+from tandem.training.group import process_group
 from tandem.training.progress import OnTick, Tick
 
 WAIT_S = 1.0
@@ -94,6 +97,26 @@ def run_experiment(
     run_dir = open_run_dir(settings, next(iter(prepared.values())).corpus, cells)
     with helped(executor, settings, run_dir, help_experiment, watcher.preparing):
         return run_dir, _Grid(prepared, cells, run_dir, watcher).work()
+
+
+def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
+    """What `run_experiment` would take from its beginning; it prepares text and tokens, and runs nothing.
+
+    Raises as `run_experiment`.
+    """
+    use_threads(settings)
+    prepared = prepare_variants(settings, watcher.preparing)
+    watcher.preparing("timing a moment of each kind of work")
+    return estimated(prepared, settings, plan(settings))
+
+
+def estimate_one(settings: Settings, configuration: Configuration, seed: int, watcher: Watcher) -> Estimate:
+    """What `train_one` would take. Raises as that does at its start."""
+    use_threads(settings)
+    settings = with_one_head(settings, configuration)
+    prepared = prepare(settings, watcher.preparing)
+    watcher.preparing("timing a moment of each kind of work")
+    return estimated({None: prepared}, settings, [tandem_cell(configuration, seed)])
 
 
 def help_experiment(settings: Settings, run_dir: Path) -> None:
@@ -341,26 +364,39 @@ def train_one(
 ) -> RunRecord:
     """Train one configuration with one seed into a model folder. Raises whatever stops it.
 
+    Processes that `torchrun` started train it together; each returns the record, and the first one saves.
     Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
     """
     use_threads(settings)
-    if settings.recipe == "predictive":
-        head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
-        prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
-        settings = settings.model_copy(update={"prediction": prediction})
-    make_folder(folder)
-    prepared = prepare(settings, watcher.preparing)
-    cell = tandem_cell(configuration, seed)
-    watcher.planned(folder, [cell.name], 0)
-    check_disk(folder, {None: prepared}, [cell])
-    watcher.run_started(cell.name)
-    memory = PeakMemory(prepared.device)
-    contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)
-    trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
-    record = make_record(prepared, cell, contexts, trained, True, memory)
-    save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
-    watcher.run_finished(record)
-    return record
+    settings = with_one_head(settings, configuration)
+    with process_group(choose_device(settings.device)) as group:
+        if group.leads:
+            make_folder(folder)  # an unwritable place is said before the work, not after
+        else:
+            watcher = Unwatched()
+        prepared = replace(prepare(settings, watcher.preparing), group=group)
+        cell = tandem_cell(configuration, seed)
+        watcher.planned(folder, [cell.name], 0)
+        if group.leads:
+            check_disk(folder, {None: prepared}, [cell])
+        watcher.run_started(cell.name)
+        memory = PeakMemory(prepared.device)
+        contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)
+        trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
+        record = make_record(prepared, cell, contexts, trained, True, memory)
+        if group.leads:
+            save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
+        watcher.run_finished(record)
+        return record
+
+
+def with_one_head(settings: Settings, configuration: Configuration) -> Settings:
+    """Settings whose phase 1 predicts through that head alone from which the configuration starts."""
+    if settings.recipe != "predictive":
+        return settings
+    head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
+    prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
+    return settings.model_copy(update={"prediction": prediction})
 
 
 def use_threads(settings: Settings) -> None:

@@ -136,6 +136,8 @@ class PredictionRecord(_Record):
     effective_rank_validation: float
     seconds_s: float
     history: tuple[PredictionEpoch, ...]
+    micro_batches: int = 1
+    """As of TrainingRecord."""
 
     def head_for(self, token_layers: int) -> HeadRecord:
         """The head that a TokenBlock of this depth may start from, and is to be compared with."""
@@ -173,6 +175,8 @@ class TrainingRecord(_Record):
     """Tokens predicted in an epoch; none for baselines, and in records of schema 1."""
     first_loss_nats: float | None = None
     """Loss of the first step, before any weight moved; none for baselines, and in records of schema 1."""
+    micro_batches: int = 1
+    """Parts that a step was computed in, at the end: more than one where memory ran out."""
 
 
 class DocumentScores(_Record):

@@ -1,8 +1,8 @@
 """Settings of the two phases: phase 1 of either recipe, and phase 2."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tandem.settings.section import NonNegativeFloat, Positive, PositiveFloat, Probability, Section
 
@@ -16,8 +16,9 @@ class Phase1Settings(Section):
     """At most this many iterations; the random start counts as the first."""
     batch_positions: Annotated[int, Field(ge=2)] = 5000
     """Consecutive positions of one OACD batch; gradients are averaged over all batches of a sweep."""
-    max_tokens: Positive | None = None
-    """Sweep over the first this many training tokens only; none: all."""
+    tokens_per_step: Positive | None = None
+    """Sweep over this many training tokens, in windows of `batch_positions` spread evenly over the text;
+    none: over all of it, as the original does. (Once called max_tokens, which files may still say.)"""
     lr: PositiveFloat = 0.002
     """Adam's learning rate; one step an iteration."""
     max_grad_norm: PositiveFloat = 2.0
@@ -34,6 +35,13 @@ class Phase1Settings(Section):
     """Stop when this share of positions has converged; above 1: never."""
     rank_positions: Positive = 10_000
     """Effective rank is computed on at most this many positions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _once_max_tokens(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "max_tokens" in values and "tokens_per_step" not in values:
+            values = {("tokens_per_step" if key == "max_tokens" else key): values[key] for key in values}
+        return values
 
 
 class PredictionSettings(Section):

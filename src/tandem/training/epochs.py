@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ class Epochs:
 
     title         what is trained, for people: "phase 2", "LSTM"
     lr_setting    the learning rate's name on the command line
+    also          further figures to show with every tick
     """
 
     title: str
@@ -24,6 +26,7 @@ class Epochs:
     limit: int
     on_tick: OnTick
     history: list[Epoch] = field(default_factory=list)
+    also: Mapping[str, float] = field(default_factory=dict)
     first_loss: float = math.nan
     positions: int = 0
     began: float = field(default_factory=time.perf_counter)
@@ -72,4 +75,4 @@ class Epochs:
         )
 
     def _tick(self, done: float, figures: dict[str, float]) -> None:
-        self.on_tick(Tick(self.title, done, self.limit, "epoch", figures))
+        self.on_tick(Tick(self.title, done, self.limit, "epoch", {**figures, **self.also}))

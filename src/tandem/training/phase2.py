@@ -4,22 +4,24 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from tandem.contexts import PIECE_TOKENS, Contexts, ContextsSample, Stream, Window
-from tandem.cross_entropy import Loss, mean_nll, training_loss
+from tandem.cross_entropy import Loss, StepLoss, training_loss, whole_softmax
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import Epoch, PartRecord
 from tandem.settings import Phase2Settings
-from tandem.training.dropout import Dropouts, dropped
+from tandem.training.dropout import Dropouts, Drops, dropped
 from tandem.training.epochs import Epochs
-from tandem.training.initialization import generator_for, seeded
+from tandem.training.group import ALONE, Group
+from tandem.training.initialization import generator_for
 from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, silent
+from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
 
 WARM_UP_STEPS = 50
@@ -39,6 +41,7 @@ class Phase2Result:
 
     positions          tokens predicted in an epoch
     first_loss_nats    of the first step's batch, before any weight moved: exact, and without dropout
+    micro_batches      parts that a step was computed in, at the end: more than one where memory ran out
     contexts           a sample of the contexts that training and validation of that epoch read
     """
 
@@ -51,6 +54,7 @@ class Phase2Result:
     parts: tuple[PartRecord, ...]
     positions: int
     first_loss_nats: float
+    micro_batches: int
     contexts: ContextsSample
 
 
@@ -66,20 +70,22 @@ def train_token_block(
     train_embedding: bool = False,
     refresh: Refresh | None = None,
     on_tick: OnTick = silent,
+    group: Group = ALONE,
 ) -> Phase2Result:
     """Train model.token_block in place; it ends with the weights of the epoch that validates best.
 
     The embedding, hence the head, is trained along with `train_embedding`; contexts then move with it, and
     `refresh` gives those of both splits anew before every epoch and every validation. The training NLL of
-    an epoch is the mean over it, while the weights move (with the dropout and the softmax of training).
+    an epoch is the mean over it, while the weights move (with the dropout and the softmax of training). The
+    processes of a `group` share the positions of every batch.
     Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
     watch = Epochs("phase 2", "phase2.lr", settings.max_epochs, on_tick)
     trained: list[nn.Module] = [model.token_block] + ([model.embedding] if train_embedding else [])
     best: tuple[Epoch, Score, ContextsSample, list[dict[str, Tensor]]] | None = None
 
-    with training_only(model, *trained) as trainable, seeded(model.device, seed, "phase2 dropout"):
-        course = _Course.of(model, trainable.parameters, train.stream, settings, seed)
+    with training_only(model, *trained) as trainable:
+        course = _Course.of(model, trained, trainable.parameters, train.stream, settings, seed, group)
         sample = None
         for _ in range(settings.max_epochs):
             train_nll = _one_epoch(model, train, course, watch)
@@ -108,6 +114,7 @@ def train_token_block(
         parts=trainable.parts,
         positions=watch.positions,
         first_loss_nats=watch.first_loss,
+        micro_batches=course.steps.parts,
         contexts=best[2],
     )
 
@@ -117,10 +124,8 @@ class _Course:
     """How the steps of phase 2 are taken: the loss, the optimizer, its learning rate, and the order."""
 
     settings: Phase2Settings
-    parameters: list[nn.Parameter]
-    loss_of: Loss
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
+    loss_of: StepLoss
+    steps: Steps
     order: torch.Generator
     drops: Dropouts
 
@@ -128,10 +133,12 @@ class _Course:
     def of(
         cls,
         model: TandemForCausalLM,
+        trained: list[nn.Module],
         parameters: list[nn.Parameter],
         stream: Stream,
         settings: Phase2Settings,
         seed: int,
+        group: Group,
     ) -> "_Course":
         """Before the first step. Without a weight decay AdamW is Adam."""
         optimizer = torch.optim.AdamW(decayed_apart(parameters, settings.weight_decay), lr=settings.lr)
@@ -150,35 +157,38 @@ class _Course:
         )
         return cls(
             settings,
-            parameters,
             loss_of,
-            optimizer,
-            schedule,
+            Steps(trained, parameters, optimizer, schedule, settings.max_grad_norm, group),
             generator_for(seed, "phase2 order"),
-            Dropouts.of(settings, seed, "phase2"),
+            Dropouts(settings, seed, "phase2"),
         )
 
 
 def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: Epochs) -> float:
     """One pass over all positions that have a next token; returns the mean of their losses in nats."""
-    settings, optimizer = course.settings, course.optimizer
-    positions = len(train.stream) - 1
-    total, seen = 0.0, 0
+    stream, positions = train.stream, len(train.stream) - 1
+    total, seen, steps = 0.0, 0, 0
+
+    def not_finite(value: float) -> NoReturn:
+        watch.not_finite(value, f"step {steps}")
+
     for window, at in _batches(train, course):
+        steps += 1
         if not watch.history and not seen:
-            with torch.no_grad():
-                watch.first_loss = float(_loss(model, train.stream, window, at, course, plain=True))
-        loss = _loss(model, train.stream, window, at, course)
-        optimizer.zero_grad()
-        loss.backward()
-        gradient_norm = nn.utils.clip_grad_norm_(course.parameters, settings.max_grad_norm)
-        value = float(loss.detach())
-        if not (value < math.inf and torch.isfinite(gradient_norm)):
-            watch.not_finite(value, f"step {seen // settings.batch_positions + 1}")
-        optimizer.step()
-        course.schedule.step()
+            watch.first_loss = _first_loss(model, stream, window, at, course)
+        step_loss = course.loss_of(stream.ids[at + 1])
+        course.drops.begin_step()
+
+        def loss_of(
+            rows: slice, window: Window = window, at: Tensor = at, step_loss: Loss = step_loss
+        ) -> Tensor:
+            drops = course.drops.rows(rows, len(at))
+            return _loss(model, stream, window, at[rows], step_loss, drops)
+
+        value, _ = course.steps.take(len(at), loss_of, not_finite)
         total += value * len(at)
         seen += len(at)
+        watch.also = course.steps.figures
         watch.step_done(seen / positions, total / seen)
     watch.positions = seen
     return total / positions
@@ -203,15 +213,21 @@ def _batches(train: Split, course: _Course) -> Iterator[tuple[Window, Tensor]]:
             yield window, at
 
 
+@torch.no_grad()
+def _first_loss(
+    model: TandemForCausalLM, stream: Stream, window: Window, at: Tensor, course: _Course
+) -> float:
+    """Of the first batch before any step, over the whole vocabulary and without dropout."""
+    share = course.steps.group.share(len(at))
+    part = _loss(model, stream, window, at[share], whole_softmax(course.settings.chunk_positions), Drops())
+    return float(course.steps.group.total(part * (share.stop - share.start) / len(at)))
+
+
 def _loss(
-    model: TandemForCausalLM, stream: Stream, window: Window, at: Tensor, course: _Course, plain: bool = False
+    model: TandemForCausalLM, stream: Stream, window: Window, at: Tensor, loss: Loss, drops: Drops
 ) -> Tensor:
-    """Mean NLL of what follows positions [n]; `plain`: over the whole vocabulary, and without dropout."""
-    drops = Dropouts() if plain else course.drops
+    """Mean NLL of what follows positions [n]."""
     before, after = window.around(at, stream.restart)
     embeds = dropped(drops.embeds, model.embed(stream.ids[at]))
     hidden = dropped(drops.output, model.token_block(before, after, embeds, drops.contexts))
-    head, bias, targets = model.lm_head.weight, model.lm_head.bias, stream.ids[at + 1]
-    if not plain:
-        return course.loss_of(hidden, head, targets, bias)
-    return mean_nll(hidden, head, targets, course.settings.chunk_positions, bias)
+    return loss(hidden, model.lm_head.weight, stream.ids[at + 1], model.lm_head.bias)

@@ -11,22 +11,25 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from tandem.contexts import Stream
-from tandem.cross_entropy import training_loss
+from tandem.cross_entropy import StepLoss, training_loss
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import perplexity
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import PartRecord, PredictionEpoch
 from tandem.settings import PredictionSettings
 from tandem.training.dropout import Dropouts, dropped
-from tandem.training.initialization import generator_for, seeded
+from tandem.training.group import ALONE, Group
+from tandem.training.initialization import generator_for
 from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, Tick, silent
+from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
 
 WARM_UP_STEPS = 100
@@ -36,13 +39,18 @@ BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """How phase 1 ended. positions: tokens predicted in an epoch."""
+    """How phase 1 ended.
+
+    positions        tokens predicted in an epoch
+    micro_batches    as of Phase2Result
+    """
 
     epochs: int
     positions: int
     seconds_s: float
     history: tuple[PredictionEpoch, ...]
     parts: tuple[PartRecord, ...]
+    micro_batches: int
 
 
 def train_predictive_contexts(
@@ -53,22 +61,25 @@ def train_predictive_contexts(
     seed: int,
     chunk_positions: int = 512,
     on_tick: OnTick = silent,
+    group: Group = ALONE,
 ) -> PredictionResult:
     """Train model.context_block, the embedding with its norm and the output bias in place, through `heads`.
 
     The loss is the mean over the heads, which are trained in place as well. `chunk_positions` bounds the
-    logits held at once where the softmax is over the whole vocabulary. Raises
-    NonFiniteLossError before a non-finite step would reach the weights.
+    logits held at once where the softmax is over the whole vocabulary. The processes of a `group` share the
+    streams. Raises NonFiniteLossError before a non-finite step would reach the weights, SettingsError for
+    fewer streams than processes.
     """
     began = time.perf_counter()
     count = len(stream) - 1
     window, streams = settings.window, min(settings.streams, count)
+    group.check_enough(streams, "prediction.streams")
     length = math.ceil(count / streams)
     epoch_steps = math.ceil(length / window)
     steps = settings.max_epochs * epoch_steps
     depth = len(model.context_block.layers)
     draws = generator_for(seed, "prediction", depth)
-    drops = Dropouts.of(settings, seed, "prediction", depth, along=1)
+    drops = Dropouts(settings, seed, "prediction", depth, along=1)
     counts = torch.bincount(stream.ids, minlength=model.config.vocab_size)
     loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
     history: list[PredictionEpoch] = []
@@ -79,44 +90,25 @@ def train_predictive_contexts(
             **{head_name(head): head for head in heads},
         }
     )
-    with (
-        training_only(learners, learners) as trained,
-        seeded(model.device, seed, "prediction dropout", depth),
-    ):
+    with training_only(learners, learners) as trained:
         groups = decayed_apart(trained.parameters, settings.decay_per_epoch / (settings.lr * epoch_steps))
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=model.device.type != "mps")
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
         )
+        taken = Steps([learners], trained.parameters, optimizer, schedule, settings.max_grad_norm, group)
         for epoch in range(1, settings.max_epochs + 1):
             total, norms = torch.zeros(2, dtype=torch.float64), 0
-            context = None
+            contexts = None  # of all streams; a process has those of its own share
             for at in windows(count, streams, window, draws):
                 at = at.to(model.device)
-                restart = None if stream.restart is None else stream.restart[at]
-                embeds = dropped(drops.embeds, model.embed(stream.ids[at]))
-                previous, current = model.context_block.unroll(embeds, context, restart, drop=drops.contexts)
-                context = current[:, -1].detach()
-                targets = stream.ids[at + 1].flatten()
-                losses = []
-                for head in heads:
-                    hidden = dropped(drops.output, head(previous, current, embeds, drops.contexts))
-                    losses.append(
-                        loss_of(hidden.flatten(0, 1), model.lm_head.weight, targets, model.lm_head.bias)
-                    )
-                loss = torch.stack(losses).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(trained.parameters, settings.max_grad_norm)
-                value = float(loss.detach())
-                if not (value < math.inf and torch.isfinite(norm)):
-                    _not_finite(epoch, value, history)
-                optimizer.step()
-                schedule.step()
+                step_loss = _StepLoss(model, heads, stream, at, contexts, loss_of, drops)
+                value, norm = taken.take(streams, step_loss, partial(_not_finite, history))
+                contexts = step_loss.contexts
                 step += 1
                 norms += 1
-                total += torch.tensor([value, float(norm)])
-                figures = {"train PPL": perplexity(float(total[0]) / norms)}
+                total += torch.tensor([value, norm])
+                figures = {"train PPL": perplexity(float(total[0]) / norms), **taken.figures}
                 on_tick(
                     Tick("phase 1", step / steps * settings.max_epochs, settings.max_epochs, "epoch", figures)
                 )
@@ -135,7 +127,46 @@ def train_predictive_contexts(
         seconds_s=time.perf_counter() - began,
         history=tuple(history),
         parts=trained.parts,
+        micro_batches=taken.parts,
     )
+
+
+class _StepLoss:
+    """The loss of one window [B, W] of all streams, for any of them, and what contexts they end with.
+
+    contexts    [B, C] after the window, of the streams that were read; before it, of all or none
+    """
+
+    def __init__(
+        self,
+        model: TandemForCausalLM,
+        heads: Sequence[TokenBlock],
+        stream: Stream,
+        at: Tensor,
+        before: Tensor | None,
+        loss_of: StepLoss,
+        drops: Dropouts,
+    ) -> None:
+        self._model, self._heads, self._stream, self._at, self._before = model, heads, stream, at, before
+        self._loss = loss_of(stream.ids[at + 1].flatten())
+        self._drops = drops
+        drops.begin_step()
+        self.contexts = torch.empty(len(at), model.config.context_dim, device=at.device, dtype=model.dtype)
+
+    def __call__(self, rows: slice) -> Tensor:
+        model, at = self._model, self._at[rows]
+        drops = self._drops.rows(rows, len(self._at))
+        restart = None if self._stream.restart is None else self._stream.restart[at]
+        embeds = dropped(drops.embeds, model.embed(self._stream.ids[at]))
+        before = None if self._before is None else self._before[rows]
+        previous, current = model.context_block.unroll(embeds, before, restart, drop=drops.contexts)
+        self.contexts[rows] = current[:, -1].detach()
+        targets = self._stream.ids[at + 1].flatten()
+        losses = []
+        for head in self._heads:
+            hidden = dropped(drops.output, head(previous, current, embeds, drops.contexts))
+            losses.append(self._loss(hidden.flatten(0, 1), model.lm_head.weight, targets, model.lm_head.bias))
+        return torch.stack(losses).mean()
 
 
 def head_name(head: TokenBlock) -> str:
@@ -157,7 +188,7 @@ def windows(count: int, streams: int, window: int, draws: torch.Generator) -> It
         yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
 
 
-def _not_finite(epoch: int, loss: float, history: list[PredictionEpoch]) -> NoReturn:
+def _not_finite(history: list[PredictionEpoch], loss: float) -> NoReturn:
     last = (
         "no epoch before it was good"
         if not history
@@ -165,6 +196,7 @@ def _not_finite(epoch: int, loss: float, history: list[PredictionEpoch]) -> NoRe
         f"training PPL {perplexity(history[-1].train_nll_nats):.4g}"
     )
     raise NonFiniteLossError(
-        f"phase 1 was stopped in epoch {epoch}: the loss or its gradient is not finite (loss {loss}); "
+        f"phase 1 was stopped in epoch {len(history) + 1}: the loss or its gradient is not finite "
+        f"(loss {loss}); "
         f"{last}; try a lower --prediction.lr"
     )

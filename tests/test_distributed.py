@@ -1,0 +1,145 @@
+"""Training by several processes, as torchrun starts them, is the training by one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny
+
+from tandem.records import RunRecord
+from tandem.settings import Settings, dump_settings
+
+WATCHED = """
+import json, sys
+from pathlib import Path
+from tandem.experiment.runner import Unwatched, train_one
+from tandem.launch import process_rank
+from tandem.settings import Configuration, load_settings
+
+ticks = []
+
+class Watcher(Unwatched):
+    def tick(self, tick):
+        ticks.append([tick.phase, tick.done, dict(tick.figures)])
+
+settings, folder = sys.argv[1:]
+train_one(load_settings(settings), Configuration(2, 2), 0, Path(folder), Watcher())
+if process_rank() == 0:
+    print(json.dumps(ticks))
+"""
+
+
+def launched(processes: int, script: Path, *arguments: object) -> str:
+    """Standard output of a script that torchrun starts; a single process is started as usual."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": str(script) + ".error"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def trained(processes: int, settings: Settings, folder: Path) -> tuple[list[Any], RunRecord]:
+    folder.mkdir()
+    script, file = folder / "watched.py", folder / "settings.yaml"
+    script.write_text(WATCHED, "utf-8")
+    file.write_text(dump_settings(settings), "utf-8")
+    ticks = json.loads(launched(processes, script, file, folder / "model").splitlines()[-1])
+    record = RunRecord.model_validate_json((folder / "model" / "record.json").read_text("utf-8"))
+    return ticks, record
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "seed": {"recipe": "seed", "phase1": {"batch_positions": 200, "max_iterations": 15}},
+    "predictive": {
+        "recipe": "predictive",
+        "model": {"embed_dim": 16, "context_dim": 12, "cell": "gated", "output_bias": True},
+        "prediction": {"streams": 7, "window": 16, "max_epochs": 2, "negatives": 20, "output_dropout": 0.1},
+        "phase2": {
+            "start": "phase1",
+            "max_epochs": 2,
+            "batch_positions": 301,
+            "dropout": 0.2,
+            "negatives": 20,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_train_as_one_does(recipe: str, text_file: Path, tmp_path: Path) -> None:
+    """Every step's loss, and every figure of the record, dropout and sampled softmax included."""
+    settings = tiny(text_file, threads=1, **RECIPES[recipe])
+    (ticks, record), (ticks_of_two, record_of_two) = (
+        trained(processes, settings, tmp_path / str(processes)) for processes in (1, 2)
+    )
+    assert len(ticks) > 10
+    assert [tick[:2] for tick in ticks] == [tick[:2] for tick in ticks_of_two]
+    for (_, _, figures), (_, _, figures_of_two) in zip(ticks, ticks_of_two, strict=True):
+        assert figures == pytest.approx(figures_of_two, rel=1e-5)
+    assert figures_of(record) == pytest.approx(figures_of(record_of_two), rel=1e-5, abs=1e-6)
+
+
+def figures_of(record: RunRecord) -> dict[str, float]:
+    """All numbers of a record but times and memory, by where they stand."""
+    found: dict[str, float] = {}
+
+    def collect(value: object, path: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if not key.endswith(("_s", "_bytes")) and key not in ("environment", "data"):
+                    collect(inner, f"{path}.{key}")
+        elif isinstance(value, list):
+            for at, inner in enumerate(value):
+                collect(inner, f"{path}[{at}]")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[path] = value
+
+    collect(record.model_dump(mode="json"), "")
+    return found
+
+
+def torchrun_tandem(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node 2 -m tandem …`."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tandem"]
+    return subprocess.run(
+        [sys.executable, "-m", *launch, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+def test_the_first_process_tells_and_saves(text_file: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "settings.yaml", tmp_path / "model"
+    file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")
+    done = torchrun_tandem("train", file, "--output", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    saved = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
+    assert RunRecord.model_validate_json(line) == saved
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_an_experiment_is_not_for_torchrun(text_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")
+    done = torchrun_tandem("experiment", file, "--output", tmp_path / "run")
+    assert done.returncode != 0
+    assert "torchrun is not for it: give --workers" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_rows_for_the_processes_are_refused(text_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    settings = tiny(text_file, threads=1, recipe="predictive", prediction={"streams": 1, "max_epochs": 1})
+    file.write_text(dump_settings(settings), "utf-8")
+    done = torchrun_tandem("train", file, "--output", tmp_path / "model")
+    assert done.returncode != 0
+    assert "setting prediction.streams: a step has 1 of them, too few for 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
