@@ -183,7 +183,7 @@ class Slurm:
         """See Executor; a job that waits in the queue does not hold up the others."""
         jobs = self._submit(worker, count)
         number = jobs[0].job_id.split("_")[0]
-        tell(f"{count} further workers are job {number} of Slurm; its logs are in {worker.run_dir / JOBS}")
+        tell(f"workers: {count} more as job {number} of Slurm, whose logs are in {worker.run_dir / JOBS}")
         try:
             yield
         finally:
@@ -293,7 +293,7 @@ class Ray:
             # A worker whose process dies is started again by Ray, a few times.
             task = ray.remote(num_cpus=self._settings.num_cpus, num_gpus=self._settings.num_gpus)(_call)
             tasks = [task.remote(worker) for _ in range(count)]
-            tell(f"{count} further workers are tasks of Ray at {ray.get_runtime_context().gcs_address}")
+            tell(f"workers: {count} more as tasks of Ray at {ray.get_runtime_context().gcs_address}")
             try:
                 yield
             finally:

@@ -51,9 +51,11 @@ def in_turn(run_dir: Path, name: str) -> Iterator[None]:
 def presence(run_dir: Path) -> Iterator[str]:
     """Within the block this process has a claim of its own; yields its name, for `in_sight`."""
     name = f"command-{uuid4().hex}"
-    with claimed(run_dir, name):
-        yield name
-    (run_dir / CLAIMS / f"{name}.lock").unlink(missing_ok=True)
+    try:
+        with claimed(run_dir, name):
+            yield name
+    finally:
+        (run_dir / CLAIMS / f"{name}.lock").unlink(missing_ok=True)
 
 
 def in_sight(run_dir: Path, name: str) -> bool:
