@@ -54,7 +54,7 @@ class Late(Unwatched):
         self.others_made = len(lines(run_dir))
 
 
-def holder(run_dir: Path, other_than: int = 0) -> int:
+def holder(run_dir: Path) -> int:
     """The process, not this one, that is at a run just now; waits for one."""
 
     def is_claim(link: Path) -> bool:
@@ -67,7 +67,7 @@ def holder(run_dir: Path, other_than: int = 0) -> int:
     while time.monotonic() < until:
         for link in Path("/proc").glob("[0-9]*/fd/*"):
             pid = int(link.parts[2])
-            if pid not in (os.getpid(), other_than) and is_claim(link):
+            if pid != os.getpid() and is_claim(link):
                 time.sleep(0.1)  # a claim that is not only looked at, or let go: the process is at a run
                 if is_claim(link):
                     return pid
@@ -140,10 +140,14 @@ def test_the_run_of_a_killed_worker_is_taken_up(
 @linux
 def test_a_preempted_job_comes_back_and_no_run_counts_as_failed(text_file: Path, tmp_path: Path) -> None:
     def preempt(run_dir: Path) -> None:
-        first = holder(run_dir)
-        os.kill(first, signal.SIGUSR2)  # as Slurm does
-        wait_for_end(first)
-        holder(run_dir, other_than=first)
+        job = holder(run_dir)
+        os.kill(job, signal.SIGUSR2)  # as Slurm does
+        wait_for_end(job)
+        (log,) = (run_dir / JOBS).glob("*_log.out")
+        until = time.monotonic() + 120
+        while log.read_text("utf-8").count("Starting with") < 2:
+            assert time.monotonic() < until, "it does not come back"
+            time.sleep(0.05)
 
     settings = tiny(text_file, output=str(tmp_path / "run"), threads=1, workers=2)
     run_dir, _ = run_experiment(settings, Late(preempt), submitted(time_limit_min=600))
