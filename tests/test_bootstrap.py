@@ -33,7 +33,7 @@ def test_it_refuses_an_old_python_in_one_sentence() -> None:
     assert done.stderr.startswith("bootstrap: error: Tandem needs Python 3.11 or newer")
 
 
-@pytest.mark.parametrize("kind", ["dependencies", "hub", "dev"])
+@pytest.mark.parametrize("kind", ["dependencies", "hub", "slurm", "ray", "dev"])
 def test_every_dependency_is_pinned(kind: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = project[kind] if kind == "dependencies" else project["optional-dependencies"][kind]

@@ -12,7 +12,7 @@ import tandem
 ROOT = Path(tandem.__file__).parent
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
-    ("errors", "fingerprint"),
+    ("errors", "fingerprint", "launch"),
     ("claims",),
     ("settings", "records"),
     ("text",),

@@ -2,6 +2,13 @@
 
 What a process works on it claims by a file lock, which the system takes back from a process that dies:
 another one then makes what is left.
+
+On several machines this relies on a file system whose `flock` spans them: NFS 4, or NFS 3 with its lock
+service (but not mounted with `nolock` or `local_lock`), Lustre mounted with `flock` (not `localflock`), GPFS,
+CephFS. `in_sight` tells a process that was started for a command where it does not. What is claimed is
+written and closed before its claim is released, and opened after it is had, which is what NFS needs to show
+it. A machine that dies, not only a process on it, keeps its claims until the server ends its lease (NFS 4: a
+minute or two); one cut off for longer may go on with what another has begun by then.
 """
 
 import multiprocessing
@@ -13,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -47,6 +55,26 @@ def in_turn(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def presence(folder: Path) -> Iterator[str]:
+    """Within the block this process has a claim of its own; yields its name, for `in_sight`."""
+    name = f"command-{uuid4().hex}"
+    try:
+        with claimed(folder, name):
+            yield name
+    finally:
+        (folder / CLAIMS / f"{name}.lock").unlink(missing_ok=True)
+
+
+def in_sight(folder: Path, name: str) -> bool:
+    """Whether the claim that `presence` named is held, and seen to be held from here.
+
+    If not, its process has ended, or file locks do not reach from its machine to this one.
+    """
+    with claimed(folder, name) as free:
+        return not free
+
+
 def _lock(folder: Path, name: str) -> FileLock:
     claims = folder / CLAIMS
     claims.mkdir(exist_ok=True)
@@ -62,13 +90,13 @@ def cores() -> int:
 
 
 @contextmanager
-def helped(helpers: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
+def helped_by(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
     """Within the block so many further processes do `work(*given)`.
 
     It has to be an importable function. The block ends when all work is done, so what still runs is stopped.
     """
     context = multiprocessing.get_context("spawn")  # a process with threads, as this one, cannot be forked
-    processes = [context.Process(target=_help, args=(work, *given), daemon=True) for _ in range(helpers)]
+    processes = [context.Process(target=_help, args=(work, *given), daemon=True) for _ in range(count)]
     with _interrupts_ignored():  # helpers inherit that: an interrupt stops this process, and this one them
         for process in processes:
             process.start()

@@ -11,7 +11,15 @@ from tandem.errors import RunDirError
 from tandem.experiment.cells import Cell
 from tandem.experiment.pipeline import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
-from tandem.records import Manifest, RunRecord, append_record, read_manifest, read_records, write_manifest
+from tandem.records import (
+    Manifest,
+    RunRecord,
+    append_record,
+    read_manifest,
+    read_records,
+    records_path,
+    write_manifest,
+)
 from tandem.settings import Settings
 from tandem.tokens.prepare import Corpus
 
@@ -41,13 +49,14 @@ def open_run_dir(settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> P
     make_folder(run_dir)
     with in_turn(run_dir, "manifest"):
         _take_up(run_dir, settings, corpus, cells)
+        # Machines that share the directory remember for a while that a file was not there.
+        records_path(run_dir).touch()
     return run_dir
 
 
-def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> None:
+def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | None:
+    """The manifest of the run directory, if it has one; RunDirError if it is of another experiment."""
     manifest = read_manifest(run_dir)
-    if manifest is None and read_records(run_dir):
-        raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
     if manifest is not None:
         for what, theirs, ours in (
             ("settings", manifest.settings_fingerprint, settings.fingerprint()),
@@ -58,6 +67,13 @@ def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[
                     f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one; "
                     "give another --output"
                 )
+    return manifest
+
+
+def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> None:
+    manifest = check_same(run_dir, settings, corpus)
+    if manifest is None and read_records(run_dir):
+        raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
     write_manifest(
         run_dir,
         Manifest(

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 import torch
 
-from tandem.claims import claimed, helped
+from tandem.claims import claimed
 from tandem.errors import RunDirError, TandemError
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
 from tandem.experiment.estimate import Estimate, estimated
+from tandem.experiment.executors import Executor, executor_of, helped
 from tandem.experiment.machine import PeakMemory, choose_device, environment
 from tandem.experiment.pipeline import (
     Prepared,
@@ -30,7 +31,7 @@ from tandem.experiment.pipeline import (
     train_tokens,
     untrained_contexts,
 )
-from tandem.experiment.run_dir import check_disk, keep_record, make_folder, open_run_dir
+from tandem.experiment.run_dir import check_disk, check_same, keep_record, make_folder, open_run_dir
 from tandem.experiment.workers import threads_each
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
@@ -79,19 +80,23 @@ class Unwatched:
         """Shows nothing."""
 
 
-def run_experiment(settings: Settings, watcher: Watcher) -> tuple[Path, list[RunRecord]]:
+def run_experiment(
+    settings: Settings, watcher: Watcher, executor: Executor | None = None
+) -> tuple[Path, list[RunRecord]]:
     """Run what is not yet finished of the grid; returns the run directory and the records of all its runs.
 
-    A run that fails is recorded with its reason, and the others go on. Raises DataError or SettingsError
-    for input that no run could use, RunDirError for a run directory that cannot be used.
+    A run that fails is recorded with its reason, and the others go on. Further workers run on `executor`;
+    none: on the one that the settings name. Raises DataError or SettingsError for input that no run could
+    use, or an executor that is not there, RunDirError for a run directory that cannot be used.
     """
+    executor = executor or executor_of(settings)  # what it lacks is said before the work, too
     use_threads(settings)
     if settings.output:
         make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
     prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
     run_dir = open_run_dir(settings, next(iter(prepared.values())).corpus, cells)
-    with helped(settings.workers - 1, help_experiment, settings, run_dir):
+    with helped(executor, settings, run_dir, help_experiment, watcher.preparing):
         return run_dir, _Grid(prepared, cells, run_dir, watcher).work()
 
 
@@ -118,10 +123,11 @@ def estimate_one(settings: Settings, configuration: Configuration, seed: int, wa
 def help_experiment(settings: Settings, run_dir: Path) -> None:
     """Work on an experiment that another process has begun, and watches, until nothing is left to do.
 
-    Raises as `run_experiment`.
+    Raises as `run_experiment`; RunDirError also where this machine has another text.
     """
     use_threads(settings)
     prepared = prepare_variants(settings, lambda _: None)
+    check_same(run_dir, settings, next(iter(prepared.values())).corpus)
     _Grid(prepared, plan(settings), run_dir, Unwatched()).work()
 
 

@@ -5,6 +5,7 @@ This module imports neither torch nor transformers, so that `--help` answers at 
 """
 
 from tandem.settings.baselines import Baseline, BaselineSettings, Gpt2Settings, LstmSettings
+from tandem.settings.executors import RaySettings, SlurmSettings
 from tandem.settings.experiment import Configuration, Recipe, Settings, chosen_variant, settings_fingerprint
 from tandem.settings.files import dump_settings, load_settings, preset_names
 from tandem.settings.model import ContextSettings, ModelSettings
@@ -26,10 +27,12 @@ __all__ = [
     "Phase2Settings",
     "Positive",
     "PredictionSettings",
+    "RaySettings",
     "Recipe",
     "Section",
     "Seed",
     "Settings",
+    "SlurmSettings",
     "TokenizerSettings",
     "chosen_variant",
     "dump_settings",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
 from tandem.settings.baselines import BaselineSettings
+from tandem.settings.executors import RaySettings, SlurmSettings
 from tandem.settings.model import ContextSettings, ModelSettings
 from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
 from tandem.settings.section import Positive, Section, Seed
@@ -67,6 +68,9 @@ class Settings(Section):
     workers: Annotated[int, Field(gt=0, le=1024)] = 1
     """Processes that share the runs of an experiment. Further ones, on any machine that sees the run
     directory, join when they are given the same command."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where the workers beside this process run: `local` (processes of this machine), `slurm` (jobs of a
+    Slurm cluster), `ray` (tasks of the Ray cluster of RAY_ADDRESS, or running here, else of a new one)."""
     output: Annotated[str, Field(min_length=1)] | None = None
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
     save_models: bool = True
@@ -80,6 +84,8 @@ class Settings(Section):
     prediction: PredictionSettings = PredictionSettings()
     phase2: Phase2Settings = Phase2Settings()
     baselines: BaselineSettings = BaselineSettings()
+    slurm: SlurmSettings = SlurmSettings()
+    ray: RaySettings = RaySettings()
 
     @model_validator(mode="after")
     def _no_repeats(self) -> "Settings":
@@ -157,7 +163,8 @@ def chosen_variant(settings: Settings, name: str | None) -> Settings:
 def settings_fingerprint(values: Mapping[str, Any]) -> str:
     """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
     apart = {
-        *("name", "description", "output", "save_models", "device", "precision", "threads", "workers"),
+        *("name", "description", "output", "save_models", "device", "precision", "threads"),
+        *("workers", "executor", "slurm", "ray"),
         *("seeds", "configurations", "baselines", "variants"),
     }
     counted = {name: value for name, value in values.items() if name not in apart}
