@@ -2,15 +2,16 @@
 
     python bench/big_corpus.py [--megabytes 35] [--times 1 4 16] [--processes 1] [--folder FOLDER]
 
-Prints for every size: tokens, seconds, tokens a second and the peak resident memory of a process that does
-nothing else; then how both grow, as the exponent b of size^b fitted to them. With the default sizes the
-largest corpus has about 100 million tokens.
+Prints for every size: tokens, seconds, processor seconds (of all threads), tokens a second and the peak
+resident memory of a process that does nothing else; then how these grow, as the exponent b of size^b fitted
+to them. With the default sizes the largest corpus has about 100 million tokens.
 """
 
 import argparse
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def prepare(text: Path, vocab_size: int, processes: int) -> None:
     def note(what: str) -> None:
         stages.append((what, time.perf_counter() - began))
 
-    settings = TokenizerSettings(vocab_size=vocab_size, **({"processes": processes} if processes > 1 else {}))
+    settings = TokenizerSettings(vocab_size=vocab_size, processes=processes)
     with tempfile.TemporaryDirectory(dir=text.parent) as cache:
         corpus = prepare_corpus(DataSettings(train=str(text)), settings, Path(cache), note)
         seconds = time.perf_counter() - began
@@ -71,6 +72,7 @@ def prepare(text: Path, vocab_size: int, processes: int) -> None:
             "tokens": len(corpus.train) + len(corpus.validation),
             "documents": corpus.train_documents + corpus.validation_documents,
             "seconds_s": seconds,
+            "cpu_s": sum(os.times()[:4]),
             "start_bytes": start,
             "peak_bytes": peak_bytes(),
             "fingerprint": corpus.fingerprint,
@@ -101,7 +103,7 @@ def main() -> None:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         measured = []
-        print("  size      tokens  documents   seconds  tokens/s  peak MB (of which before)")
+        print("  size      tokens  documents   seconds     CPU s  tokens/s  peak MB (of which before)")
         for times in given.times:
             text = folder / f"made-up-{given.megabytes * times:g}MB.jsonl.gz"
             if not text.is_file():
@@ -119,13 +121,14 @@ def main() -> None:
             measured.append(made)
             print(
                 f"{times:5d}× {made['tokens']:11,} {made['documents']:10,} {made['seconds_s']:9.1f} "
+                f"{made['cpu_s']:9.1f} "
                 f"{made['tokens'] / made['seconds_s']:9,.0f} {made['peak_bytes'] / 1e6:8.0f} "
                 f"({made['start_bytes'] / 1e6:.0f})  {made['fingerprint']}",
                 flush=True,
             )
         if len(measured) > 1:
             tokens = [m["tokens"] for m in measured]
-            for name in ("seconds_s", "peak_bytes"):
+            for name in ("seconds_s", "cpu_s", "peak_bytes"):
                 print(f"{name} grows with tokens^{exponent(tokens, [m[name] for m in measured]):.2f}")
 
 

@@ -14,8 +14,8 @@ from naive_kneser_ney import NaiveKneserNey
 from torch.nn import functional as F
 
 from tandem.baselines import Fitted, Task, fit_gpt2, fit_lstm, fit_ngram, gpt2, lstm
-from tandem.baselines.common import stream_of
 from tandem.baselines.kneser_ney import KneserNey, discounts
+from tandem.contexts import Tokens
 from tandem.errors import NonFiniteLossError, SettingsError
 from tandem.settings import Gpt2Settings, LstmSettings
 from tandem.training.optimizer import cosine_share
@@ -238,7 +238,7 @@ def test_lstm_scores_like_one_forward(chunk: int) -> None:
     model = lstm.LstmModel(V, 12, 9, 2, 0.5).eval()
     with torch.no_grad():
         model.embedding.weight.mul_(10)  # predictions that differ
-    ids = stream_of(TASK.validation, CPU)
+    ids = Tokens(TASK.validation, CPU)[:]
     logits = model(ids[:-1, None])[0][:, 0] @ model.embedding.weight.t()
     check_score(lstm.score_lstm(model, ids, chunk), logits, ids)
 
@@ -251,7 +251,7 @@ def test_gpt2_scores_like_a_window_for_each_token(window: int, tokens: int, chun
     with torch.no_grad():
         model.wte.weight.mul_(50)
         model.wpe.weight.mul_(50)
-    ids = stream_of(TASK.validation[:tokens], CPU)
+    ids = Tokens(TASK.validation[:tokens], CPU)[:]
     stride, rows = window // 2, []
     for t in range(tokens - 1):
         # The first window, of those sliding by `stride`, that reads token t.

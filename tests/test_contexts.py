@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from tandem.contexts import (
     Contexts,
     ContextsSample,
     Stream,
+    Tokens,
     compute_contexts,
     jacobi_sweep,
     linear,
@@ -17,6 +19,7 @@ from tandem.contexts import (
     previous_contexts,
     scan,
 )
+from tandem.contexts import stream as stream_module
 from tandem.errors import ScanError
 from tandem.model import TandemConfig, TandemForCausalLM, modeling_tandem, sequential_contexts
 from tandem.records import ScanRecord
@@ -273,3 +276,40 @@ def test_memory_is_what_is_left_of_one_changed_token() -> None:
     assert curve[1] > 0.1  # the upper layer reads the lower one's state before the token
     assert curve[2] == pytest.approx(0.0, abs=1e-12)
     assert measure_memory(model, stream.first(700)) == ()
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_tokens_stay_as_they_are_stored(kind: type, tmp_path: Path) -> None:
+    vocab_size = 65_536 if kind is np.uint16 else 90_000
+    ids = np.random.default_rng(0).integers(0, vocab_size, 5000).astype(kind)
+    ids[:2] = vocab_size - 1, 0
+    np.save(tmp_path / "ids.npy", ids)
+    stored = np.load(tmp_path / "ids.npy", mmap_mode="c")
+    tokens, wide = Tokens(stored, torch.device("cpu")), torch.from_numpy(ids.astype(np.int64))
+    assert np.shares_memory(tokens._stored.numpy(), stored)
+    assert np.shares_memory(tokens.first(10)._stored.numpy(), stored)
+    at = torch.randint(-5000, 5000, (7, 3))
+    for where in (at, slice(3, 40), slice(None), torch.tensor(0)):
+        assert tokens[where].dtype == torch.int64
+        assert torch.equal(tokens[where], wide[where])
+    assert torch.equal(tokens.counts(vocab_size), torch.bincount(wide, minlength=vocab_size))
+    assert torch.equal(tokens.first(10)[:], wide[:10])
+    assert len(tokens) == 5000
+
+
+@pytest.mark.parametrize("boundary", ["carry", "reset"])
+@pytest.mark.parametrize("cell", ["residual", "gated"])
+def test_memory_mapped_tokens_give_the_contexts_of_wide_ones(
+    boundary: str, cell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "COUNTED_TOKENS", 700)
+    model, wide = block_and_stream(boundary, cell=cell)
+    np.save(tmp_path / "ids.npy", wide.ids[:].numpy().astype(np.uint16))
+    small = Stream.of(model, np.load(tmp_path / "ids.npy", mmap_mode="c"))
+    settings = ContextSettings(segment_length=200)
+    ours, theirs = (compute_contexts(model, stream, settings)[0].whole() for stream in (small, wide))
+    assert torch.equal(ours, theirs)
+    assert (small.restart is None) == (boundary == "carry")
+    if small.restart is not None:
+        assert torch.equal(small.restart[:], small.ids[:] == 0)
+    assert measure_memory(model, small) == measure_memory(model, wide)

@@ -1,9 +1,11 @@
 """A corpus tokenized by shards is the one that is tokenized at once, whoever makes which shard and when."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -181,10 +183,20 @@ def test_documents_are_read_from_their_file() -> None:
         there[4]
 
 
-def test_text_that_cannot_be_put_down_is_one_sentence(tmp_path: Path) -> None:
+def test_text_that_cannot_be_put_down_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("stands here")
     with pytest.raises(DataError, match=r"cannot write the text to .*TANDEM_CACHE"):
         put_down(["a"], tmp_path / "file" / "below")
+
+    class Full(io.BytesIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Full())  # noqa: A006, ARG005
+    with pytest.raises(DataError, match=r"No space left on device; .*TMPDIR"):
+        put_down(["a"], None)
 
 
 def test_shards_are_bounded_and_whole() -> None:

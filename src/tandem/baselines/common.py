@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem.baselines.task import Ids
+from tandem.contexts import Tokens
 from tandem.cross_entropy import token_nll
 from tandem.errors import SettingsError
 from tandem.metrics import Score
@@ -26,13 +26,8 @@ def widest(total: Callable[[int], int], widths: range, max_parameters: int, titl
     )
 
 
-def stream_of(ids: Ids, device: torch.device) -> Tensor:
-    """The stream [T] as int64 on the device."""
-    return torch.from_numpy(ids.astype(np.int64)).to(device)
-
-
 @torch.no_grad()
-def score_hidden(parts: Iterator[Tensor], head: Tensor, ids: Tensor, chunk_positions: int) -> Score:
+def score_hidden(parts: Iterator[Tensor], head: Tensor, ids: Tensor | Tokens, chunk_positions: int) -> Score:
     """Score of ids [T], all but the first, from hidden [n, E] in `parts` that follow on each other.
 
     Row t of all parts together, [T - 1, E], predicts ids[t + 1] with head [V, E]. The softmax is exact;

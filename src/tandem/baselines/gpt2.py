@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
-from tandem.baselines.common import score_hidden, stream_of, widest
+from tandem.baselines.common import score_hidden, widest
 from tandem.baselines.task import Fitted, Task
 from tandem.baselines.training import Course, Losses, train
+from tandem.contexts import Tokens
 from tandem.cross_entropy import mean_nll
 from tandem.metrics import Score
 from tandem.settings import Gpt2Settings
@@ -71,7 +72,7 @@ def fit_gpt2(
     heads = settings.heads
     widths = range(heads, max(heads, math.isqrt(max_parameters // 12)) + 1, heads)
     width = widest(total, widths, max_parameters, "GPT-2")
-    ids, validation = stream_of(task.train, device), stream_of(task.validation, device)
+    ids, validation = Tokens(task.train, device), Tokens(task.validation, device)
     cuts = generator_for(seed, "gpt2 windows")
     windows = len(window_starts(len(ids), settings.window, 0))
     with seeded(device, seed, "gpt2"):
@@ -97,7 +98,7 @@ def fit_gpt2(
         total(width) - embedding,
         record,
         time.perf_counter() - began,
-        lambda ids: score_gpt2(model, stream_of(ids, device), chunk_positions),
+        lambda ids: score_gpt2(model, Tokens(ids, device), chunk_positions),
     )
 
 
@@ -113,7 +114,11 @@ def window_starts(tokens: int, window: int, offset: int) -> Tensor:
 
 
 def _losses(
-    model: GPT2Model, ids: Tensor, settings: Gpt2Settings, cuts: torch.Generator, chunk_positions: int
+    model: GPT2Model,
+    ids: Tensor | Tokens,
+    settings: Gpt2Settings,
+    cuts: torch.Generator,
+    chunk_positions: int,
 ) -> Losses:
     """One pass over the windows from a random offset, in random order."""
     offset = int(torch.randint(settings.window, (), generator=cuts))
@@ -127,7 +132,7 @@ def _losses(
         yield mean_nll(hidden, model.wte.weight, targets, chunk_positions), len(targets)
 
 
-def score_gpt2(model: GPT2Model, ids: Tensor, chunk_positions: int) -> Score:
+def score_gpt2(model: GPT2Model, ids: Tensor | Tokens, chunk_positions: int) -> Score:
     """Score of ids [T], all but the first, by a model in eval mode.
 
     Windows slide by half their length; the first is scored whole, of every other one the tokens that are

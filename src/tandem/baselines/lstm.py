@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from tandem.baselines.common import score_hidden, stream_of, widest
+from tandem.baselines.common import score_hidden, widest
 from tandem.baselines.task import Fitted, Task
 from tandem.baselines.training import Course, Losses, train
+from tandem.contexts import Tokens
 from tandem.cross_entropy import mean_nll
 from tandem.metrics import Score
 from tandem.settings import LstmSettings
@@ -77,7 +78,7 @@ def fit_lstm(
 
     # The recurrent matrix of the first layer alone has 4 width² parameters.
     width = widest(total, range(1, math.isqrt(max_parameters // 4) + 2), max_parameters, "LSTM")
-    ids, validation = stream_of(task.train, device), stream_of(task.validation, device)
+    ids, validation = Tokens(task.train, device), Tokens(task.validation, device)
     with seeded(device, seed, "lstm"):
         model = LstmModel(task.vocab_size, embed_dim, width, settings.layers, settings.dropout).to(device)
         inputs, targets, valid = side_by_side(ids, settings.streams)
@@ -101,11 +102,11 @@ def fit_lstm(
         total(width) - embedding,
         record,
         time.perf_counter() - began,
-        lambda ids: score_lstm(model, stream_of(ids, device), chunk_positions),
+        lambda ids: score_lstm(model, Tokens(ids, device), chunk_positions),
     )
 
 
-def side_by_side(ids: Tensor, streams: int) -> tuple[Tensor, Tensor, Tensor]:
+def side_by_side(ids: Tensor | Tokens, streams: int) -> tuple[Tensor, Tensor, Tensor]:
     """ids [T] cut into at most `streams` of equal length: inputs, targets, and which are real, [t, B] each.
 
     Only the last stream may end early; no token is left out, and each but the first is a target once.
@@ -133,7 +134,7 @@ def _losses(
         yield loss, int(real.sum())
 
 
-def score_lstm(model: LstmModel, ids: Tensor, chunk_positions: int) -> Score:
+def score_lstm(model: LstmModel, ids: Tensor | Tokens, chunk_positions: int) -> Score:
     """Score of ids [T], all but the first, read as one stream from a zero state by a model in eval mode."""
 
     def hidden() -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, overload
 
@@ -84,28 +85,31 @@ def put_down(documents: Iterable[str], folder: Path | None) -> Documents:
     and as `documents` do.
     """
     sizes = array("q")
-    try:
+    with _writing(folder):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as its documents are)
-    except OSError as error:
-        raise _unwritten(error, folder) from None
     text = TextFile(file)
     for document in documents:
         encoded = document.encode()
-        try:
+        with _writing(folder):
             file.write(encoded)
-        except OSError as error:
-            raise _unwritten(error, folder) from None
         sizes.append(len(encoded))
+    with _writing(folder):
+        file.flush()
     counted = np.frombuffer(sizes, np.int64) if sizes else np.empty(0, np.int64)
     return Documents(text, np.cumsum(counted) - counted, counted)
 
 
-def _unwritten(error: OSError, folder: Path | None) -> DataError:
-    where = folder or tempfile.gettempdir()
-    setting = "TMPDIR" if folder is None else "TANDEM_CACHE"
-    return DataError(
-        f"cannot write the text to {where} while it is prepared: {error.strerror or error}; "
-        f"free space there, or set {setting} to another folder"
-    )
+@contextmanager
+def _writing(folder: Path | None) -> Iterator[None]:
+    """Within the block an OSError means that the text cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        where = folder or tempfile.gettempdir()
+        setting = "TMPDIR" if folder is None else "TANDEM_CACHE"
+        raise DataError(
+            f"cannot write the text to {where} while it is prepared: {error.strerror or error}; "
+            f"free space there, or set {setting} to another folder"
+        ) from None
