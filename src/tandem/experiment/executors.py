@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tandem.claims import helpers, in_sight, presence
+from tandem.claims import helped_by, in_sight, presence
 from tandem.errors import RunDirError, SettingsError
 from tandem.settings import RaySettings, Settings, SlurmSettings
 
@@ -119,7 +119,7 @@ class Local:
     @contextmanager
     def helping(self, worker: Worker, count: int, tell: Tell) -> Iterator[None]:  # noqa: ARG002
         """See Executor; nothing needs to be told."""
-        with helpers(count, worker):
+        with helped_by(count, worker):
             yield
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from tandem.claims import claimed, cores
+from tandem.claims import claimed, cores, helped_by
 from tandem.fingerprint import fingerprint
 from tandem.text.documents import Documents, Integers
 from tandem.tokens import store
@@ -170,7 +170,7 @@ def encoding_helpers(
         for split in documents:
             documents[split].written(Path(place) / split)
         sizes = {split: documents[split].sizes for split in documents}
-        with helpers(helpers, _help, helpers + 1, tokenizer, chain, Path(place), sizes, eos, separators):
+        with helped_by(helpers, _help, helpers + 1, tokenizer, chain, Path(place), sizes, eos, separators):
             yield
 
 
