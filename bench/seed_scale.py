@@ -9,8 +9,8 @@ projected to 2,400,000 tokens in proportion, which is too much for whatever cost
 as checking the scan; that of phase 1 by windows is given as it is.
 
 The machine's limits are measured first: the best of several matrix products of square matrices, in each
-precision, and of large copies (bytes read plus bytes written). Shares are of these. All is in the precision
-in which the package computes: single, and double for the scan.
+precision, and of large copies (bytes read plus bytes written). Shares are of these, in the precision in which
+the package computes: both phases in bf16 on GPUs that have it, else in single; the scan in double.
 
 **FLOP**: 2 for each multiplication and addition of a matrix product, nothing else. With C, E, V, L context
 layers, T token layers, N tokens, U distinct tokens, M validation tokens, B a batch:
@@ -28,9 +28,9 @@ layers, T token layers, N tokens, U distinct tokens, M validation tokens, B a ba
                   (the head is frozen: a product forward, one for the gradient of what it reads; B: the loss
                   before the first step)
 
-**Bytes moved**: every operation on tensors reads its inputs and writes its result once, 4 bytes a number, 8
-in the scan; weights are read once a batch. `phase1_work`, `contexts_work` and `phase2_work` count them. With
-caches it can be less, so that a share may exceed 100%.
+**Bytes moved**: every operation on tensors reads its inputs and writes its result once, 4 bytes a number (in
+bf16 some are 2, which is not counted), 8 in the scan; weights are read once a batch. `phase1_work`,
+`contexts_work` and `phase2_work` count them. With caches it can be less, so that a share may exceed 100%.
 """
 
 import argparse
@@ -51,10 +51,11 @@ from speed.inputs import random_model, zipf_ids
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import ScanError
-from tandem.experiment.machine import PeakMemory, choose_device, environment
+from tandem.experiment.machine import PeakMemory, choose_device, environment, uses_bfloat16
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings, load_settings
+from tandem.training.execution import Execution
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
 
@@ -125,7 +126,7 @@ def _product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float 
     return 2 * size**3 / fastest
 
 
-def phase1_work(layers: int, tokens: int, iterations: int) -> Work:
+def phase1_work(layers: int, tokens: int, iterations: int, precision: str) -> Work:
     """So many sweeps over so many tokens."""
     wide = C + E
     # Concatenation, product, GELU, sum, LayerNorm; the same backwards.
@@ -134,7 +135,7 @@ def phase1_work(layers: int, tokens: int, iterations: int) -> Work:
     # Embeddings and their norm; noise, contexts read and kept, the loss, the convergence rate.
     others = 4 * E + (6 + 4 + 6 + 6) * C
     sweeps = tokens * iterations
-    return Work(sweeps * (3 * layers - 1) * 2 * C * wide, 4 * sweeps * (of_layers + others))
+    return Work(sweeps * (3 * layers - 1) * 2 * C * wide, 4 * sweeps * (of_layers + others), precision)
 
 
 def contexts_work(layers: int, tokens: int, distinct: int, record: ScanRecord) -> Work:
@@ -152,7 +153,7 @@ def contexts_work(layers: int, tokens: int, distinct: int, record: ScanRecord) -
     return Work(flop, 8 * moved, "fp64")
 
 
-def phase2_work(model: TandemForCausalLM, tokens: int, validation_tokens: int) -> Work:
+def phase2_work(model: TandemForCausalLM, tokens: int, validation_tokens: int, precision: str) -> Work:
     """One epoch and its validation."""
     reads = [E + (0 if read is None else C) for read in model.token_block.reads]
     layers = [2 * E * wide for wide in reads]
@@ -164,7 +165,7 @@ def phase2_work(model: TandemForCausalLM, tokens: int, validation_tokens: int) -
     # Logits: written; the largest of them, less it, exp, sum, gradient, its product. Scored: read 3 times.
     trained = forward + backward + 10 * V + 2 * V * E / chunk
     moved = tokens * trained + scored * (forward + 4 * V + V * E / chunk)
-    return Work(flop, 4 * moved)
+    return Work(flop, 4 * moved, precision)
 
 
 class SeedScale:
@@ -173,6 +174,8 @@ class SeedScale:
     def __init__(self, device: torch.device, tokens: int, iterations: int) -> None:
         self.device, self.tokens = device, tokens
         self.scale = TOKENS / tokens
+        self.execution = Execution(bfloat16=uses_bfloat16("auto", device))
+        self.precision = "bf16" if self.execution.bfloat16 else "fp32"
         self.phase1 = SEED.phase1.model_copy(
             update={"max_iterations": iterations, "batch_positions": min(5000, tokens)}
         )
@@ -212,8 +215,10 @@ class SeedScale:
         self, model: TandemForCausalLM, stream: Stream, layers: int, how: str, tokens_per_step: int | None
     ) -> None:
         settings = self.phase1.model_copy(update={"tokens_per_step": tokens_per_step})
-        result, seconds, peak = self._timed(lambda: train_context_block(model, stream, settings, seed=0))
-        work = phase1_work(layers, result.tokens, result.iterations - 1)
+        result, seconds, peak = self._timed(
+            lambda: train_context_block(model, stream, settings, 0, execution=self.execution)
+        )
+        work = phase1_work(layers, result.tokens, result.iterations - 1, self.precision)
         projected = seconds * (self.scale if how == "literal" else 1)
         note = f"{result.iterations} iterations of {result.tokens:,} tokens, {result.stopped}"
         self._keep(Measured(f"C{layers}, phase 1, {how}", seconds, projected, work, peak, note))
@@ -239,9 +244,9 @@ class SeedScale:
         validation = Split(held_out, Contexts.of(contexts.whole()[: len(held_out)]))
         train = Split(stream, contexts)
         result, seconds, peak = self._timed(
-            lambda: train_token_block(model, train, validation, self.phase2, seed=0)
+            lambda: train_token_block(model, train, validation, self.phase2, 0, execution=self.execution)
         )
-        work = phase2_work(model, result.positions, len(held_out) - 1)
+        work = phase2_work(model, result.positions, len(held_out) - 1, self.precision)
         name = f"{configuration.name}, phase 2, one epoch"
         self._keep(Measured(name, seconds, seconds * self.scale, work, peak))
 
@@ -325,7 +330,7 @@ def main() -> None:
     chosen = parser.parse_args()
     start(chosen.threads)
     device = choose_device(chosen.device)
-    machine = environment(device)
+    machine = environment(device, uses_bfloat16("auto", device))
     print(f"{machine.device_name} ({machine.device}), {machine.threads} CPU threads; torch {machine.torch}")
     limits = measure_limits(device, chosen.quick)
     rates = ", ".join(f"{name} {number(rate / 1e9)} GFLOP/s" for name, rate in limits.flop_per_s.items())
