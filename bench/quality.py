@@ -239,19 +239,17 @@ def run(shared: Path, chosen: argparse.Namespace) -> None:
 
 
 def tables(output: Path) -> None:
-    """Markdown: one row a model and corpus, means over seeds."""
+    """Markdown: one row a model and corpus, means over seeds; against others by the test text."""
     results = Results(output).all
     heads = ("Corpus", "Model (seeds)", "Params", "Val PPL", "Test PPL", "Bits per byte", "Seconds")
-    print(f"| {' | '.join((*heads, 'against KN-5', 'against LSTM'))} |")
+    print(f"| {' | '.join((*heads, 'Against KN-5', 'Against LSTM'))} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for corpus in dict.fromkeys(r["corpus"] for r in results):
         rows = [r for r in results if r["corpus"] == corpus and r["model"] != "LSTM trial"]
         means = {model: _mean(rows, model) for model in dict.fromkeys(r["model"] for r in rows)}
         for model, mean in means.items():
             against = [
-                f"{100 * (math.exp(mean['validation_nll'] - means[other]['validation_nll']) - 1):+.1f}%"
-                if other in means and other != model
-                else "–"
+                _against(mean, means[other]) if other in means and other != model else "–"
                 for other in ("KN-5", "LSTM")
             ]
             test = f"{math.exp(mean['test_nll']):.1f}" if "test_nll" in mean else "–"
@@ -260,6 +258,12 @@ def tables(output: Path) -> None:
                 f"{math.exp(mean['validation_nll']):.1f} | {test} | {mean['validation_bits']:.3f} | "
                 f"{mean['seconds']:.0f} | {' | '.join(against)} |"
             )
+
+
+def _against(mean: dict[str, float], other: dict[str, float]) -> str:
+    """Perplexity against another model's, in percent."""
+    nll = "test_nll" if "test_nll" in mean and "test_nll" in other else "validation_nll"
+    return f"{100 * (math.exp(mean[nll] - other[nll]) - 1):+.1f}%"
 
 
 def _mean(rows: list[dict[str, Any]], model: str) -> dict[str, float]:

@@ -241,6 +241,7 @@ BAD = {
     "large batch": (["train", "{tiny}", "--phase2.batch-positions", "999999"], "phase2.batch_positions"),
     "unwritable output": (["train", "{tiny}", "--output", "{text}/model"], "cannot write to"),
     "unreachable hub": (["train", "{tiny}", "--data.train", "hf:no/such"], "no/such"),
+    "workers of one training": (["train", "{tiny}", "--workers", "2"], "there is no option --workers"),
     "no seed": (["experiment", "{tiny}", "--seeds"], "setting seeds is empty; give at least one value"),
     "nothing to audit": (["audit", "{here}"], "neither a run directory"),
     "unknown baseline": (["experiment", "{tiny}", "--baselines.models", "rnn"], "rnn"),

@@ -13,10 +13,24 @@ import tyro
 from pydantic import Field
 
 from tandem.errors import SettingsError
-from tandem.settings import Baseline, Positive, Seed, Settings, known_keys, load_settings, nearest_key
+from tandem.settings import (
+    Baseline,
+    Positive,
+    RaySettings,
+    Seed,
+    Settings,
+    SlurmSettings,
+    known_keys,
+    load_settings,
+    nearest_key,
+)
 
 Arguments = TypeVar("Arguments")
 Json = Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff]
+
+
+OF_EXPERIMENTS = {"configurations", "seeds", "save_models", "workers", "executor", "slurm", "ray"}
+"""Settings that mean nothing to a single training."""
 
 
 class _SettingsArguments(Settings):
@@ -67,6 +81,10 @@ class TrainArguments(_SettingsArguments):
     configurations: tyro.conf.Suppress[tuple[tuple[Positive, Positive], ...]] = ((1, 1),)
     seeds: tyro.conf.Suppress[tuple[Seed, ...]] = (0,)
     save_models: tyro.conf.Suppress[bool] = True
+    workers: tyro.conf.Suppress[Positive] = 1
+    executor: tyro.conf.Suppress[Literal["local", "slurm", "ray"]] = "local"
+    slurm: tyro.conf.Suppress[SlurmSettings] = SlurmSettings()
+    ray: tyro.conf.Suppress[RaySettings] = RaySettings()
 
 
 @dataclass(frozen=True)
@@ -184,7 +202,7 @@ def _parse(
 
 def _hidden(kind: type[Settings]) -> set[str]:
     """Settings that a command leaves out because it has its own way to say the same."""
-    return {"variants"} | ({"configurations", "seeds", "save_models"} if kind is TrainArguments else set())
+    return {"variants"} | (OF_EXPERIMENTS if kind is TrainArguments else set())
 
 
 def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:
