@@ -10,6 +10,10 @@ from tandem.errors import SettingsError
 from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device
+from tandem.model import TandemCache, TandemForCausalLM
+
+READ_AT_ONCE = 4096
+"""Tokens of a prompt that are read in one go: what memory they take does not grow with the prompt."""
 
 
 def generate_text(
@@ -72,6 +76,7 @@ def generate_text(
             torch.tensor([ids], device=model.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
             max_new_tokens=max_new_tokens,
+            past_key_values=_read(model, ids[:-1]),
             streamer=streamer,
             **sampling,
         )
@@ -82,3 +87,12 @@ def generate_text(
         "prompt_tokens": len(ids),
         "new_tokens": len(new),
     }
+
+
+def _read(model: TandemForCausalLM, ids: list[int]) -> TandemCache:
+    """The state after these tokens, of which there may be any number, also none."""
+    state = TandemCache()
+    for first in range(0, len(ids), READ_AT_ONCE):
+        part = torch.tensor([ids[first : first + READ_AT_ONCE]], device=model.device)
+        model(part, past_key_values=state, use_cache=True, logits_to_keep=1)
+    return state
