@@ -158,6 +158,10 @@ def test_commands_from_training_to_text(
     result = json.loads(out)
     assert (result["prompt"] + result["text"]).strip() == text.strip()
     assert result["new_tokens"] <= 20
+    with pytest.MonkeyPatch.context() as patch:  # a prompt that is longer than what is read at once
+        patch.setattr("tandem.experiment.generate.READ_AT_ONCE", 1)
+        call_again = ("--prompt", "the context", "--max-new-tokens", "20", "--json")
+        assert json.loads(call(capsys, "generate", model, *call_again)[1]) == result
     others = [
         call(capsys, "generate", model, "--prompt", "the", "--json", "--seed", seed, *more)[1]
         for seed, more in (("1", ()), ("2", ()), ("1", ("--top-k", "1")), ("2", ("--temperature", "0")))
