@@ -138,14 +138,18 @@ def _sizes_of(model: TandemForCausalLM) -> str:
 
 @torch.no_grad()
 def _loop(model: TandemForCausalLM, stream: Stream) -> Tensor:
-    restart = None if stream.restart is None else stream.restart[None]
-    return sequential_contexts(model.context_block, model.embed(stream.ids)[None], restart=restart)[1][0]
+    restart = None if stream.restart is None else stream.restart[:][None]
+    return sequential_contexts(model.context_block, model.embed(stream.ids[:])[None], restart=restart)[1][0]
 
 
 @torch.no_grad()
 def _sweep(model: TandemForCausalLM, stream: Stream, contexts: Tensor) -> Tensor:
     """One sweep; position 0 reads zero, as in the loop."""
-    restart = torch.zeros_like(stream.ids, dtype=torch.bool) if stream.restart is None else stream.restart
+    restart = (
+        torch.zeros(len(stream), dtype=torch.bool, device=model.device)
+        if stream.restart is None
+        else stream.restart
+    )
     restart = restart.index_fill(0, torch.zeros(1, dtype=torch.long, device=restart.device), True)
     sweep = jacobi_sweep(
         model.context_block, contexts, lambda at: model.embed(stream.ids[at]), restart, SWEEP_BATCH

@@ -115,7 +115,7 @@ def _scoring(prepared: Prepared, ours: TandemForCausalLM, parameters: int, sizes
     }
     for window in WINDOWS:
         gpt2 = _gpt2(prepared, parameters, window)
-        candidates[f"GPT-2, windows of {window:,}"] = Candidate(_score_gpt2(gpt2, stream.ids), tokens)
+        candidates[f"GPT-2, windows of {window:,}"] = Candidate(_score_gpt2(gpt2, stream.ids[:]), tokens)
     name = f"Kneser-Ney, {ORDER}-gram, ours in numpy (not KenLM)"
     candidates[name] = Candidate(lambda: kneser_ney.score(ids), tokens)
     timings = interleaved(candidates, sizes.rounds)
