@@ -304,3 +304,7 @@ def test_initial_weights_follow_the_specification() -> None:
 def test_perplexity_overflows_to_infinity() -> None:
     assert perplexity(math.log(50.0)) == pytest.approx(50.0)
     assert perplexity(1e6) == math.inf
+
+
+def test_settings_that_still_say_max_tokens_are_read() -> None:
+    assert Phase1Settings.model_validate({"max_tokens": 700}).tokens_per_step == 700
