@@ -92,7 +92,8 @@ class Steps:
                     raise
             # Out of the `except` block, as the error holds on to the tensors that were there.
             self.parts *= 2
-            torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
 
     def _in_parts(self, rows: int, share: slice, loss_of: PartLoss) -> Tensor:
         count = share.stop - share.start
