@@ -160,6 +160,27 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
     assert audit(tmp_path / "model").status == "pass"
 
 
+@pytest.mark.parametrize(("lr", "kept"), [(50.0, True), (0.001, False)])
+def test_phase_2_is_never_worse_than_what_it_starts_from(
+    text_file: Path, tmp_path: Path, lr: float, kept: bool
+) -> None:
+    more = {"phase2": {"lr": lr, "max_epochs": 2, "schedule": "constant"}, "prediction": {"max_epochs": 2}}
+    record = train_one(
+        tiny(text_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path, Unwatched()
+    )
+    assert record.validation is not None
+    assert record.phase2 is not None
+    assert isinstance(record.phase1, PredictionRecord)
+    head = record.phase1.head_for(1).nll_nats
+    start = record.phase2.history[0]
+    assert (start.epoch, start.validation_nll_nats) == (0, pytest.approx(head, abs=1e-6))
+    assert record.phase2.epochs == (1 if kept else 2)  # patience is 1
+    assert (record.phase2.best_epoch == 0) is kept
+    assert (record.validation.nll_nats < start.validation_nll_nats) is not kept
+    found = audit(tmp_path)
+    assert found.status == "pass", found.failed()
+
+
 def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> None:
     settings = tiny(text_file, **PREDICTIVE)
     prepared = prepare(settings, lambda _: None)

@@ -201,8 +201,11 @@ def _history(record: TrainingRecord) -> list[str]:
     """What contradicts itself in a record of training."""
     wrong = []
     best = min(record.history, key=lambda epoch: epoch.validation_nll_nats)
-    if (record.best_epoch, record.epochs) != (best.epoch, len(record.history)):
-        wrong.append(f"best epoch {record.best_epoch} of {record.epochs}, in its history {best.epoch}")
+    if (record.best_epoch, record.epochs) != (best.epoch, record.history[-1].epoch):
+        wrong.append(
+            f"best epoch {record.best_epoch} of {record.epochs}, in its history {best.epoch} of "
+            f"{record.history[-1].epoch}"
+        )
     if record.train_nll_nats != best.train_nll_nats:
         wrong.append(f"training NLL {record.train_nll_nats:.4f}, in its history {best.train_nll_nats:.4f}")
     if not math.isclose(record.train_perplexity, perplexity(record.train_nll_nats), rel_tol=1e-6):

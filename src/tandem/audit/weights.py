@@ -74,9 +74,12 @@ def _trained(subject: Subject) -> Check:
     wrong = []
     for phase, parts in phases.items():
         for record in parts:
-            if record.trained and record.before == record.after:
+            if phase == "phase 2" and _kept_start(subject):
+                if record.before != record.after:
+                    wrong.append(f"{record.part} changed in phase 2, whose start was kept")
+            elif record.trained and record.before == record.after:
                 wrong.append(f"{record.part} did not change in {phase}")
-            elif record.trained and not record.gradient:
+            if record.trained and not record.gradient:
                 wrong.append(f"no gradient reached all of {record.part} in {phase}")
             elif not record.trained and record.gradient:
                 wrong.append(f"a gradient reached {record.part} in {phase}")
@@ -90,7 +93,13 @@ def _trained(subject: Subject) -> Check:
         said = {record.part for record in parts if record.trained}
         if expected != said:
             wrong.append(f"{phase} was to train {_names(expected)}, and trained {_names(said)}")
-    unchanged = [part for part in subject.parts if _may_change(subject, part) and subject.unmoved(part, 0.0)]
+    unchanged = [
+        part
+        for part in subject.parts
+        if _may_change(subject, part)
+        and not (_kept_start(subject) and part.startswith("token_block"))
+        and subject.unmoved(part, 0.0)
+    ]
     if record_phase2 := subject.record.phase2:
         wrong += [
             f"{part.part} did not start from the weights of seed {subject.seed}"
@@ -107,6 +116,12 @@ def _trained(subject: Subject) -> Check:
         "; ".join(dict.fromkeys(wrong)) or f"{count} parts trained",
         "fail" if wrong else "pass",
     )
+
+
+def _kept_start(subject: Subject) -> bool:
+    """Whether phase 2 ended with the weights it started from, since no epoch made them better."""
+    phase2 = subject.record.phase2
+    return phase2 is not None and phase2.best_epoch == 0
 
 
 def _trains(subject: Subject, phase: str, part: str) -> bool:
@@ -244,7 +259,7 @@ def _parameters(subject: Subject) -> Check:
             if r.before != r.after and not r.part.startswith("head")  # phase 1's own token layers
         )
         trained = said.trained_phase1 if phase == "phase 1" else said.trained_phase2
-        if changed != trained:
+        if changed != (0 if phase == "phase 2" and _kept_start(subject) else trained):
             wrong.append(f"{phase} is said to train {trained:,} and changed {changed:,}")
     return _check(
         "parameters", looked_at, "; ".join(wrong) or f"{counted.total:,} in all", "fail" if wrong else "pass"

@@ -428,12 +428,13 @@ def train_tokens(
         seed,
         train_embedding=trained,
         refresh=refresh if trained else None,
+        keep_start=head is not None,
         on_tick=on_tick,
         execution=prepared.execution,
     )
     phase2 = TrainingRecord(
         best_epoch=result.best_epoch,
-        epochs=len(result.history),
+        epochs=result.history[-1].epoch,
         stopped=result.stopped,
         train_nll_nats=result.train_nll_nats,
         train_perplexity=perplexity(result.train_nll_nats),

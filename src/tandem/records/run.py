@@ -152,6 +152,7 @@ class Epoch(_Record):
     """One pass; training figures are running means over the epoch, validation is at its end."""
 
     epoch: int
+    """0 is what training started from, where that counts; its training figure is of a part of the text."""
     train_nll_nats: Unbounded
     validation_nll_nats: Unbounded
     validation_accuracy: float
@@ -163,6 +164,7 @@ class TrainingRecord(_Record):
     """Training for next-token prediction, at its best epoch: phase 2, or the training of a baseline."""
 
     best_epoch: int
+    """0 where phase 2 did not improve on the token layers of phase 1 that it started from."""
     epochs: int
     stopped: Literal["patience", "max_epochs"]
     train_nll_nats: Unbounded

@@ -18,6 +18,7 @@ class Epochs:
 
     title         what is trained, for people: "phase 2", "LSTM"
     lr_setting    the learning rate's name on the command line
+    first         number of the first epoch; 0 is what training starts from
     also          further figures to show with every tick
     """
 
@@ -25,11 +26,17 @@ class Epochs:
     lr_setting: str
     limit: int
     on_tick: OnTick
+    first: int = 1
     history: list[Epoch] = field(default_factory=list)
     also: Mapping[str, float] = field(default_factory=dict)
     first_loss: float = math.nan
     positions: int = 0
     began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def next(self) -> int:
+        """Number of the epoch that is not done yet."""
+        return self.first + len(self.history)
 
     @property
     def seconds_s(self) -> float:
@@ -42,14 +49,14 @@ class Epochs:
         if self.history:
             figures["val PPL"] = perplexity(self.history[-1].validation_nll_nats)
         if share < 1:
-            self._tick(len(self.history) + share, figures)
+            self._tick(self.next - 1 + share, figures)
 
     def epoch_done(self, train_nll: float, score: Score) -> Epoch:
         """The epoch that just ended, added to the history. Raises NonFiniteLossError if it scored nothing."""
         if not score.nll_nats < math.inf:
             self.not_finite(score.nll_nats, "validation")
         epoch = Epoch(
-            epoch=len(self.history) + 1,
+            epoch=self.next,
             train_nll_nats=train_nll,
             validation_nll_nats=score.nll_nats,
             validation_accuracy=score.accuracy,
@@ -70,7 +77,7 @@ class Epochs:
                 f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
             )
         raise NonFiniteLossError(
-            f"{self.title} was stopped at epoch {len(self.history) + 1}, {where}: the loss or its gradient "
+            f"{self.title} was stopped at epoch {self.next}, {where}: the loss or its gradient "
             f"is not finite (loss {loss}); {last}; try a lower --{self.lr_setting}"
         )
 

@@ -39,6 +39,7 @@ class Split:
 class Phase2Result:
     """How phase 2 ended; the model holds the weights of the best epoch.
 
+    best_epoch         0 where no epoch was better than what phase 2 started from
     positions          tokens predicted in an epoch
     first_loss_nats    of the first step's batch, before any weight moved: exact, and without dropout
     micro_batches      parts that a step was computed in, at the end: more than one where memory ran out
@@ -69,6 +70,7 @@ def train_token_block(
     seed: int,
     train_embedding: bool = False,
     refresh: Refresh | None = None,
+    keep_start: bool = False,
     on_tick: OnTick = silent,
     execution: Execution = PLAIN,
 ) -> Phase2Result:
@@ -76,19 +78,24 @@ def train_token_block(
 
     The embedding, hence the head, is trained along with `train_embedding`; contexts then move with it, and
     `refresh` gives those of both splits anew before every epoch and every validation. The training NLL of
-    an epoch is the mean over it, while the weights move (with the dropout and the softmax of training). The
-    processes of `execution` share the positions of every batch.
+    an epoch is the mean over it, while the weights move (with the dropout and the softmax of training). With
+    `keep_start` the weights as they come count as epoch 0, whose training NLL is exact, on as much of the
+    text as is validated on. The processes of `execution` share the positions of every batch.
     Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
-    watch = Epochs("phase 2", "phase2.lr", settings.max_epochs, on_tick)
+    watch = Epochs("phase 2", "phase2.lr", settings.max_epochs, on_tick, first=0 if keep_start else 1)
     trained: list[nn.Module] = [model.token_block] + ([model.embedding] if train_embedding else [])
     best: tuple[Epoch, Score, ContextsSample, list[dict[str, Tensor]]] | None = None
 
     with training_only(model, *trained) as trainable:
         course = _Course.of(model, trained, trainable.parameters, train.stream, settings, seed, execution)
         sample = None
-        for _ in range(settings.max_epochs):
-            train_nll = _one_epoch(model, train, course, watch)
+        for number in range(watch.first, settings.max_epochs + 1):
+            if number == 0:
+                part = train.stream.first(len(validation.stream))
+                train_nll = score_stream(model, part, train.contexts, settings.chunk_positions).nll_nats
+            else:
+                train_nll = _one_epoch(model, train, course, watch)
             if refresh is not None:
                 train, validation = refresh()
                 sample = None
@@ -174,7 +181,7 @@ def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: E
 
     for window, at in _batches(train, course):
         steps += 1
-        if not watch.history and not seen:
+        if math.isnan(watch.first_loss):
             watch.first_loss = _first_loss(model, stream, window, at, course)
         step_loss = course.loss_of(stream.ids[at + 1])
         course.drops.begin_step()
