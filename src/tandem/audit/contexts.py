@@ -56,7 +56,7 @@ def _recomputed(subject: Subject, sample: ContextsSample) -> Check:
         if len(at) == 0 or int(at.max()) >= len(ids):
             wrong.append(f"{split}: the sample is of a longer text")
             continue
-        right = subject.blocks(split, at, 1)[1][:, 0].cpu()
+        right = subject.contexts_at(split, at)[1].cpu()
         difference = float((kept - right).abs().max())
         largest = max(largest, difference)
         count += len(at)

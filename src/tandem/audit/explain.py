@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tandem.audit.reference import block_losses, context_blocks
+from tandem.audit.reference import block_losses, contexts_at
 from tandem.audit.subject import Contexts, Subject
 from tandem.metrics import by_document
 from tandem.records import ValidationRecord
@@ -72,7 +72,7 @@ def _mistakes(subject: Subject) -> Iterator[tuple[str, Losses]]:
     ):
         yield why, block_losses(model, block, ahead=ahead)[0]
     if subject.record.kind == "tandem":
-        stale = replace(subject, model=subject.initial, contexts=Contexts()).whole("validation")
+        stale = replace(subject, model=subject.initial, contexts=Contexts()).validation
         yield (
             "contexts of the ContextBlock before phase 1 give it",
             block_losses(model, block, stale.previous, stale.current)[0],
@@ -130,8 +130,7 @@ def explain_contexts(subject: Subject, split: str, at: Tensor, kept: Tensor, rig
 
 def _contexts_at(subject: Subject, split: str, at: Tensor, initial: bool = False) -> Tensor:
     model = subject.initial if initial else subject.model
-    ids = subject.ids(split)
-    return context_blocks(model, ids, at.to(ids.device), 1, 2 * subject.warm_up)[1][:, 0].cpu()
+    return contexts_at(model, subject.ids(split), at, 2 * subject.warm_up)[1].cpu()
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

@@ -11,13 +11,11 @@ from torch.nn import functional as F
 from tandem.audit.explain import explain_nll
 from tandem.audit.reference import POSITIONS, block_losses, contexts_at
 from tandem.audit.subject import INEXACT, Subject
-from tandem.contexts import PIECE_TOKENS
 from tandem.experiment.cells import label_of
 from tandem.experiment.pipeline import Prepared, phase1_state, take_phase1
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord
 from tandem.settings import Configuration
-from tandem.training.initialization import generator_for
 
 NLL_TOLERANCE = 1e-4
 """Nats per token by which a recomputed mean may differ; single precision over many tokens stays below it."""
@@ -215,21 +213,14 @@ def _history(record: TrainingRecord) -> list[str]:
 
 def _first_loss(subject: Subject) -> float:
     """Mean NLL of the first batch of phase 2, with the weights that the run's seed draws."""
-    settings = subject.prepared.settings.phase2
-    ids = subject.ids("train")
-    count = len(ids) - 1
-    at = torch.arange(min(count, settings.batch_positions))
-    if settings.shuffle:  # the order of pieces is drawn, then that of positions within the first
-        order = generator_for(subject.seed, "phase2 order")
-        piece = settings.batch_positions * max(1, PIECE_TOKENS // settings.batch_positions)
-        pieces = -(-count // piece)
-        first = piece * int(torch.randperm(pieces, generator=order)[0]) if pieces > 1 else 0
-        at = first + torch.randperm(min(piece, count - first), generator=order)[: settings.batch_positions]
-    at = at.to(ids.device)
+    ids, at = subject.ids("train"), subject.first_batch.to(subject.model.device)
     # What phase 1 left is as it was saved, all else as it was at the start.
     model = copy.deepcopy(subject.initial)
     take_phase1(model, phase1_state(subject.model, subject.prepared.settings.recipe))
-    previous, current = contexts_at(model, ids, at, subject.warm_up)
+    if subject.prepared.settings.embeddings.trained:  # then contexts were others at the start
+        previous, current = contexts_at(model, ids, at, subject.warm_up)
+    else:
+        previous, current = subject.contexts_at("train", at)
     total = 0.0
     with torch.no_grad():
         for part in torch.arange(len(at), device=ids.device).split(POSITIONS):

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from tandem.contexts import Tokens
 from tandem.model import TandemForCausalLM
 
+BLOCK = 256
+"""Tokens of a block in which scattered positions are looked for."""
 POSITIONS = 512
 """Positions whose logits are held at once."""
 
@@ -38,46 +40,36 @@ class Block:
 
 
 @torch.no_grad()
-def context_blocks(
-    model: TandemForCausalLM, ids: Tensor | Tokens, starts: Tensor, length: int, warm_up: int
-) -> tuple[Tensor, Tensor]:
-    """Contexts before and after each token of S blocks, both [S, length, C], by the plain recurrence.
-
-    ids [T]; starts [S]. Every block is read from `warm_up` tokens before it, from a zero context, or from the
-    start of the stream where that is nearer. In double precision where the device has it. Past the end of
-    the stream the last token is repeated; what stands there means nothing.
-    """
-    steps = [(before, after) for _, before, after in _read(model, ids, starts, length, warm_up)]
-    previous, current = zip(*steps, strict=True)
-    return torch.stack(previous, 1), torch.stack(current, 1)
-
-
-@torch.no_grad()
 def contexts_at(
     model: TandemForCausalLM, ids: Tensor | Tokens, at: Tensor, warm_up: int
 ) -> tuple[Tensor, Tensor]:
-    """Contexts before and after the tokens at many positions [n] of a stream, both [n, C].
+    """Contexts before and after the tokens at positions [n] of a stream [T], both [n, C], one by one.
 
-    As `context_blocks` gives them, but by reading all of the stream, in blocks as long as their warm-up: that
-    takes two steps a token, where single positions take their whole warm-up each.
+    They are read in blocks, each from `warm_up` tokens before it and a zero context, or from the
+    start of the stream where that is nearer; in double precision where the device has it.
     """
-    ascending, order = at.sort()
-    size = (len(at), model.config.context_dim)
+    wanted, back = at.to(ids.device).unique(return_inverse=True)
+    warm_up = min(warm_up, int(wanted.max()))
+
+    def steps(length: int) -> int:
+        return len((wanted // length).unique_consecutive()) * (warm_up + length)
+
+    length = min((1, BLOCK, max(1, warm_up)), key=steps)
+    starts = (wanted // length).unique_consecutive() * length
+    size = (len(wanted), model.config.context_dim)
     previous, current = (torch.zeros(size, dtype=model.dtype, device=ids.device) for _ in range(2))
-    starts = torch.arange(0, len(ids), warm_up, device=ids.device)
-    for positions, before, after in _read(model, ids, starts, warm_up, warm_up):
-        place = torch.searchsorted(ascending, positions).clamp(max=len(at) - 1)
-        wanted = ascending[place] == positions
-        rows = order[place[wanted]]
-        previous[rows], current[rows] = before[wanted], after[wanted]
-    return previous, current
+    for positions, before, after in _read(model, ids, starts, length, warm_up):
+        place = torch.searchsorted(wanted, positions).clamp(max=len(wanted) - 1)
+        asked = wanted[place] == positions
+        previous[place[asked]], current[place[asked]] = before[asked], after[asked]
+    return previous[back], current[back]
 
 
 def _read(
     model: TandemForCausalLM, ids: Tensor | Tokens, starts: Tensor, length: int, warm_up: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The steps of blocks that start at `starts` [S], after their warm-up: positions [S], and the contexts
-    before and after the tokens there, [S, C]."""
+    before and after the tokens there, [S, C]. Past the end of the stream its last token is repeated."""
     block = copy.deepcopy(model.context_block)
     block = block if model.device.type == "mps" else block.double()
     dtype = next(block.parameters()).dtype

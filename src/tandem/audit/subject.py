@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from tandem.audit.reference import Block, block_losses, context_blocks, contexts_at
-from tandem.contexts import ContextsSample, Tokens
+from tandem.audit.reference import Block, block_losses, contexts_at
+from tandem.contexts import PIECE_TOKENS, ContextsSample, Tokens
 from tandem.experiment.artefacts import load_head, load_model, load_sample
 from tandem.experiment.pipeline import Prepared, head_for, load_heads, new_heads, new_model
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import RunRecord
 from tandem.settings import Configuration
-from tandem.training.initialization import start_from_head
+from tandem.training.initialization import generator_for, start_from_head
 from tandem.training.prediction import head_name
 from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
@@ -170,36 +170,49 @@ class Subject:
         needed = [scan.tokens if scan.method == "loop" else scan.burn_in for scan in scans]
         return max(LEAST_WARM_UP, *needed)
 
-    def blocks(self, split: str, starts: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Contexts before and after the tokens of blocks of a split, as `context_blocks` gives them.
+    @cached_property
+    def first_batch(self) -> torch.Tensor:
+        """Positions [n] of the first step of phase 2, as the seed draws them."""
+        settings = self.prepared.settings.phase2
+        count = len(self.ids("train")) - 1
+        if not settings.shuffle:
+            return torch.arange(min(count, settings.batch_positions))
+        # The order of pieces is drawn, then that of positions within the first.
+        order = generator_for(self.seed, "phase2 order")
+        piece = settings.batch_positions * max(1, PIECE_TOKENS // settings.batch_positions)
+        pieces = -(-count // piece)
+        first = piece * int(torch.randperm(pieces, generator=order)[0]) if pieces > 1 else 0
+        return first + torch.randperm(min(piece, count - first), generator=order)[: settings.batch_positions]
 
-        Single contexts, which are compared as numbers, are read from twice as far back as blocks, whose
-        losses are averaged: the run's own burn-in was enough at the places where it was measured.
+    @cached_property
+    def _looked_at(self) -> dict[str, torch.Tensor]:
+        """Positions of each split, ascending, whose contexts any check looks at: they are read in one go."""
+        length = len(self.ids("train"))
+        sampled = torch.empty(0, dtype=torch.int64) if self.sample is None else self.sample.train_at
+        train = torch.cat((sampled, self.first_batch, *self._scored_training)).unique()
+        return {"train": train[train < length], "validation": torch.arange(len(self.ids("validation")))}
+
+    def contexts_at(self, split: str, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contexts before and after the tokens at positions [n] of a split, both [n, C].
+
+        They are among those of the sample, of the first batch, and of the text that is scored. Read from
+        twice as far back as the run's own burn-in, which was enough at the places where it was measured.
         """
-        made = self.contexts.of(self)
-        warm_up = self.warm_up * (2 if length == 1 else 1)
-        key = (split, length, tuple(starts.tolist()), warm_up)
+        made, there = self.contexts.of(self), self._looked_at[split]
+        key = (split, there.numpy().tobytes())
         if key not in made:
-            ids = self.ids(split)
-            if length == 1 and 2 * len(ids) < len(starts) * warm_up:  # then reading everything takes less
-                both = contexts_at(self.model, ids, starts.to(ids.device), warm_up)
-                made[key] = (both[0][:, None], both[1][:, None])
-            else:
-                made[key] = context_blocks(self.model, ids, starts.to(ids.device), length, warm_up)
-        return made[key]
+            made[key] = contexts_at(self.model, self.ids(split), there, 2 * self.warm_up)
+        place = torch.searchsorted(there, at.cpu()).to(self.model.device)
+        return made[key][0][place], made[key][1][place]
 
-    def whole(self, split: str) -> Block:
-        """All of a split as one block, read in parts that are no shorter than what is read before each."""
-        ids = self.ids(split)
-        length = min(max(LENGTH, self.warm_up), len(ids))
-        parts = self.blocks(split, torch.arange(0, len(ids), length), length)
-        previous, current = (part.flatten(0, 1)[: len(ids) - 1] for part in parts)
-        return Block(ids, previous, current)
+    def _block(self, split: str, at: torch.Tensor) -> Block:
+        """The tokens at consecutive positions, which are read, and the one after them."""
+        return Block(self.ids(split)[int(at[0]) : int(at[-1]) + 2], *self.contexts_at(split, at))
 
     @cached_property
     def validation(self) -> Block:
         """All of the validation text."""
-        return self.whole("validation")
+        return self._block("validation", torch.arange(len(self.ids("validation")) - 1))
 
     @cached_property
     def validation_losses(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
@@ -207,14 +220,15 @@ class Subject:
         return block_losses(self.model, self.validation)
 
     @cached_property
+    def _scored_training(self) -> list[torch.Tensor]:
+        """Positions of parts of the training text, spread over all of it; all of it where it is no more."""
+        length = len(self.ids("train"))
+        if length <= TRAINING_BLOCKS * LENGTH:
+            return [torch.arange(length - 1)]
+        spaced = torch.linspace(0, length - 1 - LENGTH, TRAINING_BLOCKS, dtype=torch.float64).long()
+        return [torch.arange(start, start + LENGTH) for start in spaced.tolist()]
+
+    @cached_property
     def training(self) -> list[Block]:
-        """Parts of the training text, spread over all of it; all of it where that is no more."""
-        ids = self.ids("train")
-        if len(ids) <= TRAINING_BLOCKS * LENGTH:
-            return [self.whole("train")]
-        spaced = torch.linspace(0, len(ids) - 1 - LENGTH, TRAINING_BLOCKS, dtype=torch.float64).long()
-        previous, current = self.blocks("train", spaced, LENGTH)
-        return [
-            Block(ids[start : start + LENGTH + 1], previous[number], current[number])
-            for number, start in enumerate(spaced.tolist())
-        ]
+        """These parts of the training text."""
+        return [self._block("train", at) for at in self._scored_training]
