@@ -118,7 +118,7 @@ class Bench:
 
     def __init__(self, corpus: str, shared: Path, output: Path, threads: int, note: str) -> None:
         from tandem.baselines import Task
-        from tandem.experiment.pipeline import prepare, total_parameters
+        from tandem.experiment.prepared import prepare, total_parameters
         from tandem.tokens.prepare import tokenize_for_evaluation
 
         self.output = output

@@ -19,7 +19,8 @@ from torch import Tensor
 from tandem.contexts import Contexts, previous_contexts
 from tandem.contexts.stream import Stream
 from tandem.cross_entropy import token_nll
-from tandem.experiment import pipeline, runner
+from tandem.experiment import contexts as both_splits
+from tandem.experiment import pipeline, prepared, runner
 from tandem.metrics import Score, perplexity
 from tandem.model import modeling_tandem
 from tandem.text import splits
@@ -39,8 +40,8 @@ Defect = Callable[[Patch], None]
 
 
 def _contexts(patch: Patch, split: str, change: Callable[[Any, Stream, Tensor], Tensor]) -> None:
-    """Change the contexts of one split, as pipeline computes them: training first, then validation."""
-    real, calls = pipeline.compute_contexts, [0]
+    """Change the contexts of one split, as they are computed: training first, then validation."""
+    real, calls = both_splits.compute_contexts, [0]
 
     def changed(model: Any, stream: Stream, *rest: Any) -> Any:
         contexts, record = real(model, stream, *rest)
@@ -49,7 +50,7 @@ def _contexts(patch: Patch, split: str, change: Callable[[Any, Stream, Tensor], 
             contexts = Contexts.of(change(model, stream, contexts.whole()))
         return contexts, record
 
-    patch.setattr(pipeline, "compute_contexts", changed)
+    patch.setattr(both_splits, "compute_contexts", changed)
 
 
 def zero_validation_contexts(patch: Patch) -> None:
@@ -101,17 +102,17 @@ def noisy_sweep_for_training(patch: Patch) -> None:
 
 def stale_contexts(patch: Patch) -> None:
     """Contexts of the ContextBlock as it was before phase 1, from a cache nobody refreshed."""
-    real = pipeline._contexts_of
+    real = pipeline.contexts_of
 
     def stale(model: Any, train: Any, validation: Any, settings: Any) -> Any:
         trained = {k: v.clone() for k, v in model.context_block.state_dict().items()}
         depth = len(model.context_block.layers)
-        pipeline.initialize_block(model.context_block, model, generator_for(0, "context_block", depth))
+        prepared.initialize_block(model.context_block, model, generator_for(0, "context_block", depth))
         made = real(model, train, validation, settings)
         model.context_block.load_state_dict(trained)
         return made
 
-    patch.setattr(pipeline, "_contexts_of", stale)
+    patch.setattr(pipeline, "contexts_of", stale)
 
 
 def no_burn_in(patch: Patch) -> None:
@@ -218,8 +219,8 @@ def last_batch_dropped(patch: Patch) -> None:
     """The last partial batch does not count."""
     real = phase2.score_stream
 
-    def dropped(model: Any, stream: Any, contexts: Any, chunk: int) -> Score:
-        score = real(model, stream, contexts, chunk)
+    def dropped(model: Any, stream: Any, contexts: Any, chunk: int, **how: Any) -> Score:
+        score = real(model, stream, contexts, chunk, **how)
         kept = len(score.losses) // chunk * chunk
         return Score.of(score.losses[:kept], round(score.accuracy * kept))
 
@@ -254,7 +255,7 @@ def scored_token_is_the_current_one(patch: Patch) -> None:
     """Targets off by one at evaluation: what is scored has just been read."""
 
     @torch.no_grad()
-    def shifted(model: Any, stream: Stream, kept: Contexts, chunk: int) -> Score:
+    def shifted(model: Any, stream: Stream, kept: Contexts, chunk: int, **_: Any) -> Score:
         losses, correct = [], 0
         for at in torch.arange(len(stream) - 1).split(chunk):
             around = kept.window(0, len(kept)).around(at, stream.restart)
@@ -282,12 +283,12 @@ def trained_on_shifted_targets(patch: Patch) -> None:
 
 def phase2_always_from_seed_0(patch: Patch) -> None:
     """The seed does not reach the TokenBlock: seeds that are no replications."""
-    real = pipeline.generator_for
+    real = prepared.generator_for
 
     def fixed(seed: int, *purpose: Any) -> Any:
         return real(0 if purpose[0] == "token_block" else seed, *purpose)
 
-    patch.setattr(pipeline, "generator_for", fixed)
+    patch.setattr(prepared, "generator_for", fixed)
 
 
 def shuffle_ignored(patch: Patch) -> None:

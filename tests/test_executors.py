@@ -17,7 +17,7 @@ from tandem.cli.main import run
 from tandem.errors import RunDirError, SettingsError
 from tandem.experiment.cells import plan
 from tandem.experiment.executors import JOBS, Executor, Ray, Slurm, Worker, executor_of
-from tandem.experiment.pipeline import prepare
+from tandem.experiment.prepared import prepare
 from tandem.experiment.run_dir import open_run_dir
 from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
 from tandem.experiment.workers import threads_each

@@ -10,23 +10,15 @@ from tandem.audit import audit
 from tandem.errors import SettingsError
 from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.pipeline import (
-    head_state,
-    load_heads,
-    new_heads,
-    new_model,
-    phase1_state,
-    prepare,
-    start_from_head,
-    take_phase1,
-    train_contexts,
-    train_tokens,
-)
+from tandem.experiment.handover import head_state, load_heads, new_heads, phase1_state, take_phase1
+from tandem.experiment.pipeline import train_contexts, train_tokens
+from tandem.experiment.prepared import new_model, prepare
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import PredictionRecord, RunRecord, nearest_head, read_manifest
 from tandem.settings import Configuration, Settings, chosen_variant
+from tandem.training.initialization import start_from_head
 
 BOTH = {"seed": {}, "predictive": PREDICTIVE}
 

@@ -15,7 +15,7 @@ from measuring import Candidate, Spread, interleaved, number, print_table
 from torch import Tensor
 
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
-from tandem.experiment.pipeline import Prepared, new_model
+from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, sequential_contexts
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings

@@ -22,7 +22,7 @@ from tandem.baselines.common import widest
 from tandem.baselines.gpt2 import parameter_count, score_gpt2
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Stream, compute_contexts
-from tandem.experiment.pipeline import Prepared, new_model
+from tandem.experiment.prepared import Prepared, new_model
 from tandem.metrics import score_stream
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.settings import Configuration, ContextSettings, Gpt2Settings, Phase2Settings

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tandem.experiment.pipeline import Prepared, prepare
+from tandem.experiment.prepared import Prepared, prepare
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.settings import Settings, load_settings
 from tandem.training.initialization import generator_for, initialize_block

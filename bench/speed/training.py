@@ -13,7 +13,8 @@ from measuring import Candidate, Spread, Timings, interleaved, number, print_tab
 
 from tandem.baselines import Task, fit_gpt2, fit_lstm
 from tandem.contexts import Stream, compute_contexts
-from tandem.experiment.pipeline import Prepared, new_heads, new_model, total_parameters
+from tandem.experiment.handover import new_heads
+from tandem.experiment.prepared import Prepared, new_model, total_parameters
 from tandem.settings import Configuration, ContextSettings, Gpt2Settings, LstmSettings
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts

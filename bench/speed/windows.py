@@ -12,7 +12,8 @@ from statistics import fmean
 import torch
 from measuring import Spread, number, print_table
 
-from tandem.experiment.pipeline import Prepared, train_contexts, train_tokens
+from tandem.experiment.pipeline import train_contexts, train_tokens
+from tandem.experiment.prepared import Prepared
 from tandem.records import Phase1Record, TrainingRecord
 from tandem.settings import Configuration
 

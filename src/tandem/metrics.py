@@ -14,6 +14,7 @@ from tandem.cross_entropy import token_nll
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
 from tandem.tokens.store import TokenStream
+from tandem.training.execution import ALONE, Group
 
 # Inside the logarithm of the effective rank, as in the program that made the seed's figures.
 ENTROPY_EPS = 1e-10
@@ -86,22 +87,28 @@ def score_stream(
     contexts: Contexts,
     chunk_positions: int,
     token_block: TokenBlock | None = None,
+    group: Group = ALONE,
 ) -> Score:
     """Score every token of the stream but the first, given its contexts.
 
-    By the model's own TokenBlock, or by another one that reads the same contexts.
+    By the model's own TokenBlock, or by another one that reads the same contexts; each process of `group`
+    scores its share, and all have the whole score.
 
     The softmax is exact; `chunk_positions` positions at a time, which bounds memory and changes nothing
     else. Sums are taken in double precision.
     """
-    losses, correct, done = np.empty(len(stream) - 1), 0, 0
-    for hidden in hidden_parts(model, stream, contexts, chunk_positions, token_block):
+    share = group.share(len(stream) - 1)
+    losses, correct, done = torch.empty(share.stop - share.start, dtype=torch.float64), 0, share.start
+    for hidden in hidden_parts(model, stream, contexts, chunk_positions, token_block, share):
         targets = stream.ids[done + 1 : done + 1 + len(hidden)]
         nll, best = token_nll(hidden, model.lm_head.weight, targets, model.lm_head.bias)
-        losses[done : done + len(hidden)] = nll.cpu().numpy()
+        losses[done - share.start : done - share.start + len(hidden)] = nll.cpu()
         correct += int((best == targets).sum())
         done += len(hidden)
-    return Score.of(losses, correct)
+    if group.size > 1:
+        losses = group.joined(losses.to(model.device), len(stream) - 1).cpu()
+        correct = int(group.total(torch.tensor(correct, device=model.device)))
+    return Score.of(losses.numpy(), correct)
 
 
 @torch.no_grad()
@@ -111,15 +118,16 @@ def hidden_parts(
     contexts: Contexts,
     chunk_positions: int,
     token_block: TokenBlock | None = None,
+    share: slice | None = None,
 ) -> Iterator[Tensor]:
     """What the softmax reads, [n, E] in parts that follow on each other, for all tokens but the last.
 
-    Arguments as of `score_stream`.
+    Arguments as of `score_stream`; with `share` for these positions only.
     """
     token_block = model.token_block if token_block is None else token_block
-    scored = len(stream) - 1
-    for first in range(0, scored, PIECE_TOKENS):
-        last = min(first + PIECE_TOKENS, scored)
+    share = slice(0, len(stream) - 1) if share is None else share
+    for first in range(share.start, share.stop, PIECE_TOKENS):
+        last = min(first + PIECE_TOKENS, share.stop)
         window = contexts.window(first, last)
         for at in torch.arange(first, last, device=stream.ids.device).split(chunk_positions):
             before, after = window.around(at, stream.restart)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tandem.baselines import Task, fit_ngram
-from tandem.experiment.pipeline import Prepared
+from tandem.experiment.prepared import Prepared
 from tandem.metrics import perplexity, validation_record
 from tandem.records import Check, RunRecord
 

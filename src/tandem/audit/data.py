@@ -7,7 +7,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tandem.audit.leakage import measure_leakage
-from tandem.experiment.pipeline import Prepared
+from tandem.experiment.prepared import Prepared
 from tandem.records import Check, RunRecord
 from tandem.text.splits import Splits
 from tandem.tokens.store import Ids, TokenStream, token_counts

@@ -12,7 +12,8 @@ from tandem.audit.explain import explain_nll
 from tandem.audit.reference import POSITIONS, block_losses, contexts_at
 from tandem.audit.subject import INEXACT, Subject
 from tandem.experiment.cells import label_of
-from tandem.experiment.pipeline import Prepared, phase1_state, take_phase1
+from tandem.experiment.handover import phase1_state, take_phase1
+from tandem.experiment.prepared import Prepared
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord
 from tandem.settings import Configuration

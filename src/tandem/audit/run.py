@@ -21,7 +21,7 @@ from tandem.experiment.artefacts import load_model
 from tandem.experiment.baseline import measured_against
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import code_fingerprint
-from tandem.experiment.pipeline import Prepared, model_config, prepare_variants
+from tandem.experiment.prepared import Prepared, model_config, prepare_variants
 from tandem.experiment.run_dir import make_folder
 from tandem.experiment.runner import use_threads
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from tandem.audit.reference import Block, block_losses, contexts_at
 from tandem.contexts import PIECE_TOKENS, ContextsSample, Tokens
 from tandem.experiment.artefacts import load_head, load_model, load_sample
-from tandem.experiment.pipeline import Prepared, head_for, load_heads, new_heads, new_model
+from tandem.experiment.handover import head_for, load_heads, new_heads
+from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import RunRecord
 from tandem.settings import Configuration

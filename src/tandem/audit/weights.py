@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from tandem.audit.subject import SAME_WEIGHT, Subject
-from tandem.experiment.pipeline import PHASE1_PARTS, count_parameters
+from tandem.experiment.handover import PHASE1_PARTS
+from tandem.experiment.pipeline import count_parameters
 from tandem.metrics import effective_rank
 from tandem.records import Check, Parameters, PartRecord, Phase1Record, PredictionRecord
 from tandem.settings import Settings

@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from tandem.contexts import ContextsSample
 from tandem.errors import RunDirError
-from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
+from tandem.experiment.handover import SavedPhase1
+from tandem.experiment.pipeline import TrainedTokens
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.settings import Settings, dump_settings

@@ -5,7 +5,7 @@ from typing import Any
 
 from tandem.baselines import Fitted, Task, fit_gpt2, fit_lstm, fit_ngram
 from tandem.experiment.cells import Cell
-from tandem.experiment.pipeline import Prepared, total_parameters
+from tandem.experiment.prepared import Prepared, total_parameters
 from tandem.metrics import validation_record
 from tandem.records import Parameters
 from tandem.training.progress import OnTick

@@ -15,7 +15,8 @@ from tandem.contexts import PIECE_TOKENS, compute_contexts, measure_memory
 from tandem.experiment.baseline import measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims
 from tandem.experiment.machine import PeakMemory
-from tandem.experiment.pipeline import Prepared, new_model, streams, train_contexts
+from tandem.experiment.pipeline import train_contexts
+from tandem.experiment.prepared import Prepared, new_model, streams
 from tandem.experiment.run_dir import disk_needed
 from tandem.metrics import effective_rank, score_stream
 from tandem.model import TandemForCausalLM

@@ -9,7 +9,7 @@ from typing import TypeVar
 from tandem.claims import in_turn
 from tandem.errors import RunDirError
 from tandem.experiment.cells import Cell
-from tandem.experiment.pipeline import Prepared, total_parameters
+from tandem.experiment.prepared import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.records import (
     Manifest,

@@ -16,21 +16,17 @@ from tandem.experiment.baseline import baseline_fingerprint, measured_against, r
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
 from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.executors import Executor, executor_of, helped
+from tandem.experiment.handover import head_state, phase1_fingerprint, phase1_state
 from tandem.experiment.machine import PeakMemory, choose_device, environment
 from tandem.experiment.pipeline import (
-    Prepared,
     TrainedContexts,
     TrainedTokens,
     count_parameters,
-    head_state,
-    phase1_fingerprint,
-    phase1_state,
-    prepare,
-    prepare_variants,
     train_contexts,
     train_tokens,
     untrained_contexts,
 )
+from tandem.experiment.prepared import Prepared, prepare, prepare_variants
 from tandem.experiment.run_dir import check_disk, check_same, keep_record, make_folder, open_run_dir
 from tandem.experiment.workers import threads_each
 from tandem.records import RunRecord, nearest_head, read_records

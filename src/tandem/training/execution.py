@@ -64,6 +64,9 @@ class Group:
         return whole
 
 
+ALONE = Group()
+
+
 @dataclass(frozen=True)
 class Execution:
     """How steps are computed; their mathematics is the same for all.
@@ -71,7 +74,7 @@ class Execution:
     bfloat16    whether matrices are multiplied in bf16 while training (sums, states and scores never are)
     """
 
-    group: Group = Group()
+    group: Group = ALONE
     bfloat16: bool = False
 
 
@@ -83,7 +86,7 @@ PLAIN = Execution()
 def process_group(device: torch.device) -> Iterator[Group]:
     """Within the block, the group that `torchrun` put this process into; alone if it did not start it."""
     if processes() == 1:
-        yield Group()
+        yield ALONE
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

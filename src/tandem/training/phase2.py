@@ -88,18 +88,23 @@ def train_token_block(
     best: tuple[Epoch, Score, ContextsSample, list[dict[str, Tensor]]] | None = None
 
     with training_only(model, *trained) as trainable:
+
+        def score_of(split: Split, stream: Stream) -> Score:
+            return score_stream(
+                model, stream, split.contexts, settings.chunk_positions, group=execution.group
+            )
+
         course = _Course.of(model, trained, trainable.parameters, train.stream, settings, seed, execution)
         sample = None
         for number in range(watch.first, settings.max_epochs + 1):
             if number == 0:
-                part = train.stream.first(len(validation.stream))
-                train_nll = score_stream(model, part, train.contexts, settings.chunk_positions).nll_nats
+                train_nll = score_of(train, train.stream.first(len(validation.stream))).nll_nats
             else:
                 train_nll = _one_epoch(model, train, course, watch)
             if refresh is not None:
                 train, validation = refresh()
                 sample = None
-            score = score_stream(model, validation.stream, validation.contexts, settings.chunk_positions)
+            score = score_of(validation, validation.stream)
             epoch = watch.epoch_done(train_nll, score)
             if best is None or score.nll_nats < best[1].nll_nats:
                 sample = sample or ContextsSample.of(train.contexts, validation.contexts)
