@@ -15,11 +15,14 @@ from typing import Any
 import defects
 import numpy as np
 import pytest
+import torch
 from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 
 from tandem.audit import audit
+from tandem.audit.reference import contexts_at
 from tandem.errors import DataError, RunDirError
 from tandem.experiment.runner import Unwatched, run_experiment
+from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.records import AuditRecord, DocumentScores, read_audit, read_records
 
 
@@ -422,3 +425,16 @@ def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, text_f
     defects.edit_records(run_dir, better_nll)
     assert "its documents have the mean NLL" in failed(audit(run_dir))["consistency"]
     assert {run.run for run in found.runs} == {None, *(record.run for record in read_records(run_dir))}
+
+
+@pytest.mark.parametrize("at", [range(700), [0], [699, 5, 5, 0], [*range(300, 360), 690]])
+def test_contexts_are_the_loops_wherever_they_are_asked_for(at: list[int]) -> None:
+    torch.manual_seed(0)
+    model = TandemForCausalLM(TandemConfig(vocab_size=20, embed_dim=8, context_dim=6, cell="gated"))
+    ids = torch.randint(20, (700,))
+    _, current = sequential_contexts(model.context_block, model.embed(ids)[None])
+    expected = torch.cat((torch.zeros(1, 6), current[0]))
+    places = torch.tensor(list(at))
+    previous, after = contexts_at(model, ids, places, 600)
+    torch.testing.assert_close(previous, expected[places], rtol=0, atol=1e-5)
+    torch.testing.assert_close(after, expected[places + 1], rtol=0, atol=1e-5)
