@@ -54,9 +54,9 @@ class PredictionSettings(Section):
     """Passes over the training tokens; all are made, as the learning rate falls to zero over them."""
     head_layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2)
     """Depths of the TokenBlocks through which it predicts, side by side, all with the same weight."""
-    streams: Positive = 64
+    streams: Positive = 32
     """The text is cut into so many streams, read side by side."""
-    window: Positive = 32
+    window: Positive = 64
     """Tokens of a stream per optimizer step; no gradient flows further back, the contexts do."""
     lr: PositiveFloat = 0.006
     """AdamW's largest learning rate; it rises over the first tenth of the steps (100 at most) and
@@ -65,11 +65,11 @@ class PredictionSettings(Section):
     """Without gradients, matrices (the embedding included) would shrink to exp(-this) in an epoch at the
     largest rate: AdamW's weight decay is this over `lr` and the steps of an epoch, so that it suits short and
     long texts alike (Wang & Aitchison 2024, arXiv:2405.13698)."""
-    dropout: Probability = 0.4
+    dropout: Probability = 0.2
     """Of contexts where they are read; like the other two the same elements all along a window."""
-    embed_dropout: Probability = 0.3
+    embed_dropout: Probability = 0.1
     """Of token embeddings where they are read."""
-    output_dropout: Probability = 0.2
+    output_dropout: Probability = 0.1
     """Of what the softmax reads."""
     negatives: Positive | None = 512
     """Tokens drawn for the softmax of a step beside its own targets, corrected for their chance to be in it;
