@@ -175,7 +175,9 @@ class _Trial:
         contexts, score, split = self._contexts(model, len(settings.prediction.head_layers))
         found.append(Part(what=f"{name}{depth}, contexts and scores", times=seeds, seconds_s=contexts))
         for made, runs in Counter(cell.configuration for cell in cells if cell.configuration).items():
-            seconds = self._phase2(made, split, seed) + score * settings.phase2.max_epochs
+            # Where phase 2 starts from phase 1's token layers, these are scored on both splits first.
+            scores = settings.phase2.max_epochs + (2 if settings.phase2.start == "phase1" else 0)
+            seconds = self._phase2(made, split, seed) + score * scores
             found.append(Part(what=f"{name}{made.name}, phase 2", times=runs, seconds_s=seconds))
         return found
 
