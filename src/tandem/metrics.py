@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tandem.contexts import PIECE_TOKENS, Contexts, Stream
 from tandem.cross_entropy import token_nll
+from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
 from tandem.tokens.store import TokenStream
-from tandem.training.execution import ALONE, Group
 
 # Inside the logarithm of the effective rank, as in the program that made the seed's figures.
 ENTROPY_EPS = 1e-10

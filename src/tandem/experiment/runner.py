@@ -29,9 +29,9 @@ from tandem.experiment.pipeline import (
 from tandem.experiment.prepared import Prepared, prepare, prepare_variants
 from tandem.experiment.run_dir import check_disk, check_same, keep_record, make_folder, open_run_dir
 from tandem.experiment.workers import threads_each
+from tandem.group import process_group
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
-from tandem.training.execution import process_group
 from tandem.training.progress import OnTick, Tick
 
 WAIT_S = 1.0

@@ -1,0 +1,79 @@
+"""The processes that train one model together: those that `torchrun` starts; without it, this one alone.
+
+What is global is computed on every process alike, or summed: losses, batches, gradients, convergence. Each
+process computes a contiguous share of it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from tandem.errors import SettingsError
+from tandem.launch import processes
+
+
+@dataclass(frozen=True)
+class Group:
+    """Process number `rank` of `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that tells and saves."""
+        return self.rank == 0
+
+    def check_enough(self, count: int, setting: str) -> None:
+        """Raises SettingsError where a step has fewer rows than there are processes."""
+        if count < self.size:
+            raise SettingsError(
+                f"setting {setting}: a step has {count} of them, too few for "
+                f"{self.size} processes; start fewer"
+            )
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` things in order; shares differ by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum of every process's tensor, all of one shape."""
+        if self.size > 1:
+            own = own.clone()
+            distributed.all_reduce(own)
+        return own
+
+    def joined(self, own: Tensor, count: int) -> Tensor:
+        """Rows [count, …] in order, of which each process gives its share."""
+        if self.size == 1:
+            return own
+        # Shares differ by a row, and gathered tensors may not: the shorter ones are filled up.
+        longest = -(-count // self.size)
+        padded = own.new_zeros(longest, *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        distributed.all_gather(parts, padded)
+        whole = own.new_empty(count, *own.shape[1:])
+        for rank, part in enumerate(parts):
+            share = Group(rank, self.size).share(count)
+            whole[share] = part[: share.stop - share.start]
+        return whole
+
+
+ALONE = Group()
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Group]:
+    """Within the block, the group that `torchrun` put this process into; alone if it did not start it."""
+    if processes() == 1:
+        yield ALONE
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
