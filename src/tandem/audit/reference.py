@@ -43,7 +43,7 @@ class Block:
 def contexts_at(
     model: TandemForCausalLM, ids: Tensor | Tokens, at: Tensor, warm_up: int
 ) -> tuple[Tensor, Tensor]:
-    """Contexts before and after the tokens at positions [n] of a stream [T], both [n, C], one by one.
+    """Contexts before and after the tokens at positions [n] of a stream [T], both [n, C], by the plain loop.
 
     They are read in blocks, each from `warm_up` tokens before it and a zero context, or from the
     start of the stream where that is nearer; in double precision where the device has it.
