@@ -83,7 +83,9 @@ class Results:
         print(json.dumps(result), flush=True)
 
 
-def settings_of(corpus: str, shared: Path, output: Path, threads: int) -> tuple[Settings, str]:
+def settings_of(
+    corpus: str, shared: Path, output: Path, threads: int, precision: str
+) -> tuple[Settings, str]:
     """The preset on one corpus, and its test source."""
     data = {"max_train_bytes": TRAIN_BYTES, **CORPORA[corpus]}
     for key in ("train", "validation", "test"):
@@ -92,6 +94,7 @@ def settings_of(corpus: str, shared: Path, output: Path, threads: int) -> tuple[
     test = data.pop("test", None)
     values = load_settings("predictive").model_dump()
     values |= {"configurations": DEPTHS, "threads": threads, "data": {**values["data"], **data}}
+    values["precision"] = precision
     settings = Settings(**values)
     return settings, test or _left_out(settings, output / f"{corpus}-test.jsonl")
 
@@ -116,21 +119,27 @@ def _left_out(settings: Settings, path: Path) -> str:
 class Bench:
     """All models on one corpus."""
 
-    def __init__(self, corpus: str, shared: Path, output: Path, threads: int, note: str) -> None:
+    def __init__(self, corpus: str, shared: Path, chosen: argparse.Namespace) -> None:
         from tandem.baselines import Task
         from tandem.experiment.prepared import prepare, total_parameters
         from tandem.tokens.prepare import tokenize_for_evaluation
 
-        self.output = output
-        self.results = Results(output)
-        self.settings, self.test = settings_of(corpus, shared, output, threads)
+        self.output = chosen.output
+        self.results = Results(chosen.output)
+        threads, precision = chosen.threads, chosen.precision
+        self.settings, self.test = settings_of(corpus, shared, chosen.output, threads, precision)
         self.prepared = prepare(self.settings, lambda what: print(what, file=sys.stderr))
         self.corpus = made = self.prepared.corpus
         self.task = Task(made.train.ids, made.validation.ids, made.vocab_size)
         self.held_out = tokenize_for_evaluation(self.test, self.settings.data, made.tokenizer)
         self.parameters = max(total_parameters(self.prepared, c) for c in self.settings.grid)
         self.key = {"corpus": corpus}
-        self.about = {"train_tokens": len(made.train), "threads": threads, "note": note}
+        self.about = {
+            "train_tokens": len(made.train),
+            "threads": threads,
+            "precision": precision,
+            "note": chosen.note,
+        }
 
     def kneser_ney(self) -> None:
         """The 5-gram."""
@@ -172,9 +181,10 @@ class Bench:
         from tandem.baselines import fit_lstm
 
         own = LstmSettings(lr=rate, max_epochs=epochs, dropout=LSTM_DROPOUT)
-        embed_dim, device = self.settings.model.embed_dim, self.prepared.device
+        embed_dim, made = self.settings.model.embed_dim, self.prepared
         # As wide as fits a little more than any configuration has, so that none has more than the LSTM.
-        return fit_lstm(self.task, embed_dim, round(1.01 * self.parameters), own, seed, device)
+        most = round(1.01 * self.parameters)
+        return fit_lstm(self.task, embed_dim, most, own, seed, made.device, execution=made.execution)
 
     def _keep_baseline(self, fitted: Any, touch_test: bool, **key: object) -> None:
         result = {
@@ -228,7 +238,7 @@ def run(shared: Path, chosen: argparse.Namespace) -> None:
 
     torch.set_num_threads(chosen.threads)
     for corpus in chosen.corpora:
-        bench = Bench(corpus, shared, chosen.output, chosen.threads, chosen.note)
+        bench = Bench(corpus, shared, chosen)
         if "KN-5" in chosen.models:
             bench.kneser_ney()
         for seed in chosen.seeds:
@@ -291,6 +301,7 @@ def main() -> None:
     parser.add_argument("--lstm-seeds", nargs="+", type=int, help="none: as --seeds")
     parser.add_argument("--lstm-epochs", type=int, default=6, help="of each trial of a learning rate")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of training")
     parser.add_argument("--note", default="", help="kept with every result")
     chosen = parser.parse_args()
     if chosen.what == "tables":

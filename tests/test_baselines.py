@@ -18,6 +18,7 @@ from tandem.baselines.kneser_ney import KneserNey, discounts
 from tandem.contexts import Tokens
 from tandem.errors import NonFiniteLossError, SettingsError
 from tandem.settings import Gpt2Settings, LstmSettings
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.optimizer import cosine_share
 from tandem.training.progress import Tick
 
@@ -40,10 +41,10 @@ LSTM = LstmSettings(streams=4, window=16, lr=0.02, max_epochs=3)
 GPT2 = Gpt2Settings(layers=1, heads=2, window=16, batch_windows=4, lr=0.02, max_epochs=3)
 
 
-def fit(kind: str, seed: int = 0, task: Task = TASK, **changed: Any) -> Fitted:
+def fit(kind: str, seed: int = 0, task: Task = TASK, execution: Execution = PLAIN, **changed: Any) -> Fitted:
     if kind == "lstm":
-        return fit_lstm(task, 12, 3000, LSTM.model_copy(update=changed), seed, CPU, 100)
-    return fit_gpt2(task, 3000, GPT2.model_copy(update=changed), seed, CPU, 100)
+        return fit_lstm(task, 12, 3000, LSTM.model_copy(update=changed), seed, CPU, 100, execution=execution)
+    return fit_gpt2(task, 3000, GPT2.model_copy(update=changed), seed, CPU, 100, execution=execution)
 
 
 # n-gram models
@@ -303,6 +304,16 @@ def test_streams_shorter_than_a_window(kind: str, tokens: int) -> None:
 def test_non_finite_steps_are_refused(kind: str) -> None:
     with pytest.raises(NonFiniteLossError, match=rf"not finite .*--baselines.{kind}.lr"):
         fit(kind, lr=1e30)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt2"])
+def test_bf16_trains_almost_as_float32_does(kind: str) -> None:
+    plain, half = fit(kind), fit(kind, execution=Execution(bfloat16=True))
+    assert plain.training is not None
+    assert half.training is not None
+    assert half.training.train_nll_nats != plain.training.train_nll_nats
+    assert half.training.train_nll_nats == pytest.approx(plain.training.train_nll_nats, abs=0.02)
+    assert half.score.nll_nats == pytest.approx(plain.score.nll_nats, abs=0.02)
 
 
 def test_learning_rate_rises_and_falls_to_a_tenth() -> None:

@@ -131,7 +131,13 @@ def test_an_interrupt_stops_all_workers_in_one_sentence(text_file: Path, tmp_pat
     file.write_text(dump_settings(settings), "utf-8")
     command = [sys.executable, "-m", "tandem", "experiment", str(file)]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs ignore interrupts and hand that down, to these tests and what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(run_dir, 2)
     os.killpg(process.pid, signal.SIGINT)

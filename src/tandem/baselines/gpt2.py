@@ -15,6 +15,7 @@ from tandem.contexts import Tokens
 from tandem.cross_entropy import mean_nll
 from tandem.metrics import Score
 from tandem.settings import Gpt2Settings
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, seeded
 from tandem.training.progress import OnTick, silent
 
@@ -56,12 +57,13 @@ def fit_gpt2(
     device: torch.device,
     chunk_positions: int = 512,
     on_tick: OnTick = silent,
+    execution: Execution = PLAIN,
 ) -> Fitted:
     """Train a GPT-2 of at most `max_parameters` on task.train, as wide as they allow, and score validation.
 
-    The width is a multiple of the number of heads. Training and scoring are in float32 on `device`;
-    `chunk_positions` bounds the logits held at once. Raises SettingsError if not even the smallest width
-    fits, NonFiniteLossError if a step is not finite.
+    The width is a multiple of the number of heads. Training is on `device` as `execution` says (which several
+    processes cannot share), scoring in float32; `chunk_positions` bounds the logits held at once. Raises
+    SettingsError if not even the smallest width fits, NonFiniteLossError if a step is not finite.
     """
     began = time.perf_counter()
 
@@ -79,7 +81,7 @@ def fit_gpt2(
         model = build(task.vocab_size, width, settings).to(device)  # type: ignore[arg-type]
         score, record = train(
             model,
-            lambda: _losses(model, ids, settings, cuts, chunk_positions),
+            lambda: _losses(model, ids, settings, cuts, chunk_positions, execution),
             lambda: score_gpt2(model, validation, chunk_positions),
             Course(
                 "GPT-2",
@@ -119,6 +121,7 @@ def _losses(
     settings: Gpt2Settings,
     cuts: torch.Generator,
     chunk_positions: int,
+    execution: Execution,
 ) -> Losses:
     """One pass over the windows from a random offset, in random order."""
     offset = int(torch.randint(settings.window, (), generator=cuts))
@@ -127,9 +130,11 @@ def _losses(
     within = torch.arange(min(settings.window, len(ids) - 1), device=ids.device)
     for batch in starts.split(settings.batch_windows):
         positions = batch[:, None] + within
-        hidden = _hidden(model, ids[positions]).flatten(0, 1)
         targets = ids[positions + 1].flatten()
-        yield mean_nll(hidden, model.wte.weight, targets, chunk_positions), len(targets)
+        with execution.autocast(ids.device):
+            hidden = _hidden(model, ids[positions]).flatten(0, 1)
+            loss = mean_nll(hidden, model.wte.weight, targets, chunk_positions)
+        yield loss, len(targets)
 
 
 def score_gpt2(model: GPT2Model, ids: Tensor | Tokens, chunk_positions: int) -> Score:

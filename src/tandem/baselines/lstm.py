@@ -18,6 +18,7 @@ from tandem.contexts import Tokens
 from tandem.cross_entropy import mean_nll
 from tandem.metrics import Score
 from tandem.settings import LstmSettings
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import seeded
 from tandem.training.progress import OnTick, silent
 
@@ -65,10 +66,12 @@ def fit_lstm(
     device: torch.device,
     chunk_positions: int = 512,
     on_tick: OnTick = silent,
+    execution: Execution = PLAIN,
 ) -> Fitted:
     """Train an LSTM of at most `max_parameters` on task.train, as wide as they allow, and score validation.
 
-    Training and scoring are in float32 on `device`; `chunk_positions` bounds the logits held at once.
+    Training is on `device` as `execution` says (which several processes cannot share), scoring in float32;
+    `chunk_positions` bounds the logits held at once.
     Raises SettingsError if not even width 1 fits, NonFiniteLossError if a step is not finite.
     """
     began = time.perf_counter()
@@ -84,7 +87,7 @@ def fit_lstm(
         inputs, targets, valid = side_by_side(ids, settings.streams)
         score, record = train(
             model,
-            lambda: _losses(model, inputs, targets, valid, settings.window, chunk_positions),
+            lambda: _losses(model, inputs, targets, valid, settings.window, chunk_positions, execution),
             lambda: score_lstm(model, validation, chunk_positions),
             Course(
                 "LSTM",
@@ -121,16 +124,23 @@ def side_by_side(ids: Tensor | Tokens, streams: int) -> tuple[Tensor, Tensor, Te
 
 
 def _losses(
-    model: LstmModel, inputs: Tensor, targets: Tensor, valid: Tensor, window: int, chunk_positions: int
+    model: LstmModel,
+    inputs: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    window: int,
+    chunk_positions: int,
+    execution: Execution,
 ) -> Losses:
     """One pass, `window` tokens of every stream a step, the state carried on without its gradient."""
     state: State | None = None
     for start in range(0, len(inputs), window):
         part = slice(start, start + window)
-        hidden, (h, c) = model(inputs[part], state)
-        state = (h.detach(), c.detach())
         real = valid[part]
-        loss = mean_nll(hidden[real], model.embedding.weight, targets[part][real], chunk_positions)
+        with execution.autocast(inputs.device):
+            hidden, (h, c) = model(inputs[part], state)
+            loss = mean_nll(hidden[real], model.embedding.weight, targets[part][real], chunk_positions)
+        state = (h.detach(), c.detach())
         yield loss, int(real.sum())
 
 

@@ -64,8 +64,11 @@ def _fit(prepared: Prepared, cell: Cell, on_tick: OnTick) -> Fitted:
     if cell.kind == "lstm":
         return fit_lstm(
             task, settings.model.embed_dim, allowed, settings.baselines.lstm, cell.seed, prepared.device,
-            chunk, on_tick,
+            chunk, on_tick, prepared.execution,
         )  # fmt: skip
     if cell.kind == "gpt2":
-        return fit_gpt2(task, allowed, settings.baselines.gpt2, cell.seed, prepared.device, chunk, on_tick)
+        return fit_gpt2(
+            task, allowed, settings.baselines.gpt2, cell.seed, prepared.device,
+            chunk, on_tick, prepared.execution,
+        )  # fmt: skip
     raise ValueError(f"{cell.kind} is not a baseline of its own")

@@ -9,7 +9,7 @@ import torch
 
 from tandem.contexts import Stream
 from tandem.errors import SettingsError
-from tandem.experiment.machine import choose_device, uses_bfloat16
+from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import (
     DataRecord,
@@ -90,6 +90,8 @@ def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], N
     )
     device = choose_device(settings.device)
     execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
+    if device.type == "cpu" and settings.precision == "auto" and multiplies_bfloat16():
+        on_progress("this processor has matrix units for bf16: --precision bfloat16 trains faster on it")
     return Prepared(settings, corpus, table, table_fingerprint, device, execution)
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from tandem.group import ALONE, Group
 
 
@@ -14,6 +16,10 @@ class Execution:
 
     group: Group = ALONE
     bfloat16: bool = False
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Around what computes a loss on `device`."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
 PLAIN = Execution()

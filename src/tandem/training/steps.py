@@ -49,7 +49,7 @@ class Steps:
     ) -> None:
         self.parts = parts
         self.group = execution.group
-        self._bfloat16 = execution.bfloat16
+        self._execution = execution
         self._parameters = list(parameters)
         self._device = self._parameters[0].device
         self._optimizer, self._schedule, self._max_grad_norm = optimizer, schedule, max_grad_norm
@@ -105,7 +105,7 @@ class Steps:
             # Processes exchange gradients with the last part, and take the mean of theirs.
             waits = self.group.size > 1 and last < share.stop
             with self._call.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+                with self._execution.autocast(self._device):
                     loss = self._call(lambda part=part: loss_of(part)) * ((last - first) / rows)
                 (loss * self.group.size).backward()
             total = total + loss.detach()
