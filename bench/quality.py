@@ -7,9 +7,9 @@ For every corpus, on the same tokens (of about TRAIN_BYTES of training text):
 
     KN-5        interpolated modified Kneser-Ney
     LSTM        tied, with at least as many parameters as any configuration here: with every learning rate of
-                LSTM_RATES for --lstm-epochs, then the rate that validates best for EPOCHS_MORE; the better of
-                these counts, and is trained with the other --lstm-seeds too. Of each training the best epoch
-                counts
+                LSTM_RATES for --lstm-epochs, then the rate that validates best for EPOCHS_MORE, as long as
+                more epochs validate better; the best of these counts, and is trained with the other
+                --lstm-seeds too. Of each training the best epoch counts
     C1T1, …     `tandem train predictive` of these depths, with each seed
     end to end  phase 1 of the same run, whose token layers are trained together with the ContextBlock; where
                 they are as many as the configuration's, this is what training end to end gives
@@ -58,7 +58,7 @@ CORPORA: dict[str, dict[str, Any]] = {
 DEPTHS = ((1, 1), (2, 1), (1, 2), (2, 2))
 NAMES = tuple(Configuration(*depths).name for depths in DEPTHS)
 LSTM_RATES = (0.002, 0.004, 0.008, 0.016)
-EPOCHS_MORE = 10
+EPOCHS_MORE = (10, 20)
 LSTM_DROPOUT = 0.5
 
 
@@ -116,6 +116,12 @@ def _left_out(settings: Settings, path: Path) -> str:
     return str(path)
 
 
+def chosen_lstm(results: list[dict[str, Any]], corpus: str) -> dict[str, Any]:
+    """The trial that validates best."""
+    trials = [r for r in results if r["corpus"] == corpus and r["model"] == "LSTM trial"]
+    return min(trials, key=lambda r: float(r["validation_nll"]))
+
+
 class Bench:
     """All models on one corpus."""
 
@@ -152,9 +158,8 @@ class Bench:
         """The LSTM: the choice of its rate and epochs with the first seed, then all seeds."""
         best: Any = None
 
-        def tried() -> dict[str, Any] | None:
-            made = [r for r in self.results.all if r.items() >= {**self.key, "model": "LSTM trial"}.items()]
-            return min(made, key=lambda r: float(r["validation_nll"]), default=None)
+        def tried() -> dict[str, Any]:
+            return chosen_lstm(self.results.all, self.key["corpus"])
 
         def trial(rate: float, epochs: int) -> None:
             nonlocal best
@@ -166,10 +171,11 @@ class Bench:
 
         for rate in LSTM_RATES:
             trial(rate, trial_epochs)
-        if (chosen := tried()) is not None:
-            trial(chosen["lr"], EPOCHS_MORE)
+        for epochs in EPOCHS_MORE:
+            trial(tried()["lr"], epochs)
+            if tried()["epochs"] != epochs:
+                break
         chosen = tried()
-        assert chosen is not None
         for seed in seeds:
             key = {"model": "LSTM", "lr": chosen["lr"], "epochs": chosen["epochs"], "seed": seed}
             if self.results.find(**self.key, **key) is None:
@@ -256,7 +262,10 @@ def tables(output: Path) -> None:
     print(f"| {' | '.join((*heads, 'Against KN-5', 'Against LSTM'))} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for corpus in dict.fromkeys(r["corpus"] for r in results):
+        trials = [r for r in results if r["corpus"] == corpus and r["model"] == "LSTM trial"]
+        lstm = {key: chosen_lstm(trials, corpus)[key] for key in ("lr", "epochs")} if trials else {}
         rows = [r for r in results if r["corpus"] == corpus and r["model"] != "LSTM trial"]
+        rows = [r for r in rows if r["model"] != "LSTM" or r.items() >= lstm.items()]
         means = {model: _mean(rows, model) for model in dict.fromkeys(r["model"] for r in rows)}
         for model, mean in means.items():
             against = [

@@ -287,13 +287,13 @@ def test_tokens_stay_as_they_are_stored(kind: type, tmp_path: Path) -> None:
     stored = np.load(tmp_path / "ids.npy", mmap_mode="c")
     tokens, wide = Tokens(stored, torch.device("cpu")), torch.from_numpy(ids.astype(np.int64))
     assert np.shares_memory(tokens._stored.numpy(), stored)
-    assert np.shares_memory(tokens.first(10)._stored.numpy(), stored)
+    assert np.shares_memory(tokens.part(0, 10)._stored.numpy(), stored)
     at = torch.randint(-5000, 5000, (7, 3))
     for where in (at, slice(3, 40), slice(None), torch.tensor(0)):
         assert tokens[where].dtype == torch.int64
         assert torch.equal(tokens[where], wide[where])
     assert torch.equal(tokens.counts(vocab_size), torch.bincount(wide, minlength=vocab_size))
-    assert torch.equal(tokens.first(10)[:], wide[:10])
+    assert torch.equal(tokens.part(0, 10)[:], wide[:10])
     assert len(tokens) == 5000
 
 

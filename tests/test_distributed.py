@@ -143,3 +143,65 @@ def test_too_few_rows_for_the_processes_are_refused(text_file: Path, tmp_path: P
     assert done.returncode != 0
     assert "setting prediction.streams: a step has 1 of them, too few for 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+
+
+CONTEXTS = """
+import json
+import torch
+from tandem.contexts import Stream, compute_contexts, scan
+from tandem.group import ALONE, process_group
+from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.model.modeling_tandem import GatedLayer
+from tandem.settings import ContextSettings
+
+class Hasty:
+    most_kept = 0.5
+
+results = []
+with process_group(torch.device("cpu")) as group:
+    for cell, boundary, keep, hasty in (
+        ("gated", "carry", "memory", False),
+        ("gated", "reset", "memory", False),
+        ("gated", "carry", "memory", True),
+        ("gated", "carry", "recompute", False),
+        ("residual", "carry", "memory", False),
+        ("residual", "carry", "recompute", False),
+    ):
+        torch.manual_seed(0)
+        config = TandemConfig(
+            vocab_size=40,
+            embed_dim=8,
+            context_dim=8,
+            num_layers=2,
+            cell=cell,
+            boundary=boundary,
+            bos_token_id=0,
+        )
+        model = TandemForCausalLM(config)
+        if cell == "gated":
+            for layer in model.context_block.layers:
+                layer.spread_memory()
+        stream = Stream.of(model, torch.randint(40, (12_001,)))
+        settings = ContextSettings(segment_length=100, check_tokens=200, keep=keep)
+        scan.GatedLayer = Hasty if hasty else GatedLayer
+        made, record = compute_contexts(model, stream, settings, group=group)
+        alone, _ = compute_contexts(model, stream, settings, group=ALONE)
+        difference = float((made.whole() - alone.whole()).abs().max())
+        results.append([group.size, record.kept, difference, record.join_error, record.loop_error])
+    if group.leads:
+        print(json.dumps(results))
+"""
+
+
+def test_processes_share_the_contexts(tmp_path: Path) -> None:
+    """Every process gets the contexts that one alone computes, and how well the shares join is told."""
+    script = tmp_path / "contexts.py"
+    script.write_text(CONTEXTS, "utf-8")
+    results = json.loads(launched(2, script).splitlines()[-1])
+    assert [kept for _, kept, *_ in results] == ["memory"] * 3 + ["recompute", "memory", "recompute"]
+    for number, (size, _, difference, join_error, loop_error) in enumerate(results):
+        assert size == 2
+        assert difference <= 1e-6
+        assert loop_error <= 1e-5
+        # The third starts its shares too late on purpose; its contexts are computed by each process then.
+        assert (join_error > 1e-5) is (number == 2)

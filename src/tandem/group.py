@@ -46,6 +46,14 @@ class Group:
             distributed.all_reduce(own)
         return own
 
+    def agrees(self, own: bool, device: torch.device) -> bool:
+        """Whether this holds on every process."""
+        return float(self.total(torch.tensor(float(own), device=device))) == self.size
+
+    def largest(self, own: Tensor) -> Tensor:
+        """The largest of every process's number; not a number once any is not one."""
+        return self.joined(own.reshape(1), self.size).amax()
+
     def joined(self, own: Tensor, count: int) -> Tensor:
         """Rows [count, …] in order, of which each process gives its share."""
         if self.size == 1:

@@ -22,6 +22,7 @@ from tandem.contexts.kept import PIECE_TOKENS, Contexts
 from tandem.contexts.linear import LinearScan
 from tandem.contexts.stream import Stream
 from tandem.errors import ScanError
+from tandem.group import ALONE, Group
 from tandem.model import (
     AnyContextBlock,
     ContextBlock,
@@ -29,7 +30,7 @@ from tandem.model import (
     TandemForCausalLM,
     sequential_contexts,
 )
-from tandem.model.modeling_tandem import ContextLayer
+from tandem.model.modeling_tandem import ContextLayer, GatedLayer
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
 
@@ -41,13 +42,18 @@ LONGEST_BURN_IN = 4096
 
 @torch.no_grad()
 def compute_contexts(
-    model: TandemForCausalLM, stream: Stream, settings: ContextSettings, hold_bytes: float = math.inf
+    model: TandemForCausalLM,
+    stream: Stream,
+    settings: ContextSettings,
+    hold_bytes: float = math.inf,
+    group: Group = ALONE,
 ) -> tuple[Contexts, ScanRecord]:
     """Contexts after every token of the stream, and how exact they are.
 
     They are held in memory where `settings.keep` says so, and with `auto` where they take no more than
     `hold_bytes`. Otherwise they are computed again whenever they are read, by the model as it then is. (The
-    loop's are always held.)
+    loop's are always held.) Each process of the `group` computes a part of them, where they are held or
+    checked; every one has all.
 
     With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree
     with the loop, and at every join, to the tolerance. Raises ScanError when the contexts differ
@@ -63,20 +69,24 @@ def compute_contexts(
     size = len(stream) * block.context_dim * model.dtype.itemsize
     if isinstance(block, ContextBlock):
         size *= 3  # its scan is in double precision, and lies beside the result for a while
+    if group.size > 1:
+        size *= 2  # the shares lie beside the whole for a while
     hold = settings.keep == "memory" or (settings.keep == "auto" and size <= hold_bytes)
+    hold = group.agrees(hold, model.device)
     if isinstance(block, GatedContextBlock):
-        return _linear(model, block, stream, settings, hold, began)
+        return _linear(model, block, stream, settings, hold, group, began)
 
     length = settings.segment_length
     tables = _Tables(model, block, stream)
     automatic = settings.burn_in == "auto"
     burn_in = measure_burn_in(tables, block, settings) if settings.burn_in == "auto" else settings.burn_in
+    burn_in = int(group.largest(torch.tensor(float(burn_in), device=model.device)))
     # At least three joins lie within the part that the loop checks.
     sample = stream.first(max(settings.check_tokens, 4 * length))
     exact = _loop(model, block, sample)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
-        made, loop_error, join_error = _checked_scan(tables, segments, exact, hold)
+        made, loop_error, join_error = _checked_scan(tables, segments, exact, hold, group)
         exact_enough = loop_error <= settings.tolerance and join_error <= settings.tolerance
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
         undefined = math.isnan(loop_error + join_error)
@@ -110,15 +120,23 @@ def _linear(
     stream: Stream,
     settings: ContextSettings,
     hold: bool,
+    group: Group,
     began: float,
 ) -> tuple[Contexts, ScanRecord]:
     """A gated block's contexts by the exact scan, held against the loop on the first tokens."""
     length = settings.segment_length
     scan = LinearScan(model, stream, length)
-    contexts = Contexts.of(scan.read(0, len(stream))) if hold else Contexts(len(stream), None, scan.read)
+    join_error = 0.0
+    if hold and group.size > 1:
+        shared, join_error = _linear_shares(model, stream, settings, group)
+        contexts = Contexts.of(shared if join_error <= settings.tolerance else scan.read(0, len(stream)))
+    elif hold:
+        contexts = Contexts.of(scan.read(0, len(stream)))
+    else:
+        contexts = Contexts(len(stream), None, scan.read)
     sample = stream.first(max(settings.check_tokens, 4 * length))
     checked = contexts.window(0, len(sample)).contexts[: len(sample)]
-    loop_error = float((checked - _loop(model, block, sample)).abs().max())
+    loop_error = float(group.largest((checked - _loop(model, block, sample)).abs().max()))
     if not loop_error <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
@@ -134,7 +152,30 @@ def _linear(
     forgets = tokens_until_forgotten(step, len(stream), own, settings.tolerance, FEW_STREAMS)
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     segments = Segments(length, -(-len(stream) // length), len(stream) if forgets is None else forgets)
-    return contexts, _record(settings, stream, segments, loop_error, 0.0, len(sample), began, "linear", hold)
+    return contexts, _record(
+        settings, stream, segments, loop_error, join_error, len(sample), began, "linear", hold
+    )
+
+
+def _linear_shares(
+    model: TandemForCausalLM, stream: Stream, settings: ContextSettings, group: Group
+) -> tuple[Tensor, float]:
+    """Contexts [T, C] of a gated block, of which each process computes its share; and how well they join.
+
+    A share starts from a zero state as many tokens earlier as make it forget that, which the bound on what a
+    layer keeps tells: states lie within -1..1, and a layer can begin to forget when the one below has.
+    """
+    layers = len(model.context_block.layers)
+    burn_in = math.ceil(layers * math.log(settings.tolerance / 8) / math.log(GatedLayer.most_kept))
+    share = group.share(len(stream))
+    begin = max(0, share.start - burn_in)
+    own = LinearScan(model, stream.part(begin, share.stop), settings.segment_length)
+    read = own.read(0, share.stop - begin)
+    whole = group.joined(read[share.start - begin :], len(stream))
+    join_error = whole.new_zeros(())
+    if begin > 0:
+        join_error = (read[share.start - begin - 1] - whole[share.start - 1]).abs().max()
+    return whole, float(group.largest(join_error))
 
 
 @dataclass(frozen=True)
@@ -182,22 +223,28 @@ class _Tables:
 
 
 def _checked_scan(
-    tables: _Tables, segments: Segments, exact: Tensor, hold: bool
+    tables: _Tables, segments: Segments, exact: Tensor, hold: bool, group: Group
 ) -> tuple[Tensor | None, float, float]:
     """Contexts [T, C] by segments, if they are to be held, and their largest differences: from the loop's
     contexts `exact` [n, C] of the first tokens, and at any join of two segments."""
     checked = -(-len(exact) // segments.length)
-    group = segments.count if hold else max(checked, PIECE_TOKENS // segments.length)
+    at_once = segments.count if hold else max(checked, PIECE_TOKENS // segments.length)
     loop_error, join_error = 0.0, 0.0
     end = None
-    for first in range(0, segments.count, group):
-        contexts, entry = _scan(tables, segments, first, min(first + group, segments.count))
+    for first in range(0, segments.count, at_once):
+        count = min(at_once, segments.count - first)
+        share = group.share(count)
+        own = _scan(tables, segments, first + share.start, first + share.stop)
+        contexts, entry = (group.joined(part, count) for part in own)
         ends = contexts[:, -1] if end is None else torch.cat((end[None], contexts[:, -1]))
         joins = (ends[:-1] - entry[-len(ends) + 1 :]) if len(ends) > 1 else ends.new_zeros(1)
         join_error = _larger(join_error, joins)
         if end is None:
             loop_error = _larger(loop_error, contexts.flatten(0, 1)[: len(exact)] - exact)
         end = contexts[-1, -1]
+    # All processes go on in the same way, though each may round a little differently.
+    errors = (float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error))
+    loop_error, join_error = errors
     return contexts.flatten(0, 1)[: len(tables.stream)] if hold else None, loop_error, join_error
 
 

@@ -43,10 +43,10 @@ class Tokens:
         ids = self._stored[at].long()
         return ids & 0xFFFF if self._unsigned else ids
 
-    def first(self, tokens: int) -> "Tokens":
-        """The first so many; nothing is copied."""
+    def part(self, first: int, last: int) -> "Tokens":
+        """Those at first..last-1; nothing is copied."""
         part = object.__new__(Tokens)
-        part._unsigned, part._stored = self._unsigned, self._stored[:tokens]
+        part._unsigned, part._stored = self._unsigned, self._stored[first:last]
         return part
 
     def parts(self) -> Iterator[Tensor]:
@@ -113,5 +113,9 @@ class Stream:
 
     def first(self, tokens: int) -> "Stream":
         """The stream's first so many tokens."""
-        ids = self.ids.first(tokens)
+        return self.part(0, tokens)
+
+    def part(self, first: int, last: int) -> "Stream":
+        """Its tokens first..last-1, as a stream of their own."""
+        ids = self.ids.part(first, last)
         return Stream(ids, None if self.restart is None else Restarts(ids, self.restart.token))

@@ -6,6 +6,7 @@ import time
 from tandem.contexts import Contexts, Stream, compute_contexts, measure_memory
 from tandem.errors import DataError
 from tandem.experiment.machine import free_memory
+from tandem.group import Group
 from tandem.model import TandemForCausalLM
 from tandem.records import ContextsRecord, ScanRecord
 from tandem.settings import Settings
@@ -14,12 +15,13 @@ from tandem.training.phase2 import Split
 
 
 def _compute_contexts(
-    model: TandemForCausalLM, stream: Stream, settings: Settings, rounded: bool
+    model: TandemForCausalLM, stream: Stream, settings: Settings, group: Group, rounded: bool
 ) -> tuple[Contexts, ScanRecord]:
     """Contexts of one split, kept as the settings say; on disk only where they may be `rounded`."""
     # Workers on one machine share what is free.
     share = 2 * settings.workers
-    contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(model.device) // share)
+    free = free_memory(model.device) // share
+    contexts, scan = compute_contexts(model, stream, settings.contexts, free, group)
     folder, began = default_cache_dir(), time.perf_counter()
     if contexts.held or not rounded or settings.contexts.keep == "recompute":
         return contexts, scan
@@ -39,11 +41,13 @@ def _compute_contexts(
 
 
 def contexts_of(
-    model: TandemForCausalLM, train: Stream, validation: Stream, settings: Settings
+    model: TandemForCausalLM, train: Stream, validation: Stream, settings: Settings, group: Group
 ) -> tuple[Split, Split, ContextsRecord]:
-    """Both splits' contexts, in the same way."""
-    train_contexts, train_scan = _compute_contexts(model, train, settings, rounded=True)
-    validation_contexts, validation_scan = _compute_contexts(model, validation, settings, rounded=False)
+    """Both splits' contexts, in the same way; the processes of `group` compute them together."""
+    train_contexts, train_scan = _compute_contexts(model, train, settings, group, rounded=True)
+    validation_contexts, validation_scan = _compute_contexts(
+        model, validation, settings, group, rounded=False
+    )
     return (
         Split(train, train_contexts),
         Split(validation, validation_contexts),

@@ -90,12 +90,16 @@ def train_contexts(
     if saved is not None:
         take_phase1(model, saved[0])
         load_heads(heads, saved[0])
-        train_split, validation_split, contexts = contexts_of(model, train, validation, settings)
+        train_split, validation_split, contexts = contexts_of(
+            model, train, validation, settings, prepared.execution.group
+        )
         return TrainedContexts(model, train_split, validation_split, saved[1], contexts, tuple(heads))
     if settings.recipe == "predictive":
         return _train_predictive(prepared, model, heads, train, validation, seed, on_tick)
     result = train_context_block(model, train, settings.phase1, seed, on_tick, prepared.execution)
-    train_split, validation_split, contexts = contexts_of(model, train, validation, settings)
+    train_split, validation_split, contexts = contexts_of(
+        model, train, validation, settings, prepared.execution.group
+    )
     phase1 = Phase1Record(
         iterations=result.iterations,
         stopped=result.stopped,
@@ -122,7 +126,9 @@ def _train_predictive(
     result = train_predictive_contexts(
         model, heads, train, settings.prediction, seed, chunk, on_tick, prepared.execution
     )
-    train_split, validation_split, contexts = contexts_of(model, train, validation, settings)
+    train_split, validation_split, contexts = contexts_of(
+        model, train, validation, settings, prepared.execution.group
+    )
     scores = [
         score_stream(model, validation, validation_split.contexts, chunk, head, prepared.execution.group)
         for head in heads
@@ -164,7 +170,7 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
     Raises ScanError where that block does not forget its start.
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
-    splits = contexts_of(model, *streams(prepared, model), prepared.settings)
+    splits = contexts_of(model, *streams(prepared, model), prepared.settings, prepared.execution.group)
     return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2])
 
 
@@ -194,7 +200,9 @@ def train_tokens(
         hold = settings.model_copy(
             update={"contexts": settings.contexts.model_copy(update={"keep": "memory"})}
         )
-        return contexts_of(model, shared.train.stream, shared.validation.stream, hold)[:2]
+        return contexts_of(
+            model, shared.train.stream, shared.validation.stream, hold, prepared.execution.group
+        )[:2]
 
     result = train_token_block(
         model,
