@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -303,3 +305,32 @@ def test_a_failed_run_makes_the_command_fail(capsys: pytest.CaptureFixture[str],
     assert "4 of 4 runs failed" in err
     assert "last" in err or "no epoch before" in err
     assert "report" in out
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+import tandem.experiment.runner, torch._dynamo, tandem.cli.progress, tandem.cli.summary
+from tandem.cli.main import run
+
+settings, command, folder = sys.argv[1:]
+small = run(["train", settings, "--output", folder + "-small"])  # what the libraries need once
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+large = ["--model.embed-dim", "1000000", "--embeddings.source", "random"]
+sys.exit(small or run([command, settings, *large, "--output", folder]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+@pytest.mark.parametrize("command", ["train", "experiment"])
+def test_running_out_of_memory_is_one_sentence(preset: str, tmp_path: Path, command: str) -> None:
+    """Real memory: the embedding of the second model takes more than the process may still have."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, preset, command, str(tmp_path / "made")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "memory ran out (" in done.stderr
+    assert "lower --prediction.streams" in done.stderr
+    assert "Traceback" not in done.stderr

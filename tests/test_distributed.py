@@ -205,3 +205,46 @@ def test_processes_share_the_contexts(tmp_path: Path) -> None:
         assert loop_error <= 1e-5
         # The third starts its shares too late on purpose; its contexts are computed by each process then.
         assert (join_error > 1e-5) is (number == 2)
+
+
+SHORT_OF_MEMORY = """
+import json
+import torch
+from torch import nn
+from tandem.group import process_group
+from tandem.training.execution import Execution
+from tandem.training.steps import Steps
+
+torch.manual_seed(0)
+x = torch.randn(16, 4)
+with process_group(torch.device("cpu")) as group:
+    layer = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    steps = Steps([layer], list(layer.parameters()), optimizer, None, 9.0, Execution(group))
+    asked = []
+
+    def loss_of(rows):
+        asked.append(rows.stop - rows.start)
+        if group.rank == 1 and asked[-1] > 3:  # one of the two has less memory
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return layer(x[rows]).square().mean()
+
+    def not_finite(loss):
+        raise AssertionError(loss)
+
+    expected = float(layer(x).detach().square().mean())
+    loss, _ = steps.take(16, loss_of, not_finite)
+    steps.take(16, loss_of, not_finite)
+    if group.leads:
+        print(json.dumps([steps.parts, asked, loss, expected]))
+"""
+
+
+def test_processes_agree_on_parts_that_fit_into_the_memory_of_each(tmp_path: Path) -> None:
+    """Eight rows each: tried whole, in halves, in quarters; then each of two steps in quarters."""
+    script = tmp_path / "short.py"
+    script.write_text(SHORT_OF_MEMORY, "utf-8")
+    parts, asked, loss, expected = json.loads(launched(2, script).splitlines()[-1])
+    assert parts == 4
+    assert asked == [8, 4, 4] + 3 * [2, 2, 2, 2]
+    assert loss == pytest.approx(expected)

@@ -12,6 +12,7 @@ from test_training import model_and_stream, split_of
 from torch import nn
 
 from tandem.cross_entropy import mean_nll
+from tandem.errors import is_out_of_memory
 from tandem.model import TandemForCausalLM
 from tandem.settings import Phase2Settings, PredictionSettings
 from tandem.training import phase2, prediction
@@ -19,7 +20,7 @@ from tandem.training.execution import PLAIN, Execution
 from tandem.training.phase2 import train_token_block
 from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import Tick
-from tandem.training.steps import Steps, is_out_of_memory
+from tandem.training.steps import Steps
 
 
 class InParts(Steps):

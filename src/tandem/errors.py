@@ -25,5 +25,24 @@ class NonFiniteLossError(TandemError):
     """A loss or gradient was NaN or infinite; the step was refused before the optimizer saw it."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's or the machine's memory did not suffice."""
+    # torch raises a RuntimeError; that of the allocator for CPUs is told by its words alone.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+    )
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to tell of such an error."""
+    said = str(error).strip().split("\n")[0]
+    return (
+        f"memory ran out{f' ({said})' if said else ''}; make room, or hold less at once: lower "
+        "--prediction.streams, --phase1.batch-positions, --phase2.batch-positions or the sizes of --model, "
+        "or give --contexts.keep recompute"
+    )
+
+
 class RunDirError(TandemError):
     """A run directory cannot be used: unwritable, too little disk, or of another experiment."""

@@ -21,7 +21,7 @@ from tandem.cli.arguments import (
     parse,
     parse_with_preset,
 )
-from tandem.errors import SettingsError, TandemError
+from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory
 from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
 
@@ -264,6 +264,10 @@ def run(args: Sequence[str]) -> int:
         return 0
     except OSError as error:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(out_of_memory(error))
     except KeyboardInterrupt:
         kept = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
         sys.stderr.write(f"tandem: interrupted{kept}\n")

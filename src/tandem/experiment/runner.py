@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from tandem.claims import claimed
-from tandem.errors import RunDirError, TandemError
+from tandem.errors import RunDirError, TandemError, is_out_of_memory, out_of_memory
 from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
@@ -288,7 +288,9 @@ def _run(
 def _failed(prepared: Prepared, run_dir: Path, cell: Cell, error: Exception, seconds: float) -> RunRecord:
     """A failed run's record; what is not a known kind of failure leaves its traceback in a file."""
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    if not isinstance(error, TandemError):
+    if is_out_of_memory(error):
+        reason = out_of_memory(error)
+    elif not isinstance(error, TandemError):
         path = run_dir / "failures" / f"{cell.name}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(traceback.format_exception(error)), "utf-8")

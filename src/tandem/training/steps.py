@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tandem.errors import is_out_of_memory
 from tandem.training.execution import Execution
 
 PartLoss = Callable[[slice], Tensor]
@@ -53,6 +54,7 @@ class Steps:
         self._parameters = list(parameters)
         self._device = self._parameters[0].device
         self._optimizer, self._schedule, self._max_grad_norm = optimizer, schedule, max_grad_norm
+        self._tried = self.group.size == 1
         self._call: nn.Module = _Call(learners)
         if self.group.size > 1:
             self._call = DistributedDataParallel(self._call)
@@ -81,21 +83,49 @@ class Steps:
 
     def _backward(self, rows: int, loss_of: PartLoss) -> Tensor:
         """Gradients of the whole batch, and this process's part of its loss."""
-        share = self.group.share(rows)
+        if not self._tried:
+            self._try(rows, loss_of)
         while True:
-            self._optimizer.zero_grad()
-            try:
-                return self._in_parts(rows, share, loss_of)
-            except (RuntimeError, MemoryError) as error:
-                # One process of several cannot start its step again, since the others wait for its gradient.
-                if not is_out_of_memory(error) or self.group.size > 1 or 2 * self.parts > rows:
-                    raise
-            # Out of the `except` block, as the error holds on to the tensors that were there.
-            self.parts *= 2
-            if torch.accelerator.is_available():
-                torch.accelerator.empty_cache()
+            made = self._unless_out_of_memory(rows, loss_of)
+            if made is not None:
+                return made
+            self._halve()
 
-    def _in_parts(self, rows: int, share: slice, loss_of: PartLoss) -> Tensor:
+    def _try(self, rows: int, loss_of: PartLoss) -> None:
+        """Several processes find out together in how many parts a step fits, before the first one.
+
+        None of them can start a step again, since the others would wait for its gradient.
+        """
+        self._tried = True
+        while self._divisible(rows):
+            fits = self._unless_out_of_memory(rows, loss_of, exchanges=False) is not None
+            if self.group.agrees(fits, self._device):
+                break
+            self._halve()
+
+    def _divisible(self, rows: int) -> bool:
+        """Whether each process has rows enough for twice the parts."""
+        return 2 * self.parts <= rows // self.group.size
+
+    def _halve(self) -> None:
+        self.parts *= 2
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+    def _unless_out_of_memory(self, rows: int, loss_of: PartLoss, exchanges: bool = True) -> Tensor | None:
+        """Gradients, and the loss; nothing where memory ran out and smaller parts may do."""
+        self._optimizer.zero_grad()
+        try:
+            return self._in_parts(rows, loss_of, exchanges)
+        except (RuntimeError, MemoryError) as error:
+            alone = self.group.size == 1 or not exchanges
+            if not (is_out_of_memory(error) and alone and self._divisible(rows)):
+                raise
+        # Out of the `except` block, as the error holds on to the tensors that were there.
+        return None
+
+    def _in_parts(self, rows: int, loss_of: PartLoss, exchanges: bool) -> Tensor:
+        share = self.group.share(rows)
         count = share.stop - share.start
         edges = [share.start + count * part // self.parts for part in range(self.parts + 1)]
         total: Any = 0.0
@@ -103,20 +133,10 @@ class Steps:
             # A share without rows still takes part in the exchange, with a gradient of zero.
             part = slice(first, last) if last > first else slice(0, 1)
             # Processes exchange gradients with the last part, and take the mean of theirs.
-            waits = self.group.size > 1 and last < share.stop
+            waits = self.group.size > 1 and not (exchanges and last == share.stop)
             with self._call.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self._execution.autocast(self._device):
                     loss = self._call(lambda part=part: loss_of(part)) * ((last - first) / rows)
                 (loss * self.group.size).backward()
             total = total + loss.detach()
         return total
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's or the machine's memory did not suffice."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # The allocators for CPUs and for MPS raise a plain RuntimeError.
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or "out of memory" in str(error)
-    )
