@@ -128,10 +128,10 @@ def in_subprocess(function: Callable[..., Any], **arguments: Any) -> Any:
 
 def start(threads: int | None) -> None:
     """Put torch into the state in which the package trains; before any work, and once a process."""
-    from tandem.experiment.runner import use_threads
+    from tandem.experiment.runner import set_up_process
     from tandem.settings import Settings
 
-    use_threads(Settings(threads=threads))
+    set_up_process(Settings(threads=threads))
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> None:

@@ -1,5 +1,6 @@
 """A step in parts is the same step, and parts are what remains when memory is short."""
 
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,3 +177,31 @@ def test_a_process_that_runs_out_of_memory_goes_on_in_parts() -> None:
     parts, loss = done.stdout.split()
     assert int(parts) > 1
     assert 0 < float(loss) < 100
+
+
+PAGES_TAKEN = """
+import resource, torch
+from tandem.experiment.machine import keep_freed_memory
+
+torch.set_num_threads(1)
+
+def pages_taken():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        step = [torch.ones(megabytes << 18) for megabytes in (40, 3, 8)]
+        del step
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+taken = pages_taken()
+keep_freed_memory()
+pages_taken()
+print(taken, pages_taken())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_steps_do_not_take_their_memory_from_the_system_anew() -> None:
+    done = subprocess.run([sys.executable, "-c", PAGES_TAKEN], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 1000
+    assert after < before / 100

@@ -23,7 +23,7 @@ from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import code_fingerprint
 from tandem.experiment.prepared import Prepared, model_config, prepare_variants
 from tandem.experiment.run_dir import make_folder
-from tandem.experiment.runner import use_threads
+from tandem.experiment.runner import set_up_process
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
 from tandem.settings import Settings, settings_fingerprint
 from tandem.text.splits import Splits, split_documents
@@ -119,7 +119,7 @@ def _prepare(
     settings: Settings, record: RunRecord, on_progress: OnProgress
 ) -> tuple[dict[str | None, Prepared], Splits]:
     """Text, tokens and embeddings again, by variant. Raises DataError where the text is another one."""
-    use_threads(settings)
+    set_up_process(settings)
     on_progress(f"reading {settings.data.train}")
     splits = split_documents(settings.data, default_cache_dir())
     prepared = prepare_variants(settings, on_progress, splits)

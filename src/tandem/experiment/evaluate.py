@@ -12,7 +12,7 @@ from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
 from tandem.errors import ScanError
 from tandem.experiment.artefacts import load_model
-from tandem.experiment.machine import choose_device, free_memory
+from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
 from tandem.metrics import (
     Score,
     convergence_rate,
@@ -86,6 +86,7 @@ def evaluate_model(
     """
     model, tokenizer = load_model(folder)
     settings = model_settings(folder)
+    keep_freed_memory()
     chosen = choose_device(device)
     model.to(chosen)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     data = settings.data

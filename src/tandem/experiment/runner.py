@@ -17,7 +17,7 @@ from tandem.experiment.cells import Cell, claims, plan, tandem_cell
 from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.executors import Executor, executor_of, helped
 from tandem.experiment.handover import head_state, phase1_fingerprint, phase1_state
-from tandem.experiment.machine import PeakMemory, choose_device, environment
+from tandem.experiment.machine import PeakMemory, choose_device, environment, keep_freed_memory
 from tandem.experiment.pipeline import (
     TrainedContexts,
     TrainedTokens,
@@ -86,7 +86,7 @@ def run_experiment(
     use, or an executor that is not there, RunDirError for a run directory that cannot be used.
     """
     executor = executor or executor_of(settings)  # what it lacks is said before the work, too
-    use_threads(settings)
+    set_up_process(settings)
     if settings.output:
         make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
     prepared = prepare_variants(settings, watcher.preparing)
@@ -101,7 +101,7 @@ def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
 
     Raises as `run_experiment`.
     """
-    use_threads(settings)
+    set_up_process(settings)
     prepared = prepare_variants(settings, watcher.preparing)
     watcher.preparing("timing a moment of each kind of work")
     return estimated(prepared, settings, plan(settings))
@@ -109,7 +109,7 @@ def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
 
 def estimate_one(settings: Settings, configuration: Configuration, seed: int, watcher: Watcher) -> Estimate:
     """What `train_one` would take. Raises as that does at its start."""
-    use_threads(settings)
+    set_up_process(settings)
     settings = with_one_head(settings, configuration)
     prepared = prepare(settings, watcher.preparing)
     watcher.preparing("timing a moment of each kind of work")
@@ -121,7 +121,7 @@ def help_experiment(settings: Settings, run_dir: Path) -> None:
 
     Raises as `run_experiment`; RunDirError also where this machine has another text.
     """
-    use_threads(settings)
+    set_up_process(settings)
     prepared = prepare_variants(settings, lambda _: None)
     check_same(run_dir, settings, next(iter(prepared.values())).corpus)
     _Grid(prepared, plan(settings), run_dir, Unwatched()).work()
@@ -366,7 +366,7 @@ def train_one(
     Processes that `torchrun` started train it together; each returns the record, and the first one saves.
     Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
     """
-    use_threads(settings)
+    set_up_process(settings)
     settings = with_one_head(settings, configuration)
     with process_group(choose_device(settings.device)) as group:
         if group.leads:
@@ -399,12 +399,14 @@ def with_one_head(settings: Settings, configuration: Configuration) -> Settings:
     return settings.model_copy(update={"prediction": prediction})
 
 
-def use_threads(settings: Settings) -> None:
+def set_up_process(settings: Settings) -> None:
     """As many CPU threads as the settings name (none: torch's own choice), which take denormals as zero.
 
     A softmax over a large vocabulary makes many numbers below 1e-38, with which some processors calculate
-    many times more slowly. It holds for threads that are started later, so it comes before all work.
+    many times more slowly. It holds for threads that are started later, so it comes before all work. Memory
+    that a step frees is kept for the next one.
     """
+    keep_freed_memory()
     torch.set_flush_denormal(True)
     if (threads := threads_each(settings)) is not None:
         torch.set_num_threads(threads)

@@ -1,0 +1,126 @@
+"""Whether memory and throughput of a training depend on how much text there is: made-up text, several sizes.
+
+    python bench/big_training.py [--megabytes 22] [--times 1 16] [--threads 1] [--folder FOLDER]
+
+Each size is one `tandem train predictive` in a process of its own, from the raw text to the model, with one
+epoch of each phase and a small model (or 100 million tokens would take a day). Prints tokens, where contexts
+were kept, tokens a second of each part (and beside the first size), the peak memory of the whole process, and
+the validation perplexity. Targets: below 4 GB, and throughput within 10%. With the default sizes the largest
+corpus has more than 100 million training tokens.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from big_corpus import write_text
+
+MODEL = {
+    "--tokenizer.vocab-size": 4096,
+    "--model.embed-dim": 64,
+    "--model.context-dim": 64,
+    "--context-layers": 1,
+    "--token-layers": 1,
+    "--prediction.max-epochs": 1,
+    "--prediction.head-layers": 1,
+    "--prediction.streams": 128,
+    "--phase2.batch-positions": 8192,
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training: its record, and the peak memory of its process from start to end in bytes."""
+
+    record: dict[str, Any]
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the training text."""
+        return int(self.record["contexts"]["train"]["tokens"])
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part."""
+        record = self.record
+        return {
+            "phase 1": record["phase1"]["seconds_s"],
+            "contexts": record["contexts"]["seconds_s"],
+            "phase 2": record["phase2"]["seconds_s"],
+        }
+
+
+def train(text: Path, folder: Path, threads: int, keep: str) -> Trained:
+    """`tandem train` on a text, with an empty cache."""
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        options: dict[str, object] = {
+            **MODEL,
+            "--data.train": text,
+            "--contexts.keep": keep,
+            "--threads": threads,
+            "--output": Path(made) / "model",
+        }
+        command = [sys.executable, "-m", "tandem", "train", "predictive", "--json"]
+        with (Path(made) / "record.json").open("w+b") as out:
+            process = subprocess.Popen(
+                [*command, *(str(part) for option in options.items() for part in option)],
+                stdout=out,
+                env={**os.environ, "TANDEM_CACHE": str(Path(made) / "cache")},
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode != 0:
+                sys.exit(f"training on {text} failed")
+            out.seek(0)
+            record = json.load(out)
+    return Trained(record, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def row(size: str, trained: Trained, first: Trained) -> str:
+    """Of the table."""
+    cells = [size, f"{trained.tokens:,}", trained.record["contexts"]["train"]["kept"]]
+    for part, seconds in trained.parts.items():
+        rate, rate_of_first = trained.tokens / seconds, first.tokens / first.parts[part]
+        cells.append(f"{rate / 1000:,.1f} ({rate / rate_of_first:.2f})")
+    cells.append(f"{trained.peak_bytes / 1e9:.2f}")
+    cells.append(f"{trained.record['validation']['perplexity']:.1f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=38, help="text of size 1")
+    parser.add_argument("--times", type=int, nargs="+", default=[1, 16], help="sizes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", default="auto", help="as --contexts.keep of tandem train")
+    parser.add_argument("--folder", type=Path, help="where text goes (kept); none: a temporary folder")
+    given = parser.parse_args()
+    print(
+        "| size | tokens | contexts kept | phase 1, 1,000 tokens/s | contexts | phase 2 | peak GB | val PPL |"
+    )
+    print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
+    first = None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for times in given.times:
+            text = folder / f"made-up-{given.megabytes * times:g}MB.jsonl.gz"
+            if not text.is_file():
+                write_text(text, given.megabytes * times)
+            trained = train(text, folder, given.threads, given.keep)
+            first = first or trained
+            print(row(f"{times}×", trained, first), flush=True)
+
+
+if __name__ == "__main__":
+    main()
