@@ -72,6 +72,18 @@ def test_a_burn_in_that_is_too_short_is_an_error(check_tokens: int) -> None:
         compute_contexts(model, stream, settings)
 
 
+def test_a_join_that_is_not_a_number_is_an_error() -> None:
+    """Beyond what the loop checks: one token, read once, whose embedding is not a number."""
+    model, _ = block_and_stream()
+    ids = torch.randint(1, 119, (TOKENS,))
+    ids[2450] = 119
+    with torch.no_grad():
+        model.embedding.weight[119] = torch.nan
+    settings = ContextSettings(segment_length=200, burn_in=50, check_tokens=400)
+    with pytest.raises(ScanError, match="by nan, more than the tolerance"):
+        compute_contexts(model, Stream.of(model, ids), settings)
+
+
 def test_a_block_that_never_forgets_is_an_error() -> None:
     model, stream = block_and_stream(weight_init_std=0.0, bias_init_std=0.0)
     with pytest.raises(ScanError, match="does not forget"):

@@ -36,7 +36,7 @@ class Sizes:
     seeds: tuple[int, ...]
 
 
-FULL = Sizes(300_000, 2048, (5_000, 20_000), 5_000, 150, 20, (0, 1, 2))
+FULL = Sizes(900_000, 4096, (20_000,), 5_000, 150, 20, (0, 1, 2))
 QUICK = Sizes(60_000, 1024, (1_000, 4_000), 1_000, 8, 1, (0, 1))
 
 
@@ -78,7 +78,7 @@ def _prepared(sizes: Sizes, device: torch.device, tokens_per_step: int | None) -
         device,
         sizes.train_bytes,
         sizes.vocab_size,
-        model={"embed_dim": 128, "context_dim": 80},
+        model={"embed_dim": 128, "context_dim": 120},
         phase1={
             "tokens_per_step": tokens_per_step,
             "batch_positions": sizes.batch_positions,

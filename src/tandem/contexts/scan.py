@@ -75,7 +75,19 @@ def compute_contexts(
     hold = group.agrees(hold, model.device)
     if isinstance(block, GatedContextBlock):
         return _linear(model, block, stream, settings, hold, group, began)
+    return _segmented(model, block, stream, settings, hold, group, began)
 
+
+def _segmented(
+    model: TandemForCausalLM,
+    block: ContextBlock,
+    stream: Stream,
+    settings: ContextSettings,
+    hold: bool,
+    group: Group,
+    began: float,
+) -> tuple[Contexts, ScanRecord]:
+    """A residual block's contexts by segments with a burn-in, held against the loop and at every join."""
     length = settings.segment_length
     tables = _Tables(model, block, stream)
     automatic = settings.burn_in == "auto"
