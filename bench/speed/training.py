@@ -7,6 +7,7 @@ the whole vocabulary, so ours is given with the whole vocabulary, too.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from measuring import Candidate, Spread, Timings, interleaved, number, print_table
@@ -14,8 +15,10 @@ from measuring import Candidate, Spread, Timings, interleaved, number, print_tab
 from tandem.baselines import Task, fit_gpt2, fit_lstm
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.handover import new_heads
+from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.prepared import Prepared, new_model, total_parameters
 from tandem.settings import Configuration, ContextSettings, Gpt2Settings, LstmSettings
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts
 
@@ -25,7 +28,7 @@ CONFIGURATION = Configuration(2, 2)
 VALIDATION_TOKENS = 256
 """So few that scoring them at the end of an epoch does not count."""
 LSTM, GPT2 = LstmSettings(max_epochs=1), Gpt2Settings(max_epochs=1)
-WHOLE = ", whole vocabulary"
+WHOLE, HALF = ", whole vocabulary", ", bf16"
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,20 @@ class Ours:
         self.validation = Stream.of(self.model, corpus.validation.ids).first(VALIDATION_TOKENS)
         self.splits = (self._split(self.train), self._split(self.validation))
 
-    def phase1(self, negatives: int | None) -> None:
+    def phase1(self, negatives: int | None, execution: Execution = PLAIN) -> None:
         """One epoch by prediction."""
         settings = self.prediction.model_copy(update={"negatives": negatives})
         chunk = self.phase2.chunk_positions
-        train_predictive_contexts(self.model, self.heads, self.train, settings, 0, chunk)
+        train_predictive_contexts(self.model, self.heads, self.train, settings, 0, chunk, execution=execution)
 
     def contexts(self) -> None:
         """Of the training text, as they are computed between the phases."""
         self._split(self.train)
 
-    def phase2_epoch(self, negatives: int | None) -> None:
+    def phase2_epoch(self, negatives: int | None, execution: Execution = PLAIN) -> None:
         """One epoch, on contexts that were computed before."""
         settings = self.phase2.model_copy(update={"negatives": negatives})
-        train_token_block(self.model, *self.splits, settings, seed=0)
+        train_token_block(self.model, *self.splits, settings, seed=0, execution=execution)
 
     def _split(self, stream: Stream) -> Split:
         return Split(stream, compute_contexts(self.model, stream, ContextSettings())[0])
@@ -82,16 +85,21 @@ def table(quick: bool, device: torch.device) -> None:
     head = {"head_layers": (CONFIGURATION.token_layers,)}  # as `tandem train` predicts for one configuration
     prepared = python_docs("predictive", device, sizes.train_bytes, sizes.vocab_size, prediction=head)
     parameters = total_parameters(prepared, CONFIGURATION)
-    timings, counts = _measure(prepared, parameters, sizes)
+    on_cpu = device.type == "cpu" and multiplies_bfloat16()
+    kinds = ("", HALF) if on_cpu or uses_bfloat16("auto", device) else ("",)
+    timings, counts = _measure(prepared, parameters, sizes, kinds)
+    names = ["phase 1", "contexts", "phase 2", "ours", f"ours{WHOLE}", "LSTM", "GPT-2"]
+    if HALF in kinds:
+        names += [f"{name}{HALF}" for name in ("phase 1", "phase 2", "ours", "LSTM", "GPT-2")]
     rows = [
         [
             name,
-            f"{counts.get(name, parameters):,}",
+            f"{counts.get(name.removesuffix(HALF), parameters):,}",
             number(timings.ns(name)),
             "1" if name == "LSTM" else timings.ratio(name, "LSTM").show(),
             "1" if name == "GPT-2" else timings.ratio(name, "GPT-2").show(),
         ]
-        for name in ("phase 1", "contexts", "phase 2", "ours", f"ours{WHOLE}", "LSTM", "GPT-2")
+        for name in names
     ]
     recipe = prepared.settings
     print_table(
@@ -100,44 +108,48 @@ def table(quick: bool, device: torch.device) -> None:
         rows,
         f"{sizes.rounds} rounds; {Spread.how}. `ours`: {recipe.prediction.max_epochs} epochs of phase 1, "
         f"contexts once, {recipe.phase2.max_epochs} of phase 2, per token and epoch; {CONFIGURATION.name}, "
-        f"{recipe.prediction.negatives} tokens drawn. LSTM and GPT-2: the whole vocabulary.",
+        f"{recipe.prediction.negatives} tokens drawn. LSTM and GPT-2: the whole vocabulary. "
+        "bf16: products of matrices in it, where the processor has units for that.",
     )
 
 
-def _measure(prepared: Prepared, parameters: int, sizes: Sizes) -> tuple[Timings, dict[str, int]]:
-    """Times of all, and the parameters of the baselines."""
+def _measure(
+    prepared: Prepared, parameters: int, sizes: Sizes, kinds: tuple[str, ...]
+) -> tuple[Timings, dict[str, int]]:
+    """Times of all, those of products of matrices by `kinds` of them, and the parameters of the baselines."""
     ours = Ours(prepared, sizes.tokens)
     ids, held_out = prepared.corpus.train.ids[: sizes.tokens], prepared.corpus.validation.ids
     task = Task(ids, held_out[:VALIDATION_TOKENS], prepared.corpus.vocab_size)
     embed_dim = prepared.settings.model.embed_dim
     counts: dict[str, int] = {}
 
-    def lstm() -> None:
-        fitted = fit_lstm(task, embed_dim, parameters, LSTM, 0, prepared.device)
+    def lstm(execution: Execution) -> None:
+        fitted = fit_lstm(task, embed_dim, parameters, LSTM, 0, prepared.device, execution=execution)
         counts["LSTM"] = fitted.embedding_parameters + fitted.other_parameters
 
-    def gpt2() -> None:
-        fitted = fit_gpt2(task, parameters, GPT2, 0, prepared.device)
+    def gpt2(execution: Execution) -> None:
+        fitted = fit_gpt2(task, parameters, GPT2, 0, prepared.device, execution=execution)
         counts["GPT-2"] = fitted.embedding_parameters + fitted.other_parameters
 
     tokens = len(ours.train) - 1
     drawn = ours.prediction.negatives
-    timings = interleaved(
-        {
-            "phase 1": Candidate(lambda: ours.phase1(drawn), tokens),
-            "contexts": Candidate(ours.contexts, tokens),
-            "phase 2": Candidate(lambda: ours.phase2_epoch(drawn), tokens),
-            "LSTM": Candidate(lstm, tokens),
-            "GPT-2": Candidate(gpt2, tokens),
-            f"phase 1{WHOLE}": Candidate(lambda: ours.phase1(None), tokens),
-            f"phase 2{WHOLE}": Candidate(lambda: ours.phase2_epoch(None), tokens),
-        },
-        sizes.rounds,
-        warm_up=False,
-    )
+    candidates = {
+        "contexts": Candidate(ours.contexts, tokens),
+        f"phase 1{WHOLE}": Candidate(lambda: ours.phase1(None), tokens),
+        f"phase 2{WHOLE}": Candidate(lambda: ours.phase2_epoch(None), tokens),
+    }
+    for suffix in kinds:
+        with_it = Execution(bfloat16=suffix == HALF)
+        candidates |= {
+            f"phase 1{suffix}": Candidate(partial(ours.phase1, drawn, with_it), tokens),
+            f"phase 2{suffix}": Candidate(partial(ours.phase2_epoch, drawn, with_it), tokens),
+            f"LSTM{suffix}": Candidate(partial(lstm, with_it), tokens),
+            f"GPT-2{suffix}": Candidate(partial(gpt2, with_it), tokens),
+        }
+    timings = interleaved(candidates, sizes.rounds, warm_up=False)
     first, second = prepared.settings.prediction.max_epochs, prepared.settings.phase2.max_epochs
     epochs = first + second
-    for which in ("", WHOLE):
+    for which in (*kinds, WHOLE):
         weights = {
             f"phase 1{which}": first / epochs,
             "contexts": 1 / epochs,
