@@ -1,6 +1,6 @@
 """Whether memory and throughput of a training depend on how much text there is: made-up text, several sizes.
 
-    python bench/big_training.py [--megabytes 22] [--times 1 16] [--threads 1] [--folder FOLDER]
+    python bench/big_training.py [--megabytes 38] [--times 1 16] [--threads 1] [--folder FOLDER]
 
 Each size is one `tandem train predictive` in a process of its own, from the raw text to the model, with one
 epoch of each phase and a small model (or 100 million tokens would take a day). Prints tokens, where contexts

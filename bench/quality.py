@@ -69,7 +69,8 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.jsonl"
         lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
-        self.all: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        # Before there was a choice, it was float32.
+        self.all: list[dict[str, Any]] = [{"precision": "float32", **json.loads(line)} for line in lines]
 
     def find(self, **key: object) -> dict[str, Any] | None:
         """The result with these entries, if there is one."""
@@ -116,9 +117,9 @@ def _left_out(settings: Settings, path: Path) -> str:
     return str(path)
 
 
-def chosen_lstm(results: list[dict[str, Any]], corpus: str) -> dict[str, Any]:
+def chosen_lstm(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The trial that validates best."""
-    trials = [r for r in results if r["corpus"] == corpus and r["model"] == "LSTM trial"]
+    trials = [r for r in results if r["model"] == "LSTM trial"]
     return min(trials, key=lambda r: float(r["validation_nll"]))
 
 
@@ -139,11 +140,10 @@ class Bench:
         self.task = Task(made.train.ids, made.validation.ids, made.vocab_size)
         self.held_out = tokenize_for_evaluation(self.test, self.settings.data, made.tokenizer)
         self.parameters = max(total_parameters(self.prepared, c) for c in self.settings.grid)
-        self.key = {"corpus": corpus}
+        self.key = {"corpus": corpus, "precision": precision}
         self.about = {
             "train_tokens": len(made.train),
             "threads": threads,
-            "precision": precision,
             "note": chosen.note,
         }
 
@@ -159,7 +159,7 @@ class Bench:
         best: Any = None
 
         def tried() -> dict[str, Any]:
-            return chosen_lstm(self.results.all, self.key["corpus"])
+            return chosen_lstm([r for r in self.results.all if r.items() >= self.key.items()])
 
         def trial(rate: float, epochs: int) -> None:
             nonlocal best
@@ -261,10 +261,11 @@ def tables(output: Path) -> None:
     heads = ("Corpus", "Model (seeds)", "Params", "Val PPL", "Test PPL", "Bits per byte", "Seconds")
     print(f"| {' | '.join((*heads, 'Against KN-5', 'Against LSTM'))} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for corpus in dict.fromkeys(r["corpus"] for r in results):
-        trials = [r for r in results if r["corpus"] == corpus and r["model"] == "LSTM trial"]
-        lstm = {key: chosen_lstm(trials, corpus)[key] for key in ("lr", "epochs")} if trials else {}
-        rows = [r for r in results if r["corpus"] == corpus and r["model"] != "LSTM trial"]
+    for corpus, precision in dict.fromkeys((r["corpus"], r["precision"]) for r in results):
+        own = [r for r in results if (r["corpus"], r["precision"]) == (corpus, precision)]
+        tried = any(r["model"] == "LSTM trial" for r in own)
+        lstm = {key: chosen_lstm(own)[key] for key in ("lr", "epochs")} if tried else {}
+        rows = [r for r in own if r["model"] != "LSTM trial"]
         rows = [r for r in rows if r["model"] != "LSTM" or r.items() >= lstm.items()]
         means = {model: _mean(rows, model) for model in dict.fromkeys(r["model"] for r in rows)}
         for model, mean in means.items():
@@ -274,7 +275,7 @@ def tables(output: Path) -> None:
             ]
             test = f"{math.exp(mean['test_nll']):.1f}" if "test_nll" in mean else "–"
             print(
-                f"| {corpus} | {model} ({mean['seeds']:.0f}) | {mean['parameters']:,.0f} | "
+                f"| {corpus}, {precision} | {model} ({mean['seeds']:.0f}) | {mean['parameters']:,.0f} | "
                 f"{math.exp(mean['validation_nll']):.1f} | {test} | {mean['validation_bits']:.3f} | "
                 f"{mean['seconds']:.0f} | {' | '.join(against)} |"
             )

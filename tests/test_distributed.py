@@ -194,17 +194,19 @@ with process_group(torch.device("cpu")) as group:
 
 
 def test_processes_share_the_contexts(tmp_path: Path) -> None:
-    """Every process gets the contexts that one alone computes, and how well the shares join is told."""
+    """Every process gets the contexts that one alone computes, and how well the shares join is told.
+
+    The third block's shares start too late on purpose; they do not join, and each process computes all.
+    """
     script = tmp_path / "contexts.py"
     script.write_text(CONTEXTS, "utf-8")
     results = json.loads(launched(2, script).splitlines()[-1])
     assert [kept for _, kept, *_ in results] == ["memory"] * 3 + ["recompute", "memory", "recompute"]
     for number, (size, _, difference, join_error, loop_error) in enumerate(results):
         assert size == 2
-        assert difference <= 1e-6
+        assert (difference == 0) if number == 2 else (difference <= 1e-6)
+        assert join_error <= 1e-5
         assert loop_error <= 1e-5
-        # The third starts its shares too late on purpose; its contexts are computed by each process then.
-        assert (join_error > 1e-5) is (number == 2)
 
 
 SHORT_OF_MEMORY = """
@@ -235,8 +237,11 @@ with process_group(torch.device("cpu")) as group:
     expected = float(layer(x).detach().square().mean())
     loss, _ = steps.take(16, loss_of, not_finite)
     steps.take(16, loss_of, not_finite)
+    alone = float(layer(x[:1]).detach().square().mean())
+    last, _ = steps.take(1, loss_of, not_finite)  # a batch of one row: none for one of the processes
+    weights = group.joined(layer.weight.detach(), 2).tolist()
     if group.leads:
-        print(json.dumps([steps.parts, asked, loss, expected]))
+        print(json.dumps([steps.parts, asked, [loss, last], [expected, alone], weights]))
 """
 
 
@@ -244,7 +249,8 @@ def test_processes_agree_on_parts_that_fit_into_the_memory_of_each(tmp_path: Pat
     """Eight rows each: tried whole, in halves, in quarters; then each of two steps in quarters."""
     script = tmp_path / "short.py"
     script.write_text(SHORT_OF_MEMORY, "utf-8")
-    parts, asked, loss, expected = json.loads(launched(2, script).splitlines()[-1])
+    parts, asked, losses, expected, weights = json.loads(launched(2, script).splitlines()[-1])
     assert parts == 4
-    assert asked == [8, 4, 4] + 3 * [2, 2, 2, 2]
-    assert loss == pytest.approx(expected)
+    assert asked[:15] == [8, 4, 4] + 3 * [2, 2, 2, 2]
+    assert losses == pytest.approx(expected)
+    assert weights[0] == weights[1]

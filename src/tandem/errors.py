@@ -30,18 +30,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     # torch raises a RuntimeError; that of the allocator for CPUs is told by its words alone.
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+        and any(said in str(error) for said in ("can't allocate memory", "out of memory", "bad_alloc"))
     )
 
 
-def out_of_memory(error: BaseException) -> str:
+def out_of_memory(error: BaseException, training: bool = True) -> str:
     """What to tell of such an error."""
     said = str(error).strip().split("\n")[0]
-    return (
-        f"memory ran out{f' ({said})' if said else ''}; make room, or hold less at once: lower "
-        "--prediction.streams, --phase1.batch-positions, --phase2.batch-positions or the sizes of --model, "
-        "or give --contexts.keep recompute"
+    advice = (
+        ", or hold less at once: lower --prediction.streams, --phase1.batch-positions, "
+        "--phase2.batch-positions or the sizes of --model, or give --contexts.keep recompute"
     )
+    return f"memory ran out{f' ({said})' if said else ''}; make room{advice if training else ''}"
 
 
 class RunDirError(TandemError):

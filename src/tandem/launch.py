@@ -8,6 +8,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_processes() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def process_rank() -> int:
     """The number of this one among them, from 0, which tells and saves."""
     return int(os.environ.get("RANK", "0"))

@@ -45,7 +45,10 @@ class LstmModel(nn.Module):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids [T, B] and the state before them (none: zero) → hidden [T, B, E] and the state after them."""
-        out, state = self.lstm(self.dropout(self.embedding(ids)), state)
+        embeds = self.dropout(self.embedding(ids))
+        # In float32 always: under autocast, oneDNN and cuDNN would carry the states in half precision.
+        with torch.autocast(ids.device.type, enabled=False):
+            out, state = self.lstm(embeds, state)
         return self.projection(self.dropout(out)), state
 
 

@@ -267,7 +267,7 @@ def run(args: Sequence[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail(out_of_memory(error))
+        return _fail(out_of_memory(error, training=args[0] in {"train", "experiment"}))
     except KeyboardInterrupt:
         kept = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
         sys.stderr.write(f"tandem: interrupted{kept}\n")

@@ -7,14 +7,49 @@ sums and their applications", on blocks). Layer after layer, since the gates of 
 the layer below.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tandem.contexts.stream import Stream
 from tandem.model import GatedContextBlock, TandemForCausalLM, linear_recurrence
+from tandem.model.modeling_tandem import GatedLayer
 
 TOKENS_AT_ONCE = 4096
 """Tokens whose gates and states are held at once beside the result: they should stay in a CPU's cache."""
+TABLE_REPEATS = 4
+"""What layers read of a token is tabulated on streams with so many times more tokens than distinct ones."""
+
+
+class _FromTokens:
+    """What each layer's gates read of the token embedding, W_e·e + b [n, 2·width] a layer.
+
+    It depends on the token alone, so on a long stream it is computed once for each distinct token.
+    """
+
+    def __init__(self, model: TandemForCausalLM, layers: list[GatedLayer], stream: Stream) -> None:
+        self._model, self._layers, self._stream = model, layers, stream
+        distinct = stream.ids.counts(model.config.vocab_size).nonzero()[:, 0]
+        self._tables: list[Tensor] | None = None
+        if len(stream) >= TABLE_REPEATS * len(distinct):
+            self._row = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=distinct.device)
+            self._row[distinct] = torch.arange(len(distinct), device=distinct.device)
+            self._tables = self._made(distinct)
+
+    def of(self, first: int, last: int) -> list[Tensor]:
+        """Of the tokens first..last-1, by layer."""
+        ids = self._stream.ids[first:last]
+        if self._tables is None:
+            return self._made(ids)
+        rows = self._row[ids]
+        return [table[rows] for table in self._tables]
+
+    def _made(self, ids: Tensor) -> list[Tensor]:
+        embeds = self._model.embed(ids)
+        width = embeds.shape[1]
+        return [F.linear(embeds, layer.weight[:, :width], layer.bias) for layer in self._layers]
 
 
 class LinearScan:
@@ -26,8 +61,10 @@ class LinearScan:
     def __init__(self, model: TandemForCausalLM, stream: Stream, segment_length: int) -> None:
         block = model.context_block
         assert isinstance(block, GatedContextBlock)
-        self._model, self._block, self._stream, self._segment_length = model, block, stream, segment_length
+        self._stream, self._segment_length = stream, segment_length
         self._at_once = max(1, TOKENS_AT_ONCE // segment_length) * segment_length
+        self._layers = [cast(GatedLayer, layer) for layer in block.layers]
+        self._from_tokens = _FromTokens(model, self._layers, stream)
         # Before each chunk; as many as have been reached.
         self._states = [torch.zeros(block.context_dim, dtype=model.dtype, device=model.device)]
 
@@ -41,55 +78,64 @@ class LinearScan:
         """Contexts after the tokens first..last-1, [n, C]."""
         self.reach(first)
         last = min(last, len(self._stream))
-        contexts = torch.empty(
-            last - first, self._block.context_dim, dtype=self._model.dtype, device=self._model.device
-        )
-        for chunk in range(first // self._at_once, -(-last // self._at_once)):
+        chunks = range(first // self._at_once, -(-last // self._at_once))
+        origin = chunks.start * self._at_once
+        state = self._states[chunks.start]
+        states = state.new_empty(1 + last - origin, len(state))  # before the first token, and after each
+        states[0] = state
+        for chunk in chunks:
             begin = chunk * self._at_once
             end = min(begin + self._at_once, last)
             restart = None if self._stream.restart is None else self._stream.restart[begin:end]
-            embeds = self._model.embed(self._stream.ids[begin:end])
-            made = _chunk(self._block, embeds, restart, self._states[chunk], self._segment_length)
+            made = states[begin - origin : end - origin + 1]
+            _fill(made, self._layers, self._from_tokens.of(begin, end), restart, self._segment_length)
             if len(self._states) == chunk + 1 and end == begin + self._at_once:
                 self._states.append(made[-1].clone())
-            contexts[max(begin, first) - first : end - first] = made[max(begin, first) - begin :]
-        return contexts
+        return states[1 + first - origin :]
 
 
-def _chunk(
-    block: GatedContextBlock, embeds: Tensor, restart: Tensor | None, start: Tensor, segment_length: int
-) -> Tensor:
-    """Contexts [n, C] of n consecutive tokens, embeds [n, E], after the state `start` [C]."""
-    states: list[Tensor] = []
-    read = embeds
-    for layer, before_all in zip(block.layers, start.chunk(len(block.layers)), strict=True):
-        keep, add = layer.gates(read)
+def _fill(
+    states: Tensor,
+    layers: list[GatedLayer],
+    from_tokens: list[Tensor],
+    restart: Tensor | None,
+    segment_length: int,
+) -> None:
+    """The contexts after n consecutive tokens into states [1 + n, C], whose first is that before them.
+
+    `from_tokens` as of _FromTokens; it is overwritten.
+    """
+    below: tuple[Tensor, ...] = ()
+    for layer, given, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
+        if below:
+            for part, weight in zip(below, layer.weight[:, -2 * layer.width :].chunk(2, dim=1), strict=True):
+                given.addmm_(part, weight.t())
+        keep, add = layer.activated(given)
         if restart is not None:
             keep = keep.masked_fill(restart[:, None], 0.0)
-        after = _recurrence(keep, add, before_all, segment_length)
-        before = torch.cat((before_all[None], after[:-1]))
+        _recurrence(keep, add, own, segment_length)
+        before = own[:-1]
         if restart is not None:
             before = before.masked_fill(restart[:, None], 0.0)
-        states.append(after)
-        read = torch.cat((embeds, before, after), dim=-1)
-    return torch.cat(states, dim=-1)
+        below = (before, own[1:])
 
 
-def _recurrence(keep: Tensor, add: Tensor, start: Tensor, segment_length: int) -> Tensor:
-    """h_t = keep_t ⊙ h_{t-1} + add_t for t = 0..n-1 from h_{-1} = start [w]; keep and add [n, w]."""
+def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) -> None:
+    """h_t = keep_t ⊙ h_{t-1} + add_t for t = 1..n from h_0, in states [1 + n, w]; keep and add [n, w]."""
     length = len(keep)
     segments = -(-length // segment_length)
-    padding = segments * segment_length - length
+    if padding := segments * segment_length - length:
+        keep, add = (F.pad(part, (0, 0, 0, padding)) for part in (keep, add))
     # [segment_length, S, w]: the step within a segment first, as the recurrence runs over it.
-    keep, add = (
-        torch.nn.functional.pad(part, (0, 0, 0, padding))
-        .unflatten(0, (segments, segment_length))
-        .transpose(0, 1)
-        for part in (keep, add)
-    )
+    keep, add = (part.unflatten(0, (segments, segment_length)).transpose(0, 1) for part in (keep, add))
     zero = torch.zeros_like(keep[0])
     local = linear_recurrence(keep, add, zero)
     kept = linear_recurrence(keep, torch.zeros_like(keep), zero + 1)
-    starts = linear_recurrence(kept[-1], local[-1], start)  # what each segment ends with
-    starts = torch.cat((start[None], starts[:-1]))
-    return torch.addcmul(local, kept, starts).transpose(0, 1).flatten(0, 1)[:length]
+    ends = linear_recurrence(kept[-1], local[-1], states[0])
+    starts = torch.cat((states[:1], ends[:-1]))
+    whole = length // segment_length
+    into = states[1 : 1 + whole * segment_length].unflatten(0, (whole, segment_length)).transpose(0, 1)
+    torch.addcmul(local[:, :whole], kept[:, :whole], starts[:whole], out=into)
+    if padding:
+        rest = segment_length - padding
+        states[1 + length - rest :] = torch.addcmul(local[:rest, -1], kept[:rest, -1], starts[-1])

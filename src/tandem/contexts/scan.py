@@ -51,8 +51,8 @@ def compute_contexts(
     """Contexts after every token of the stream, and how exact they are.
 
     They are held in memory where `settings.keep` says so, and with `auto` where they take no more than
-    `hold_bytes`. Otherwise they are computed again whenever they are read, by the model as it then is. (The
-    loop's are always held.) Each process of the `group` computes a part of them, where they are held or
+    `hold_bytes`. Otherwise they are computed again whenever they are read, and the model must stay as it is.
+    (The loop's are always held.) Each process of the `group` computes a part of them, where they are held or
     checked; every one has all.
 
     With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree
@@ -70,7 +70,7 @@ def compute_contexts(
     if isinstance(block, ContextBlock):
         size *= 3  # its scan is in double precision, and lies beside the result for a while
     if group.size > 1:
-        size *= 2  # the shares lie beside the whole for a while
+        size *= 3  # the shares lie beside the whole for a while
     hold = settings.keep == "memory" or (settings.keep == "auto" and size <= hold_bytes)
     hold = group.agrees(hold, model.device)
     if isinstance(block, GatedContextBlock):
@@ -105,6 +105,7 @@ def _segmented(
         if exact_enough or undefined or not automatic or burn_in >= LONGEST_BURN_IN:
             break
         burn_in *= 2
+        made = None
 
     if not exact_enough:
         worst = math.nan if undefined else max(loop_error, join_error)
@@ -141,7 +142,9 @@ def _linear(
     join_error = 0.0
     if hold and group.size > 1:
         shared, join_error = _linear_shares(model, stream, settings, group)
-        contexts = Contexts.of(shared if join_error <= settings.tolerance else scan.read(0, len(stream)))
+        if not join_error <= settings.tolerance:
+            shared, join_error = scan.read(0, len(stream)), 0.0
+        contexts = Contexts.of(shared)
     elif hold:
         contexts = Contexts.of(scan.read(0, len(stream)))
     else:
@@ -174,8 +177,9 @@ def _linear_shares(
 ) -> tuple[Tensor, float]:
     """Contexts [T, C] of a gated block, of which each process computes its share; and how well they join.
 
-    A share starts from a zero state as many tokens earlier as make it forget that, which the bound on what a
-    layer keeps tells: states lie within -1..1, and a layer can begin to forget when the one below has.
+    A share starts from a zero state, as many tokens earlier as should make it forget that: states lie within
+    -1..1, what a layer keeps is bounded, and it begins to forget when the one below has. Whether that was
+    enough, the joins tell.
     """
     layers = len(model.context_block.layers)
     burn_in = math.ceil(layers * math.log(settings.tolerance / 8) / math.log(GatedLayer.most_kept))

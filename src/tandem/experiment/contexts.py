@@ -7,6 +7,7 @@ from tandem.contexts import Contexts, Stream, compute_contexts, measure_memory
 from tandem.errors import DataError
 from tandem.experiment.machine import free_memory
 from tandem.group import Group
+from tandem.launch import local_processes
 from tandem.model import TandemForCausalLM
 from tandem.records import ContextsRecord, ScanRecord
 from tandem.settings import Settings
@@ -18,8 +19,8 @@ def _compute_contexts(
     model: TandemForCausalLM, stream: Stream, settings: Settings, group: Group, rounded: bool
 ) -> tuple[Contexts, ScanRecord]:
     """Contexts of one split, kept as the settings say; on disk only where they may be `rounded`."""
-    # Workers on one machine share what is free.
-    share = 2 * settings.workers
+    # Workers and processes on one machine share what is free; a GPU is a process's own.
+    share = 2 * settings.workers * (1 if model.device.type == "cuda" else local_processes())
     free = free_memory(model.device) // share
     contexts, scan = compute_contexts(model, stream, settings.contexts, free, group)
     folder, began = default_cache_dir(), time.perf_counter()

@@ -100,6 +100,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
+            give_back_freed_memory()
             try:
                 Path("/proc/self/clear_refs").write_text("5", "ascii")
             except OSError:
@@ -141,6 +142,8 @@ def _physical_memory() -> int | None:
 
 
 KEPT_BYTES = 512 << 20
+LARGEST_HEAP_BLOCKS = (KEPT_BYTES // 2, 32 << 20)
+"""Blocks above which memory is mapped, and goes back when freed; older versions of glibc refuse the first."""
 
 
 @cache
@@ -151,13 +154,21 @@ def keep_freed_memory() -> None:
     took up to 40% of the time of training small models (LOG.md). Only glibc can be told; others are left
     alone.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
-    mallopt(trim_threshold, KEPT_BYTES)
-    # What is larger, such as the contexts of a text, goes back as soon as it is freed.
-    mallopt(mmap_threshold, KEPT_BYTES // 2)
+    if (libc := _glibc()) is not None:
+        trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+        # The first that is not refused; to set the other alone would make things worse.
+        if any(libc.mallopt(mmap_threshold, size) for size in LARGEST_HEAP_BLOCKS):
+            libc.mallopt(trim_threshold, KEPT_BYTES)
+
+
+def give_back_freed_memory() -> None:
+    """What `keep_freed_memory` keeps, so that it counts as free and not as this process's."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def free_memory(device: torch.device) -> int:

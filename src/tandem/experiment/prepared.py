@@ -69,6 +69,7 @@ def prepare(settings: Settings, on_progress: Callable[[str], None], splits: Spli
     Raises DataError for text that cannot be used, SettingsError for sizes that do not fit it.
     """
     corpus = prepare_corpus(settings.data, settings.tokenizer, default_cache_dir(), on_progress, splits)
+    _tell_of_bfloat16(settings, on_progress)
     return _prepared(settings, corpus, on_progress)
 
 
@@ -77,9 +78,19 @@ def prepare_variants(
 ) -> dict[str | None, Prepared]:
     """As `prepare`, for every variant of the settings by its name, all on the same tokens."""
     corpus = prepare_corpus(settings.data, settings.tokenizer, default_cache_dir(), on_progress, splits)
+    _tell_of_bfloat16(settings, on_progress)
     return {
         name: _prepared(settings.with_variant(name), corpus, on_progress) for name in settings.variant_names
     }
+
+
+def _tell_of_bfloat16(settings: Settings, on_progress: Callable[[str], None]) -> None:
+    if (
+        settings.precision == "auto"
+        and choose_device(settings.device).type == "cpu"
+        and multiplies_bfloat16()
+    ):
+        on_progress("this processor has matrix units for bf16: --precision bfloat16 trains faster on it")
 
 
 def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> Prepared:
@@ -90,8 +101,6 @@ def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], N
     )
     device = choose_device(settings.device)
     execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
-    if device.type == "cpu" and settings.precision == "auto" and multiplies_bfloat16():
-        on_progress("this processor has matrix units for bf16: --precision bfloat16 trains faster on it")
     return Prepared(settings, corpus, table, table_fingerprint, device, execution)
 
 

@@ -88,8 +88,11 @@ class GatedLayer(nn.Linear):
 
     def gates(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """u [..., E or more] → what of the state is kept, f, and what is added to it, both [..., width]."""
-        made = F.linear(read, self.weight, self.bias)
-        if torch.is_autocast_enabled(read.device.type):
+        return self.activated(F.linear(read, self.weight, self.bias))
+
+    def activated(self, made: Tensor) -> tuple[Tensor, Tensor]:
+        """[y; z] [..., 2·width] → what of the state is kept, and what is added to it, both [..., width]."""
+        if torch.is_autocast_enabled(made.device.type):
             made = made.float()  # what is kept of a state lies nearer to 1 than half precision can tell
         forget, write = made.chunk(2, dim=-1)
         keep = self.most_kept * forget.sigmoid()

@@ -92,16 +92,19 @@ class Steps:
             self._halve()
 
     def _try(self, rows: int, loss_of: PartLoss) -> None:
-        """Several processes find out together in how many parts a step fits, before the first one.
+        """Several processes agree, before the first step, on parts that fit, or the smallest there are.
 
-        None of them can start a step again, since the others would wait for its gradient.
+        None of them can start a step again, since the others would wait for its gradient. What the optimizer
+        is going to keep beside the parameters (AdamW: two moments) takes its room meanwhile.
         """
         self._tried = True
+        moments = [torch.empty_like(parameter) for parameter in self._parameters for _ in range(2)]
         while self._divisible(rows):
             fits = self._unless_out_of_memory(rows, loss_of, exchanges=False) is not None
             if self.group.agrees(fits, self._device):
                 break
             self._halve()
+        del moments
 
     def _divisible(self, rows: int) -> bool:
         """Whether each process has rows enough for twice the parts."""
@@ -129,11 +132,11 @@ class Steps:
         count = share.stop - share.start
         edges = [share.start + count * part // self.parts for part in range(self.parts + 1)]
         total: Any = 0.0
-        for first, last in pairwise(edges):
+        for number, (first, last) in enumerate(pairwise(edges), start=1):
             # A share without rows still takes part in the exchange, with a gradient of zero.
             part = slice(first, last) if last > first else slice(0, 1)
             # Processes exchange gradients with the last part, and take the mean of theirs.
-            waits = self.group.size > 1 and not (exchanges and last == share.stop)
+            waits = self.group.size > 1 and not (exchanges and number == self.parts)
             with self._call.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self._execution.autocast(self._device):
                     loss = self._call(lambda part=part: loss_of(part)) * ((last - first) / rows)
