@@ -82,6 +82,12 @@ def wait_for_end(pid: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(autouse=True)
+def workers_that_get_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's are nice to others by default, and starve where these keep all cores busy."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture
 def cluster() -> Iterator[None]:
     """A Ray cluster on this machine, to which this process is connected."""
