@@ -198,6 +198,17 @@ def test_settings_of_variants_are_those_of_the_manifest():
     assert trains_plainly(make_manifest(), "predictive")
 
 
+def test_training_figures_of_epoch_0_are_exact_whatever_the_dropout():
+    trained = [make_record(seed=seed, recipe="predictive") for seed in SEEDS]
+    untouched = [
+        r.model_copy(update={"phase2": r.phase2.model_copy(update={"best_epoch": 0})}) for r in trained
+    ]
+    manifest = make_manifest(phase2={"dropout": 0.5})
+    for records, plain in ((trained, False), (untouched, True), ([*untouched[:2], trained[2]], False)):
+        (result,) = analyse(records, manifest).configurations
+        assert result.training_is_plain is plain
+
+
 def test_facts_that_differ_by_variant_are_told_of_each():
     records = [
         changed(r, context_dim=120) if r.variant == "seed" else r for r in make_variants(seeds=SEEDS)

@@ -112,6 +112,9 @@ def _models(records: Sequence[RunRecord], manifest: Manifest | None) -> Iterator
     """One result for each configuration or baseline."""
     for name in _distinct(r.configuration for r in records):
         own = [r for r in records if r.configuration == name]
+        trained = [r.trained for r in own if r.status == "finished" and r.trained is not None]
+        # Of epoch 0, what phase 2 started from, the training figure is exact whatever the settings are.
+        untouched = bool(trained) and all(training.best_epoch == 0 for training in trained)
         yield ModelResult(
             name=name,
             kind=own[0].kind,
@@ -121,7 +124,9 @@ def _models(records: Sequence[RunRecord], manifest: Manifest | None) -> Iterator
             token_layers=own[0].token_layers,
             parameters=next((r.parameters for r in own if r.parameters is not None), None),
             runs={r.seed: r for r in own if r.status == "finished" and r.validation is not None},
-            training_is_plain=own[0].kind != "tandem" or trains_plainly(manifest, own[0].variant),
+            training_is_plain=own[0].kind != "tandem"
+            or untouched
+            or trains_plainly(manifest, own[0].variant),
         )
 
 
