@@ -217,9 +217,11 @@ from tandem.group import process_group
 from tandem.training.execution import Execution
 from tandem.training.steps import Steps
 
-torch.manual_seed(0)
-x = torch.randn(16, 4)
-with process_group(torch.device("cpu")) as group:
+def not_finite(loss):
+    raise AssertionError(loss)
+
+def take_steps(group):  # a function, so that what exchanges gradients is gone before the group ends
+    x = torch.randn(16, 4)
     layer = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     steps = Steps([layer], list(layer.parameters()), optimizer, None, 9.0, Execution(group))
@@ -231,17 +233,19 @@ with process_group(torch.device("cpu")) as group:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return layer(x[rows]).square().mean()
 
-    def not_finite(loss):
-        raise AssertionError(loss)
-
     expected = float(layer(x).detach().square().mean())
     loss, _ = steps.take(16, loss_of, not_finite)
     steps.take(16, loss_of, not_finite)
     alone = float(layer(x[:1]).detach().square().mean())
     last, _ = steps.take(1, loss_of, not_finite)  # a batch of one row: none for one of the processes
     weights = group.joined(layer.weight.detach(), 2).tolist()
+    return [steps.parts, asked, [loss, last], [expected, alone], weights]
+
+torch.manual_seed(0)
+with process_group(torch.device("cpu")) as group:
+    told = take_steps(group)
     if group.leads:
-        print(json.dumps([steps.parts, asked, [loss, last], [expected, alone], weights]))
+        print(json.dumps(told))
 """
 
 

@@ -81,7 +81,9 @@ def process_group(device: torch.device) -> Iterator[Group]:
         yield ALONE
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    group = Group(distributed.get_rank(), distributed.get_world_size())
     try:
-        yield Group(distributed.get_rank(), distributed.get_world_size())
+        yield group
+        group.agrees(True, device)  # none leaves while another still reads what it sent
     finally:
         distributed.destroy_process_group()
