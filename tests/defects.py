@@ -104,11 +104,11 @@ def stale_contexts(patch: Patch) -> None:
     """Contexts of the ContextBlock as it was before phase 1, from a cache nobody refreshed."""
     real = pipeline.contexts_of
 
-    def stale(model: Any, train: Any, validation: Any, *more: Any) -> Any:
+    def stale(of: Any, model: Any, train: Any, validation: Any) -> Any:
         trained = {k: v.clone() for k, v in model.context_block.state_dict().items()}
         depth = len(model.context_block.layers)
         prepared.initialize_block(model.context_block, model, generator_for(0, "context_block", depth))
-        made = real(model, train, validation, *more)
+        made = real(of, model, train, validation)
         model.context_block.load_state_dict(trained)
         return made
 

@@ -63,9 +63,10 @@ def compute_contexts(
     """
     began = time.perf_counter()
     block = _precise(model)
+    task = _Task(model, block, stream, settings, group, began)
     if settings.method == "loop" or len(stream) <= settings.segment_length:
         contexts = Contexts.of(_loop(model, block, stream).to(model.dtype))
-        return contexts, _record(settings, stream, Segments(len(stream), 1, 0), 0.0, 0.0, len(stream), began)
+        return contexts, task.record(Segments(len(stream), 1, 0), 0.0, 0.0, len(stream))
     size = len(stream) * block.context_dim * model.dtype.itemsize
     if isinstance(block, ContextBlock):
         size *= 3  # its scan is in double precision, and lies beside the result for a while
@@ -73,32 +74,71 @@ def compute_contexts(
         size *= 3  # the shares lie beside the whole for a while
     hold = settings.keep == "memory" or (settings.keep == "auto" and size <= hold_bytes)
     hold = group.agrees(hold, model.device)
-    if isinstance(block, GatedContextBlock):
-        return _linear(model, block, stream, settings, hold, group, began)
-    return _segmented(model, block, stream, settings, hold, group, began)
+    return _linear(task, hold) if isinstance(block, GatedContextBlock) else _segmented(task, block, hold)
 
 
-def _segmented(
-    model: TandemForCausalLM,
-    block: ContextBlock,
-    stream: Stream,
-    settings: ContextSettings,
-    hold: bool,
-    group: Group,
-    began: float,
-) -> tuple[Contexts, ScanRecord]:
+@dataclass(frozen=True)
+class Segments:
+    """How a stream is cut: `count` segments of `length` tokens, each after `burn_in` tokens."""
+
+    length: int
+    count: int
+    burn_in: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Whose contexts of what are asked for, how, and by which processes.
+
+    block    the model's ContextBlock, in double precision where the device has it
+    began    the clock's time then
+    """
+
+    model: TandemForCausalLM
+    block: AnyContextBlock
+    stream: Stream
+    settings: ContextSettings
+    group: Group
+    began: float
+
+    def record(
+        self,
+        segments: Segments,
+        loop_error: float,
+        join_error: float,
+        checked: int,
+        method: Literal["scan", "linear"] = "scan",
+        hold: bool = True,
+    ) -> ScanRecord:
+        """What is kept of how they were made."""
+        return ScanRecord(
+            method="loop" if segments.count == 1 else method,
+            tokens=len(self.stream),
+            kept="memory" if hold else "recompute",
+            segments=segments.count,
+            burn_in=segments.burn_in,
+            loop_error=loop_error,
+            join_error=join_error,
+            checked_tokens=checked,
+            tolerance=self.settings.tolerance,
+            seconds_s=time.perf_counter() - self.began,
+        )
+
+
+def _segmented(task: _Task, block: ContextBlock, hold: bool) -> tuple[Contexts, ScanRecord]:
     """A residual block's contexts by segments with a burn-in, held against the loop and at every join."""
+    model, stream, settings = task.model, task.stream, task.settings
     length = settings.segment_length
     tables = _Tables(model, block, stream)
     automatic = settings.burn_in == "auto"
     burn_in = measure_burn_in(tables, block, settings) if settings.burn_in == "auto" else settings.burn_in
-    burn_in = int(group.largest(torch.tensor(float(burn_in), device=model.device)))
+    burn_in = int(task.group.largest(torch.tensor(float(burn_in), device=model.device)))
     # At least three joins lie within the part that the loop checks.
     sample = stream.first(max(settings.check_tokens, 4 * length))
     exact = _loop(model, block, sample)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
-        made, loop_error, join_error = _checked_scan(tables, segments, exact, hold, group)
+        made, loop_error, join_error = _checked_scan(tables, segments, exact, hold, task.group)
         exact_enough = loop_error <= settings.tolerance and join_error <= settings.tolerance
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
         undefined = math.isnan(loop_error + join_error)
@@ -121,27 +161,17 @@ def _segmented(
         return again.flatten(0, 1)[first - begin * length : last - begin * length].to(model.dtype)
 
     contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made.to(model.dtype))
-    record = _record(
-        settings, stream, segments, loop_error, join_error, len(sample), began, hold=contexts.held
-    )
-    return contexts, record
+    return contexts, task.record(segments, loop_error, join_error, len(sample), hold=contexts.held)
 
 
-def _linear(
-    model: TandemForCausalLM,
-    block: GatedContextBlock,
-    stream: Stream,
-    settings: ContextSettings,
-    hold: bool,
-    group: Group,
-    began: float,
-) -> tuple[Contexts, ScanRecord]:
+def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     """A gated block's contexts by the exact scan, held against the loop on the first tokens."""
+    model, stream, settings = task.model, task.stream, task.settings
     length = settings.segment_length
     scan = LinearScan(model, stream, length)
     join_error = 0.0
-    if hold and group.size > 1:
-        shared, join_error = _linear_shares(model, stream, settings, group)
+    if hold and task.group.size > 1:
+        shared, join_error = _linear_shares(task)
         if not join_error <= settings.tolerance:
             shared, join_error = scan.read(0, len(stream)), 0.0
         contexts = Contexts.of(shared)
@@ -151,7 +181,8 @@ def _linear(
         contexts = Contexts(len(stream), None, scan.read)
     sample = stream.first(max(settings.check_tokens, 4 * length))
     checked = contexts.window(0, len(sample)).contexts[: len(sample)]
-    loop_error = float(group.largest((checked - _loop(model, block, sample)).abs().max()))
+    exact = _loop(model, task.block, sample)
+    loop_error = float(task.group.largest((checked - exact).abs().max()))
     if not loop_error <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
@@ -167,40 +198,28 @@ def _linear(
     forgets = tokens_until_forgotten(step, len(stream), own, settings.tolerance, FEW_STREAMS)
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     segments = Segments(length, -(-len(stream) // length), len(stream) if forgets is None else forgets)
-    return contexts, _record(
-        settings, stream, segments, loop_error, join_error, len(sample), began, "linear", hold
-    )
+    return contexts, task.record(segments, loop_error, join_error, len(sample), "linear", hold)
 
 
-def _linear_shares(
-    model: TandemForCausalLM, stream: Stream, settings: ContextSettings, group: Group
-) -> tuple[Tensor, float]:
+def _linear_shares(task: _Task) -> tuple[Tensor, float]:
     """Contexts [T, C] of a gated block, of which each process computes its share; and how well they join.
 
     A share starts from a zero state, as many tokens earlier as should make it forget that: states lie within
     -1..1, what a layer keeps is bounded, and it begins to forget when the one below has. Whether that was
     enough, the joins tell.
     """
-    layers = len(model.context_block.layers)
+    stream, settings, group = task.stream, task.settings, task.group
+    layers = len(task.model.context_block.layers)
     burn_in = math.ceil(layers * math.log(settings.tolerance / 8) / math.log(GatedLayer.most_kept))
     share = group.share(len(stream))
     begin = max(0, share.start - burn_in)
-    own = LinearScan(model, stream.part(begin, share.stop), settings.segment_length)
+    own = LinearScan(task.model, stream.part(begin, share.stop), settings.segment_length)
     read = own.read(0, share.stop - begin)
     whole = group.joined(read[share.start - begin :], len(stream))
     join_error = whole.new_zeros(())
     if begin > 0:
         join_error = (read[share.start - begin - 1] - whole[share.start - 1]).abs().max()
     return whole, float(group.largest(join_error))
-
-
-@dataclass(frozen=True)
-class Segments:
-    """How a stream is cut: `count` segments of `length` tokens, each after `burn_in` tokens."""
-
-    length: int
-    count: int
-    burn_in: int
 
 
 class _Tables:
@@ -345,28 +364,3 @@ def _loop(model: TandemForCausalLM, block: AnyContextBlock, stream: Stream) -> T
     embeds = model.embed(stream.ids[:]).to(next(block.parameters()).dtype)
     restart = None if stream.restart is None else stream.restart[:][None]
     return sequential_contexts(block, embeds[None], restart=restart)[1][0]
-
-
-def _record(
-    settings: ContextSettings,
-    stream: Stream,
-    segments: Segments,
-    loop_error: float,
-    join_error: float,
-    checked: int,
-    began: float,
-    method: Literal["scan", "linear"] = "scan",
-    hold: bool = True,
-) -> ScanRecord:
-    return ScanRecord(
-        method="loop" if segments.count == 1 else method,
-        tokens=len(stream),
-        kept="memory" if hold else "recompute",
-        segments=segments.count,
-        burn_in=segments.burn_in,
-        loop_error=loop_error,
-        join_error=join_error,
-        checked_tokens=checked,
-        tolerance=settings.tolerance,
-        seconds_s=time.perf_counter() - began,
-    )

@@ -6,6 +6,7 @@ import time
 from tandem.contexts import Contexts, Stream, compute_contexts, measure_memory
 from tandem.errors import DataError
 from tandem.experiment.machine import free_memory
+from tandem.experiment.prepared import Prepared
 from tandem.group import Group
 from tandem.launch import local_processes
 from tandem.model import TandemForCausalLM
@@ -42,9 +43,10 @@ def _compute_contexts(
 
 
 def contexts_of(
-    model: TandemForCausalLM, train: Stream, validation: Stream, settings: Settings, group: Group
+    prepared: Prepared, model: TandemForCausalLM, train: Stream, validation: Stream
 ) -> tuple[Split, Split, ContextsRecord]:
-    """Both splits' contexts, in the same way; the processes of `group` compute them together."""
+    """Both splits' contexts, in the same way; the processes of the group compute them together."""
+    settings, group = prepared.settings, prepared.execution.group
     train_contexts, train_scan = _compute_contexts(model, train, settings, group, rounded=True)
     validation_contexts, validation_scan = _compute_contexts(
         model, validation, settings, group, rounded=False

@@ -49,9 +49,8 @@ def uses_bfloat16(wanted: str, device: torch.device) -> bool:
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has matrix units for bf16 (Intel's AMX); without them float32 is faster."""
-    detect = getattr(
-        torch.cpu, "_is_amx_tile_supported", None
-    )  # not public in torch 2.13, nor is a substitute
+    # Not public in torch 2.13, nor is a substitute.
+    detect = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(detect and detect())
 
 

@@ -1,11 +1,11 @@
 """One run, from tokens to record: phase 1 for each depth and seed, phase 2 for each run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from tandem.contexts import ContextsSample, Stream
+from tandem.contexts import ContextsSample
 from tandem.experiment.contexts import contexts_of
 from tandem.experiment.handover import (
     PHASE1_PARTS,
@@ -31,9 +31,9 @@ from tandem.records import (
 )
 from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
-from tandem.training.phase1 import train_context_block
+from tandem.training.phase1 import Phase1Result, train_context_block
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts
+from tandem.training.prediction import PredictionResult, train_predictive_contexts
 from tandem.training.progress import OnTick, silent
 
 
@@ -83,76 +83,68 @@ def train_contexts(
 
     Raises NonFiniteLossError or ScanError.
     """
-    settings = prepared.settings
+    settings, execution = prepared.settings, prepared.execution
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
     train, validation = streams(prepared, model)
+    result: Phase1Result | PredictionResult | None = None
     if saved is not None:
         take_phase1(model, saved[0])
         load_heads(heads, saved[0])
-        train_split, validation_split, contexts = contexts_of(
-            model, train, validation, settings, prepared.execution.group
+    elif settings.recipe == "predictive":
+        chunk = settings.phase2.chunk_positions
+        result = train_predictive_contexts(
+            model, heads, train, settings.prediction, seed, chunk, on_tick, execution
         )
-        return TrainedContexts(model, train_split, validation_split, saved[1], contexts, tuple(heads))
-    if settings.recipe == "predictive":
-        return _train_predictive(prepared, model, heads, train, validation, seed, on_tick)
-    result = train_context_block(model, train, settings.phase1, seed, on_tick, prepared.execution)
-    train_split, validation_split, contexts = contexts_of(
-        model, train, validation, settings, prepared.execution.group
-    )
-    phase1 = Phase1Record(
-        iterations=result.iterations,
-        stopped=result.stopped,
-        convergence_rate=result.convergence_rate,
-        **_ranks(train_split, validation_split, settings),
-        tokens=result.tokens,
-        seconds_s=result.seconds_s,
-        history=result.history,
-        parts=result.parts,
-    )
-    return TrainedContexts(model, train_split, validation_split, phase1, contexts)
-
-
-def _train_predictive(
-    prepared: Prepared,
-    model: TandemForCausalLM,
-    heads: Sequence[TokenBlock],
-    train: Stream,
-    validation: Stream,
-    seed: int,
-    on_tick: OnTick,
-) -> TrainedContexts:
-    settings, chunk = prepared.settings, prepared.settings.phase2.chunk_positions
-    result = train_predictive_contexts(
-        model, heads, train, settings.prediction, seed, chunk, on_tick, prepared.execution
-    )
-    train_split, validation_split, contexts = contexts_of(
-        model, train, validation, settings, prepared.execution.group
-    )
-    scores = [
-        score_stream(model, validation, validation_split.contexts, chunk, head, prepared.execution.group)
-        for head in heads
-    ]
-    phase1 = PredictionRecord(
-        parts=result.parts,
-        micro_batches=result.micro_batches,
-        epochs=result.epochs,
-        positions=result.positions,
-        tokens=len(train),
-        heads=tuple(
-            HeadRecord(
-                token_layers=len(head.layers),
-                parameters=sum(p.numel() for p in head.parameters()),
-                nll_nats=score.nll_nats,
-                accuracy=score.accuracy,
-            )
-            for head, score in zip(heads, scores, strict=True)
-        ),
-        **_ranks(train_split, validation_split, settings),
-        seconds_s=result.seconds_s,
-        history=result.history,
-    )
+    else:
+        result = train_context_block(model, train, settings.phase1, seed, on_tick, execution)
+    train_split, validation_split, contexts = contexts_of(prepared, model, train, validation)
+    phase1: Phase1Record | PredictionRecord
+    if saved is not None:
+        phase1 = saved[1]
+    elif isinstance(result, PredictionResult):
+        phase1 = PredictionRecord(
+            parts=result.parts,
+            micro_batches=result.micro_batches,
+            epochs=result.epochs,
+            positions=result.positions,
+            tokens=len(train),
+            heads=_scored(prepared, model, heads, validation_split),
+            **_ranks(train_split, validation_split, settings),
+            seconds_s=result.seconds_s,
+            history=result.history,
+        )
+    else:
+        assert result is not None
+        phase1 = Phase1Record(
+            iterations=result.iterations,
+            stopped=result.stopped,
+            convergence_rate=result.convergence_rate,
+            **_ranks(train_split, validation_split, settings),
+            tokens=result.tokens,
+            seconds_s=result.seconds_s,
+            history=result.history,
+            parts=result.parts,
+        )
     return TrainedContexts(model, train_split, validation_split, phase1, contexts, tuple(heads))
+
+
+def _scored(
+    prepared: Prepared, model: TandemForCausalLM, heads: Sequence[TokenBlock], validation: Split
+) -> tuple[HeadRecord, ...]:
+    """What each head of phase 1 reaches on validation text: as good as training end to end gets."""
+    chunk, group = prepared.settings.phase2.chunk_positions, prepared.execution.group
+
+    def record(head: TokenBlock) -> HeadRecord:
+        score = score_stream(model, validation.stream, validation.contexts, chunk, head, group)
+        return HeadRecord(
+            token_layers=len(head.layers),
+            parameters=sum(p.numel() for p in head.parameters()),
+            nll_nats=score.nll_nats,
+            accuracy=score.accuracy,
+        )
+
+    return tuple(map(record, heads))
 
 
 def _ranks(train: Split, validation: Split, settings: Settings) -> dict[str, float]:
@@ -170,7 +162,7 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
     Raises ScanError where that block does not forget its start.
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
-    splits = contexts_of(model, *streams(prepared, model), prepared.settings, prepared.execution.group)
+    splits = contexts_of(prepared, model, *streams(prepared, model))
     return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2])
 
 
@@ -197,12 +189,9 @@ def train_tokens(
 
     def refresh() -> tuple[Split, Split]:
         # Held, since they would otherwise be computed with an embedding that has moved on.
-        hold = settings.model_copy(
-            update={"contexts": settings.contexts.model_copy(update={"keep": "memory"})}
-        )
-        return contexts_of(
-            model, shared.train.stream, shared.validation.stream, hold, prepared.execution.group
-        )[:2]
+        held = settings.contexts.model_copy(update={"keep": "memory"})
+        holding = replace(prepared, settings=settings.model_copy(update={"contexts": held}))
+        return contexts_of(holding, model, shared.train.stream, shared.validation.stream)[:2]
 
     result = train_token_block(
         model,
