@@ -1,7 +1,7 @@
 """WikiText-2 by words: the perplexity that papers give, of a model trained here within an hour.
 
-    TANDEM_SHARED=… python bench/wikitext.py [--set KEY=VALUE …] [--seed 0] [--threads 2] [--precision float32]
-        [--no-test]
+    TANDEM_SHARED=… python bench/wikitext.py [--set KEY=VALUE …] [--seed 0] [--threads 2]
+        [--precision float32] [--no-test]
 
 The tokens are the data set's own: words, `<unk>` among them, and `<eos>` for every end of a line, so that the
 vocabulary has 33,278 entries and the test text 245,569 tokens. Perplexity is over all of them (the first,
