@@ -128,11 +128,42 @@ def test_mixing_is_reported_apart(
     code, out, _ = call(capsys, "evaluate", model, "--data", held, "--mix")
     assert code == 0
     assert f"mixed          perplexity {mixture['perplexity']:.2f}" in out
+    write_jsonl(text_file, sentences(60, seed=10))
+    code, _, err = call(capsys, "evaluate", model, "--data", held, "--mix")
+    assert code == 2
+    assert "not what the model was trained on" in err
     text_file.unlink()
     code, _, err = call(capsys, "evaluate", model, "--data", held, "--mix")
     assert code == 2
     assert str(text_file) in err
     assert call(capsys, "evaluate", model, "--data", held)[0] == 0  # needs no training text
+
+
+def test_another_model_is_not_written_over(
+    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    assert call(capsys, "train", preset, "--output", str(model))[0] == 0
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    modes = {path.stat().st_mode for path in model.iterdir()}
+    assert len(modes) == 1  # whoever may read the settings may read the weights
+    for other in (("--phase2.lr", "0.02"), ("--seed", "1"), ("--token-layers", "2")):
+        code, _, err = call(capsys, "train", preset, "--output", str(model), *other)
+        assert code == 2
+        assert f"{model} holds another C1T1-seed0" in err
+        assert {path: path.read_bytes() for path in model.iterdir()} == before
+    assert call(capsys, "train", preset, "--output", str(model))[0] == 0  # the same one may be made again
+
+
+def test_an_experiment_keeps_its_precision(
+    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+) -> None:
+    assert call(capsys, "experiment", preset, "--seeds", "0")[0] == 0
+    before = (tmp_path / "run" / "records.jsonl").read_bytes()
+    code, _, err = call(capsys, "experiment", preset, "--precision", "bfloat16")
+    assert code == 2
+    assert "trained in float32, such as C1T1-seed0, and this would go on in bfloat16" in err
+    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
 
 
 def test_commands_from_training_to_text(
@@ -232,6 +263,15 @@ BAD = {
     "name with a path": (["experiment", "--name", "a/../b"], "setting name"),
     "sampling seed": (["generate", "{here}", "--prompt", "x", "--temperature", "1e-300"], "--temperature"),
     "prompt of bytes": (["generate", "{here}", "--prompt", "\udcff"], "--prompt is not valid text"),
+    "negative sampling seed": (["generate", "{here}", "--prompt", "x", "--seed", "-3"], "--seed -3 is not"),
+    "file name of bytes": (["train", "{tiny}", "--data.train", "\udce9.txt"], "data.train = '\\udce9.txt'"),
+    "separator of bytes": (["train", "{tiny}", "--data.separator", "\udcff"], "setting data.separator"),
+    "scored name of bytes": (["evaluate", "{here}", "--data", "\udcff.txt"], "--data '\\udcff.txt' is not"),
+    "nobody's home": (["train", "{tiny}", "--data.train", "~nobody-here/x.txt"], "give the whole path"),
+    "endless vocabulary": (["train", "{tiny}", "--tokenizer.vocab-size", "9" * 23], "tokenizer.vocab_size"),
+    "endless chunks": (["train", "{tiny}", "--phase2.chunk-positions", "9" * 23], "phase2.chunk_positions"),
+    "no gzip": (["train", "{tiny}", "--data.train", "{no_gzip}"], "is no gzip file, or not"),
+    "broken line": (["train", "{tiny}", "--data.train", "{broken}"], "Invalid control character at column"),
     "unknown key": (["experiment", "{bad_key}"], "'phase2.epoch'; did you mean 'phase2.max_epochs'"),
     "not YAML": (["experiment", "{not_yaml}"], "line 3 is not valid YAML"),
     "no layers": (["experiment", "--configurations", "0", "1"], "configurations"),
@@ -269,6 +309,8 @@ def test_bad_input_is_one_clear_sentence(
     files = {
         "empty": ("empty.txt", b""),
         "latin": ("latin.txt", "caf\xe9 and more".encode("latin-1")),
+        "no_gzip": ("plain.txt.gz", b"plain text"),
+        "broken": ("broken.jsonl", b'{"text": "a\tb"}\n'),
         "fields": ("fields.jsonl", b'{"text": "a b"}\n{"body": "c"}\n'),
         "bad_key": ("bad_key.yaml", b"phase2:\n  epoch: 3\n"),
         "not_yaml": ("not_yaml.yaml", b"phase2:\n  lr: [1\nx: }\n"),

@@ -212,7 +212,9 @@ def test_a_damaged_model_is_refused_not_scored(text_file: Path, tmp_path: Path) 
 
     refused("missing keys", token_layers=2)
     refused("unexpected keys", context_layers=1)
-    refused("cannot be read", context_dim=20)
+    refused("mismatched keys", context_dim=20)
+    refused("layer_norm_eps=None must be a number above 0", layer_norm_eps=None)
+    refused("tokens", bos_token_id=100_000)
     refused("cannot be read", embed_dim=-1)
     name = "token_block.layers.0.linear.weight"
     save_file({**weights, name: weights[name] * math.nan}, folder / "model.safetensors", {"format": "pt"})
@@ -220,6 +222,11 @@ def test_a_damaged_model_is_refused_not_scored(text_file: Path, tmp_path: Path) 
     save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", {"format": "pt"})
     refused("missing keys")
     (folder / "model.safetensors").write_bytes(b"no weights at all")
+    refused("cannot be read")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    load_model(folder)
+    (folder / "tokenizer.json").write_text("{}", "utf-8")
     refused("cannot be read")
 
 

@@ -6,8 +6,8 @@ position embeddings, which cost memory but no time, are not counted. Both genera
 call, `model(token, past_key_values=…)`. The bytes of a state are those of the storage behind every tensor
 that the cache holds, right after the text up to there was read (READ_AT_ONCE tokens a call).
 
-Kneser-Ney is our own, in numpy, which makes whole distributions; KenLM, which looks up single n-grams in C++,
-is another program and was not measured.
+Kneser-Ney is our own, in numpy, which makes whole distributions, and KenLM, which looks up single n-grams of
+the same model in C++, where it is installed.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from tandem.model import TandemCache, TandemForCausalLM
 from tandem.settings import Configuration, ContextSettings, Gpt2Settings, Phase2Settings
 
 from .inputs import python_docs, zipf_ids
+from .kenlm_queries import kenlm_scorer
 
 CONFIGURATION = Configuration(2, 2)
 CHUNK = Phase2Settings().chunk_positions
@@ -116,8 +117,11 @@ def _scoring(prepared: Prepared, ours: TandemForCausalLM, parameters: int, sizes
     for window in WINDOWS:
         gpt2 = _gpt2(prepared, parameters, window)
         candidates[f"GPT-2, windows of {window:,}"] = Candidate(_score_gpt2(gpt2, stream.ids[:]), tokens)
-    name = f"Kneser-Ney, {ORDER}-gram, ours in numpy (not KenLM)"
-    candidates[name] = Candidate(lambda: kneser_ney.score(ids), tokens)
+    candidates[f"Kneser-Ney, {ORDER}-gram, ours in numpy"] = Candidate(lambda: kneser_ney.score(ids), tokens)
+    if (queries := kenlm_scorer(kneser_ney, ids)) is None:
+        print("KenLM is not installed: without its row\n")
+    else:
+        candidates[f"Kneser-Ney, the same {ORDER}-gram by KenLM"] = Candidate(queries, tokens)
     timings = interleaved(candidates, sizes.rounds)
     print_table(
         f"Scoring {tokens:,} tokens, exact softmax, V {prepared.corpus.vocab_size:,}",

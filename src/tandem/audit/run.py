@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from tandem.audit.baselines import consistency_check, ngram_check
@@ -17,7 +16,7 @@ from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
 from tandem.errors import DataError, RunDirError, TandemError
-from tandem.experiment.artefacts import load_model
+from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.baseline import measured_against
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import code_fingerprint
@@ -91,13 +90,15 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
 def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     """Every check of one trained model, from its folder alone. Raises as `audit` does."""
     try:
-        record = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
         written = yaml.safe_load((folder / "settings.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        written = None
+    record = model_record(folder)
+    if record is None or written is None:
         raise RunDirError(
             f"{folder} has no readable record.json and settings.yaml, so there is nothing to audit its "
             "figures against; train the model again"
-        ) from None
+        )
     load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
     variants, splits = _prepare(model_settings(folder), record, on_progress)
     prepared = variants[None]
@@ -202,12 +203,11 @@ def _saved_check(subject: Subject) -> Check:
         for name in CONFIG
         if said.get(name) != wanted[name]
     ]
-    try:
-        kept = RunRecord.model_validate_json((subject.folder / "record.json").read_text("utf-8"))
-        if kept != subject.record:
-            wrong.append("its record.json is not the record of the run")
-    except (OSError, UnicodeDecodeError, ValidationError):
+    kept = model_record(subject.folder)
+    if kept is None:
         wrong.append("it has no readable record.json")
+    elif kept != subject.record:
+        wrong.append("its record.json is not the record of the run")
     return Check(
         name="model",
         looked_at="configuration, tokenizer and record in the model's folder, against the run's",

@@ -18,12 +18,14 @@ from tandem.contexts import ContextsSample
 from tandem.errors import RunDirError
 from tandem.experiment.handover import SavedPhase1
 from tandem.experiment.pipeline import TrainedTokens
+from tandem.experiment.prepared import Prepared
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.settings import Settings, dump_settings
 
 _PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
+RECORD = "record.json"
 PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
 
@@ -41,7 +43,10 @@ def save_phase1(
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    draft.touch()
+    mode = draft.stat().st_mode
     save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
+    draft.chmod(mode)  # which the library keeps from all but the owner
     draft.replace(path)
 
 
@@ -70,7 +75,7 @@ def save_model(
     """A Hugging Face model folder, with the settings, the record and a sample of its contexts.
 
     Made beside its place and moved there file by file once it is complete, so that stopping this does not
-    leave half of it over an older model. Other files in the folder stay.
+    leave half of it over an older model. Files of other kinds in the folder stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
@@ -82,9 +87,38 @@ def save_model(
         if trained.head is not None:
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")
-        (draft / "record.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+        (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+        mode = (draft / RECORD).stat().st_mode
         for path in sorted(draft.iterdir()):
+            path.chmod(mode)  # which the libraries keep from all but the owner, where it is of weights
             path.replace(folder / path.name)
+        if trained.head is None:
+            (folder / PHASE1_HEAD).unlink(missing_ok=True)
+
+
+def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
+    """RunDirError where the folder holds a model of anything but this run of these settings and tokens."""
+    if not (folder / "config.json").exists():
+        return
+    record = model_record(folder)
+    if record is None or (record.run, record.settings_fingerprint, record.data.tokens_fingerprint) != (
+        run,
+        prepared.settings.fingerprint(),
+        prepared.corpus.fingerprint,
+    ):
+        held = "a model" if record is None else f"another {record.run}"
+        raise RunDirError(
+            f"{folder} holds {held}, of other settings or text, which would be lost; "
+            "give another --output, or remove that folder"
+        )
+
+
+def model_record(folder: Path) -> RunRecord | None:
+    """The record of the run that made a model folder; none where there is none that can be read."""
+    try:
+        return RunRecord.model_validate_json((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def load_sample(folder: Path) -> ContextsSample | None:
@@ -116,12 +150,16 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
         if kind != "tandem":
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
         with quiet_transformers():
-            loaded: Any = TandemForCausalLM.from_pretrained(folder, output_loading_info=True)
+            loaded: Any = TandemForCausalLM.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True
+            )
             model: TandemForCausalLM = loaded[0]
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         if fault := _fault(model, tokenizer, loaded[1]):
             raise ValueError(fault)
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except RunDirError:
+        raise
+    except Exception as error:  # of damaged files the libraries raise whatever they come upon
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise RunDirError(
             f"the model in {folder} cannot be read ({reason}); train or copy it again"
@@ -134,10 +172,14 @@ def _fault(
 ) -> str | None:
     """What is wrong with a loaded model: the library would fill in missing weights at random."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in loading.get(kind, ()) if name != "lm_head.weight"):
-            return f"{kind.replace('_', ' ')} in its weights, such as {names[0]}"
+        names = (name[0] if isinstance(name, tuple) else name for name in loading.get(kind, ()))
+        if wrong := sorted(name for name in names if name != "lm_head.weight"):
+            return f"{kind.replace('_', ' ')} in its weights, such as {wrong[0]}"
     if len(tokenizer) != model.config.vocab_size:
         return f"its tokenizer has {len(tokenizer)} entries and its embedding {model.config.vocab_size}"
+    marks = [model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id]
+    if any(isinstance(mark, int) and not 0 <= mark < model.config.vocab_size for mark in marks):
+        return f"its config.json names tokens {marks} that its vocabulary does not have"
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
         return "some of its weights are not finite"
     return None

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
-from tandem.errors import ScanError
-from tandem.experiment.artefacts import load_model
+from tandem.errors import ScanError, SettingsError
+from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
 from tandem.metrics import (
     Score,
@@ -25,7 +25,7 @@ from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
 from tandem.records import Unbounded
-from tandem.settings import Phase1Settings, Settings, load_settings
+from tandem.settings import Phase1Settings, Settings, check_text, load_settings
 from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
 from tandem.tokens.store import TokenStream
 from tandem.training.initialization import generator_for
@@ -81,9 +81,14 @@ def evaluate_model(
 
     With `mix` also of the model mixed with an n-gram, counted on its training text, and a cache.
 
-    Raises RunDirError for a folder that is no model, DataError for text that cannot be used, training text
-    that is no longer there included.
+    Raises RunDirError for a folder that is no model, SettingsError for arguments that are not UTF-8, and
+    DataError for text that cannot be used, training text that is no longer what it was included.
     """
+    for option, value in (("data", source), ("separator", separator)):
+        try:
+            check_text(value)
+        except ValueError as error:
+            raise SettingsError(f"--{option} {value!r} is not possible: {error}") from None
     model, tokenizer = load_model(folder)
     settings = model_settings(folder)
     keep_freed_memory()
@@ -106,7 +111,7 @@ def evaluate_model(
     mixture = None
     if mix:
         on_progress(f"counting n-grams of {data.train}")
-        counted = tokenize_training_text(data, tokenizer)
+        counted = tokenize_training_text(data, tokenizer, _text_of(folder))
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = None, None
     if settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge
@@ -128,6 +133,12 @@ def evaluate_model(
         scan_error=max(scan.loop_error, scan.join_error),
         mixture=mixture,
     )
+
+
+def _text_of(folder: Path) -> str | None:
+    """Fingerprint of the text that a saved model was trained on; none where its record is gone."""
+    record = model_record(folder)
+    return None if record is None else record.data.text_fingerprint
 
 
 def _mixture(

@@ -44,6 +44,7 @@ def generate_text(
         ),
         ("top-k", top_k, top_k is None or top_k >= 1, "at least 1"),
         ("top-p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        ("seed", seed, 0 <= seed < 1 << 63, "at least 0 and below 2**63"),
     ):
         if not fits:
             raise SettingsError(f"--{name} {value} is not possible: it must be {rule}")

@@ -23,6 +23,7 @@ def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> st
         own.model_dump(mode="json"),
         prepared.corpus.fingerprint,
         prepared.table_fingerprint,
+        prepared.execution.bfloat16,
         context_layers,
         seed,
     )

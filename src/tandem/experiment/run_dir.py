@@ -70,6 +70,18 @@ def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | 
     return manifest
 
 
+def check_precision(run_dir: Path, records: Iterable[RunRecord], bfloat16: bool) -> None:
+    """RunDirError where finished runs were trained in another precision than the next ones will be."""
+    ours = "bfloat16" if bfloat16 else "float32"
+    for record in records:
+        theirs = record.environment.precision
+        if record.status == "finished" and theirs != ours:
+            raise RunDirError(
+                f"{run_dir} holds runs that were trained in {theirs}, such as {record.run}, and this would "
+                f"go on in {ours}; give --precision {theirs}, or another --output"
+            )
+
+
 def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> None:
     manifest = check_same(run_dir, settings, corpus)
     if manifest is None and read_records(run_dir):

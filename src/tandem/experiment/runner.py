@@ -11,7 +11,13 @@ import torch
 
 from tandem.claims import claimed
 from tandem.errors import RunDirError, TandemError, is_out_of_memory, out_of_memory
-from tandem.experiment.artefacts import load_phase1, phase1_path, save_model, save_phase1
+from tandem.experiment.artefacts import (
+    check_no_other_model,
+    load_phase1,
+    phase1_path,
+    save_model,
+    save_phase1,
+)
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
 from tandem.experiment.estimate import Estimate, estimated
@@ -27,7 +33,14 @@ from tandem.experiment.pipeline import (
     untrained_contexts,
 )
 from tandem.experiment.prepared import Prepared, prepare, prepare_variants
-from tandem.experiment.run_dir import check_disk, check_same, keep_record, make_folder, open_run_dir
+from tandem.experiment.run_dir import (
+    check_disk,
+    check_precision,
+    check_same,
+    keep_record,
+    make_folder,
+    open_run_dir,
+)
 from tandem.experiment.workers import threads_each
 from tandem.group import process_group
 from tandem.records import RunRecord, nearest_head, read_records
@@ -141,6 +154,8 @@ class _Grid:
         self._records = {record.run: record for record in read_records(run_dir)}
         # What failed before is tried again; what fails from now on is not.
         self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
+        for prepared in variants.values():
+            check_precision(run_dir, self._records.values(), prepared.execution.bfloat16)
         pending = self._pending()
         watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
         check_disk(run_dir, variants, pending)
@@ -378,6 +393,7 @@ def train_one(
         cell = tandem_cell(configuration, seed)
         watcher.planned(folder, [cell.name], 0)
         if group.leads:
+            check_no_other_model(folder, prepared, cell.name)
             check_disk(folder, {None: prepared}, [cell])
         watcher.run_started(cell.name)
         memory = PeakMemory(prepared.device)

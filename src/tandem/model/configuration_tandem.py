@@ -21,8 +21,8 @@ class TandemConfig(PreTrainedConfig):
     bias_init_std     of the initial biases
     layer_norm_eps    of all LayerNorms
 
-    Raises ValueError for sizes below 1, contradictory depths, an unknown cell or boundary, gated layers that
-    do not share `context_dim` evenly, or a reset without `bos_token_id`.
+    Raises ValueError for sizes below 1, an epsilon that is not above 0, contradictory depths, an unknown cell
+    or boundary, gated layers that do not share `context_dim` evenly, or a reset without `bos_token_id`.
     """
 
     model_type = "tandem"
@@ -62,6 +62,8 @@ class TandemConfig(PreTrainedConfig):
         for size in ("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers"):
             if not isinstance(getattr(self, size), int) or getattr(self, size) < 1:
                 raise ValueError(f"{size}={getattr(self, size)} must be a whole number of at least 1")
+        if not isinstance(self.layer_norm_eps, int | float) or not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps={self.layer_norm_eps!r} must be a number above 0")
         if self.cell not in ("residual", "gated"):
             raise ValueError(f"cell={self.cell!r} must be 'residual' or 'gated'")
         if self.cell == "gated" and self.context_dim % self.depths[0]:

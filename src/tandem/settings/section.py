@@ -4,15 +4,29 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tandem.errors import SettingsError
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=1 << 63)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def check_text(value: object) -> object:
+    """A value as it is; raises ValueError for a string that cannot be written as UTF-8.
+
+    A terminal or file system hands over bytes that are not UTF-8 as lone surrogates.
+    """
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError("it holds bytes that are not UTF-8; rename or rewrite it in UTF-8") from None
+    return value
 
 
 class Section(BaseModel):
@@ -21,6 +35,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     path: ClassVar[str] = ""
     """Where this section stands in the whole, for error messages; the whole itself is ''."""
+
+    @field_validator("*")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return check_text(value)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -42,7 +42,7 @@ class TokenizerSettings(Section):
     source: str = "bpe"
     """`bpe` (a byte-level BPE trained on the training split only), a tokenizer.json file, a tokenizer
     folder, or a hub name such as `gpt2`."""
-    vocab_size: Annotated[int, Field(ge=257)] = 8192
+    vocab_size: Annotated[int, Field(ge=257, le=1 << 24)] = 8192
     """Entries of the trained BPE, end-of-text token included; not used with another source."""
     processes: Annotated[int, Field(gt=0, le=1024)] = 1
     """Processes that encode a large text together, shard by shard; further ones, on any machine that shares

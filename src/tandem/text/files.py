@@ -35,7 +35,9 @@ def read_files(source: str, txt_documents: str) -> Iterator[str]:
         try:
             yield from _read_file(path, splitter)
         except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise DataError(f"{path} is not a complete gzip file; fetch it again or unpack it") from None
+            raise DataError(
+                f"{path} is no gzip file, or not a complete one; fetch it again, or unpack or rename it"
+            ) from None
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -45,7 +47,7 @@ def find_files(source: str) -> list[Path]:
 
     Raises DataError where there is none of a known kind.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         inside = (file for file in path.rglob("*") if not _hidden(file.relative_to(path)))
         files = sorted(file for file in inside if _kind(file) and file.is_file())
@@ -65,6 +67,14 @@ def find_files(source: str) -> list[Path]:
     raise DataError(
         f"there is no file or directory {source}; check the path, or use 'python-docs' or 'hf:NAME'"
     )
+
+
+def user_path(source: str) -> Path:
+    """The path that a source names, `~` and `~name` read as homes; DataError where nobody is called so."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{source} cannot be found ({str(error).rstrip('.')}); give the whole path") from None
 
 
 def txt_splitter(txt_documents: str) -> Splitter:
@@ -165,7 +175,8 @@ def _json_lines(file: Iterable[bytes], path: Path) -> Iterator[str]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not valid JSON ({error.msg} at column {error.colno})") from None
+            fault = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+            raise DataError(f"{where} is not valid JSON ({fault}); mend that line, or take it out") from None
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where} is JSON beyond what can be read ({type(error).__name__}); simplify it"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tandem.errors import DataError
 from tandem.fingerprint import fingerprint
 from tandem.settings import EmbeddingSettings
+from tandem.text.files import user_path
 from tandem.text.hub import hub_access
 from tandem.tokens.prepare import Corpus
 from tandem.tokens.store import TokenStream
@@ -108,7 +109,7 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     Raises DataError if there is no such model, no tensor can be told to be the embedding, or it does not
     fit: fewer rows than `vocab_size`, another width than `embed_dim`, values that are not finite.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
 
     def in_folder(name: str) -> Path | None:
         return path / name if (path / name).is_file() else None

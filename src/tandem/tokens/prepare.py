@@ -220,12 +220,20 @@ def _read_back(folder: Path, chain: str) -> StoredCorpus:
     raise DataError(f"the tokens just written to {folder} came back changed ({reason}); check the disk")
 
 
-def tokenize_training_text(data: DataSettings, tokenizer: PreTrainedTokenizerFast) -> TokenStream:
+def tokenize_training_text(
+    data: DataSettings, tokenizer: PreTrainedTokenizerFast, text_fingerprint: str | None = None
+) -> TokenStream:
     """The training documents that `data` asks for, as tokens of a model's own tokenizer; not kept on disk.
 
-    Raises DataError or SettingsError for sources that cannot be used.
+    Raises DataError or SettingsError for sources that cannot be used, DataError also for text that has
+    another fingerprint than `text_fingerprint`, if one is given.
     """
     splits = split_documents(data)
+    if text_fingerprint is not None and splits.fingerprint != text_fingerprint:
+        raise DataError(
+            f"{data.train} and its validation text are not what the model was trained on (they have changed, "
+            "or are others of the same name); put back what was there"
+        )
     return _tokenized(splits.train, tokenizer, data.separator, splits.train_source)
 
 

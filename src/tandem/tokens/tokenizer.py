@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tandem.errors import DataError
 from tandem.fingerprint import fingerprint
+from tandem.text.files import user_path
 from tandem.text.hub import hub_access
 
 END_OF_TEXT = "<|endoftext|>"
@@ -63,7 +64,7 @@ def load_tokenizer(source: str) -> tuple[Tokenizer, str | None]:
 
     Raises DataError if there is no such tokenizer, it cannot be read, or the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         tokenizer, config = _read_tokenizer(path), path.with_name("tokenizer_config.json")
         eos = _configured_eos(config) if config.is_file() else None
