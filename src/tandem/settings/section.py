@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from tandem.errors import SettingsError
 
@@ -75,24 +76,60 @@ def nearest_key(key: str) -> str | None:
     return by_last[near[0]] if near else None
 
 
+_PLAIN = {
+    "dict_type": "it must be a section: `name: value` lines",
+    "model_type": "it must be a section: `name: value` lines",
+    "tuple_type": "it must be a list of values",
+    "missing": "values are missing",
+    "too_long": "it has too many values",
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "it must be a whole number"
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+    "string_type": "it must be a text",
+}
+"""What pydantic says in words of Python, by its type of error."""
+
+
 def _sentence(error: ValidationError, section: type[Section]) -> str:
     """The first problem of a pydantic error, as one sentence with the setting's dotted name."""
-    first = error.errors(include_url=False)[0]
-    parts = [str(part) for part in first["loc"] if not _is_union_branch(part)]
-    name = ".".join(([section.path] if section.path else []) + parts)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    problems: dict[str, list[ErrorDetails]] = {}
+    for one in error.errors(include_url=False):
+        parts = [str(part) for part in one["loc"] if not _is_union_branch(part)]
+        if one["type"] == "missing":
+            parts = parts[:-1]  # what is shown is that in which something is missing
+        name = ".".join(([section.path] if section.path else []) + parts).removesuffix(".[key]")
+        problems.setdefault(name, []).append(one)
+    name, own = next(iter(problems.items()))
+    first = own[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         near = nearest_key(name)
         hint = f"; did you mean '{near}'?" if near else "; `tandem config` lists all settings"
         return f"there is no setting '{name}'{hint}{more}"
     if first["type"] == "too_short" and not first["input"]:
         return f"setting {name} is empty; give at least one value{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    # Each branch of a union has its own objection.
+    message = " or ".join(dict.fromkeys(map(_plain, own))).replace(" or it must be ", " or ")
     if not name:
         return f"{message}{more}"
     shown = first["input"] if not isinstance(first["input"], Mapping) else "a mapping"
     return f"setting {name} = {shown!r} is not possible: {message}{more}"
+
+
+def _plain(problem: ErrorDetails) -> str:
+    """What one problem is, in words that need no Python."""
+    if problem["type"] == "string_pattern_mismatch":
+        hyphen = ", `-`" if r"\-" in problem["ctx"]["pattern"] else ""
+        return f"it may hold letters, digits, `_`{hyphen} and `.` only, a letter or digit first"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    message = message.replace("input should be ", "it must be ").replace(
+        "greater than or equal to", "at least"
+    )
+    message = message.replace("less than or equal to", "at most")
+    return _PLAIN.get(problem["type"], message)
 
 
 def _is_union_branch(part: Any) -> bool:
