@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -217,6 +218,7 @@ class Bench:
         if self.results.find(**key) is not None:
             return
         folder = self.output / "models" / "-".join(map(str, key.values()))
+        shutil.rmtree(folder, ignore_errors=True)  # of a result that is to be made anew
         began = time.perf_counter()
         record = train_one(self.settings, configuration, seed, folder, Unwatched())
         seconds = time.perf_counter() - began

@@ -12,6 +12,7 @@ from conftest import sentences, tiny, write_jsonl
 
 from tandem.cli.arguments import ExperimentArguments, parse_with_preset
 from tandem.cli.main import run
+from tandem.records import read_records
 from tandem.settings import dump_settings, known_keys, load_settings, preset_names
 
 
@@ -140,30 +141,50 @@ def test_mixing_is_reported_apart(
 
 
 def test_another_model_is_not_written_over(
-    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], preset: str, text_file: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
     assert call(capsys, "train", preset, "--output", str(model))[0] == 0
     before = {path: path.read_bytes() for path in model.iterdir()}
     modes = {path.stat().st_mode for path in model.iterdir()}
     assert len(modes) == 1  # whoever may read the settings may read the weights
-    for other in (("--phase2.lr", "0.02"), ("--seed", "1"), ("--token-layers", "2")):
+    for says, *other in (
+        ("a C1T1-seed0 of other settings", "--phase2.lr", "0.02"),
+        ("C1T1-seed0, another run than C1T1-seed1", "--seed", "1"),
+        ("C1T1-seed0, another run than C1T2-seed0", "--token-layers", "2"),
+        ("a C1T1-seed0 that was trained in float32", "--precision", "bfloat16"),
+    ):
         code, _, err = call(capsys, "train", preset, "--output", str(model), *other)
         assert code == 2
-        assert f"{model} holds another C1T1-seed0" in err
+        assert f"{model} holds {says}, which would be lost" in err
         assert {path: path.read_bytes() for path in model.iterdir()} == before
     assert call(capsys, "train", preset, "--output", str(model))[0] == 0  # the same one may be made again
+    write_jsonl(text_file, sentences(61))
+    assert "C1T1-seed0 of other text or tokens" in call(capsys, "train", preset, "--output", str(model))[2]
+    (model / "record.json").unlink()
+    assert "a model whose record cannot be read" in call(capsys, "train", preset, "--output", str(model))[2]
 
 
 def test_an_experiment_keeps_its_precision(
     capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
 ) -> None:
-    assert call(capsys, "experiment", preset, "--seeds", "0")[0] == 0
-    before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    code, _, err = call(capsys, "experiment", preset, "--precision", "bfloat16")
+    run = tmp_path / "run"
+    small = ("--configurations", "1", "1", "--seeds")
+    assert call(capsys, "experiment", preset, "--precision", "bfloat16", *small, "0")[0] == 0
+    before = {name: (run / name).read_bytes() for name in ("records.jsonl", "manifest.json")}
+    code, _, err = call(capsys, "experiment", preset, "--precision", "float32", *small, "0", "1")
     assert code == 2
-    assert "trained in float32, such as C1T1-seed0, and this would go on in bfloat16" in err
-    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
+    assert f"{run} holds an experiment that trains in bfloat16, which cannot be mixed with float32" in err
+    assert {name: (run / name).read_bytes() for name in before} == before
+    # `auto` would be float32 on a CPU, and goes on as it was begun.
+    code, _, err = call(capsys, "experiment", preset, *small, "0", "1")
+    assert code == 0, err
+    assert "training in bfloat16, as this experiment was begun" in err
+    assert {record.environment.precision for record in read_records(run)} == {"bfloat16"}
+    # Before manifests said so, the records did.
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    (run / "manifest.json").write_text(json.dumps({**manifest, "precision": None}), "utf-8")
+    assert call(capsys, "experiment", preset, "--precision", "float32", *small, "0", "1")[0] == 2
 
 
 def test_commands_from_training_to_text(
@@ -279,6 +300,11 @@ BAD = {
     "not a number": (["experiment", "--phase2.lr", "fast"], "--phase2.lr"),
     "text as a number": (["experiment", "{words}"], "phase2.lr = 'fast' is not possible: it must be"),
     "no section": (["experiment", "{no_section}"], "setting data = 'text.txt' is not possible: it must be a"),
+    "number as a name": (["experiment", "{numbered}"], "names of settings are texts, and data.1 is not one"),
+    "output of bytes": (["train", "{tiny}", "--output", "\udcff"], "output = '\\udcff' is not possible: it"),
+    "option with hyphens": (["experiment", "{hyphens}"], "it must be NAME or NAME=VALUE, without hyphens"),
+    "variant 2x": (["experiment", "{variant}"], "begins with a letter"),
+    "one mistake": (["experiment", "{half_seed}"], "seeds.0 = 1.5 is not possible: it must be a whole"),
     "half a pair": (["experiment", "{half}"], "configurations.0 = [1] is not possible: values are missing"),
     "either of two": (["experiment", "{either}"], "it must be a whole number or 'auto'"),
     "repeated seeds": (["experiment", "--seeds", "1", "1"], "seeds repeat"),
@@ -318,6 +344,10 @@ def test_bad_input_is_one_clear_sentence(
         "fields": ("fields.jsonl", b'{"text": "a b"}\n{"body": "c"}\n'),
         "words": ("words.yaml", b"phase2:\n  lr: fast\n"),
         "no_section": ("no_section.yaml", b"data: text.txt\n"),
+        "numbered": ("numbered.yaml", b"data: {1: 2}\n"),
+        "hyphens": ("hyphens.yaml", b"slurm: {parameters: [--gres=gpu:1]}\n"),
+        "variant": ("variant.yaml", b"variants: {2x: {}}\n"),
+        "half_seed": ("half_seed.yaml", b"seeds: [1.5]\n"),
         "half": ("half.yaml", b"configurations: [[1]]\n"),
         "either": ("either.yaml", b"contexts: {burn_in: soon}\n"),
         "bad_key": ("bad_key.yaml", b"phase2:\n  epoch: 3\n"),
@@ -335,6 +365,7 @@ def test_bad_input_is_one_clear_sentence(
     assert len(message) == 1
     assert says in message[0]
     assert "Traceback" not in err
+    assert "more)" not in message[0]  # each has one mistake
     assert err.rstrip().endswith(message[0])  # it is the last thing said, and all on one line
 
 

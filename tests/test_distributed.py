@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from conftest import tiny
 
+from tandem.experiment.runner import Unwatched, train_one
 from tandem.records import RunRecord
-from tandem.settings import Settings, dump_settings
+from tandem.settings import Configuration, Settings, dump_settings
 
 WATCHED = """
 import json, sys
@@ -143,6 +144,19 @@ def test_too_few_rows_for_the_processes_are_refused(text_file: Path, tmp_path: P
     assert done.returncode != 0
     assert "setting prediction.streams: a step has 1 of them, too few for 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+
+
+def test_all_processes_leave_a_folder_that_holds_another_model(text_file: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    train_one(tiny(text_file, threads=1), Configuration(1, 1), 1, model, Unwatched())
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    file = tmp_path / "settings.yaml"
+    file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")
+    done = torchrun_tandem("train", file, "--output", model)
+    assert done.returncode != 0
+    assert f"{model} holds C1T1-seed1, another run than C1T1-seed0" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
 
 
 CONTEXTS = """

@@ -303,7 +303,8 @@ def test_a_worker_that_does_not_share_the_run_directory_works_on_nothing(
     text_file: Path, tmp_path: Path
 ) -> None:
     settings = experiment(text_file, tmp_path / "run", workers=2)
-    run_dir = open_run_dir(settings, prepare(settings, lambda _: None).corpus, plan(settings))
+    corpus = prepare(settings, lambda _: None).corpus
+    run_dir, _ = open_run_dir(settings, corpus, plan(settings), "float32")
     with presence(run_dir) as command:
         assert in_sight(run_dir, command)
         elsewhere = Worker(settings, tmp_path / "elsewhere", tmp_path, command, help_experiment)
@@ -317,7 +318,8 @@ def test_a_worker_that_does_not_share_the_run_directory_works_on_nothing(
 
 def test_a_worker_with_another_text_works_on_nothing(text_file: Path, tmp_path: Path) -> None:
     settings = experiment(text_file, tmp_path / "run", workers=2)
-    run_dir = open_run_dir(settings, prepare(settings, lambda _: None).corpus, plan(settings))
+    corpus = prepare(settings, lambda _: None).corpus
+    run_dir, _ = open_run_dir(settings, corpus, plan(settings), "float32")
     content = text_file.read_text("utf-8").splitlines()
     text_file.write_text("\n".join(content[1:]), "utf-8")
     with pytest.raises(RunDirError, match="other text or tokens"):

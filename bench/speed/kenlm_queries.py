@@ -15,8 +15,10 @@ import numpy.typing as npt
 from tandem.baselines.kneser_ney import KneserNey
 
 Ids = npt.NDArray[np.integer]
+MARKS = ("<unk>", "<s>", "</s>")
+"""Words that KenLM expects, and no text here has."""
 SMALLEST = 1e-99
-"""What stands for a probability of zero: of `<s>` and `</s>`, which no text here has."""
+"""What stands for their probability of zero."""
 
 
 def kenlm_scorer(model: KneserNey, ids: Ids) -> Callable[[], float] | None:
@@ -62,11 +64,11 @@ def write_arpa(model: KneserNey, path: Path) -> None:
     with path.open("w", encoding="ascii") as file:
         file.write("\\data\\\n")
         for k, grams in enumerate(tokens, start=1):
-            file.write(f"ngram {k}={len(grams) + (2 if k == 1 else 0)}\n")
+            file.write(f"ngram {k}={len(grams) + (len(MARKS) if k == 1 else 0)}\n")
         for k, (grams, probability) in enumerate(zip(tokens, probabilities, strict=True), start=1):
             file.write(f"\n\\{k}-grams:\n")
             if k == 1:
-                file.writelines(f"{math.log10(SMALLEST)}\t{mark}\t0\n" for mark in ("<s>", "</s>"))
+                file.writelines(f"{math.log10(SMALLEST)}\t{mark}\t0\n" for mark in MARKS)
             logs = np.log10(probability).tolist()
             after = np.log10(backoffs[k - 1]).tolist() if k <= len(backoffs) else None
             for number, gram in enumerate(grams.tolist()):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from tandem.contexts import ContextsSample
-from tandem.errors import RunDirError
+from tandem.errors import RunDirError, is_out_of_memory
 from tandem.experiment.handover import SavedPhase1
 from tandem.experiment.pipeline import TrainedTokens
 from tandem.experiment.prepared import Prepared
@@ -25,6 +25,7 @@ from tandem.settings import Settings, dump_settings
 
 _PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
+CONFIG = "config.json"
 RECORD = "record.json"
 PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
@@ -89,7 +90,8 @@ def save_model(
         (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
         mode = (draft / RECORD).stat().st_mode
-        for path in sorted(draft.iterdir()):
+        # The configuration last: a folder without it holds no model yet.
+        for path in sorted(draft.iterdir(), key=lambda path: path.name == CONFIG):
             path.chmod(mode)  # which the libraries keep from all but the owner, where it is of weights
             path.replace(folder / path.name)
         if trained.head is None:
@@ -97,20 +99,25 @@ def save_model(
 
 
 def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
-    """RunDirError where the folder holds a model of anything but this run of these settings and tokens."""
-    if not (folder / "config.json").exists():
+    """RunDirError where the folder holds a model of anything but this run, with these settings and tokens."""
+    if not (folder / CONFIG).exists():
         return
     record = model_record(folder)
-    if record is None or (record.run, record.settings_fingerprint, record.data.tokens_fingerprint) != (
-        run,
-        prepared.settings.fingerprint(),
-        prepared.corpus.fingerprint,
-    ):
-        held = "a model" if record is None else f"another {record.run}"
-        raise RunDirError(
-            f"{folder} holds {held}, of other settings or text, which would be lost; "
-            "give another --output, or remove that folder"
-        )
+    if record is None:
+        held = "a model whose record cannot be read"
+    elif record.run != run:
+        held = f"{record.run}, another run than {run}"
+    elif record.settings_fingerprint != prepared.settings.fingerprint():
+        held = f"a {run} of other settings"
+    elif record.data.tokens_fingerprint != prepared.corpus.fingerprint:
+        held = f"a {run} of other text or tokens"
+    elif record.environment.precision != prepared.precision:
+        held = f"a {run} that was trained in {record.environment.precision}"
+    else:
+        return
+    raise RunDirError(
+        f"{folder} holds {held}, which would be lost; give another --output, or remove that folder"
+    )
 
 
 def model_record(folder: Path) -> RunRecord | None:
@@ -139,13 +146,13 @@ def load_head(folder: Path) -> dict[str, torch.Tensor] | None:
 
 def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
     """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact."""
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise RunDirError(
             f"{folder} is not a model folder (it has no config.json); give the folder that `tandem train` "
             "wrote, or one of RUN_DIR/models"
         )
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind != "tandem":
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
@@ -160,6 +167,8 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
     except RunDirError:
         raise
     except Exception as error:  # of damaged files the libraries raise whatever they come upon
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise RunDirError(
             f"the model in {folder} cannot be read ({reason}); train or copy it again"

@@ -1,7 +1,7 @@
 """What all runs of one variant share: text, tokens, embeddings; and the models that start from them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,7 @@ from tandem.contexts import Stream
 from tandem.errors import SettingsError
 from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.records import (
-    DataRecord,
-)
+from tandem.records import DataRecord, Precision
 from tandem.settings import Configuration, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
@@ -37,6 +35,11 @@ class Prepared:
     table_fingerprint: str
     device: torch.device
     execution: Execution = PLAIN
+
+    @property
+    def precision(self) -> Precision:
+        """In which matrices are multiplied in training."""
+        return "bfloat16" if self.execution.bfloat16 else "float32"
 
     def data_record(self) -> DataRecord:
         """Provenance of text, tokens and embeddings."""
@@ -81,6 +84,14 @@ def prepare_variants(
     _tell_of_bfloat16(settings, on_progress)
     return {
         name: _prepared(settings.with_variant(name), corpus, on_progress) for name in settings.variant_names
+    }
+
+
+def in_precision(variants: Mapping[str | None, Prepared], precision: Precision) -> dict[str | None, Prepared]:
+    """The same, to be trained in this precision."""
+    return {
+        name: replace(one, execution=replace(one.execution, bfloat16=precision == "bfloat16"))
+        for name, one in variants.items()
     }
 
 

@@ -13,6 +13,7 @@ from tandem.experiment.prepared import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.records import (
     Manifest,
+    Precision,
     RunRecord,
     append_record,
     read_manifest,
@@ -42,20 +43,29 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def open_run_dir(settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> Path:
-    """The run directory for these runs, made or taken up again; RunDirError if of another experiment."""
+def open_run_dir(
+    settings: Settings, corpus: Corpus, cells: Sequence[Cell], precision: Precision
+) -> tuple[Path, Precision]:
+    """The run directory for these runs, made or taken up again, and the precision in which they are trained.
+
+    That is `precision` for a new one. Raises RunDirError if it is of another experiment, or was begun in
+    another precision than the settings name.
+    """
     identity = fingerprint("experiment", settings.fingerprint(), corpus.fingerprint)
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
     make_folder(run_dir)
     with in_turn(run_dir, "manifest"):
-        _take_up(run_dir, settings, corpus, cells)
+        precision = _take_up(run_dir, settings, corpus, cells, precision)
         # Machines that share the directory remember for a while that a file was not there.
         records_path(run_dir).touch()
-    return run_dir
+    return run_dir, precision
 
 
 def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | None:
-    """The manifest of the run directory, if it has one; RunDirError if it is of another experiment."""
+    """The manifest of the run directory, if it has one.
+
+    Raises RunDirError if it is of another experiment, or trains in another precision than the settings name.
+    """
     manifest = read_manifest(run_dir)
     if manifest is not None:
         for what, theirs, ours in (
@@ -67,23 +77,31 @@ def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | 
                     f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one; "
                     "give another --output"
                 )
+    begun = begun_in(run_dir, manifest)
+    if begun is not None and settings.precision not in ("auto", begun):
+        raise RunDirError(
+            f"{run_dir} holds an experiment that trains in {begun}, which cannot be mixed with "
+            f"{settings.precision}; give --precision {begun} (or auto), or another --output"
+        )
     return manifest
 
 
-def check_precision(run_dir: Path, records: Iterable[RunRecord], bfloat16: bool) -> None:
-    """RunDirError where finished runs were trained in another precision than the next ones will be."""
-    ours = "bfloat16" if bfloat16 else "float32"
-    for record in records:
-        theirs = record.environment.precision
-        if record.status == "finished" and theirs != ours:
-            raise RunDirError(
-                f"{run_dir} holds runs that were trained in {theirs}, such as {record.run}, and this would "
-                f"go on in {ours}; give --precision {theirs}, or another --output"
-            )
+def begun_in(run_dir: Path, manifest: Manifest | None) -> Precision | None:
+    """The precision in which the experiment in a run directory trains; none where nothing has begun."""
+    if manifest is None:
+        return None
+    if manifest.precision is not None:
+        return manifest.precision
+    # One from before manifests said so; n-grams multiply no matrices.
+    trained = (r for r in read_records(run_dir) if r.status == "finished" and r.seed is not None)
+    return next((record.environment.precision for record in trained), None)
 
 
-def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[Cell]) -> None:
+def _take_up(
+    run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[Cell], precision: Precision
+) -> Precision:
     manifest = check_same(run_dir, settings, corpus)
+    precision = begun_in(run_dir, manifest) or precision
     if manifest is None and read_records(run_dir):
         raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
     write_manifest(
@@ -93,6 +111,7 @@ def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[
             settings=settings.model_dump(mode="json"),
             settings_fingerprint=settings.fingerprint(),
             tokens_fingerprint=corpus.fingerprint,
+            precision=precision,
             configurations=_union(
                 manifest and manifest.configurations, [c.label for c in cells if c.kind == "tandem"]
             ),
@@ -101,6 +120,7 @@ def _take_up(run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[
             created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
+    return precision
 
 
 def _union(before: Iterable[Item] | None, now: Iterable[Item]) -> tuple[Item, ...]:

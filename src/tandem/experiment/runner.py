@@ -32,10 +32,10 @@ from tandem.experiment.pipeline import (
     train_tokens,
     untrained_contexts,
 )
-from tandem.experiment.prepared import Prepared, prepare, prepare_variants
+from tandem.experiment.prepared import Prepared, in_precision, prepare, prepare_variants
 from tandem.experiment.run_dir import (
+    begun_in,
     check_disk,
-    check_precision,
     check_same,
     keep_record,
     make_folder,
@@ -104,7 +104,11 @@ def run_experiment(
         make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
     prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
-    run_dir = open_run_dir(settings, next(iter(prepared.values())).corpus, cells)
+    first = next(iter(prepared.values()))
+    run_dir, precision = open_run_dir(settings, first.corpus, cells, first.precision)
+    if precision != first.precision:
+        watcher.preparing(f"training in {precision}, as this experiment was begun")
+        prepared = in_precision(prepared, precision)
     with helped(executor, settings, run_dir, help_experiment, watcher.preparing):
         return run_dir, _Grid(prepared, cells, run_dir, watcher).work()
 
@@ -136,7 +140,9 @@ def help_experiment(settings: Settings, run_dir: Path) -> None:
     """
     set_up_process(settings)
     prepared = prepare_variants(settings, lambda _: None)
-    check_same(run_dir, settings, next(iter(prepared.values())).corpus)
+    manifest = check_same(run_dir, settings, next(iter(prepared.values())).corpus)
+    if (precision := begun_in(run_dir, manifest)) is not None:
+        prepared = in_precision(prepared, precision)
     _Grid(prepared, plan(settings), run_dir, Unwatched()).work()
 
 
@@ -154,8 +160,6 @@ class _Grid:
         self._records = {record.run: record for record in read_records(run_dir)}
         # What failed before is tried again; what fails from now on is not.
         self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
-        for prepared in variants.values():
-            check_precision(run_dir, self._records.values(), prepared.execution.bfloat16)
         pending = self._pending()
         watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
         check_disk(run_dir, variants, pending)
@@ -392,9 +396,15 @@ def train_one(
         prepared = replace(prepared, execution=replace(prepared.execution, group=group))
         cell = tandem_cell(configuration, seed)
         watcher.planned(folder, [cell.name], 0)
+        refused: RunDirError | None = None
         if group.leads:
-            check_no_other_model(folder, prepared, cell.name)
-            check_disk(folder, {None: prepared}, [cell])
+            try:
+                check_no_other_model(folder, prepared, cell.name)
+                check_disk(folder, {None: prepared}, [cell])
+            except RunDirError as error:
+                refused = error
+        if not group.agrees(refused is None, prepared.device):  # all leave, not the first one alone
+            raise refused or RunDirError(f"{folder} cannot take the model; the first process says why")
         watcher.run_started(cell.name)
         memory = PeakMemory(prepared.device)
         contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)

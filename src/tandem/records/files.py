@@ -9,7 +9,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from tandem.errors import RunDirError
-from tandem.records.run import RunRecord, _Record
+from tandem.records.run import Precision, RunRecord, _Record
 
 
 class Manifest(_Record):
@@ -20,6 +20,8 @@ class Manifest(_Record):
     settings: dict[str, object]
     settings_fingerprint: str
     tokens_fingerprint: str
+    precision: Precision | None = None
+    """Of products of matrices in training, in all runs; none where it was not yet written down."""
     configurations: tuple[str, ...]
     seeds: tuple[int, ...]
     baselines: tuple[str, ...] = ()

@@ -308,13 +308,16 @@ class DataRecord(_Record):
     embeddings_fingerprint: str
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 class Environment(_Record):
     """Where it ran."""
 
     device: str
     device_name: str
     device_memory_bytes: int | None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of products of matrices in training."""
     cpu_count: int
     threads: int

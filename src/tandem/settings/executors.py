@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tandem.settings.section import NonNegativeFloat, Positive, PositiveFloat, Section
+from tandem.settings.section import OPTION, NonNegativeFloat, Positive, PositiveFloat, Section
 
 
 class SlurmSettings(Section):
@@ -25,7 +25,7 @@ class SlurmSettings(Section):
     """Memory per worker, in GB; none: the cluster's default."""
     setup: tuple[str, ...] = ()
     """Shell commands that a job begins with, such as `module load cuda`."""
-    parameters: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*(=.*)?$")], ...] = ()
+    parameters: tuple[Annotated[str, Field(pattern=OPTION)], ...] = ()
     """Any other options of sbatch, as NAME=VALUE or NAME, such as `account=mine qos=low exclusive`, and
     submitit's own ones (without `slurm_`), such as `array_parallelism=4`."""
 

@@ -12,7 +12,7 @@ from tandem.settings.baselines import BaselineSettings
 from tandem.settings.executors import RaySettings, SlurmSettings
 from tandem.settings.model import ContextSettings, ModelSettings
 from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
-from tandem.settings.section import Positive, Section, Seed
+from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
 Recipe = Literal["seed", "predictive"]
@@ -36,7 +36,7 @@ class Configuration:
 class Settings(Section):
     """An experiment: data, sizes, both phases, which configurations, which seeds."""
 
-    name: Annotated[str, Field(pattern=r"^[\w][\w.\-]*$")] = "experiment"
+    name: Annotated[str, Field(pattern=NAME)] = "experiment"
     """Name of the experiment (letters, digits, `_`, `-`, `.`); part of its default run directory."""
     description: str = ""
     """One line about it."""
@@ -50,9 +50,7 @@ class Settings(Section):
     recipe: Recipe = "seed"
     """How the blocks are trained: `seed` (the original: phase 1 spreads contexts, `phase1`) or `predictive`
     (phase 1 predicts, `prediction`). Files without this setting mean `seed`."""
-    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w.]*$")], dict[str, Any]] = Field(
-        default_factory=dict
-    )
+    variants: dict[Annotated[str, Field(pattern=VARIANT_NAME)], dict[str, Any]] = Field(default_factory=dict)
     """Settings to run beside each other on the same text: by name, what differs from all the others, such as
     {seed: {recipe: seed, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Every configuration
     is then trained with every variant and seed; none: once, as the settings are."""

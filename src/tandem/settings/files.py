@@ -3,6 +3,7 @@
 import difflib
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -52,11 +53,23 @@ def load_settings(preset_or_file: str) -> Settings:
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise SettingsError(f"{preset_or_file} must hold settings as `key: value` lines; see `tandem config`")
+    if (odd := _key_that_is_no_text(values)) is not None:
+        raise SettingsError(f"{preset_or_file}: names of settings are texts, and {odd} is not one")
     values.setdefault("name", path.stem)
     try:
         return Settings(**values)
     except SettingsError as error:
         raise SettingsError(f"{preset_or_file}: {error}") from None
+
+
+def _key_that_is_no_text(values: dict[Any, Any]) -> str | None:
+    """The first in these mappings and those within them, such as `data.1`."""
+    for key, value in values.items():
+        if not isinstance(key, str):
+            return repr(key)
+        if isinstance(value, dict) and (odd := _key_that_is_no_text(value)) is not None:
+            return f"{key}.{odd}"
+    return None
 
 
 def dump_settings(settings: Settings) -> str:

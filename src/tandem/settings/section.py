@@ -16,6 +16,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
+NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8"
+
+
 def check_text(value: object) -> object:
     """A value as it is; raises ValueError for a string that cannot be written as UTF-8.
 
@@ -26,8 +29,17 @@ def check_text(value: object) -> object:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise ValueError("it holds bytes that are not UTF-8; rename or rewrite it in UTF-8") from None
+                raise ValueError(NOT_UTF8) from None
     return value
+
+
+NAME, VARIANT_NAME, OPTION = r"^[\w][\w.\-]*$", r"^[A-Za-z][\w.]*$", r"^[A-Za-z][\w-]*(=.*)?$"
+_PATTERNS = {
+    NAME: "it may hold letters, digits, `_`, `-` and `.` only, and begin with neither of the last two",
+    VARIANT_NAME: "it may hold letters, digits, `_` and `.` only, and begins with a letter",
+    OPTION: "it must be NAME or NAME=VALUE, without hyphens before it",
+}
+"""Of strings, and what they ask for in words."""
 
 
 class Section(BaseModel):
@@ -88,6 +100,7 @@ _PLAIN = {
     **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
     "string_type": "it must be a text",
+    "string_unicode": NOT_UTF8,
 }
 """What pydantic says in words of Python, by its type of error."""
 
@@ -101,6 +114,12 @@ def _sentence(error: ValidationError, section: type[Section]) -> str:
             parts = parts[:-1]  # what is shown is that in which something is missing
         name = ".".join(([section.path] if section.path else []) + parts).removesuffix(".[key]")
         problems.setdefault(name, []).append(one)
+    # A list whose items are wrong counts as too short besides.
+    problems = {
+        name: own
+        for name, own in problems.items()
+        if not any(other.startswith(f"{name}.") for other in problems)
+    }
     name, own = next(iter(problems.items()))
     first = own[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -121,8 +140,7 @@ def _sentence(error: ValidationError, section: type[Section]) -> str:
 def _plain(problem: ErrorDetails) -> str:
     """What one problem is, in words that need no Python."""
     if problem["type"] == "string_pattern_mismatch":
-        hyphen = ", `-`" if r"\-" in problem["ctx"]["pattern"] else ""
-        return f"it may hold letters, digits, `_`{hyphen} and `.` only, a letter or digit first"
+        return _PATTERNS[problem["ctx"]["pattern"]]
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     message = message.replace("input should be ", "it must be ").replace(

@@ -232,7 +232,8 @@ def tokenize_training_text(
     if text_fingerprint is not None and splits.fingerprint != text_fingerprint:
         raise DataError(
             f"{data.train} and its validation text are not what the model was trained on (they have changed, "
-            "or are others of the same name); put back what was there"
+            "or are others of the same name); "
+            + ("use the Python of its training" if data.train == "python-docs" else "put back what was there")
         )
     return _tokenized(splits.train, tokenizer, data.separator, splits.train_source)
 
