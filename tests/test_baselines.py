@@ -1,7 +1,9 @@
 """The baselines: n-gram models against a naive one, LSTM and GPT-2 against plain forwards."""
 
+import importlib.util
 import logging
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -343,3 +345,35 @@ def test_tells_its_progress_quietly(
     assert set(ticks[-1].figures) == {"train PPL", "val PPL", "val acc"}
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_bench_gives_kenlm_the_same_probabilities(tmp_path: Path) -> None:
+    """The ARPA file read as its format says: the longest n-gram there is, and what was backed off from."""
+    bench = Path(__file__).parents[1] / "bench" / "speed" / "kenlm_queries.py"
+    spec = importlib.util.spec_from_file_location("kenlm_queries", bench)
+    assert spec is not None
+    assert spec.loader is not None
+    queries = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(queries)
+    rng = np.random.default_rng(0)
+    train, held = (rng.zipf(1.3, size).clip(max=12) - 1 for size in (400, 150))
+    for order in (2, 4):
+        model = KneserNey.fit(train, 12, order)
+        queries.write_arpa(model, tmp_path / "model.arpa")
+        grams: dict[tuple[str, ...], tuple[float, float]] = {}
+        for line in (tmp_path / "model.arpa").read_text("ascii").splitlines():
+            if line.count("\t"):
+                log10, words, *backoff = line.split("\t")
+                grams[tuple(words.split())] = float(log10), float(backoff[0]) if backoff else 0.0
+
+        def log10_of(history: tuple[str, ...], word: str, grams: Any = grams) -> float:
+            if (*history, word) in grams:
+                return grams[*history, word][0]
+            return grams.get(history, (0.0, 0.0))[1] + log10_of(history[1:], word)
+
+        words = [str(token) for token in held]
+        total = sum(
+            log10_of(tuple(words[max(0, at - order + 1) : at]), word) for at, word in enumerate(words) if at
+        )
+        nll = -total * math.log(10) / (len(words) - 1)
+        assert nll == pytest.approx(model.score(held).nll_nats, rel=1e-5)
