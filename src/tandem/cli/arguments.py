@@ -197,6 +197,8 @@ def _parse(
         sentence = _first_sentence(said.getvalue())
         if sentence.startswith("Unrecognized options:") and "[PRESET|FILE]" in prog:
             sentence += "; a preset or settings file comes first, before all options"
+        if sentence.startswith("Missing value"):
+            sentence += " (one that begins with a hyphen is written --option=-value)"
         raise SettingsError(f"{sentence}; see {prog.split(' [')[0]} --help") from None
 
 

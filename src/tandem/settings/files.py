@@ -43,7 +43,11 @@ def load_settings(preset_or_file: str) -> Settings:
             + f" (presets: {', '.join(preset_names())})"
         )
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
+    except _RepeatedKey as error:
+        raise SettingsError(
+            f"{preset_or_file}, line {error.line} gives '{error.key}' a second time; keep one of the two"
+        ) from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -60,6 +64,25 @@ def load_settings(preset_or_file: str) -> Settings:
         return Settings(**values)
     except SettingsError as error:
         raise SettingsError(f"{preset_or_file}: {error}") from None
+
+
+class _RepeatedKey(Exception):
+    def __init__(self, key: str, line: int) -> None:
+        super().__init__(key)
+        self.key, self.line = key, line
+
+
+class _Loader(yaml.SafeLoader):
+    """As the library's, but a name that stands twice in a mapping raises _RepeatedKey."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _RepeatedKey(key.value, key.start_mark.line + 1)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _key_that_is_no_text(values: dict[Any, Any]) -> str | None:
