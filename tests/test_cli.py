@@ -283,7 +283,7 @@ BAD = {
     "preset last": (["experiment", "--device", "cpu", "{tiny}"], "comes first"),
     "name with a path": (["experiment", "--name", "a/../b"], "setting name"),
     "sampling seed": (["generate", "{here}", "--prompt", "x", "--temperature", "1e-300"], "--temperature"),
-    "prompt of bytes": (["generate", "{here}", "--prompt", "\udcff"], "--prompt is not valid text"),
+    "prompt of bytes": (["generate", "{here}", "--prompt", "\udcff"], "--prompt '\\udcff' is not"),
     "negative sampling seed": (["generate", "{here}", "--prompt", "x", "--seed", "-3"], "--seed -3 is not"),
     "file name of bytes": (["train", "{tiny}", "--data.train", "\udce9.txt"], "data.train = '\\udce9.txt'"),
     "separator of bytes": (["train", "{tiny}", "--data.separator", "\udcff"], "setting data.separator"),

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
-from tandem.errors import ScanError, SettingsError
+from tandem.errors import ScanError
 from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
 from tandem.metrics import (
@@ -25,7 +25,7 @@ from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
 from tandem.records import Unbounded
-from tandem.settings import Phase1Settings, Settings, check_text, load_settings
+from tandem.settings import Phase1Settings, Settings, check_options, load_settings
 from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
 from tandem.tokens.store import TokenStream
 from tandem.training.initialization import generator_for
@@ -84,11 +84,7 @@ def evaluate_model(
     Raises RunDirError for a folder that is no model, SettingsError for arguments that are not UTF-8, and
     DataError for text that cannot be used, training text that is no longer what it was included.
     """
-    for option, value in (("data", source), ("separator", separator)):
-        try:
-            check_text(value)
-        except ValueError as error:
-            raise SettingsError(f"--{option} {value!r} is not possible: {error}") from None
+    check_options(data=source, separator=separator)
     model, tokenizer = load_model(folder)
     settings = model_settings(folder)
     keep_freed_memory()

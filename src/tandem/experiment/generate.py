@@ -11,6 +11,7 @@ from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device
 from tandem.model import TandemCache, TandemForCausalLM
+from tandem.settings import check_options
 
 READ_AT_ONCE = 4096
 """Tokens of a prompt that are read in one go: what memory they take does not grow with the prompt."""
@@ -48,10 +49,7 @@ def generate_text(
     ):
         if not fits:
             raise SettingsError(f"--{name} {value} is not possible: it must be {rule}")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise SettingsError("--prompt is not valid text; give it in the terminal's encoding") from None
+    check_options(prompt=prompt)
     model, tokenizer = load_model(folder)
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)

@@ -10,7 +10,7 @@ from tandem.settings.experiment import Configuration, Recipe, Settings, chosen_v
 from tandem.settings.files import dump_settings, load_settings, preset_names
 from tandem.settings.model import ContextSettings, ModelSettings
 from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
-from tandem.settings.section import Positive, Section, Seed, check_text, known_keys, nearest_key
+from tandem.settings.section import Positive, Section, Seed, check_options, known_keys, nearest_key
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "Settings",
     "SlurmSettings",
     "TokenizerSettings",
-    "check_text",
+    "check_options",
     "chosen_variant",
     "dump_settings",
     "known_keys",

@@ -55,7 +55,7 @@ def load_settings(preset_or_file: str) -> Settings:
             f"{preset_or_file}{line} is not valid YAML; compare it with `tandem config`"
         ) from None
     values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise SettingsError(f"{preset_or_file} must hold settings as `key: value` lines; see `tandem config`")
     if (odd := _key_that_is_no_text(values)) is not None:
         raise SettingsError(f"{preset_or_file}: names of settings are texts, and {odd} is not one")

@@ -19,18 +19,25 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8"
 
 
-def check_text(value: object) -> object:
-    """A value as it is; raises ValueError for a string that cannot be written as UTF-8.
+def is_text(value: object) -> bool:
+    """False for a string, alone or in a tuple, that cannot be written as UTF-8; True for all else.
 
     A terminal or file system hands over bytes that are not UTF-8 as lone surrogates.
     """
-    for text in value if isinstance(value, tuple) else (value,):
-        if isinstance(text, str):
-            try:
+    try:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
                 text.encode()
-            except UnicodeEncodeError:
-                raise ValueError(NOT_UTF8) from None
-    return value
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_options(**options: str | None) -> None:
+    """Raises SettingsError for an option of a command that is no text, by the option's name."""
+    for name, value in options.items():
+        if not is_text(value):
+            raise SettingsError(f"--{name} {value!r} is not possible: {NOT_UTF8}")
 
 
 NAME, VARIANT_NAME, OPTION = r"^[\w][\w.\-]*$", r"^[A-Za-z][\w.]*$", r"^[A-Za-z][\w-]*(=.*)?$"
@@ -52,7 +59,9 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _text(cls, value: object) -> object:
-        return check_text(value)
+        if not is_text(value):
+            raise ValueError(NOT_UTF8)
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
