@@ -154,9 +154,10 @@ def test_another_model_is_not_written_over(
         ("C1T1-seed0, another run than C1T2-seed0", "--token-layers", "2"),
         ("a C1T1-seed0 that was trained in float32", "--precision", "bfloat16"),
     ):
-        code, _, err = call(capsys, "train", preset, "--output", str(model), *other)
-        assert code == 2
-        assert f"{model} holds {says}, which would be lost" in err
+        for way in ((), ("--dry-run",)):
+            code, _, err = call(capsys, "train", preset, "--output", str(model), *other, *way)
+            assert code == 2
+            assert f"{model} holds {says}, which would be lost" in err
         assert {path: path.read_bytes() for path in model.iterdir()} == before
     assert call(capsys, "train", preset, "--output", str(model))[0] == 0  # the same one may be made again
     write_jsonl(text_file, sentences(61))

@@ -148,7 +148,8 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
     assert isinstance(record.phase1, PredictionRecord)
     assert [one.token_layers for one in record.phase1.heads] == [head]
     assert record.contexts is not None
-    assert record.contexts.train.kept == ("memory" if keep == "auto" else keep)
+    kept = (record.contexts.train.kept, record.contexts.validation.kept)
+    assert kept == (("memory", "memory") if keep == "auto" else (keep, "recompute"))
     assert audit(tmp_path / "model").status == "pass"
 
 

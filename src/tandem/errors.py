@@ -24,6 +24,12 @@ class ScanError(TandemError):
 class NonFiniteLossError(TandemError):
     """A loss or gradient was NaN or infinite; the step was refused before the optimizer saw it."""
 
+    def __init__(self, stopped: str, loss: float, last: str, lower: str) -> None:
+        """What was stopped where, the loss there, the last good values if any, and the setting to lower."""
+        super().__init__(
+            f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}; try a lower {lower}"
+        )
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device's or the machine's memory did not suffice."""

@@ -32,10 +32,8 @@ def effective_rank(contexts: Tensor | Contexts, max_positions: int | None = None
     EUSIPCO 2007. Contexts that are all zero have rank 0. Raises ValueError if they are not finite.
     """
     kept = Contexts.of(contexts) if isinstance(contexts, Tensor) else contexts
-    positions = torch.arange(len(kept))
-    if max_positions is not None and len(kept) > max_positions:
-        positions = torch.linspace(0, len(kept) - 1, max_positions, dtype=torch.float64).long()
-    contexts = kept.at(positions)
+    count = len(kept) if max_positions is None else min(len(kept), max_positions)
+    contexts = kept.at(torch.linspace(0, len(kept) - 1, count, dtype=torch.float64).long())
     if not bool(torch.isfinite(contexts).all()):
         raise ValueError("effective rank of contexts that are not finite")
     if not bool(contexts.any()):

@@ -140,7 +140,7 @@ def train(args: Sequence[str]) -> None:
     )
     if arguments.dry_run:
         with ProgressView(ERR) as view:
-            estimate = estimate_one(settings, configuration, arguments.seed, view)
+            estimate = estimate_one(settings, configuration, arguments.seed, folder, view)
         _print_estimate(estimate, arguments.json_output)
         return
     with ProgressView(ERR) as view:

@@ -7,7 +7,7 @@ from tandem.contexts.jacobi import jacobi_sweep, previous_contexts, swept
 from tandem.contexts.kept import PIECE_TOKENS, Contexts, Window
 from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
-from tandem.contexts.scan import compute_contexts
+from tandem.contexts.scan import compute_contexts, held_in_memory
 from tandem.contexts.stream import Stream, Tokens
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Tokens",
     "Window",
     "compute_contexts",
+    "held_in_memory",
     "jacobi_sweep",
     "measure_memory",
     "previous_contexts",

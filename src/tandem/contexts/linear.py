@@ -65,13 +65,17 @@ class LinearScan:
         self._at_once = max(1, TOKENS_AT_ONCE // segment_length) * segment_length
         self._layers = [cast(GatedLayer, layer) for layer in block.layers]
         self._from_tokens = _FromTokens(model, self._layers, stream)
-        # Before each chunk; as many as have been reached.
-        self._states = [torch.zeros(block.context_dim, dtype=model.dtype, device=model.device)]
+        # Before each chunk, of which `_reached` are there. One tensor: a small one for each, between the
+        # large ones that come and go, would keep their memory from being used again (LOG.md).
+        self._states = torch.zeros(
+            1 + len(stream) // self._at_once, block.context_dim, dtype=model.dtype, device=model.device
+        )
+        self._reached = 1
 
     def reach(self, token: int) -> None:
         """Make sure that the state before the chunk of this token is there."""
-        while len(self._states) <= token // self._at_once:
-            chunk = len(self._states) - 1
+        while self._reached <= token // self._at_once:
+            chunk = self._reached - 1
             self.read(chunk * self._at_once, (chunk + 1) * self._at_once)
 
     def read(self, first: int, last: int) -> Tensor:
@@ -89,8 +93,9 @@ class LinearScan:
             restart = None if self._stream.restart is None else self._stream.restart[begin:end]
             made = states[begin - origin : end - origin + 1]
             _fill(made, self._layers, self._from_tokens.of(begin, end), restart, self._segment_length)
-            if len(self._states) == chunk + 1 and end == begin + self._at_once:
-                self._states.append(made[-1].clone())
+            if self._reached == chunk + 1 and end == begin + self._at_once:
+                self._states[self._reached] = made[-1]
+                self._reached += 1
         return states[1 + first - origin :]
 
 

@@ -46,9 +46,12 @@ class ContextsSample:
             spaced = torch.linspace(0, len(contexts) - 1, SPACED, dtype=torch.float64).long()
             at = torch.cat((torch.arange(min(FIRST, len(contexts))), spaced)).unique()
             total = squares = lengths = zeros = torch.zeros((), dtype=torch.float64)
-            picked, first = [], 0
+            picked, first = torch.empty(0), 0
             for piece in contexts.pieces():
-                picked.append(piece[at[(at >= first) & (at < first + len(piece))].to(piece.device) - first])
+                if first == 0:  # all of it at once, as in Contexts.at
+                    picked = torch.empty(len(at), piece.shape[1])
+                inside = (at >= first) & (at < first + len(piece))
+                picked[inside] = piece[at[inside].to(piece.device) - first].cpu()
                 for part in piece.cpu().split(8192):  # their double precision takes memory
                     length = part.norm(dim=1)
                     total = total + part.sum(dim=0, dtype=torch.float64)
@@ -59,7 +62,7 @@ class ContextsSample:
             mean = total / len(contexts)
             values |= {
                 f"{split}_at": at,
-                split: torch.cat(picked),
+                split: picked,
                 f"{split}_mean": mean.float(),
                 f"{split}_std": (squares / len(contexts) - mean.square()).clamp(min=0).sqrt().float(),
                 f"{split}_norm": (lengths / len(contexts)).float(),

@@ -67,14 +67,22 @@ def compute_contexts(
     if settings.method == "loop" or len(stream) <= settings.segment_length:
         contexts = Contexts.of(_loop(model, block, stream).to(model.dtype))
         return contexts, task.record(Segments(len(stream), 1, 0), 0.0, 0.0, len(stream))
-    size = len(stream) * block.context_dim * model.dtype.itemsize
-    if isinstance(block, ContextBlock):
-        size *= 3  # its scan is in double precision, and lies beside the result for a while
-    if group.size > 1:
-        size *= 3  # the shares lie beside the whole for a while
-    hold = settings.keep == "memory" or (settings.keep == "auto" and size <= hold_bytes)
-    hold = group.agrees(hold, model.device)
+    hold = group.agrees(held_in_memory(model, len(stream), settings, hold_bytes, group.size), model.device)
     return _linear(task, hold) if isinstance(block, GatedContextBlock) else _segmented(task, block, hold)
+
+
+def held_in_memory(
+    model: TandemForCausalLM, tokens: int, settings: ContextSettings, hold_bytes: float, processes: int = 1
+) -> bool:
+    """Whether `compute_contexts` of so many tokens, by so many processes, holds them in memory."""
+    if settings.method == "loop" or settings.keep == "memory":
+        return True
+    size = tokens * model.config.context_dim * model.dtype.itemsize
+    if isinstance(model.context_block, ContextBlock):
+        size *= 3  # its scan is in double precision, and lies beside the result for a while
+    if processes > 1:
+        size *= 3  # the shares lie beside the whole for a while
+    return settings.keep == "auto" and size <= hold_bytes
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,8 @@ def save_phase1(
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    draft.touch()
-    mode = draft.stat().st_mode
     save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
-    draft.chmod(mode)  # which the library keeps from all but the owner
+    _open_as_new_files(draft)
     draft.replace(path)
 
 
@@ -89,13 +87,21 @@ def save_model(
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
-        mode = (draft / RECORD).stat().st_mode
+        _open_as_new_files(*draft.iterdir())
         # The configuration last: a folder without it holds no model yet.
         for path in sorted(draft.iterdir(), key=lambda path: path.name == CONFIG):
-            path.chmod(mode)  # which the libraries keep from all but the owner, where it is of weights
             path.replace(folder / path.name)
         if trained.head is None:
             (folder / PHASE1_HEAD).unlink(missing_ok=True)
+
+
+def _open_as_new_files(*paths: Path) -> None:
+    """Give files the permissions that new ones get here: safetensors keeps its own from all but the owner."""
+    with tempfile.TemporaryDirectory(dir=paths[0].parent) as place:
+        plain = Path(place) / "plain"
+        plain.touch()
+        for path in paths:
+            path.chmod(plain.stat().st_mode)
 
 
 def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:

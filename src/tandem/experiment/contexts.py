@@ -16,19 +16,29 @@ from tandem.tokens.prepare import default_cache_dir
 from tandem.training.phase2 import Split
 
 
-def _compute_contexts(
-    model: TandemForCausalLM, stream: Stream, settings: Settings, group: Group, rounded: bool
+def room_in_memory(model: TandemForCausalLM, settings: Settings) -> int:
+    """Bytes up to which one split's contexts are held in memory where the settings leave that open."""
+    return free_memory(model.device) // _sharers(model, settings)
+
+
+def _sharers(model: TandemForCausalLM, settings: Settings) -> int:
+    """Who shares what is free, the rest of the machine among them; a GPU is a process's own."""
+    return 2 * settings.workers * (1 if model.device.type == "cuda" else local_processes())
+
+
+def _train_contexts(
+    model: TandemForCausalLM, stream: Stream, settings: Settings, group: Group
 ) -> tuple[Contexts, ScanRecord]:
-    """Contexts of one split, kept as the settings say; on disk only where they may be `rounded`."""
-    # Workers and processes on one machine share what is free; a GPU is a process's own.
-    share = 2 * settings.workers * (1 if model.device.type == "cuda" else local_processes())
-    free = free_memory(model.device) // share
-    contexts, scan = compute_contexts(model, stream, settings.contexts, free, group)
+    """Those of the training text, kept as the settings and the room say; on disk they are rounded."""
+    contexts, scan = compute_contexts(
+        model, stream, settings.contexts, room_in_memory(model, settings), group
+    )
     folder, began = default_cache_dir(), time.perf_counter()
-    if contexts.held or not rounded or settings.contexts.keep == "recompute":
+    if contexts.held or settings.contexts.keep == "recompute":
         return contexts, scan
     size = 2 * len(stream) * model.config.context_dim
-    if settings.contexts.keep == "auto" and size > shutil.disk_usage(folder).free // share:
+    free = shutil.disk_usage(folder).free // _sharers(model, settings)
+    if settings.contexts.keep == "auto" and size > free:
         return contexts, scan
     try:
         contexts, rounding = contexts.on_disk(folder)
@@ -45,11 +55,20 @@ def _compute_contexts(
 def contexts_of(
     prepared: Prepared, model: TandemForCausalLM, train: Stream, validation: Stream
 ) -> tuple[Split, Split, ContextsRecord]:
-    """Both splits' contexts, in the same way; the processes of the group compute them together."""
+    """Both splits' contexts, in the same way; the processes of the group compute them together.
+
+    Those of validation are held only beside the training text's, or memory would grow with a large text
+    after all; and they are never rounded.
+    """
     settings, group = prepared.settings, prepared.execution.group
-    train_contexts, train_scan = _compute_contexts(model, train, settings, group, rounded=True)
-    validation_contexts, validation_scan = _compute_contexts(
-        model, validation, settings, group, rounded=False
+    train_contexts, train_scan = _train_contexts(model, train, settings, group)
+    keep = {} if train_contexts.held else {"keep": "recompute"}
+    validation_contexts, validation_scan = compute_contexts(
+        model,
+        validation,
+        settings.contexts.model_copy(update=keep),
+        room_in_memory(model, settings),
+        group,
     )
     return (
         Split(train, train_contexts),

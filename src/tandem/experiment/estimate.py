@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
-from tandem.contexts import PIECE_TOKENS, compute_contexts, measure_memory
+from tandem.contexts import PIECE_TOKENS, compute_contexts, held_in_memory, measure_memory
 from tandem.experiment.baseline import measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims
+from tandem.experiment.contexts import room_in_memory
 from tandem.experiment.machine import PeakMemory
 from tandem.experiment.pipeline import train_contexts
 from tandem.experiment.prepared import Prepared, new_model, streams
@@ -207,10 +208,10 @@ class _Trial:
         few, many = scan(size // 4), scan(size)
         a_token = max(0.0, many - few) / (size - size // 4)  # checks of a fixed size are in both
         begun = train.first(size)
-        contexts, record = compute_contexts(model, begun, settings.contexts)
+        contexts, _ = compute_contexts(model, begun, settings.contexts)
         split = Split(begun, contexts)
-        held = record.kept == "memory"
-        self.held_bytes = whole * model.config.context_dim * model.dtype.itemsize if held else 0
+        if held_in_memory(model, len(train), settings.contexts, room_in_memory(model, settings)):
+            self.held_bytes = whole * model.config.context_dim * model.dtype.itemsize
         ranked = min(len(contexts), settings.phase1.rank_positions)
         rank = _timed(lambda: effective_rank(contexts, ranked)) * settings.phase1.rank_positions / ranked
         some = begun.first(min(size, 4 * settings.phase2.chunk_positions))

@@ -1,11 +1,11 @@
 """One run, from tokens to record: phase 1 for each depth and seed, phase 2 for each run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from tandem.contexts import ContextsSample
+from tandem.contexts import ContextsSample, Stream
 from tandem.experiment.contexts import contexts_of
 from tandem.experiment.handover import (
     PHASE1_PARTS,
@@ -31,9 +31,9 @@ from tandem.records import (
 )
 from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
-from tandem.training.phase1 import Phase1Result, train_context_block
+from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import PredictionResult, train_predictive_contexts
+from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import OnTick, silent
 
 
@@ -83,50 +83,65 @@ def train_contexts(
 
     Raises NonFiniteLossError or ScanError.
     """
-    settings, execution = prepared.settings, prepared.execution
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
     train, validation = streams(prepared, model)
-    result: Phase1Result | PredictionResult | None = None
-    if saved is not None:
-        take_phase1(model, saved[0])
-        load_heads(heads, saved[0])
-    elif settings.recipe == "predictive":
-        chunk = settings.phase2.chunk_positions
-        result = train_predictive_contexts(
-            model, heads, train, settings.prediction, seed, chunk, on_tick, execution
-        )
+    if saved is None:
+        record_of = _trained(prepared, model, heads, train, seed, on_tick)
     else:
-        result = train_context_block(model, train, settings.phase1, seed, on_tick, execution)
+        record_of = _taken(model, heads, saved)
     train_split, validation_split, contexts = contexts_of(prepared, model, train, validation)
-    phase1: Phase1Record | PredictionRecord
-    if saved is not None:
-        phase1 = saved[1]
-    elif isinstance(result, PredictionResult):
-        phase1 = PredictionRecord(
-            parts=result.parts,
-            micro_batches=result.micro_batches,
-            epochs=result.epochs,
-            positions=result.positions,
-            tokens=len(train),
-            heads=_scored(prepared, model, heads, validation_split),
-            **_ranks(train_split, validation_split, settings),
-            seconds_s=result.seconds_s,
-            history=result.history,
-        )
-    else:
-        assert result is not None
-        phase1 = Phase1Record(
-            iterations=result.iterations,
-            stopped=result.stopped,
-            convergence_rate=result.convergence_rate,
-            **_ranks(train_split, validation_split, settings),
-            tokens=result.tokens,
-            seconds_s=result.seconds_s,
-            history=result.history,
-            parts=result.parts,
-        )
+    phase1 = record_of(train_split, validation_split)
     return TrainedContexts(model, train_split, validation_split, phase1, contexts, tuple(heads))
+
+
+_RecordOf = Callable[[Split, Split], Phase1Record | PredictionRecord]
+"""Makes the record of a phase 1 that is done, once the contexts of both splits are there."""
+
+
+def _taken(model: TandemForCausalLM, heads: Sequence[TokenBlock], saved: SavedPhase1) -> _RecordOf:
+    weights, record = saved
+    take_phase1(model, weights)
+    load_heads(heads, weights)
+    return lambda _train, _validation: record
+
+
+def _trained(
+    prepared: Prepared,
+    model: TandemForCausalLM,
+    heads: Sequence[TokenBlock],
+    stream: Stream,
+    seed: int,
+    on_tick: OnTick,
+) -> _RecordOf:
+    settings, execution = prepared.settings, prepared.execution
+    if settings.recipe == "predictive":
+        chunk = settings.phase2.chunk_positions
+        predicted = train_predictive_contexts(
+            model, heads, stream, settings.prediction, seed, chunk, on_tick, execution
+        )
+        return lambda train, validation: PredictionRecord(
+            parts=predicted.parts,
+            micro_batches=predicted.micro_batches,
+            epochs=predicted.epochs,
+            positions=predicted.positions,
+            tokens=len(stream),
+            heads=_scored(prepared, model, heads, validation),
+            **_ranks(train, validation, settings),
+            seconds_s=predicted.seconds_s,
+            history=predicted.history,
+        )
+    swept = train_context_block(model, stream, settings.phase1, seed, on_tick, execution)
+    return lambda train, validation: Phase1Record(
+        iterations=swept.iterations,
+        stopped=swept.stopped,
+        convergence_rate=swept.convergence_rate,
+        **_ranks(train, validation, settings),
+        tokens=swept.tokens,
+        seconds_s=swept.seconds_s,
+        history=swept.history,
+        parts=swept.parts,
+    )
 
 
 def _scored(

@@ -124,13 +124,16 @@ def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
     return estimated(prepared, settings, plan(settings))
 
 
-def estimate_one(settings: Settings, configuration: Configuration, seed: int, watcher: Watcher) -> Estimate:
-    """What `train_one` would take. Raises as that does at its start."""
+def estimate_one(
+    settings: Settings, configuration: Configuration, seed: int, folder: Path, watcher: Watcher
+) -> Estimate:
+    """What `train_one` would take. Raises as that does at its start, where it would refuse the folder too."""
     set_up_process(settings)
     settings = with_one_head(settings, configuration)
-    prepared = prepare(settings, watcher.preparing)
+    prepared, cell = prepare(settings, watcher.preparing), tandem_cell(configuration, seed)
+    check_no_other_model(folder, prepared, cell.name)
     watcher.preparing("timing a moment of each kind of work")
-    return estimated({None: prepared}, settings, [tandem_cell(configuration, seed)])
+    return estimated({None: prepared}, settings, [cell])
 
 
 def help_experiment(settings: Settings, run_dir: Path) -> None:

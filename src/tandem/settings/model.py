@@ -40,9 +40,9 @@ class ContextSettings(Section):
     """`scan` (segments in parallel, each with a burn-in) or `loop` (the sequential definition, slow)."""
     keep: Literal["auto", "memory", "disk", "recompute"] = "auto"
     """Contexts of a whole text: in `memory`; on `disk`, memory-mapped and rounded to bf16 (those of the
-    training text; validation never reads rounded ones); or computed again piece by piece in every epoch
-    (`recompute`). Memory does not grow with the text but for the first. `auto`: the first of these for which
-    half of what is free suffices."""
+    training text; those of validation are computed again then); or computed again piece by piece in every
+    epoch (`recompute`). Memory does not grow with the text but for the first. `auto`: the first of these for
+    which half of what is free suffices."""
     segment_length: Positive = 512
     """Tokens of a segment, burn-in not counted."""
     burn_in: Positive | Literal["auto"] = "auto"

@@ -77,8 +77,7 @@ class Epochs:
                 f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
             )
         raise NonFiniteLossError(
-            f"{self.title} was stopped at epoch {self.next}, {where}: the loss or its gradient "
-            f"is not finite (loss {loss}); {last}; try a lower --{self.lr_setting}"
+            f"{self.title} was stopped at epoch {self.next}, {where}", loss, last, f"--{self.lr_setting}"
         )
 
     def _tick(self, done: float, figures: dict[str, float]) -> None:

@@ -10,6 +10,9 @@ from torch import nn
 from tandem.model import TandemForCausalLM
 from tandem.model.modeling_tandem import GatedLayer, TokenBlock, TokenLayer
 
+START_SIZES = "--embeddings.norm or --model.weight-init-std (no weight had moved yet)"
+"""What to lower where the very first step is not finite."""
+
 
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator for one purpose of one run, such as (seed, "phase1 noise", context_layers).

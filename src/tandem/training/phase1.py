@@ -21,7 +21,7 @@ from tandem.model import TandemForCausalLM
 from tandem.records import PartRecord, Phase1Iteration
 from tandem.settings import Phase1Settings
 from tandem.training.execution import PLAIN, Execution
-from tandem.training.initialization import generator_for
+from tandem.training.initialization import START_SIZES, generator_for
 from tandem.training.progress import OnTick, Tick, silent
 from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
@@ -163,6 +163,8 @@ def _not_finite(history: list[Phase1Iteration], loss: float) -> NoReturn:
         else "no iteration before it was good"
     )
     raise NonFiniteLossError(
-        f"phase 1 was stopped at iteration {len(history) + 2}: the loss or its gradient is not finite "
-        f"(loss {loss}); {last}; try a lower --phase1.lr or --model.weight-init-std"
+        f"phase 1 was stopped at iteration {len(history) + 2}",
+        loss,
+        last,
+        "--phase1.lr or --model.weight-init-std" if history else START_SIZES,
     )

@@ -26,7 +26,7 @@ from tandem.records import PartRecord, PredictionEpoch
 from tandem.settings import PredictionSettings
 from tandem.training.dropout import Dropouts, dropped
 from tandem.training.execution import PLAIN, Execution
-from tandem.training.initialization import generator_for
+from tandem.training.initialization import START_SIZES, generator_for
 from tandem.training.optimizer import decayed_apart, linear_share
 from tandem.training.progress import OnTick, Tick, silent
 from tandem.training.steps import Steps
@@ -103,7 +103,7 @@ def train_predictive_contexts(
             for at in windows(count, streams, window, draws):
                 at = at.to(model.device)
                 step_loss = _StepLoss(model, heads, stream, at, contexts, loss_of, drops)
-                value, norm = taken.take(streams, step_loss, partial(_not_finite, history))
+                value, norm = taken.take(streams, step_loss, partial(_not_finite, history, step))
                 contexts = step_loss.contexts
                 step += 1
                 norms += 1
@@ -188,7 +188,7 @@ def windows(count: int, streams: int, window: int, draws: torch.Generator) -> It
         yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
 
 
-def _not_finite(history: list[PredictionEpoch], loss: float) -> NoReturn:
+def _not_finite(history: list[PredictionEpoch], step: int, loss: float) -> NoReturn:
     last = (
         "no epoch before it was good"
         if not history
@@ -196,7 +196,8 @@ def _not_finite(history: list[PredictionEpoch], loss: float) -> NoReturn:
         f"training PPL {perplexity(history[-1].train_nll_nats):.4g}"
     )
     raise NonFiniteLossError(
-        f"phase 1 was stopped in epoch {len(history) + 1}: the loss or its gradient is not finite "
-        f"(loss {loss}); "
-        f"{last}; try a lower --prediction.lr"
+        f"phase 1 was stopped in epoch {len(history) + 1}, step {step + 1}",
+        loss,
+        last,
+        "--prediction.lr" if step else START_SIZES,
     )
