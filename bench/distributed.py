@@ -1,6 +1,6 @@
 """What a second process brings to one training: two processes of one thread beside one of one thread.
 
-    python bench/distributed.py [--times 3] [--max-train-bytes 200000]
+    python bench/distributed.py [--times 3] [--max-train-bytes 400000]
 
 The same command, `tandem train predictive`, with and without torchrun, in turn, on the embedded text: the
 same global batches, so the same losses. Efficiency is the seconds of one process over twice those of two; 1
@@ -47,7 +47,7 @@ def train(processes: int, train_bytes: int, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--max-train-bytes", type=int, default=200_000)
+    parser.add_argument("--max-train-bytes", type=int, default=400_000)
     chosen = parser.parse_args()
     rounds = []
     with tempfile.TemporaryDirectory() as folder:

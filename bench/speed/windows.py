@@ -25,19 +25,20 @@ CONFIGURATION = Configuration(1, 1)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Text in bytes, how many tokens the others sweep over, and the limits of both phases."""
+    """Text in bytes, how many tokens the others sweep over and in windows of how many, which are the batches,
+    and the limits of both phases."""
 
     train_bytes: int
     vocab_size: int
-    swept_tokens: tuple[int, ...]
+    swept: tuple[tuple[int, int], ...]
     batch_positions: int
     max_iterations: int
     max_epochs: int
     seeds: tuple[int, ...]
 
 
-FULL = Sizes(900_000, 4096, (20_000,), 5_000, 150, 20, (0, 1, 2))
-QUICK = Sizes(60_000, 1024, (1_000, 4_000), 1_000, 8, 1, (0, 1))
+FULL = Sizes(900_000, 4096, ((20_000, 5_000), (20_000, 10_000)), 5_000, 150, 20, (0, 1, 2))
+QUICK = Sizes(60_000, 1024, ((1_000, 500), (4_000, 1_000)), 1_000, 8, 1, (0, 1))
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Outcome:
 def table(quick: bool, device: torch.device) -> None:
     """Print it."""
     sizes = QUICK if quick else FULL
-    prepared = {LITERAL: _prepared(sizes, device, None)}
-    prepared |= {f"{n:,} tokens in windows": _prepared(sizes, device, n) for n in sizes.swept_tokens}
+    prepared = {LITERAL: _prepared(sizes, device, None, sizes.batch_positions)}
+    for tokens, window in sizes.swept:
+        prepared[f"{tokens:,} tokens in windows of {window:,}"] = _prepared(sizes, device, tokens, window)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in prepared}
     for seed in sizes.seeds:  # in turn, as in every bench
         for name, made in prepared.items():
@@ -72,7 +74,9 @@ def table(quick: bool, device: torch.device) -> None:
     )
 
 
-def _prepared(sizes: Sizes, device: torch.device, tokens_per_step: int | None) -> Prepared:
+def _prepared(
+    sizes: Sizes, device: torch.device, tokens_per_step: int | None, batch_positions: int
+) -> Prepared:
     return python_docs(
         "dialogue",
         device,
@@ -81,7 +85,7 @@ def _prepared(sizes: Sizes, device: torch.device, tokens_per_step: int | None) -
         model={"embed_dim": 128, "context_dim": 120},
         phase1={
             "tokens_per_step": tokens_per_step,
-            "batch_positions": sizes.batch_positions,
+            "batch_positions": batch_positions,
             "max_iterations": sizes.max_iterations,
         },
         phase2={"max_epochs": sizes.max_epochs, "batch_positions": 512, "lr": 0.004},
