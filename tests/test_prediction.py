@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -216,8 +217,9 @@ def test_a_step_that_is_not_finite_is_refused() -> None:
     assert torch.equal(model.embedding.weight, before)
     model, stream = model_and_stream()
     settings = PredictionSettings(streams=8, lr=1e38)
-    with pytest.raises(NonFiniteLossError, match=r"in epoch 1, step \d+:.*try a lower --prediction.lr$"):
+    with pytest.raises(NonFiniteLossError, match=r"step \d+:.*try a lower --prediction.lr$") as stopped:
         train_predictive_contexts(model, [model.token_block], stream, settings, 0)
+    assert str(pickle.loads(pickle.dumps(stopped.value))) == str(stopped.value)  # as it comes from a worker
 
 
 def test_phase_2_drops_out_in_training_only_and_says_the_plain_first_loss() -> None:

@@ -24,9 +24,13 @@ class ScanError(TandemError):
 class NonFiniteLossError(TandemError):
     """A loss or gradient was NaN or infinite; the step was refused before the optimizer saw it."""
 
-    def __init__(self, stopped: str, loss: float, last: str, lower: str) -> None:
-        """What was stopped where, the loss there, the last good values if any, and the setting to lower."""
-        super().__init__(
+    @classmethod
+    def of(cls, stopped: str, loss: float, last: str, lower: str) -> "NonFiniteLossError":
+        """What was stopped where, the loss there, the last good values if any, and the setting to lower.
+
+        No __init__, as errors of workers are pickled, which calls that with the sentence alone.
+        """
+        return cls(
             f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}; try a lower {lower}"
         )
 

@@ -76,7 +76,7 @@ class Epochs:
                 f"last good values: epoch {good.epoch}, training PPL {perplexity(good.train_nll_nats):.4g}, "
                 f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
             )
-        raise NonFiniteLossError(
+        raise NonFiniteLossError.of(
             f"{self.title} was stopped at epoch {self.next}, {where}", loss, last, f"--{self.lr_setting}"
         )
 

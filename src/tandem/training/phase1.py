@@ -162,7 +162,7 @@ def _not_finite(history: list[Phase1Iteration], loss: float) -> NoReturn:
         if history
         else "no iteration before it was good"
     )
-    raise NonFiniteLossError(
+    raise NonFiniteLossError.of(
         f"phase 1 was stopped at iteration {len(history) + 2}",
         loss,
         last,

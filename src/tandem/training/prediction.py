@@ -195,7 +195,7 @@ def _not_finite(history: list[PredictionEpoch], step: int, loss: float) -> NoRet
         else f"last good values: epoch {history[-1].epoch}, "
         f"training PPL {perplexity(history[-1].train_nll_nats):.4g}"
     )
-    raise NonFiniteLossError(
+    raise NonFiniteLossError.of(
         f"phase 1 was stopped in epoch {len(history) + 1}, step {step + 1}",
         loss,
         last,
