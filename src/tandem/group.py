@@ -58,13 +58,16 @@ class Group:
         """Rows [count, …] in order, of which each process gives its share."""
         if self.size == 1:
             return own
-        # Into place, as one process after another sends: shares may differ by a row, and gathering 360 MB of
-        # them took gloo ten times as long, with a buffer for each (LOG.md).
+        # Shares differ by a row, and gathered tensors may not: the shorter ones are filled up.
+        longest = -(-count // self.size)
+        padded = own.new_zeros(longest, *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        distributed.all_gather(parts, padded)
         whole = own.new_empty(count, *own.shape[1:])
-        whole[self.share(count)] = own
-        for rank in range(self.size):
-            if len(part := whole[Group(rank, self.size).share(count)]) > 0:
-                distributed.broadcast(part, rank)
+        for rank, part in enumerate(parts):
+            share = Group(rank, self.size).share(count)
+            whole[share] = part[: share.stop - share.start]
         return whole
 
 
