@@ -225,6 +225,8 @@ def test_processes_share_the_contexts(tmp_path: Path) -> None:
 
 SHORT_OF_MEMORY = """
 import json
+from pathlib import Path
+
 import torch
 from torch import nn
 from tandem.group import process_group
@@ -258,16 +260,21 @@ def take_steps(group):  # a function, so that what exchanges gradients is gone b
 torch.manual_seed(0)
 with process_group(torch.device("cpu")) as group:
     told = take_steps(group)
-    if group.leads:
-        print(json.dumps(told))
+threads = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").glob("*")]
+if group.leads:
+    print(json.dumps([*told, [name for name in threads if "gloo" in name]]))
 """
 
 
 def test_processes_agree_on_parts_that_fit_into_the_memory_of_each(tmp_path: Path) -> None:
-    """Eight rows each: tried whole, in halves, in quarters; then each of two steps in quarters."""
+    """Eight rows each: tried whole, in halves, in quarters; then each of two steps in quarters.
+
+    No thread of the exchange is left once the group has ended: one could abort the process at its end.
+    """
     script = tmp_path / "short.py"
     script.write_text(SHORT_OF_MEMORY, "utf-8")
-    parts, asked, losses, expected, weights = json.loads(launched(2, script).splitlines()[-1])
+    parts, asked, losses, expected, weights, threads = json.loads(launched(2, script).splitlines()[-1])
+    assert threads == []
     assert parts == 4
     assert asked[:15] == [8, 4, 4] + 3 * [2, 2, 2, 2]
     assert losses == pytest.approx(expected)

@@ -7,6 +7,7 @@ process computes a contiguous share of it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor, distributed
@@ -58,16 +59,13 @@ class Group:
         """Rows [count, …] in order, of which each process gives its share."""
         if self.size == 1:
             return own
-        # Shares differ by a row, and gathered tensors may not: the shorter ones are filled up.
-        longest = -(-count // self.size)
-        padded = own.new_zeros(longest, *own.shape[1:])
-        padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        distributed.all_gather(parts, padded)
+        # Into place, as one process after another sends: shares may differ by a row, and gathering 360 MB of
+        # them took gloo ten times as long, with a buffer for each (LOG.md).
         whole = own.new_empty(count, *own.shape[1:])
-        for rank, part in enumerate(parts):
-            share = Group(rank, self.size).share(count)
-            whole[share] = part[: share.stop - share.start]
+        whole[self.share(count)] = own
+        for rank in range(self.size):
+            if len(part := whole[Group(rank, self.size).share(count)]) > 0:
+                distributed.broadcast(part, rank)
         return whole
 
 
@@ -80,6 +78,10 @@ def process_group(device: torch.device) -> Iterator[Group]:
     if processes() == 1:
         yield ALONE
         return
+    # Its functions have the group as a default argument. DistributedDataParallel imports it, and would do so
+    # while there is a group, which then outlives `destroy_process_group`: gloo's threads run on while Python
+    # ends, and one that drops a tensor then aborts the process (LOG.md).
+    import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     group = Group(distributed.get_rank(), distributed.get_world_size())
     try:

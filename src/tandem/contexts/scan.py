@@ -81,7 +81,7 @@ def held_in_memory(
     if isinstance(model.context_block, ContextBlock):
         size *= 3  # its scan is in double precision, and lies beside the result for a while
     if processes > 1:
-        size *= 3  # the shares lie beside the whole for a while
+        size *= 2  # each process has its share beside the whole for a while
     return settings.keep == "auto" and size <= hold_bytes
 
 

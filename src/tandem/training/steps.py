@@ -57,7 +57,7 @@ class Steps:
         self._tried = self.group.size == 1
         self._call: nn.Module = _Call(learners)
         if self.group.size > 1:
-            self._call = DistributedDataParallel(self._call)
+            self._call = DistributedDataParallel(self._call, gradient_as_bucket_view=True)
 
     @property
     def figures(self) -> dict[str, float]:
