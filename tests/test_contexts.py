@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,7 +193,7 @@ def test_contexts_computed_again_are_those_that_were_held(
     assert (record.kept, other.kept) == ("memory", "recompute")
     same = {"kept", "seconds_s", "loop_error", "join_error"}
     assert other.model_dump(exclude=same) == record.model_dump(exclude=same)
-    assert other.loop_error == pytest.approx(record.loop_error, abs=1e-9)
+    assert other.loop_error == pytest.approx(record.loop_error, abs=1e-6)  # at other places, if gated
     assert other.join_error == pytest.approx(record.join_error, abs=1e-9)
     everything = held.whole()
     torch.testing.assert_close(again.whole(), everything, rtol=0, atol=1e-6)
@@ -241,12 +242,31 @@ def test_records_that_told_of_held_contexts_are_read() -> None:
         assert ScanRecord.model_validate({**values, "held": held}).kept == kept
 
 
-def test_a_linear_scan_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", ["memory", "recompute"])
+def test_a_linear_scan_whose_chunks_do_not_follow_on_each_other_is_an_error(
+    keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "TOKENS_AT_ONCE", 600)
+    real = linear._fill_chunk
+
+    def wrong(states: torch.Tensor, *arguments: Any) -> None:
+        if states[0].any():  # all chunks but the first, which starts from zero
+            states[0] += 0.01
+        real(states, *arguments)
+
+    monkeypatch.setattr(linear, "_fill_chunk", wrong)
     model, stream = block_and_stream(cell="gated")
-    real = linear.LinearScan.read
-    monkeypatch.setattr(linear.LinearScan, "read", lambda *args: real(*args).roll(1, 0))
     with pytest.raises(ScanError, match="differ from the sequential loop"):
-        compute_contexts(model, stream, ContextSettings(segment_length=200))
+        compute_contexts(model, stream, ContextSettings(segment_length=200, keep=keep))
+
+
+@pytest.mark.parametrize("check_tokens", [1, 100_000])
+def test_a_gated_block_is_checked_on_what_there_is(check_tokens: int) -> None:
+    model, stream = block_and_stream("reset", cell="gated")
+    settings = ContextSettings(segment_length=TOKENS - 1, check_tokens=check_tokens)
+    _, record = compute_contexts(model, stream, settings)
+    assert 8 <= record.checked_tokens <= 8 * TOKENS
+    assert record.loop_error <= 1e-5
 
 
 def test_a_gated_block_forgets_even_with_its_gates_wide_open() -> None:

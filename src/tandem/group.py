@@ -59,14 +59,18 @@ class Group:
         """Rows [count, …] in order, of which each process gives its share."""
         if self.size == 1:
             return own
-        # Into place, as one process after another sends: shares may differ by a row, and gathering 360 MB of
-        # them took gloo ten times as long, with a buffer for each (LOG.md).
         whole = own.new_empty(count, *own.shape[1:])
         whole[self.share(count)] = own
-        for rank in range(self.size):
-            if len(part := whole[Group(rank, self.size).share(count)]) > 0:
-                distributed.broadcast(part, rank)
+        self.complete(whole)
         return whole
+
+    def complete(self, whole: Tensor) -> None:
+        """Fill rows [count, …] in place, of which each process has filled its share."""
+        # One process after another sends: shares may differ by a row, and gathering 360 MB of them took gloo
+        # ten times as long, with a buffer for each (LOG.md).
+        for rank in range(self.size):
+            if len(part := whole[Group(rank, self.size).share(len(whole))]) > 0 and self.size > 1:
+                distributed.broadcast(part, rank)
 
 
 ALONE = Group()

@@ -56,50 +56,61 @@ class LinearScan:
     """Contexts of a stream by a model with a gated block, in its precision: any part of it, once it was read.
 
     The states between chunks are kept, so that a part is computed from the chunk in which it begins.
+    `start` [C] is the context before the first token; none is zero. `chunk` is the tokens computed at once.
     """
 
-    def __init__(self, model: TandemForCausalLM, stream: Stream, segment_length: int) -> None:
+    def __init__(
+        self, model: TandemForCausalLM, stream: Stream, segment_length: int, start: Tensor | None = None
+    ) -> None:
         block = model.context_block
         assert isinstance(block, GatedContextBlock)
         self._stream, self._segment_length = stream, segment_length
-        self._at_once = max(1, TOKENS_AT_ONCE // segment_length) * segment_length
+        self.chunk = max(1, TOKENS_AT_ONCE // segment_length) * segment_length
         self._layers = [cast(GatedLayer, layer) for layer in block.layers]
         self._from_tokens = _FromTokens(model, self._layers, stream)
         # Before each chunk, of which `_reached` are there. One tensor: a small one for each, between the
         # large ones that come and go, would keep their memory from being used again (LOG.md).
         self._states = torch.zeros(
-            1 + len(stream) // self._at_once, block.context_dim, dtype=model.dtype, device=model.device
+            1 + len(stream) // self.chunk, block.context_dim, dtype=model.dtype, device=model.device
         )
+        if start is not None:
+            self._states[0] = start
         self._reached = 1
 
     def reach(self, token: int) -> None:
         """Make sure that the state before the chunk of this token is there."""
-        while self._reached <= token // self._at_once:
+        while self._reached <= token // self.chunk:
             chunk = self._reached - 1
-            self.read(chunk * self._at_once, (chunk + 1) * self._at_once)
+            self.read(chunk * self.chunk, (chunk + 1) * self.chunk)
 
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
         self.reach(first)
         last = min(last, len(self._stream))
-        chunks = range(first // self._at_once, -(-last // self._at_once))
-        origin = chunks.start * self._at_once
-        state = self._states[chunks.start]
-        states = state.new_empty(1 + last - origin, len(state))  # before the first token, and after each
-        states[0] = state
-        for chunk in chunks:
-            begin = chunk * self._at_once
-            end = min(begin + self._at_once, last)
-            restart = None if self._stream.restart is None else self._stream.restart[begin:end]
-            made = states[begin - origin : end - origin + 1]
-            _fill(made, self._layers, self._from_tokens.of(begin, end), restart, self._segment_length)
-            if self._reached == chunk + 1 and end == begin + self._at_once:
-                self._states[self._reached] = made[-1]
-                self._reached += 1
+        origin = first // self.chunk * self.chunk
+        states = self._states.new_empty(1 + last - origin, self._states.shape[1])
+        self._fill(origin, states)
         return states[1 + first - origin :]
 
+    def fill(self, states: Tensor) -> None:
+        """The contexts before the first token and after each into states [1 + T, C]."""
+        self._fill(0, states)
 
-def _fill(
+    def _fill(self, origin: int, states: Tensor) -> None:
+        """The same of n tokens from `origin` on, where a reached chunk begins, into states [1 + n, C]."""
+        states[0] = self._states[origin // self.chunk]
+        for offset in range(0, len(states) - 1, self.chunk):
+            made = states[offset : offset + self.chunk + 1]
+            begin, end = origin + offset, origin + offset + len(made) - 1
+            restart = None if self._stream.restart is None else self._stream.restart[begin:end]
+            _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), restart, self._segment_length)
+            following = end // self.chunk
+            if self._reached == following and end % self.chunk == 0:
+                self._states[self._reached] = made[-1]
+                self._reached += 1
+
+
+def _fill_chunk(
     states: Tensor,
     layers: list[GatedLayer],
     from_tokens: list[Tensor],

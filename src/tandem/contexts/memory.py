@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tandem.contexts.stream import Stream
+from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM
 from tandem.records import MemoryPoint
 
@@ -15,17 +16,19 @@ DISTANCES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384
 
 
 @torch.no_grad()
-def measure_memory(model: TandemForCausalLM, stream: Stream) -> tuple[MemoryPoint, ...]:
+def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALONE) -> tuple[MemoryPoint, ...]:
     """The share of one token's trace that is left in the context so many tokens later.
 
     At PLACES places of the stream one token is replaced by the one that stands half the stream further; the
     change of the contexts after it is given relative to the difference of contexts of different places. In
-    double precision where the device has it. Empty where the stream is too short to tell.
+    double precision where the device has it. Empty where the stream is too short to tell. The processes of
+    the `group` share the places.
     """
     last = len(stream) - DISTANCES[-1] - 1
     if last < WARM_UP + PLACES:
         return ()
-    places = torch.linspace(WARM_UP, last, PLACES, dtype=torch.float64).long().to(stream.ids.device)
+    places = torch.linspace(WARM_UP, last, PLACES, dtype=torch.float64).long()[group.share(PLACES)]
+    places = places.to(stream.ids.device)
     block = copy.deepcopy(model.context_block)
     block = block if model.device.type == "mps" else block.double()
     dtype = next(block.parameters()).dtype
@@ -35,22 +38,28 @@ def measure_memory(model: TandemForCausalLM, stream: Stream) -> tuple[MemoryPoin
             contexts = contexts.masked_fill(stream.restart[at][:, None], 0.0)
         return block(contexts, model.embed(ids).to(dtype))
 
-    contexts = torch.zeros(PLACES, block.context_dim, dtype=dtype, device=stream.ids.device)
+    contexts = torch.zeros(len(places), block.context_dim, dtype=dtype, device=stream.ids.device)
     for step in range(-WARM_UP, 0):
         contexts = read(contexts, places + step, stream.ids[places + step])
     other = stream.ids[(places + len(stream) // 2) % len(stream)]
-    changed = contexts
-    points = []
+    pair, seen = contexts.repeat(2, 1), []  # as it is, and changed
     for distance in range(DISTANCES[-1] + 1):
-        at = places + distance
-        contexts = read(contexts, at, stream.ids[at])
-        changed = read(changed, at, other if distance == 0 else stream.ids[at])
+        at = (places + distance).repeat(2)
+        ids = torch.cat((stream.ids[places], other)) if distance == 0 else stream.ids[at]
+        pair = read(pair, at, ids)
         if distance in DISTANCES:
-            # Two different places are the yardstick: what all contexts share says nothing of a token.
-            apart = _rms(contexts - contexts.roll(1, 0))
-            points.append(MemoryPoint(distance=distance, change=_rms(changed - contexts) / max(apart, 1e-30)))
-    return tuple(points)
+            seen.append(pair)
+    contexts, changed = torch.stack(seen, dim=1).chunk(2)  # of this process's places, [n, distances, C]
+    contexts, changed = group.joined(contexts, PLACES), group.joined(changed, PLACES)
+    # Two different places are the yardstick: what all contexts share says nothing of a token.
+    apart = _rms(contexts - contexts.roll(1, 0))
+    shares = (_rms(changed - contexts) / apart.clamp(min=1e-30)).tolist()
+    return tuple(
+        MemoryPoint(distance=distance, change=share)
+        for distance, share in zip(DISTANCES, shares, strict=True)
+    )
 
 
-def _rms(difference: Tensor) -> float:
-    return float(difference.square().mean().sqrt())
+def _rms(differences: Tensor) -> Tensor:
+    """Of [n, distances, C], for each distance."""
+    return differences.square().mean(dim=(0, 2)).sqrt()

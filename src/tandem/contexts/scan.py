@@ -38,6 +38,8 @@ PROBE_STREAMS = 32
 FEW_STREAMS = 8
 """Where how fast a block forgets is told, but nothing depends on it."""
 LONGEST_BURN_IN = 4096
+CHECKED_PLACES = 8
+"""Of a gated block's stream, at which its contexts are held against the loop."""
 
 
 @torch.no_grad()
@@ -80,8 +82,7 @@ def held_in_memory(
     size = tokens * model.config.context_dim * model.dtype.itemsize
     if isinstance(model.context_block, ContextBlock):
         size *= 3  # its scan is in double precision, and lies beside the result for a while
-    if processes > 1:
-        size *= 2  # each process has its share beside the whole for a while
+        size *= min(processes, 2)  # and so does each process's share beside the whole
     return settings.keep == "auto" and size <= hold_bytes
 
 
@@ -139,8 +140,7 @@ def _segmented(task: _Task, block: ContextBlock, hold: bool) -> tuple[Contexts, 
     length = settings.segment_length
     tables = _Tables(model, block, stream)
     automatic = settings.burn_in == "auto"
-    burn_in = measure_burn_in(tables, block, settings) if settings.burn_in == "auto" else settings.burn_in
-    burn_in = int(task.group.largest(torch.tensor(float(burn_in), device=model.device)))
+    burn_in = measure_burn_in(tables, task) if settings.burn_in == "auto" else settings.burn_in
     # At least three joins lie within the part that the loop checks.
     sample = stream.first(max(settings.check_tokens, 4 * length))
     exact = _loop(model, block, sample)
@@ -173,24 +173,22 @@ def _segmented(task: _Task, block: ContextBlock, hold: bool) -> tuple[Contexts, 
 
 
 def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
-    """A gated block's contexts by the exact scan, held against the loop on the first tokens."""
+    """A gated block's contexts by the exact scan, held against the loop at several places."""
     model, stream, settings = task.model, task.stream, task.settings
     length = settings.segment_length
     scan = LinearScan(model, stream, length)
-    join_error = 0.0
-    if hold and task.group.size > 1:
-        shared, join_error = _linear_shares(task)
-        if not join_error <= settings.tolerance:
-            shared, join_error = scan.read(0, len(stream)), 0.0
-        contexts = Contexts.of(shared)
-    elif hold:
-        contexts = Contexts.of(scan.read(0, len(stream)))
-    else:
-        contexts = Contexts(len(stream), None, scan.read)
-    sample = stream.first(max(settings.check_tokens, 4 * length))
-    checked = contexts.window(0, len(sample)).contexts[: len(sample)]
-    exact = _loop(model, task.block, sample)
-    loop_error = float(task.group.largest((checked - exact).abs().max()))
+    contexts, join_error = Contexts(len(stream), None, scan.read), 0.0
+    if hold:
+        states = torch.empty(
+            1 + len(stream), model.config.context_dim, dtype=model.dtype, device=model.device
+        )
+        if task.group.size > 1:
+            join_error = _fill_shares(task, states)
+        if task.group.size == 1 or not join_error <= settings.tolerance:
+            scan.fill(states)
+            join_error = 0.0
+        contexts = Contexts.of(states[1:])
+    loop_error, checked = _linear_check(task, contexts, scan.chunk)
     if not loop_error <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
@@ -203,31 +201,67 @@ def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
         return own(context, model.embed(stream.ids[positions]))
 
     own = model.context_block  # in its own precision, which is enough to tell
-    forgets = tokens_until_forgotten(step, len(stream), own, settings.tolerance, FEW_STREAMS)
+    forgets = tokens_until_forgotten(step, own, task, FEW_STREAMS)
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     segments = Segments(length, -(-len(stream) // length), len(stream) if forgets is None else forgets)
-    return contexts, task.record(segments, loop_error, join_error, len(sample), "linear", hold)
+    return contexts, task.record(segments, loop_error, join_error, checked, "linear", hold)
 
 
-def _linear_shares(task: _Task) -> tuple[Tensor, float]:
-    """Contexts [T, C] of a gated block, of which each process computes its share; and how well they join.
+def _fill_shares(task: _Task, states: Tensor) -> float:
+    """A gated block's contexts before and after all tokens into states [1 + T, C]; and how well they join.
 
-    A share starts from a zero state, as many tokens earlier as should make it forget that: states lie within
-    -1..1, what a layer keeps is bounded, and it begins to forget when the one below has. Whether that was
-    enough, the joins tell.
+    Each process computes its share. It starts from a zero state, as many tokens earlier as should make it
+    forget that: states lie within -1..1, what a layer keeps is bounded, and it begins to forget when the one
+    below has. Whether that was enough, the joins tell.
     """
     stream, settings, group = task.stream, task.settings, task.group
     layers = len(task.model.context_block.layers)
     burn_in = math.ceil(layers * math.log(settings.tolerance / 8) / math.log(GatedLayer.most_kept))
     share = group.share(len(stream))
-    begin = max(0, share.start - burn_in)
-    own = LinearScan(task.model, stream.part(begin, share.stop), settings.segment_length)
-    read = own.read(0, share.stop - begin)
-    whole = group.joined(read[share.start - begin :], len(stream))
-    join_error = whole.new_zeros(())
-    if begin > 0:
-        join_error = (read[share.start - begin - 1] - whole[share.start - 1]).abs().max()
-    return whole, float(group.largest(join_error))
+    start = None
+    if share.start > 0:
+        earlier = stream.part(max(0, share.start - burn_in), share.start)
+        read = LinearScan(task.model, earlier, settings.segment_length).read(len(earlier) - 1, len(earlier))
+        start = read[0]
+    own = LinearScan(task.model, stream.part(share.start, share.stop), settings.segment_length, start)
+    own.fill(states[share.start : 1 + share.stop])
+    group.complete(states[1:])
+    # The state before its share has been overwritten by the one with which the share before it ends.
+    join_error = states.new_zeros(()) if start is None else (start - states[share.start]).abs().max()
+    return float(group.largest(join_error))
+
+
+def _linear_check(task: _Task, contexts: Contexts, chunk: int) -> tuple[float, int]:
+    """The largest difference between a gated block's contexts and the loop's, and on how many tokens.
+
+    The loop runs at several places side by side: from zero at the start of the stream, elsewhere from the
+    scan's own context, across the edge between two segments, or two chunks. No burn-in could hide an error
+    from it: what is right from each token to the next, and at the start, is right everywhere.
+    """
+    model, stream, length = task.model, task.stream, task.settings.segment_length
+    # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.
+    reach = len(stream) if contexts.held else min(len(stream), PIECE_TOKENS)
+    tokens = min(max(task.settings.check_tokens, 4 * length) // CHECKED_PLACES, reach)
+    places = max(CHECKED_PLACES, task.group.size)
+    edges = torch.linspace(0, (reach - tokens) // length, places, dtype=torch.float64).long() * length
+    edges[1::2] -= edges[1::2] % chunk
+    starts = (edges - tokens // 2).clamp(min=0)[task.group.share(places)]
+    befores, afters = [], []
+    for first in starts.tolist():
+        at = torch.arange(first, first + tokens, device=stream.ids.device)
+        before, after = contexts.window(first, first + tokens).around(at, None)
+        befores.append(before[0])
+        afters.append(after)
+    positions = (starts[:, None] + torch.arange(tokens)).to(stream.ids.device)
+    precise = next(task.block.parameters()).dtype
+    exact = sequential_contexts(
+        task.block,
+        model.embed(stream.ids[positions]).to(precise),
+        torch.stack(befores).to(precise),
+        None if stream.restart is None else stream.restart[positions],
+    )[1]
+    error = (torch.stack(afters) - exact).abs().max()
+    return float(task.group.largest(error)), places * tokens
 
 
 class _Tables:
@@ -320,9 +354,9 @@ def _scan(tables: _Tables, segments: Segments, first: int, last: int) -> tuple[T
     return contexts, entry
 
 
-def measure_burn_in(tables: _Tables, block: ContextBlock, settings: ContextSettings) -> int:
+def measure_burn_in(tables: _Tables, task: _Task) -> int:
     """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
-    tokens = tokens_until_forgotten(tables.step, len(tables.stream), block, settings.tolerance)
+    tokens = tokens_until_forgotten(tables.step, task.block, task, PROBE_STREAMS)
     if tokens is None:
         raise ScanError(
             f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "
@@ -332,33 +366,32 @@ def measure_burn_in(tables: _Tables, block: ContextBlock, settings: ContextSetti
 
 
 def tokens_until_forgotten(
-    step: Callable[[Tensor, Tensor], Tensor],
-    length: int,
-    block: AnyContextBlock,
-    tolerance: float,
-    streams: int = PROBE_STREAMS,
+    step: Callable[[Tensor, Tensor], Tensor], block: AnyContextBlock, task: _Task, streams: int
 ) -> int | None:
     """Tokens after which two streams that differ only in their start agree to a quarter of the tolerance.
 
-    step(contexts [n, C], positions [n]) reads one token of the stream of `length` tokens each. Read at
-    `streams` places spread over the stream, from a zero and from a random start, both over the same
-    tokens; a quarter more than the slowest place needed. None if LONGEST_BURN_IN tokens are not enough.
+    step(contexts [n, C], positions [n]) reads one token of the task's stream each. Read at `streams` places
+    spread over the stream, from a zero and from a random start, both over the same tokens; a quarter more
+    than the slowest place needed. None if LONGEST_BURN_IN tokens are not enough. Each process of the group
+    reads at a share of the places; all are told the same.
     """
-    like = next(block.parameters())
-    places = min(streams, length)
-    starts = torch.linspace(0, length - 1, places + 1, device=like.device)[:-1].long()
-    zero = like.new_zeros(places, block.context_dim)
+    length, like = len(task.stream), next(block.parameters())
+    places = min(max(streams, task.group.size), length)
+    share = task.group.share(places)
+    starts = torch.linspace(0, length - 1, places + 1, device=like.device)[:-1].long()[share]
     generator = torch.Generator().manual_seed(0)
-    other = F.layer_norm(
-        torch.randn(places, block.context_dim, generator=generator).to(like), (block.context_dim,)
-    )
-    pair = torch.cat((zero, other))
+    other = torch.randn(places, block.context_dim, generator=generator).to(like)[share]
+    pair = torch.cat((torch.zeros_like(other), F.layer_norm(other, (block.context_dim,))))
+    needed = math.inf
     for count in range(1, LONGEST_BURN_IN + 1):
         positions = (starts + count - 1) % length
         pair = step(pair, positions.repeat(2))
-        if count % 8 == 0 and float((pair[:places] - pair[places:]).abs().max()) <= tolerance / 4:
-            return count * 5 // 4
-    return None
+        zero, other = pair.chunk(2)
+        if count % 8 == 0 and float((zero - other).abs().max()) <= task.settings.tolerance / 4:
+            needed = count * 5 // 4
+            break
+    needed = float(task.group.largest(like.new_tensor(needed)))
+    return int(needed) if needed < math.inf else None
 
 
 def _precise(model: TandemForCausalLM) -> AnyContextBlock:

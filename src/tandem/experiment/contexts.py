@@ -76,7 +76,7 @@ def contexts_of(
         ContextsRecord(
             train=train_scan,
             validation=validation_scan,
-            memory=measure_memory(model, validation),
+            memory=measure_memory(model, validation, group),
             seconds_s=train_scan.seconds_s + validation_scan.seconds_s,
         ),
     )
