@@ -279,3 +279,78 @@ def test_processes_agree_on_parts_that_fit_into_the_memory_of_each(tmp_path: Pat
     assert asked[:15] == [8, 4, 4] + 3 * [2, 2, 2, 2]
     assert losses == pytest.approx(expected)
     assert weights[0] == weights[1]
+
+
+EXCHANGED = """
+import json
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tandem.group import ALONE, process_group
+from tandem.training.exchange import TABLE_ROWS
+from tandem.training.execution import Execution
+from tandem.training.steps import Steps
+
+V = TABLE_ROWS + 7
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.other = nn.Embedding(V, 4), nn.Linear(4, 3)
+
+def gradients(group, ids, weights):
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    steps = Steps([model], list(model.parameters()), optimizer, None, 1e9, Execution(group))
+
+    def loss_of(rows):
+        made = model.other(model.table(ids[rows])).square().mean(1) * weights[rows]
+        return (made + weights[rows] * model.table.weight[-1, 0]).mean()
+
+    def not_finite(loss):
+        raise ArithmeticError(loss)
+
+    steps.take(len(ids), loss_of, not_finite)
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+sizes, all_reduce = [], torch.distributed.all_reduce
+
+def watched(tensor, *arguments, **options):
+    sizes[-1] += tensor.numel()
+    return all_reduce(tensor, *arguments, **options)
+
+torch.distributed.all_reduce = watched
+results = []
+with process_group(torch.device("cpu")) as group:
+    torch.manual_seed(1)
+    for ids in (torch.randint(V - 1, (40,)), torch.arange(V), torch.zeros(40, dtype=torch.int64)):
+        weights = torch.randn(len(ids))
+        sizes.append(0)
+        pairs = zip(gradients(group, ids, weights), gradients(ALONE, ids, weights), strict=True)
+        results.append(max(float((ours - theirs).abs().max()) for ours, theirs in pairs))
+    weights[-1] = torch.nan  # a row of the last process
+    try:
+        gradients(group, ids, weights)
+    except ArithmeticError:
+        results.append("not finite")
+    told = [None] * group.size
+    torch.distributed.all_gather_object(told, [results, [size / (4 * V) for size in sizes]])
+    if group.leads:
+        print(json.dumps(told))
+"""
+
+
+def test_gradients_are_exchanged_without_rows_of_zeros(tmp_path: Path) -> None:
+    """Some rows of an embedding used by either process, all, one: each has the gradient of one process.
+
+    A gradient that is not a number is seen by both.
+    """
+    script = tmp_path / "exchanged.py"
+    script.write_text(EXCHANGED, "utf-8")
+    told = json.loads(launched(2, script).splitlines()[-1])
+    for (*differences, refused), sent in told:
+        assert max(differences) <= 1e-6
+        assert len(differences) == 3
+        assert refused == "not finite"
+        assert max(sent[0], sent[2]) < 0.6 < 1 < sent[1]  # numbers, as a share of those in the table

@@ -11,10 +11,11 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tandem.errors import is_out_of_memory
+from tandem.training.exchange import exchange_used_rows
 from tandem.training.execution import Execution
 
 PartLoss = Callable[[slice], Tensor]
@@ -57,7 +58,10 @@ class Steps:
         self._tried = self.group.size == 1
         self._call: nn.Module = _Call(learners)
         if self.group.size > 1:
-            self._call = DistributedDataParallel(self._call, gradient_as_bucket_view=True)
+            call = DistributedDataParallel(self._call, gradient_as_bucket_view=True)
+            if self._device.type == "cpu":  # GPUs exchange faster than they tell which rows are zero
+                call.register_comm_hook(distributed.group.WORLD, exchange_used_rows)
+            self._call = call
 
     @property
     def figures(self) -> dict[str, float]:
