@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import sentences, tiny, write_jsonl
 
+from tandem.claims import claimed
 from tandem.cli.arguments import ExperimentArguments, parse_with_preset
 from tandem.cli.main import run
 from tandem.records import read_records
@@ -164,6 +165,19 @@ def test_another_model_is_not_written_over(
     assert "C1T1-seed0 of other text or tokens" in call(capsys, "train", preset, "--output", str(model))[2]
     (model / "record.json").unlink()
     assert "a model whose record cannot be read" in call(capsys, "train", preset, "--output", str(model))[2]
+
+
+def test_two_trainings_do_not_make_a_model_in_one_folder(
+    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    with claimed(model, "training"):  # as the other training does
+        code, _, err = call(capsys, "train", preset, "--output", str(model))
+    assert code == 2
+    assert f"another training is making a model in {model} just now; give another --output" in err
+    assert call(capsys, "train", preset, "--output", str(model))[0] == 0
+    assert "claims" not in {path.name for path in model.iterdir()}
 
 
 def test_an_experiment_keeps_its_precision(

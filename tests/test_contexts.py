@@ -184,7 +184,7 @@ def test_contexts_computed_again_are_those_that_were_held(
     model, stream = block_and_stream(boundary, cell=cell)
     settings = ContextSettings(segment_length=100, check_tokens=400)
     held, record = compute_contexts(model, stream, settings)
-    size = 4 * TOKENS * 30 * (3 if cell == "residual" else 1)
+    size = 4 * TOKENS * 30
     assert [held_in_memory(model, TOKENS, settings, room) for room in (size, size - 1)] == [True, False]
     again, other = compute_contexts(model, stream, settings, hold_bytes=size - 1)
     assert compute_contexts(model, stream, settings, hold_bytes=size)[0].held

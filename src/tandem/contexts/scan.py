@@ -69,20 +69,17 @@ def compute_contexts(
     if settings.method == "loop" or len(stream) <= settings.segment_length:
         contexts = Contexts.of(_loop(model, block, stream).to(model.dtype))
         return contexts, task.record(Segments(len(stream), 1, 0), 0.0, 0.0, len(stream))
-    hold = group.agrees(held_in_memory(model, len(stream), settings, hold_bytes, group.size), model.device)
+    hold = group.agrees(held_in_memory(model, len(stream), settings, hold_bytes), model.device)
     return _linear(task, hold) if isinstance(block, GatedContextBlock) else _segmented(task, block, hold)
 
 
 def held_in_memory(
-    model: TandemForCausalLM, tokens: int, settings: ContextSettings, hold_bytes: float, processes: int = 1
+    model: TandemForCausalLM, tokens: int, settings: ContextSettings, hold_bytes: float
 ) -> bool:
-    """Whether `compute_contexts` of so many tokens, by so many processes, holds them in memory."""
+    """Whether `compute_contexts` of so many tokens holds them in memory."""
     if settings.method == "loop" or settings.keep == "memory":
         return True
     size = tokens * model.config.context_dim * model.dtype.itemsize
-    if isinstance(model.context_block, ContextBlock):
-        size *= 3  # its scan is in double precision, and lies beside the result for a while
-        size *= min(processes, 2)  # and so does each process's share beside the whole
     return settings.keep == "auto" and size <= hold_bytes
 
 
@@ -165,10 +162,11 @@ def _segmented(task: _Task, block: ContextBlock, hold: bool) -> tuple[Contexts, 
 
     def read(first: int, last: int) -> Tensor:
         begin = first // length
-        again, _ = _scan(tables, segments, begin, -(-last // length))
-        return again.flatten(0, 1)[first - begin * length : last - begin * length].to(model.dtype)
+        again = tables.empty(segments, -(-last // length) - begin)
+        _scan(tables, segments, begin, again)
+        return again.flatten(0, 1)[first - begin * length : last - begin * length]
 
-    contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made.to(model.dtype))
+    contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made)
     return contexts, task.record(segments, loop_error, join_error, len(sample), hold=contexts.held)
 
 
@@ -278,7 +276,7 @@ class _Tables:
         self.row[distinct] = torch.arange(len(distinct), device=distinct.device)
         embeds = model.embed(distinct)
         self.stream = stream
-        self.context_dim = block.context_dim
+        self.context_dim, self._dtype = block.context_dim, model.dtype
         self.layers = []
         for layer in block.layers:
             assert isinstance(layer, ContextLayer)
@@ -286,6 +284,12 @@ class _Tables:
             embeds = embeds.to(weight.dtype)
             table = F.linear(embeds, weight[:, self.context_dim :], layer.linear.bias)
             self.layers.append((weight[:, : self.context_dim].t(), table, layer.norm))
+
+    def empty(self, segments: "Segments", count: int) -> Tensor:
+        """Room for the contexts of `count` segments, [count, length, C], in the model's precision."""
+        return torch.empty(
+            count, segments.length, self.context_dim, dtype=self._dtype, device=self.row.device
+        )
 
     def step(self, context: Tensor, positions: Tensor) -> Tensor:
         """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
@@ -311,14 +315,16 @@ def _checked_scan(
     for first in range(0, segments.count, at_once):
         count = min(at_once, segments.count - first)
         share = group.share(count)
-        own = _scan(tables, segments, first + share.start, first + share.stop)
-        contexts, entry = (group.joined(part, count) for part in own)
-        ends = contexts[:, -1] if end is None else torch.cat((end[None], contexts[:, -1]))
+        contexts = tables.empty(segments, count)
+        own = _scan(tables, segments, first + share.start, contexts[share])
+        group.complete(contexts)
+        entry, ends = (group.joined(part, count) for part in own)
+        ends = ends if end is None else torch.cat((end[None], ends))
         joins = (ends[:-1] - entry[-len(ends) + 1 :]) if len(ends) > 1 else ends.new_zeros(1)
         join_error = _larger(join_error, joins)
         if end is None:
             loop_error = _larger(loop_error, contexts.flatten(0, 1)[: len(exact)] - exact)
-        end = contexts[-1, -1]
+        end = ends[-1]
     # All processes go on in the same way, though each may round a little differently.
     errors = (float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error))
     loop_error, join_error = errors
@@ -331,16 +337,15 @@ def _larger(error: float, differences: Tensor) -> float:
     return found if math.isnan(found) or found > error else error
 
 
-def _scan(tables: _Tables, segments: Segments, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Contexts [S, length, C] of the segments first..last-1, and what each started with, [S, C].
+def _scan(tables: _Tables, segments: Segments, first: int, contexts: Tensor) -> tuple[Tensor, Tensor]:
+    """Contexts of consecutive segments, of which `first` is the number of the first, into [S, length, C].
 
-    Past the end of the stream the last token is read again.
+    Returns what each starts and ends with, both [S, C], in the precision of the scan. Past the end of the
+    stream the last token is read again.
     """
     total = len(tables.stream)
-    starts = torch.arange(first, last, device=tables.row.device) * segments.length
-    like = tables.layers[0][1]
-    context = like.new_zeros(len(starts), tables.context_dim)
-    contexts = like.new_empty(len(starts), segments.length, tables.context_dim)
+    starts = torch.arange(first, first + len(contexts), device=tables.row.device) * segments.length
+    context = tables.layers[0][1].new_zeros(len(starts), tables.context_dim)
     entry = context
     for step in range(-segments.burn_in, segments.length):
         if step == 0:
@@ -351,7 +356,7 @@ def _scan(tables: _Tables, segments: Segments, first: int, last: int) -> tuple[T
         context = tables.step(context, positions)
         if step >= 0:
             contexts[:, step] = context
-    return contexts, entry
+    return entry, context
 
 
 def measure_burn_in(tables: _Tables, task: _Task) -> int:

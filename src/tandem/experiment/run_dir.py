@@ -1,12 +1,13 @@
 """The run directory: made or taken up again, checked to be writable, large enough, and of this experiment."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from tandem.claims import in_turn
+from tandem.claims import CLAIMS, claimed, in_turn
 from tandem.errors import RunDirError
 from tandem.experiment.cells import Cell
 from tandem.experiment.prepared import Prepared, total_parameters
@@ -41,6 +42,21 @@ def make_folder(folder: Path) -> None:
         raise RunDirError(
             f"cannot write to {folder} ({error.strerror or error}); choose another place with --output"
         ) from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within the block no other training makes a model in this folder. Raises RunDirError where one does."""
+    with claimed(folder, "training") as free:
+        if not free:
+            raise RunDirError(
+                f"another training is making a model in {folder} just now; give another --output, or wait "
+                "until it has ended"
+            )
+        try:
+            yield
+        finally:  # a model folder is to hold what belongs to the model
+            shutil.rmtree(folder / CLAIMS, ignore_errors=True)
 
 
 def open_run_dir(

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ from tandem.experiment.pipeline import (
 )
 from tandem.experiment.prepared import Prepared, in_precision, prepare, prepare_variants
 from tandem.experiment.run_dir import (
+    alone_in,
     begun_in,
     check_disk,
     check_same,
@@ -390,7 +392,7 @@ def train_one(
     """
     set_up_process(settings)
     settings = with_one_head(settings, configuration)
-    with process_group(choose_device(settings.device)) as group:
+    with process_group(choose_device(settings.device)) as group, ExitStack() as claim:
         if group.leads:
             make_folder(folder)  # an unwritable place is said before the work, not after
         else:
@@ -402,6 +404,7 @@ def train_one(
         refused: RunDirError | None = None
         if group.leads:
             try:
+                claim.enter_context(alone_in(folder))
                 check_no_other_model(folder, prepared, cell.name)
                 check_disk(folder, {None: prepared}, [cell])
             except RunDirError as error:
