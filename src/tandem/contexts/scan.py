@@ -186,22 +186,25 @@ def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
             scan.fill(states)
             join_error = 0.0
         contexts = Contexts.of(states[1:])
-    loop_error, checked = _linear_check(task, contexts, scan.chunk)
+    a_place = min(max(settings.check_tokens, 4 * length) // CHECKED_PLACES, _reach(contexts))
+    # Both are bound by reading the weights, however many streams read with them, so the places are not shared
+    # out: the first process does the one, the last one the other.
+    group, loop_error, forgets = task.group, 0.0, 0.0
+    if group.rank == 0:
+        loop_error = _linear_check(task, contexts, scan.chunk, a_place)
+    if group.rank == group.size - 1:
+        forgets = _linear_memory(task)
+    loop_error, forgets = (
+        float(group.largest(torch.tensor(value, device=model.device))) for value in (loop_error, forgets)
+    )
     if not loop_error <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
             f"tolerance {settings.tolerance:.2g}; use --contexts.method loop, or raise --contexts.tolerance"
         )
-
-    def step(context: Tensor, positions: Tensor) -> Tensor:
-        if stream.restart is not None:
-            context = context.masked_fill(stream.restart[positions][:, None], 0.0)
-        return own(context, model.embed(stream.ids[positions]))
-
-    own = model.context_block  # in its own precision, which is enough to tell
-    forgets = tokens_until_forgotten(step, own, task, FEW_STREAMS)
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
-    segments = Segments(length, -(-len(stream) // length), len(stream) if forgets is None else forgets)
+    segments = Segments(length, -(-len(stream) // length), int(min(forgets, len(stream))))
+    checked = CHECKED_PLACES * a_place
     return contexts, task.record(segments, loop_error, join_error, checked, "linear", hold)
 
 
@@ -229,21 +232,23 @@ def _fill_shares(task: _Task, states: Tensor) -> float:
     return float(group.largest(join_error))
 
 
-def _linear_check(task: _Task, contexts: Contexts, chunk: int) -> tuple[float, int]:
-    """The largest difference between a gated block's contexts and the loop's, and on how many tokens.
+def _reach(contexts: Contexts) -> int:
+    """How far a check may read: what lies further on costs all before where contexts are not held."""
+    return len(contexts) if contexts.held else min(len(contexts), PIECE_TOKENS)
 
-    The loop runs at several places side by side: from zero at the start of the stream, elsewhere from the
+
+def _linear_check(task: _Task, contexts: Contexts, chunk: int, tokens: int) -> float:
+    """The largest difference between a gated block's contexts and the loop's, on so many tokens a place.
+
+    The loop runs at CHECKED_PLACES side by side: from zero at the start of the stream, elsewhere from the
     scan's own context, across the edge between two segments, or two chunks. No burn-in could hide an error
     from it: what is right from each token to the next, and at the start, is right everywhere.
     """
     model, stream, length = task.model, task.stream, task.settings.segment_length
-    # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.
-    reach = len(stream) if contexts.held else min(len(stream), PIECE_TOKENS)
-    tokens = min(max(task.settings.check_tokens, 4 * length) // CHECKED_PLACES, reach)
-    places = max(CHECKED_PLACES, task.group.size)
-    edges = torch.linspace(0, (reach - tokens) // length, places, dtype=torch.float64).long() * length
+    last = (_reach(contexts) - tokens) // length
+    edges = torch.linspace(0, last, CHECKED_PLACES, dtype=torch.float64).long() * length
     edges[1::2] -= edges[1::2] % chunk
-    starts = (edges - tokens // 2).clamp(min=0)[task.group.share(places)]
+    starts = (edges - tokens // 2).clamp(min=0)
     befores, afters = [], []
     for first in starts.tolist():
         at = torch.arange(first, first + tokens, device=stream.ids.device)
@@ -258,8 +263,19 @@ def _linear_check(task: _Task, contexts: Contexts, chunk: int) -> tuple[float, i
         torch.stack(befores).to(precise),
         None if stream.restart is None else stream.restart[positions],
     )[1]
-    error = (torch.stack(afters) - exact).abs().max()
-    return float(task.group.largest(error)), places * tokens
+    return float((torch.stack(afters) - exact).abs().max())
+
+
+def _linear_memory(task: _Task) -> float:
+    """Tokens after which a gated block has forgotten; in its own precision, which is enough to tell."""
+    model, stream = task.model, task.stream
+
+    def step(context: Tensor, positions: Tensor) -> Tensor:
+        if stream.restart is not None:
+            context = context.masked_fill(stream.restart[positions][:, None], 0.0)
+        return model.context_block(context, model.embed(stream.ids[positions]))
+
+    return tokens_until_forgotten(step, model.context_block, task, FEW_STREAMS)
 
 
 class _Tables:
@@ -362,41 +378,37 @@ def _scan(tables: _Tables, segments: Segments, first: int, contexts: Tensor) -> 
 def measure_burn_in(tables: _Tables, task: _Task) -> int:
     """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
     tokens = tokens_until_forgotten(tables.step, task.block, task, PROBE_STREAMS)
-    if tokens is None:
+    longest = float(task.group.largest(torch.tensor(tokens, device=task.model.device)))
+    if longest == math.inf:
         raise ScanError(
             f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "
             "cannot be computed in segments; use --contexts.method loop, or smaller --model.weight-init-std"
         )
-    return tokens
+    return int(longest)
 
 
 def tokens_until_forgotten(
     step: Callable[[Tensor, Tensor], Tensor], block: AnyContextBlock, task: _Task, streams: int
-) -> int | None:
+) -> float:
     """Tokens after which two streams that differ only in their start agree to a quarter of the tolerance.
 
     step(contexts [n, C], positions [n]) reads one token of the task's stream each. Read at `streams` places
     spread over the stream, from a zero and from a random start, both over the same tokens; a quarter more
-    than the slowest place needed. None if LONGEST_BURN_IN tokens are not enough. Each process of the group
-    reads at a share of the places; all are told the same.
+    than the slowest place needed. Infinite if LONGEST_BURN_IN tokens are not enough.
     """
     length, like = len(task.stream), next(block.parameters())
-    places = min(max(streams, task.group.size), length)
-    share = task.group.share(places)
-    starts = torch.linspace(0, length - 1, places + 1, device=like.device)[:-1].long()[share]
+    places = min(streams, length)
+    starts = torch.linspace(0, length - 1, places + 1, device=like.device)[:-1].long()
     generator = torch.Generator().manual_seed(0)
-    other = torch.randn(places, block.context_dim, generator=generator).to(like)[share]
+    other = torch.randn(places, block.context_dim, generator=generator).to(like)
     pair = torch.cat((torch.zeros_like(other), F.layer_norm(other, (block.context_dim,))))
-    needed = math.inf
     for count in range(1, LONGEST_BURN_IN + 1):
         positions = (starts + count - 1) % length
         pair = step(pair, positions.repeat(2))
         zero, other = pair.chunk(2)
         if count % 8 == 0 and float((zero - other).abs().max()) <= task.settings.tolerance / 4:
-            needed = count * 5 // 4
-            break
-    needed = float(task.group.largest(like.new_tensor(needed)))
-    return int(needed) if needed < math.inf else None
+            return float(count * 5 // 4)
+    return math.inf
 
 
 def _precise(model: TandemForCausalLM) -> AnyContextBlock:
