@@ -1,5 +1,6 @@
 """Executors: jobs and tasks work one grid with the command; each run is made once, whatever dies."""
 
+import operator
 import os
 import signal
 import sys
@@ -190,7 +191,8 @@ done
 exec "$@"
 """
 SCANCEL = """#!/bin/bash
-kill -KILL -- -$(cat {bin}/$1) && mv {bin}/$1 {bin}/cancelled_$1
+kill -KILL -- -$(cat {bin}/$1)
+mv {bin}/$1 {bin}/cancelled_$1
 """
 
 
@@ -237,6 +239,23 @@ def test_jobs_are_one_array_and_are_cancelled_when_the_command_is_interrupted(
         "export FROM_SETUP=1",
     } <= set(asked)
     assert lines(tmp_path / "run")  # what was made is kept
+
+
+@linux
+def test_jobs_that_have_ended_are_cancelled_too(
+    text_file: Path, tmp_path: Path, slurm_commands: Path
+) -> None:
+    """Slurm may have put them back into its queue, where they would stay."""
+    told: list[str] = []
+    with presence(tmp_path) as command:
+        worker = Worker(tiny(text_file), tmp_path, tmp_path, command, operator.is_)  # done at once
+        with Slurm(SlurmSettings()).helping(worker, 2, told.append):
+            until = time.monotonic() + 120
+            while len(list((tmp_path / JOBS).glob("*_result.pkl"))) < 2:
+                assert time.monotonic() < until, "the jobs do not end"
+                time.sleep(0.05)
+    assert {path.name for path in slurm_commands.glob("cancelled_*")} == {"cancelled_77_0", "cancelled_77_1"}
+    assert len(told) == 1
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -155,11 +155,9 @@ class Slurm:
             yield
         finally:
             for job in jobs:
-                if job.paths.result_pickle.exists():
-                    if (error := job.exception()) is not None:
-                        tell(f"a worker stopped: {_reason(error)}")
-                else:
-                    job.cancel(check=False)
+                if job.paths.result_pickle.exists() and (error := job.exception()) is not None:
+                    tell(f"a worker stopped: {_reason(error)}")
+                job.cancel(check=False)  # those that have ended too: Slurm may have requeued them
             while self._cluster == "local" and not all(job.done() for job in jobs):
                 time.sleep(0.05)  # as children of this process they are not left behind
 
