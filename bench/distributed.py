@@ -1,6 +1,6 @@
 """What a second process brings to one training: two processes of one thread beside one of one thread.
 
-    python bench/distributed.py [predictive] [--times 3] [--max-train-bytes 400000] [options of tandem train]
+    python bench/distributed.py predictive [--times 3] [--max-train-bytes 400000] [options of tandem train]
 
 The same command, `tandem train` with a preset, with and without torchrun, in turn, on the embedded text: the
 same global batches, so the same losses. Efficiency is the seconds of one process over twice those of two; 1
@@ -49,7 +49,7 @@ def train(processes: int, arguments: list[str], folder: Path) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("preset", nargs="?", default="predictive")
+    parser.add_argument("preset")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--max-train-bytes", type=int, default=400_000)
     chosen, options = parser.parse_known_args()

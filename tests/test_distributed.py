@@ -287,7 +287,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from tandem.group import ALONE, process_group
-from tandem.training.exchange import TABLE_ROWS
+from tandem.training.exchange import TABLE_ROWS, used_rows
 from tandem.training.execution import Execution
 from tandem.training.steps import Steps
 
@@ -296,17 +296,18 @@ V = TABLE_ROWS + 7
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.table, self.other = nn.Embedding(V, 4), nn.Linear(4, 3)
+        self.table, self.other, self.unread = nn.Embedding(V, 4), nn.Linear(4, 3), nn.Embedding(V, 300)
 
-def gradients(group, ids, weights):
+def gradients(group, ids, weights, parts):
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    steps = Steps([model], list(model.parameters()), optimizer, None, 1e9, Execution(group))
+    steps = Steps([model], list(model.parameters()), optimizer, None, 1e9, Execution(group), parts)
 
     def loss_of(rows):
         made = model.other(model.table(ids[rows])).square().mean(1) * weights[rows]
-        return (made + weights[rows] * model.table.weight[-1, 0]).mean()
+        last = model.table.weight[-1, 0] + 0 * model.unread(ids[rows]).sum()
+        return (made + weights[rows] * last).mean()
 
     def not_finite(loss):
         raise ArithmeticError(loss)
@@ -327,13 +328,12 @@ with process_group(torch.device("cpu")) as group:
     for ids in (torch.randint(V - 1, (40,)), torch.arange(V), torch.zeros(40, dtype=torch.int64)):
         weights = torch.randn(len(ids))
         sizes.append(0)
-        pairs = zip(gradients(group, ids, weights), gradients(ALONE, ids, weights), strict=True)
-        results.append(max(float((ours - theirs).abs().max()) for ours, theirs in pairs))
-    weights[-1] = torch.nan  # a row of the last process
-    try:
-        gradients(group, ids, weights)
-    except ArithmeticError:
-        results.append("not finite")
+        for parts in (1, 2):
+            pairs = zip(gradients(group, ids, weights, parts), gradients(ALONE, ids, weights, 1), strict=True)
+            results.append(max(float((ours - theirs).abs().max()) for ours, theirs in pairs))
+    odd = torch.zeros(5, 3)
+    odd[1, 2], odd[2, 0], odd[3, 1] = torch.nan, -1.0, 1.0
+    results.append(used_rows(odd).tolist())
     told = [None] * group.size
     torch.distributed.all_gather_object(told, [results, [size / (4 * V) for size in sizes]])
     if group.leads:
@@ -342,15 +342,15 @@ with process_group(torch.device("cpu")) as group:
 
 
 def test_gradients_are_exchanged_without_rows_of_zeros(tmp_path: Path) -> None:
-    """Some rows of an embedding used by either process, all, one: each has the gradient of one process.
-
-    A gradient that is not a number is seen by both.
+    """Some rows of an embedding used by either process, all, one, in one part and in two: each process has
+    the gradient of one process. Another embedding has a gradient of zeros. What is not a number is used.
     """
     script = tmp_path / "exchanged.py"
     script.write_text(EXCHANGED, "utf-8")
     told = json.loads(launched(2, script).splitlines()[-1])
-    for (*differences, refused), sent in told:
+    for (*differences, used), sent in told:
         assert max(differences) <= 1e-6
-        assert len(differences) == 3
-        assert refused == "not finite"
-        assert max(sent[0], sent[2]) < 0.6 < 1 < sent[1]  # numbers, as a share of those in the table
+        assert len(differences) == 6
+        assert used == [0, 1, 1, 1, 0]
+        # Numbers, in both ways of parts, as a share of those in the table that is read.
+        assert max(sent[0], sent[2]) < 2 < sent[1]

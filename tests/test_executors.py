@@ -191,8 +191,8 @@ done
 exec "$@"
 """
 SCANCEL = """#!/bin/bash
-kill -KILL -- -$(cat {bin}/$1)
-mv {bin}/$1 {bin}/cancelled_$1
+kill -KILL -- -$(cat {bin}/$1) && touch {bin}/killed_$1
+touch {bin}/cancelled_$1
 """
 
 
@@ -229,7 +229,7 @@ def test_jobs_are_one_array_and_are_cancelled_when_the_command_is_interrupted(
     watcher = Late(interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(settings, watcher)
-    assert {path.name for path in slurm_commands.glob("cancelled_*")} == {"cancelled_77_0", "cancelled_77_1"}
+    assert {path.name for path in slurm_commands.glob("killed_*")} == {"killed_77_0", "killed_77_1"}
     assert any(told.startswith("workers: 2 more as job 77 of Slurm") for told in watcher.told)
     asked = (slurm_commands / "submitted").read_text("utf-8").splitlines()
     assert {

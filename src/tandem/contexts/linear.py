@@ -52,11 +52,16 @@ class _FromTokens:
         return [F.linear(embeds, layer.weight[:, :width], layer.bias) for layer in self._layers]
 
 
+def chunk_tokens(segment_length: int) -> int:
+    """Tokens that are computed at once: whole segments."""
+    return max(1, TOKENS_AT_ONCE // segment_length) * segment_length
+
+
 class LinearScan:
     """Contexts of a stream by a model with a gated block, in its precision: any part of it, once it was read.
 
     The states between chunks are kept, so that a part is computed from the chunk in which it begins.
-    `start` [C] is the context before the first token; none is zero. `chunk` is the tokens computed at once.
+    `start` [C] is the context before the first token; none is zero.
     """
 
     def __init__(
@@ -65,13 +70,13 @@ class LinearScan:
         block = model.context_block
         assert isinstance(block, GatedContextBlock)
         self._stream, self._segment_length = stream, segment_length
-        self.chunk = max(1, TOKENS_AT_ONCE // segment_length) * segment_length
+        self._chunk = chunk_tokens(segment_length)
         self._layers = [cast(GatedLayer, layer) for layer in block.layers]
         self._from_tokens = _FromTokens(model, self._layers, stream)
         # Before each chunk, of which `_reached` are there. One tensor: a small one for each, between the
         # large ones that come and go, would keep their memory from being used again (LOG.md).
         self._states = torch.zeros(
-            1 + len(stream) // self.chunk, block.context_dim, dtype=model.dtype, device=model.device
+            1 + len(stream) // self._chunk, block.context_dim, dtype=model.dtype, device=model.device
         )
         if start is not None:
             self._states[0] = start
@@ -79,15 +84,15 @@ class LinearScan:
 
     def reach(self, token: int) -> None:
         """Make sure that the state before the chunk of this token is there."""
-        while self._reached <= token // self.chunk:
+        while self._reached <= token // self._chunk:
             chunk = self._reached - 1
-            self.read(chunk * self.chunk, (chunk + 1) * self.chunk)
+            self.read(chunk * self._chunk, (chunk + 1) * self._chunk)
 
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
         self.reach(first)
         last = min(last, len(self._stream))
-        origin = first // self.chunk * self.chunk
+        origin = first // self._chunk * self._chunk
         states = self._states.new_empty(1 + last - origin, self._states.shape[1])
         self._fill(origin, states)
         return states[1 + first - origin :]
@@ -98,14 +103,14 @@ class LinearScan:
 
     def _fill(self, origin: int, states: Tensor) -> None:
         """The same of n tokens from `origin` on, where a reached chunk begins, into states [1 + n, C]."""
-        states[0] = self._states[origin // self.chunk]
-        for offset in range(0, len(states) - 1, self.chunk):
-            made = states[offset : offset + self.chunk + 1]
+        states[0] = self._states[origin // self._chunk]
+        for offset in range(0, len(states) - 1, self._chunk):
+            made = states[offset : offset + self._chunk + 1]
             begin, end = origin + offset, origin + offset + len(made) - 1
             restart = None if self._stream.restart is None else self._stream.restart[begin:end]
             _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), restart, self._segment_length)
-            following = end // self.chunk
-            if self._reached == following and end % self.chunk == 0:
+            following = end // self._chunk
+            if self._reached == following and end % self._chunk == 0:
                 self._states[self._reached] = made[-1]
                 self._reached += 1
 

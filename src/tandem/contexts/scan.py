@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tandem.contexts.kept import PIECE_TOKENS, Contexts
-from tandem.contexts.linear import LinearScan
+from tandem.contexts.linear import LinearScan, chunk_tokens
 from tandem.contexts.stream import Stream
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
@@ -174,26 +174,24 @@ def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     """A gated block's contexts by the exact scan, held against the loop at several places."""
     model, stream, settings = task.model, task.stream, task.settings
     length = settings.segment_length
-    scan = LinearScan(model, stream, length)
-    contexts, join_error = Contexts(len(stream), None, scan.read), 0.0
+    group, joins = task.group, math.nan
     if hold:
         states = torch.empty(
             1 + len(stream), model.config.context_dim, dtype=model.dtype, device=model.device
         )
-        if task.group.size > 1:
-            join_error = _fill_shares(task, states)
-        if task.group.size == 1 or not join_error <= settings.tolerance:
-            scan.fill(states)
-            join_error = 0.0
+        if group.size > 1:
+            joins = _fill_shares(task, states)
+        if not joins <= settings.tolerance:
+            LinearScan(model, stream, length).fill(states)
         contexts = Contexts.of(states[1:])
-    a_place = min(max(settings.check_tokens, 4 * length) // CHECKED_PLACES, _reach(contexts))
-    # Both are bound by reading the weights, however many streams read with them, so the places are not shared
+    else:
+        contexts = Contexts(len(stream), None, LinearScan(model, stream, length).read)
+    shared = joins <= settings.tolerance
+    runs = _checked_runs(task, contexts, group if shared else ALONE)
+    # Both are bound by reading the weights, however many streams read with them, so the runs are not shared
     # out: the first process does the one, the last one the other.
-    group, loop_error, forgets = task.group, 0.0, 0.0
-    if group.rank == 0:
-        loop_error = _linear_check(task, contexts, scan.chunk, a_place)
-    if group.rank == group.size - 1:
-        forgets = _linear_memory(task)
+    loop_error = _linear_check(task, contexts, runs) if group.rank == 0 else 0.0
+    forgets = _linear_memory(task) if group.rank == group.size - 1 else 0.0
     loop_error, forgets = (
         float(group.largest(torch.tensor(value, device=model.device))) for value in (loop_error, forgets)
     )
@@ -204,8 +202,9 @@ def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
         )
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     segments = Segments(length, -(-len(stream) // length), int(min(forgets, len(stream))))
-    checked = CHECKED_PLACES * a_place
-    return contexts, task.record(segments, loop_error, join_error, checked, "linear", hold)
+    return contexts, task.record(
+        segments, loop_error, joins if shared else 0.0, len(runs.unique()), "linear", hold
+    )
 
 
 def _fill_shares(task: _Task, states: Tensor) -> float:
@@ -217,7 +216,7 @@ def _fill_shares(task: _Task, states: Tensor) -> float:
     """
     stream, settings, group = task.stream, task.settings, task.group
     layers = len(task.model.context_block.layers)
-    burn_in = math.ceil(layers * math.log(settings.tolerance / 8) / math.log(GatedLayer.most_kept))
+    burn_in = max(1, math.ceil(layers * math.log(settings.tolerance / 8) / math.log(GatedLayer.most_kept)))
     share = group.share(len(stream))
     start = None
     if share.start > 0:
@@ -232,36 +231,49 @@ def _fill_shares(task: _Task, states: Tensor) -> float:
     return float(group.largest(join_error))
 
 
-def _reach(contexts: Contexts) -> int:
-    """How far a check may read: what lies further on costs all before where contexts are not held."""
-    return len(contexts) if contexts.held else min(len(contexts), PIECE_TOKENS)
+def _checked_runs(task: _Task, contexts: Contexts, group: Group) -> Tensor:
+    """Positions [B, n] of a gated block's stream, n that follow on each other, where it is checked.
 
-
-def _linear_check(task: _Task, contexts: Contexts, chunk: int, tokens: int) -> float:
-    """The largest difference between a gated block's contexts and the loop's, on so many tokens a place.
-
-    The loop runs at CHECKED_PLACES side by side: from zero at the start of the stream, elsewhere from the
-    scan's own context, across the edge between two segments, or two chunks. No burn-in could hide an error
-    from it: what is right from each token to the next, and at the start, is right everywhere.
+    At the start of the stream, at its end, and across edges between two segments, or two chunks, which count
+    from the start of each process's share. All of a stream that is no longer than what is to be checked.
     """
-    model, stream, length = task.model, task.stream, task.settings.segment_length
-    last = (_reach(contexts) - tokens) // length
-    edges = torch.linspace(0, last, CHECKED_PLACES, dtype=torch.float64).long() * length
-    edges[1::2] -= edges[1::2] % chunk
-    starts = (edges - tokens // 2).clamp(min=0)
+    length, chunk = task.settings.segment_length, chunk_tokens(task.settings.segment_length)
+    # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.
+    reach = len(contexts) if contexts.held else min(len(contexts), PIECE_TOKENS)
+    tokens = -(-max(task.settings.check_tokens, 4 * length) // CHECKED_PLACES)
+    if CHECKED_PLACES * tokens >= reach:
+        return torch.arange(reach)[None]
+    origins = [Group(rank, group.size).share(len(contexts)).start for rank in range(group.size)]
+    starts = {0, reach - tokens}
+    for number in range(1, CHECKED_PLACES - 1):
+        at = (reach - tokens) * number // (CHECKED_PLACES - 1)
+        origin = max(start for start in origins if start <= at)
+        unit = chunk if number % 2 == 1 and at - origin >= chunk else length
+        edge = origin + (at - origin) // unit * unit
+        starts.add(max(0, edge - tokens // 2))
+    return torch.tensor(sorted(starts))[:, None] + torch.arange(tokens)
+
+
+def _linear_check(task: _Task, contexts: Contexts, runs: Tensor) -> float:
+    """The largest difference between a gated block's contexts and the loop's, at positions `runs` [B, n].
+
+    The loop runs over all of them side by side: from zero at the start of the stream, elsewhere from the
+    scan's own context before the run. No burn-in could hide an error from it: what is right from each token
+    to the next, and at the start, is right everywhere.
+    """
+    model, stream = task.model, task.stream
+    runs = runs.to(stream.ids.device)
     befores, afters = [], []
-    for first in starts.tolist():
-        at = torch.arange(first, first + tokens, device=stream.ids.device)
-        before, after = contexts.window(first, first + tokens).around(at, None)
+    for run in runs:
+        before, after = contexts.window(int(run[0]), int(run[-1]) + 1).around(run, None)
         befores.append(before[0])
         afters.append(after)
-    positions = (starts[:, None] + torch.arange(tokens)).to(stream.ids.device)
     precise = next(task.block.parameters()).dtype
     exact = sequential_contexts(
         task.block,
-        model.embed(stream.ids[positions]).to(precise),
+        model.embed(stream.ids[runs]).to(precise),
         torch.stack(befores).to(precise),
-        None if stream.restart is None else stream.restart[positions],
+        None if stream.restart is None else stream.restart[runs],
     )[1]
     return float((torch.stack(afters) - exact).abs().max())
 
@@ -331,15 +343,19 @@ def _checked_scan(
     for first in range(0, segments.count, at_once):
         count = min(at_once, segments.count - first)
         share = group.share(count)
-        contexts = tables.empty(segments, count)
-        own = _scan(tables, segments, first + share.start, contexts[share])
-        group.complete(contexts)
+        contexts = tables.empty(segments, count if hold else share.stop - share.start)
+        # Those that the loop checks, in the precision of the scan.
+        sample = exact[(first + share.start) * segments.length : (first + share.stop) * segments.length]
+        precise = sample.new_empty(-(-len(sample) // segments.length), segments.length, tables.context_dim)
+        own = _scan(tables, segments, first + share.start, contexts[share] if hold else contexts, precise)
+        if len(sample) > 0:
+            loop_error = _larger(loop_error, precise.flatten(0, 1)[: len(sample)] - sample)
+        if hold:
+            group.complete(contexts)
         entry, ends = (group.joined(part, count) for part in own)
         ends = ends if end is None else torch.cat((end[None], ends))
         joins = (ends[:-1] - entry[-len(ends) + 1 :]) if len(ends) > 1 else ends.new_zeros(1)
         join_error = _larger(join_error, joins)
-        if end is None:
-            loop_error = _larger(loop_error, contexts.flatten(0, 1)[: len(exact)] - exact)
         end = ends[-1]
     # All processes go on in the same way, though each may round a little differently.
     errors = (float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error))
@@ -353,11 +369,14 @@ def _larger(error: float, differences: Tensor) -> float:
     return found if math.isnan(found) or found > error else error
 
 
-def _scan(tables: _Tables, segments: Segments, first: int, contexts: Tensor) -> tuple[Tensor, Tensor]:
+def _scan(
+    tables: _Tables, segments: Segments, first: int, contexts: Tensor, precise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Contexts of consecutive segments, of which `first` is the number of the first, into [S, length, C].
 
-    Returns what each starts and ends with, both [S, C], in the precision of the scan. Past the end of the
-    stream the last token is read again.
+    Those of the first P of them also into `precise` [P, length, C], in the precision of the scan. Returns
+    what each starts and ends with, both [S, C], in that precision too. Past the end of the stream the last
+    token is read again.
     """
     total = len(tables.stream)
     starts = torch.arange(first, first + len(contexts), device=tables.row.device) * segments.length
@@ -372,6 +391,8 @@ def _scan(tables: _Tables, segments: Segments, first: int, contexts: Tensor) -> 
         context = tables.step(context, positions)
         if step >= 0:
             contexts[:, step] = context
+            if precise is not None:
+                precise[:, step] = context[: len(precise)]
     return entry, context
 
 

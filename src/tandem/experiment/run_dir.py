@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -55,8 +55,10 @@ def alone_in(folder: Path) -> Iterator[None]:
             )
         try:
             yield
-        finally:  # a model folder is to hold what belongs to the model
-            shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+        finally:  # a model folder is to hold what belongs to the model; other claims, of an experiment, stay
+            with suppress(OSError):
+                (folder / CLAIMS / "training.lock").unlink()
+                (folder / CLAIMS).rmdir()
 
 
 def open_run_dir(

@@ -22,24 +22,25 @@ def exchange_used_rows(group: ProcessGroup, bucket: GradBucket) -> Future[Tensor
         (tables if gradient.dim() == 2 and len(gradient) >= TABLE_ROWS else rest).append(gradient)
     if not tables:
         return allreduce_hook(group, bucket)
-    used = torch.cat([_used(table) for table in tables])
+    used = torch.cat([used_rows(table) for table in tables])
     distributed.all_reduce(used, ReduceOp.MAX, group)
     rows = [part.nonzero()[:, 0] for part in used.split([len(table) for table in tables])]
     if 2 * sum(map(len, rows)) > len(used):
         return allreduce_hook(group, bucket)
     sent = [*rest, *(table[at] for table, at in zip(tables, rows, strict=True))]
     packed = torch.cat([part.flatten() for part in sent]).div_(group.size())
-    distributed.all_reduce(packed, group=group)
+    if len(packed) > 0:
+        distributed.all_reduce(packed, group=group)
     means = packed.split([part.numel() for part in sent])
     for gradient, mean in zip(rest, means, strict=False):
         gradient.copy_(mean.view_as(gradient))
     for table, at, mean in zip(tables, rows, means[len(rest) :], strict=True):
-        table.index_copy_(0, at, mean.view(len(at), -1))
+        table.index_copy_(0, at, mean.view(-1, table.shape[1]))
     done: Future[Tensor] = Future()
     done.set_result(bucket.buffer())
     return done
 
 
-def _used(table: Tensor) -> Tensor:
+def used_rows(table: Tensor) -> Tensor:
     """Whether a row is anything but zeros, uint8 [rows]; one that is not a number is."""
     return ((table.amax(1) == 0) & (table.amin(1) == 0)).logical_not_().to(torch.uint8)

@@ -15,7 +15,6 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tandem.errors import is_out_of_memory
-from tandem.training.exchange import exchange_used_rows
 from tandem.training.execution import Execution
 
 PartLoss = Callable[[slice], Tensor]
@@ -60,6 +59,8 @@ class Steps:
         if self.group.size > 1:
             call = DistributedDataParallel(self._call, gradient_as_bucket_view=True)
             if self._device.type == "cpu":  # GPUs exchange faster than they tell which rows are zero
+                from tandem.training.exchange import exchange_used_rows  # not every torch has what it needs
+
                 call.register_comm_hook(distributed.group.WORLD, exchange_used_rows)
             self._call = call
 
