@@ -58,7 +58,7 @@ class Steps:
         self._call: nn.Module = _Call(learners)
         if self.group.size > 1:
             call = DistributedDataParallel(self._call, gradient_as_bucket_view=True)
-            if self._device.type == "cpu":  # GPUs exchange faster than they tell which rows are zero
+            if self._device.type == "cpu":  # on GPUs it was not tried, where asking which rows costs a wait
                 from tandem.training.exchange import exchange_used_rows  # not every torch has what it needs
 
                 call.register_comm_hook(distributed.group.WORLD, exchange_used_rows)
