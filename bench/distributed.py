@@ -65,8 +65,8 @@ def main() -> None:
         one, two = (statistics.median(pair[at][part] for pair in rounds) for at in (0, 1))
         shares = [pair[0][part] / (2 * pair[1][part]) for pair in rounds]
         print(
-            f"| {part} | {one:.1f} | {two:.1f} | {statistics.median(shares):.2f} | "
-            f"{min(shares):.2f} … {max(shares):.2f} |"
+            f"| {part} | {one:.1f} | {two:.1f} | {statistics.median(shares):.3f} | "
+            f"{min(shares):.3f} … {max(shares):.3f} |"
         )
     difference = max(abs(one["nll"] - two["nll"]) for one, two in rounds)
     print(f"\nValidation NLL differs by {difference:.1e} nats at most.")

@@ -285,7 +285,6 @@ EXCHANGED = """
 import json
 import torch
 from torch import nn
-from torch.nn import functional as F
 from tandem.group import ALONE, process_group
 from tandem.training.exchange import TABLE_ROWS, used_rows
 from tandem.training.execution import Execution

@@ -1,10 +1,9 @@
 """How far back a context remembers: one token is changed, and the contexts after it are watched."""
 
-import copy
-
 import torch
 from torch import Tensor
 
+from tandem.contexts.scan import precise_block
 from tandem.contexts.stream import Stream
 from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM
@@ -29,8 +28,7 @@ def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALON
         return ()
     places = torch.linspace(WARM_UP, last, PLACES, dtype=torch.float64).long()[group.share(PLACES)]
     places = places.to(stream.ids.device)
-    block = copy.deepcopy(model.context_block)
-    block = block if model.device.type == "mps" else block.double()
+    block = precise_block(model)
     dtype = next(block.parameters()).dtype
 
     def read(contexts: Tensor, at: Tensor, ids: Tensor) -> Tensor:

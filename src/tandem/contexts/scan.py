@@ -64,7 +64,7 @@ def compute_contexts(
     is how fast it forgets.
     """
     began = time.perf_counter()
-    block = _precise(model)
+    block = precise_block(model)
     task = _Task(model, block, stream, settings, group, began)
     if settings.method == "loop" or len(stream) <= settings.segment_length:
         contexts = Contexts.of(_loop(model, block, stream).to(model.dtype))
@@ -174,22 +174,22 @@ def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     """A gated block's contexts by the exact scan, held against the loop at several places."""
     model, stream, settings = task.model, task.stream, task.settings
     length = settings.segment_length
-    group, joins = task.group, math.nan
+    group, shared, join_error = task.group, False, 0.0
     if hold:
         states = torch.empty(
             1 + len(stream), model.config.context_dim, dtype=model.dtype, device=model.device
         )
         if group.size > 1:
-            joins = _fill_shares(task, states)
-        if not joins <= settings.tolerance:
+            join_error = _fill_shares(task, states)
+            shared = join_error <= settings.tolerance
+        if not shared:
             LinearScan(model, stream, length).fill(states)
+            join_error = 0.0
         contexts = Contexts.of(states[1:])
     else:
         contexts = Contexts(len(stream), None, LinearScan(model, stream, length).read)
-    shared = joins <= settings.tolerance
     runs = _checked_runs(task, contexts, group if shared else ALONE)
-    # Both are bound by reading the weights, however many streams read with them, so the runs are not shared
-    # out: the first process does the one, the last one the other.
+    # The first process does the one, the last one the other: sharing either out brought nothing (LOG.md).
     loop_error = _linear_check(task, contexts, runs) if group.rank == 0 else 0.0
     forgets = _linear_memory(task) if group.rank == group.size - 1 else 0.0
     loop_error, forgets = (
@@ -202,9 +202,7 @@ def _linear(task: _Task, hold: bool) -> tuple[Contexts, ScanRecord]:
         )
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     segments = Segments(length, -(-len(stream) // length), int(min(forgets, len(stream))))
-    return contexts, task.record(
-        segments, loop_error, joins if shared else 0.0, len(runs.unique()), "linear", hold
-    )
+    return contexts, task.record(segments, loop_error, join_error, len(runs.unique()), "linear", hold)
 
 
 def _fill_shares(task: _Task, states: Tensor) -> float:
@@ -313,7 +311,7 @@ class _Tables:
             table = F.linear(embeds, weight[:, self.context_dim :], layer.linear.bias)
             self.layers.append((weight[:, : self.context_dim].t(), table, layer.norm))
 
-    def empty(self, segments: "Segments", count: int) -> Tensor:
+    def empty(self, segments: Segments, count: int) -> Tensor:
         """Room for the contexts of `count` segments, [count, length, C], in the model's precision."""
         return torch.empty(
             count, segments.length, self.context_dim, dtype=self._dtype, device=self.row.device
@@ -432,7 +430,7 @@ def tokens_until_forgotten(
     return math.inf
 
 
-def _precise(model: TandemForCausalLM) -> AnyContextBlock:
+def precise_block(model: TandemForCausalLM) -> AnyContextBlock:
     """The model's ContextBlock in double precision; a plain copy where the device has none."""
     block = copy.deepcopy(model.context_block)
     return block if model.device.type == "mps" else block.double()

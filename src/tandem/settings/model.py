@@ -50,4 +50,4 @@ class ContextSettings(Section):
     tolerance: PositiveFloat = 1e-5
     """Largest allowed difference (absolute, per element) between scan and loop; more is an error."""
     check_tokens: Positive = 2048
-    """Tokens on which the scan is compared with the loop, each time; never fewer than four segments."""
+    """Tokens on which the scan is compared with the loop, each time; about four segments at least."""
