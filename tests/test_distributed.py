@@ -162,7 +162,7 @@ def test_all_processes_leave_a_folder_that_holds_another_model(text_file: Path, 
 CONTEXTS = """
 import json
 import torch
-from tandem.contexts import Stream, compute_contexts, scan
+from tandem.contexts import Stream, compute_contexts, gated
 from tandem.group import ALONE, process_group
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.model.modeling_tandem import GatedLayer
@@ -197,7 +197,7 @@ with process_group(torch.device("cpu")) as group:
                 layer.spread_memory()
         stream = Stream.of(model, torch.randint(40, (12_001,)))
         settings = ContextSettings(segment_length=100, check_tokens=200, keep=keep)
-        scan.GatedLayer = Hasty if hasty else GatedLayer
+        gated.GatedLayer = Hasty if hasty else GatedLayer
         made, record = compute_contexts(model, stream, settings, group=group)
         alone, _ = compute_contexts(model, stream, settings, group=ALONE)
         difference = float((made.whole() - alone.whole()).abs().max())

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from tandem import TandemConfig, TandemForCausalLM
 from tandem.contexts import Stream, compute_contexts
-from tandem.model import linear_recurrence, sequential_contexts
+from tandem.model import sequential_contexts
+from tandem.model.modeling_tandem import linear_recurrence
 from tandem.settings import ContextSettings
 
 # SPEC section 1, with the seed's sizes

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tandem.contexts.stream import AnyRestarts
+from tandem.contexts.stream import AnyRestarts, restarted
 from tandem.model import AnyContextBlock
 
 
@@ -20,7 +20,7 @@ def previous_contexts(
     before = contexts[at - 1]  # position 0 takes index -1, the last
     if lead is not None:
         before = torch.where((at == 0)[:, None], lead, before)
-    return before if restart is None else before.masked_fill(restart[at][:, None], 0.0)
+    return restarted(before, restart, at)
 
 
 def swept(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem.contexts.stream import AnyRestarts
+from tandem.contexts.stream import AnyRestarts, restarted
 
 PIECE_TOKENS = 65_536
 """About so many tokens' contexts are computed at once where they are not held."""
@@ -39,9 +39,7 @@ class Window:
         local = at - self.first
         before = self.contexts[local - 1]  # position 0 takes index -1, put right below
         before = torch.where((local == 0)[:, None], self.lead, before)
-        if restart is not None:
-            before = before.masked_fill(restart[at][:, None], 0.0)
-        return before, self.contexts[local]
+        return restarted(before, restart, at), self.contexts[local]
 
 
 class Contexts:

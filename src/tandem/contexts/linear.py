@@ -1,12 +1,13 @@
 """The exact parallel scan of gated blocks: their recurrence is linear in the state, so nothing is burnt in.
 
-The stream is cut into segments that run side by side from a zero state. What a segment would have made of
-another start is that start times the product of all that it keeps, so one short pass over the segments
-gives every true start, and one multiplication and addition an element all states (Blelloch 1990, "Prefix
-sums and their applications", on blocks). Layer after layer, since the gates of a layer read the states of
-the layer below.
+The stream is cut into chunks, and a chunk into segments that run side by side, twice. First from a zero
+state, for what each ends with and for the product of all that it keeps: what it would have made of another
+start is that start times the product, so one short pass over the segments gives every true start. Then from
+those, into the result (Blelloch 1990, "Prefix sums and their applications", on blocks). Layer after layer,
+since the gates of a layer read the states of the layer below.
 """
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,13 +15,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tandem.contexts.stream import Stream
-from tandem.model import GatedContextBlock, TandemForCausalLM, linear_recurrence
+from tandem.model import GatedContextBlock, TandemForCausalLM
 from tandem.model.modeling_tandem import GatedLayer
 
-TOKENS_AT_ONCE = 4096
-"""Tokens whose gates and states are held at once beside the result: they should stay in a CPU's cache."""
 TABLE_REPEATS = 4
 """What layers read of a token is tabulated on streams with so many times more tokens than distinct ones."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Tokens of a chunk, whose gates are held at once beside the result, and of a segment of it."""
+
+    chunk: int
+    segment: int
+
+
+ON_CPU = Cut(2048, 64)  # gates should stay in its cache
+ON_GPU = Cut(65_536, 256)  # some thousand operations for a million tokens, large ones; not measured
+
+
+def cut_for(device: torch.device) -> Cut:
+    """How a stream is cut on this device."""
+    return ON_CPU if device.type == "cpu" else ON_GPU
 
 
 class _FromTokens:
@@ -39,22 +55,18 @@ class _FromTokens:
             self._tables = self._made(distinct)
 
     def of(self, first: int, last: int) -> list[Tensor]:
-        """Of the tokens first..last-1, by layer."""
+        """Of the tokens first..last-1, by layer; tensors of their own."""
         ids = self._stream.ids[first:last]
         if self._tables is None:
             return self._made(ids)
         rows = self._row[ids]
-        return [table[rows] for table in self._tables]
+        # Not table[rows], which took four times as long on a CPU (LOG.md).
+        return [table.index_select(0, rows) for table in self._tables]
 
     def _made(self, ids: Tensor) -> list[Tensor]:
         embeds = self._model.embed(ids)
         width = embeds.shape[1]
         return [F.linear(embeds, layer.weight[:, :width], layer.bias) for layer in self._layers]
-
-
-def chunk_tokens(segment_length: int) -> int:
-    """Tokens that are computed at once: whole segments."""
-    return max(1, TOKENS_AT_ONCE // segment_length) * segment_length
 
 
 class LinearScan:
@@ -64,19 +76,16 @@ class LinearScan:
     `start` [C] is the context before the first token; none is zero.
     """
 
-    def __init__(
-        self, model: TandemForCausalLM, stream: Stream, segment_length: int, start: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: TandemForCausalLM, stream: Stream, start: Tensor | None = None) -> None:
         block = model.context_block
         assert isinstance(block, GatedContextBlock)
-        self._stream, self._segment_length = stream, segment_length
-        self._chunk = chunk_tokens(segment_length)
+        self._stream, self._cut = stream, cut_for(model.device)
         self._layers = [cast(GatedLayer, layer) for layer in block.layers]
         self._from_tokens = _FromTokens(model, self._layers, stream)
         # Before each chunk, of which `_reached` are there. One tensor: a small one for each, between the
         # large ones that come and go, would keep their memory from being used again (LOG.md).
         self._states = torch.zeros(
-            1 + len(stream) // self._chunk, block.context_dim, dtype=model.dtype, device=model.device
+            1 + len(stream) // self._cut.chunk, block.context_dim, dtype=model.dtype, device=model.device
         )
         if start is not None:
             self._states[0] = start
@@ -84,15 +93,16 @@ class LinearScan:
 
     def reach(self, token: int) -> None:
         """Make sure that the state before the chunk of this token is there."""
-        while self._reached <= token // self._chunk:
+        length = self._cut.chunk
+        while self._reached <= token // length:
             chunk = self._reached - 1
-            self.read(chunk * self._chunk, (chunk + 1) * self._chunk)
+            self.read(chunk * length, (chunk + 1) * length)
 
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
         self.reach(first)
         last = min(last, len(self._stream))
-        origin = first // self._chunk * self._chunk
+        origin = first // self._cut.chunk * self._cut.chunk
         states = self._states.new_empty(1 + last - origin, self._states.shape[1])
         self._fill(origin, states)
         return states[1 + first - origin :]
@@ -103,14 +113,15 @@ class LinearScan:
 
     def _fill(self, origin: int, states: Tensor) -> None:
         """The same of n tokens from `origin` on, where a reached chunk begins, into states [1 + n, C]."""
-        states[0] = self._states[origin // self._chunk]
-        for offset in range(0, len(states) - 1, self._chunk):
-            made = states[offset : offset + self._chunk + 1]
+        length = self._cut.chunk
+        states[0] = self._states[origin // length]
+        for offset in range(0, len(states) - 1, length):
+            made = states[offset : offset + length + 1]
             begin, end = origin + offset, origin + offset + len(made) - 1
             restart = None if self._stream.restart is None else self._stream.restart[begin:end]
-            _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), restart, self._segment_length)
-            following = end // self._chunk
-            if self._reached == following and end % self._chunk == 0:
+            _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), restart, self._cut.segment)
+            following = end // length
+            if self._reached == following and end % length == 0:
                 self._states[self._reached] = made[-1]
                 self._reached += 1
 
@@ -127,13 +138,13 @@ def _fill_chunk(
     `from_tokens` as of _FromTokens; it is overwritten.
     """
     below: tuple[Tensor, ...] = ()
-    for layer, given, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
+    for layer, made, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
         if below:
             for part, weight in zip(below, layer.weight[:, -2 * layer.width :].chunk(2, dim=1), strict=True):
-                given.addmm_(part, weight.t())
-        keep, add = layer.activated(given)
+                made.addmm_(part, weight.t())
+        keep, add = _activated(layer, made)
         if restart is not None:
-            keep = keep.masked_fill(restart[:, None], 0.0)
+            keep.masked_fill_(restart[:, None], 0.0)
         _recurrence(keep, add, own, segment_length)
         before = own[:-1]
         if restart is not None:
@@ -141,22 +152,42 @@ def _fill_chunk(
         below = (before, own[1:])
 
 
+def _activated(layer: GatedLayer, made: Tensor) -> tuple[Tensor, Tensor]:
+    """`layer.activated(made)` in the memory of `made` [n, 2·width], up to rounding."""
+    forget, write = made.chunk(2, dim=-1)
+    keep = forget.sigmoid_().mul_(layer.most_kept)
+    write.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which itself takes three times as long on a CPU (LOG.md)
+    return keep, write.addcmul_(write, keep, value=-1)
+
+
 def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) -> None:
     """h_t = keep_t ⊙ h_{t-1} + add_t for t = 1..n from h_0, in states [1 + n, w]; keep and add [n, w]."""
-    length = len(keep)
-    segments = -(-length // segment_length)
-    if padding := segments * segment_length - length:
-        keep, add = (F.pad(part, (0, 0, 0, padding)) for part in (keep, add))
-    # [segment_length, S, w]: the step within a segment first, as the recurrence runs over it.
-    keep, add = (part.unflatten(0, (segments, segment_length)).transpose(0, 1) for part in (keep, add))
-    zero = torch.zeros_like(keep[0])
-    local = linear_recurrence(keep, add, zero)
-    kept = linear_recurrence(keep, torch.zeros_like(keep), zero + 1)
-    ends = linear_recurrence(kept[-1], local[-1], states[0])
-    starts = torch.cat((states[:1], ends[:-1]))
-    whole = length // segment_length
-    into = states[1 : 1 + whole * segment_length].unflatten(0, (whole, segment_length)).transpose(0, 1)
-    torch.addcmul(local[:, :whole], kept[:, :whole], starts[:whole], out=into)
-    if padding:
-        rest = segment_length - padding
-        states[1 + length - rest :] = torch.addcmul(local[:rest, -1], kept[:rest, -1], starts[-1])
+    count = len(keep) // segment_length
+    whole = count * segment_length
+    if count > 0:
+        shape = (count, segment_length)
+        keeps, adds, after = (
+            part.unflatten(0, shape).unbind(1) for part in (keep[:whole], add[:whole], states[1 : 1 + whole])
+        )
+        _run(keeps, adds, _starts(keeps, adds, states[0]), after)
+    _run(keep[whole:].unbind(0), add[whole:].unbind(0), states[whole], states[1 + whole :].unbind(0))
+
+
+def _starts(keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor) -> Tensor:
+    """What each of S segments starts with, [S, w], from `start` [w] of the first; arguments as of `_run`."""
+    end, product = adds[0], keeps[0]
+    for keep, add in zip(keeps[1:], adds[1:], strict=True):
+        end, product = torch.addcmul(add, keep, end), product * keep
+    starts = torch.empty_like(end)
+    starts[0] = start
+    _run(product[:-1].unbind(0), end[:-1].unbind(0), start, starts[1:].unbind(0))
+    return starts
+
+
+def _run(
+    keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor, after: tuple[Tensor, ...]
+) -> None:
+    """The recurrence step by step, from `start` into `after`: all [..., w], one of each a step."""
+    state = start
+    for keep, add, out in zip(keeps, adds, after, strict=True):
+        state = torch.addcmul(add, keep, state, out=out)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from tandem.contexts.scan import precise_block
-from tandem.contexts.stream import Stream
+from tandem.contexts.stream import Stream, restarted
+from tandem.contexts.task import precise_block
 from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM
 from tandem.records import MemoryPoint
@@ -32,9 +32,7 @@ def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALON
     dtype = next(block.parameters()).dtype
 
     def read(contexts: Tensor, at: Tensor, ids: Tensor) -> Tensor:
-        if stream.restart is not None:
-            contexts = contexts.masked_fill(stream.restart[at][:, None], 0.0)
-        return block(contexts, model.embed(ids).to(dtype))
+        return block(restarted(contexts, stream.restart, at), model.embed(ids).to(dtype))
 
     contexts = torch.zeros(len(places), block.context_dim, dtype=dtype, device=stream.ids.device)
     for step in range(-WARM_UP, 0):

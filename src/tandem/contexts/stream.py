@@ -77,6 +77,11 @@ AnyRestarts = Restarts | Tensor
 """Of a stream, or as a [T] bool tensor."""
 
 
+def restarted(contexts: Tensor, restart: AnyRestarts | None, at: At) -> Tensor:
+    """What tokens at positions `at` [n] read of the contexts before them [n, C]: zero where they restart."""
+    return contexts if restart is None else contexts.masked_fill(restart[at][:, None], 0.0)
+
+
 @dataclass(frozen=True)
 class Stream:
     """Tokens of one split, in order.

@@ -10,7 +10,6 @@ from tandem.model.modeling_tandem import (
     TandemCache,
     TandemForCausalLM,
     TokenBlock,
-    linear_recurrence,
     sequential_contexts,
 )
 
@@ -28,6 +27,5 @@ __all__ = [
     "TandemConfig",
     "TandemForCausalLM",
     "TokenBlock",
-    "linear_recurrence",
     "sequential_contexts",
 ]

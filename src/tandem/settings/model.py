@@ -44,10 +44,11 @@ class ContextSettings(Section):
     epoch (`recompute`). Memory does not grow with the text but for the first. `auto`: the first of these for
     which half of what is free suffices."""
     segment_length: Positive = 512
-    """Tokens of a segment, burn-in not counted."""
+    """Tokens of a segment of a residual block's scan, burn-in not counted. Streams that are no longer are
+    computed by the loop."""
     burn_in: Positive | Literal["auto"] = "auto"
     """Tokens read before each segment to reach its context; `auto` measures how fast the block forgets."""
     tolerance: PositiveFloat = 1e-5
     """Largest allowed difference (absolute, per element) between scan and loop; more is an error."""
     check_tokens: Positive = 2048
-    """Tokens on which the scan is compared with the loop, each time; about four segments at least."""
+    """Tokens on which the scan is compared with the loop, each time; four segments at least."""

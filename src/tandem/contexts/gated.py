@@ -1,0 +1,150 @@
+"""Contexts of gated blocks by the exact scan: shared among processes, and held against the loop."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tandem.contexts.kept import PIECE_TOKENS, Contexts
+from tandem.contexts.linear import LinearScan, cut_for
+from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
+from tandem.errors import ScanError
+from tandem.group import ALONE, Group
+from tandem.model import sequential_contexts
+from tandem.model.modeling_tandem import GatedLayer
+from tandem.records import ScanRecord
+
+PROBE_STREAMS = 8
+"""Few, where how fast a block forgets is told, but no context depends on it."""
+PROBE_TOKENS = 128
+"""Read at once."""
+CHECKED_PLACES = 32
+"""Of the stream, at which its contexts are held against the loop."""
+
+
+def gated_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
+    """A gated block's contexts by the exact scan, held against the loop at several places.
+
+    Raises ScanError where they differ by more than the tolerance.
+    """
+    model, stream, settings = task.model, task.stream, task.settings
+    group, shared, join_error = task.group, False, 0.0
+    if hold:
+        states = torch.empty(
+            1 + len(stream), model.config.context_dim, dtype=model.dtype, device=model.device
+        )
+        if group.size > 1:
+            join_error = _fill_shares(task, states)
+            shared = join_error <= settings.tolerance
+        if not shared:
+            LinearScan(model, stream).fill(states)
+            join_error = 0.0
+        contexts = Contexts.of(states[1:])
+    else:
+        contexts = Contexts(len(stream), None, LinearScan(model, stream).read)
+    runs = _checked_runs(task, contexts, group if shared else ALONE)
+    # The first process does the one, the last one the other: sharing either out brought nothing (LOG.md).
+    loop_error = _loop_error(task, contexts, runs) if group.rank == 0 else 0.0
+    forgets = _memory(task) if group.rank == group.size - 1 else 0.0
+    loop_error, forgets = (
+        float(group.largest(torch.tensor(value, device=model.device))) for value in (loop_error, forgets)
+    )
+    if not loop_error <= settings.tolerance:
+        raise ScanError(
+            f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
+            f"tolerance {settings.tolerance:.2g}; use --contexts.method loop, or raise --contexts.tolerance"
+        )
+    segments = -(-len(stream) // cut_for(model.device).segment)
+    # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
+    burn_in = int(min(forgets, len(stream)))
+    errors = (loop_error, join_error)
+    return contexts, task.record("linear", segments, burn_in, errors, runs.numel(), hold)
+
+
+def _fill_shares(task: Task, states: Tensor) -> float:
+    """Contexts before and after all tokens into states [1 + T, C]; and how well they join.
+
+    Each process computes its share. It starts from a zero state, as many tokens earlier as should make it
+    forget that: states lie within -1..1, what a layer keeps is bounded, and it begins to forget when the one
+    below has. Whether that was enough, the joins tell.
+    """
+    model, stream, group = task.model, task.stream, task.group
+    layers = len(model.context_block.layers)
+    burn_in = max(
+        1, math.ceil(layers * math.log(task.settings.tolerance / 8) / math.log(GatedLayer.most_kept))
+    )
+    share = group.share(len(stream))
+    start = None
+    if share.start > 0:
+        earlier = stream.part(max(0, share.start - burn_in), share.start)
+        start = LinearScan(model, earlier).read(len(earlier) - 1, len(earlier))[0]
+    own = LinearScan(model, stream.part(share.start, share.stop), start)
+    own.fill(states[share.start : 1 + share.stop])
+    group.complete(states[1:])
+    # The state before its share has been overwritten by the one with which the share before it ends.
+    join_error = states.new_zeros(()) if start is None else (start - states[share.start]).abs().max()
+    return float(group.largest(join_error))
+
+
+def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
+    """Positions [B, n] of the stream, n that follow on each other, where its contexts are checked.
+
+    One run in each of CHECKED_PLACES equal parts: at the start of the stream, at its end, and in the others
+    across an edge between two segments, in every second one between two chunks, where it has such an edge.
+    They count from the start of each process's share. All of a stream that is no longer than what is to be
+    checked.
+    """
+    cut = cut_for(task.model.device)
+    # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.
+    reach = len(contexts) if contexts.held else min(len(contexts), PIECE_TOKENS)
+    tokens = -(-max(task.settings.check_tokens, 4 * cut.segment) // CHECKED_PLACES)
+    if CHECKED_PLACES * tokens >= reach:
+        return torch.arange(reach)[None]
+    origins = [Group(rank, group.size).share(len(contexts)).start for rank in range(group.size)]
+    starts = [0]
+    for number in range(1, CHECKED_PLACES - 1):
+        first, end = (reach * (number + more) // CHECKED_PLACES for more in (0, 1))
+        last_edge = end - tokens + tokens // 2
+        origin = max(start for start in origins if start <= last_edge)
+        units = (cut.chunk, cut.segment) if number % 2 == 1 else (cut.segment,)
+        edges = (last_edge - (last_edge - origin) % unit for unit in units)
+        starts.append(next((at for edge in edges if (at := edge - tokens // 2) >= first), first))
+    return torch.tensor([*starts, reach - tokens])[:, None] + torch.arange(tokens)
+
+
+def _loop_error(task: Task, contexts: Contexts, runs: Tensor) -> float:
+    """The largest difference between the contexts and the loop's, at positions `runs` [B, n].
+
+    The loop runs over all of them side by side: from zero at the start of the stream, elsewhere from the
+    scan's own context before the run. No burn-in could hide an error from it: what is right from each token
+    to the next, and at the start, is right everywhere.
+    """
+    stream = task.stream
+    runs = runs.to(stream.ids.device)
+    window = contexts.window(0, int(runs.max()) + 1)
+    before, after = window.around(runs.flatten(), None)
+    precise = next(task.block.parameters()).dtype
+    exact = sequential_contexts(
+        task.block,
+        task.model.embed(stream.ids[runs]).to(precise),
+        before.unflatten(0, runs.shape)[:, 0].to(precise),
+        None if stream.restart is None else stream.restart[runs],
+    )[1]
+    return float((after.unflatten(0, runs.shape) - exact).abs().max())
+
+
+def _memory(task: Task) -> float:
+    """Tokens after which the block has forgotten; in its own precision, which is enough to tell."""
+    model, stream = task.model, task.stream
+    block = model.context_block
+    places, pair = task.probes(PROBE_STREAMS, next(block.parameters()))
+    for first in range(0, LONGEST_BURN_IN, PROBE_TOKENS):
+        at = ((places + first)[:, None] + torch.arange(PROBE_TOKENS, device=places.device)) % len(stream)
+        at = at.repeat(2, 1)
+        restart = None if stream.restart is None else stream.restart[at]
+        _, contexts = block.unroll(model.embed(stream.ids[at]), pair, restart)
+        forgotten = task.agree(contexts)
+        if forgotten.any():
+            return MARGIN * (first + 1 + int(forgotten.int().argmax()))
+        pair = contexts[:, -1]
+    return math.inf

@@ -1,0 +1,205 @@
+"""The segment-parallel scan of residual blocks: sequential contexts of a stream in about one pass of work.
+
+The stream is cut into S segments that run side by side, each from a zero state with a burn-in: it first
+reads the tokens before it, until what the block remembers of anything earlier is below the tolerance (SPEC
+section 6). How far that is depends on the block and is measured, twice: at every join of two segments, where
+the state that left the first must equal the state with which the second starts; and against the sequential
+loop on the first tokens of the stream.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tandem.contexts.kept import PIECE_TOKENS, Contexts
+from tandem.contexts.stream import restarted
+from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
+from tandem.errors import ScanError
+from tandem.model import ContextBlock
+from tandem.model.modeling_tandem import ContextLayer
+from tandem.records import ScanRecord
+
+PROBE_STREAMS = 32
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How a stream is cut: `count` segments of `length` tokens, each after `burn_in` tokens."""
+
+    length: int
+    count: int
+    burn_in: int
+
+
+def residual_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
+    """A residual block's contexts by segments with a burn-in, held against the loop and at every join.
+
+    Raises ScanError where they differ by more than the tolerance.
+    """
+    stream, settings = task.stream, task.settings
+    length = settings.segment_length
+    tables = _Tables(task)
+    automatic = settings.burn_in == "auto"
+    burn_in = _measured_burn_in(tables, task) if settings.burn_in == "auto" else settings.burn_in
+    # At least three joins lie within the part that the loop checks.
+    checked = min(len(stream), max(settings.check_tokens, 4 * length))
+    exact = task.loop(checked)
+    while True:
+        segments = Segments(length, -(-len(stream) // length), burn_in)
+        made, errors = _checked_scan(tables, segments, exact, hold, task)
+        # Not a number in either is not exact enough, and no longer burn-in would mend it.
+        undefined = math.isnan(sum(errors))
+        worst = math.nan if undefined else max(errors)
+        exact_enough = worst <= settings.tolerance
+        if exact_enough or undefined or not automatic or burn_in >= LONGEST_BURN_IN:
+            break
+        burn_in *= 2
+        made = None
+
+    if not exact_enough:
+        raise ScanError(
+            f"the scan's contexts differ from the sequential loop by {worst:.2g}, more than the tolerance "
+            f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock; "
+            "give a longer --contexts.burn-in (or auto), or --contexts.method loop"
+        )
+
+    def read(first: int, last: int) -> Tensor:
+        begin = first // length
+        again = tables.empty(segments, -(-last // length) - begin)
+        _scan(tables, segments, begin, again)
+        return again.flatten(0, 1)[first - begin * length : last - begin * length]
+
+    contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made)
+    return contexts, task.record("scan", segments.count, burn_in, errors, checked, contexts.held)
+
+
+class _Tables:
+    """What a block adds for each distinct token, computed once: table[l] = W_e·e + b, [U, C].
+
+    row    [V] of a token in the tables
+
+    Every ContextLayer reads the same e_t, so its part of the product depends on the token id only.
+    """
+
+    def __init__(self, task: Task) -> None:
+        model, block = task.model, task.block
+        assert isinstance(block, ContextBlock)
+        distinct = task.stream.ids.counts(model.config.vocab_size).nonzero()[:, 0]
+        self.row = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=distinct.device)
+        self.row[distinct] = torch.arange(len(distinct), device=distinct.device)
+        embeds = model.embed(distinct)
+        self.stream = task.stream
+        self.context_dim, self._dtype = block.context_dim, model.dtype
+        self.layers = []
+        for layer in block.layers:
+            assert isinstance(layer, ContextLayer)
+            weight = layer.linear.weight
+            embeds = embeds.to(weight.dtype)
+            table = F.linear(embeds, weight[:, self.context_dim :], layer.linear.bias)
+            self.layers.append((weight[:, : self.context_dim].t(), table, layer.norm))
+
+    def empty(self, segments: Segments, count: int) -> Tensor:
+        """Room for the contexts of `count` segments, [count, length, C], in the model's precision."""
+        return torch.empty(
+            count, segments.length, self.context_dim, dtype=self._dtype, device=self.row.device
+        )
+
+    def step(self, context: Tensor, positions: Tensor) -> Tensor:
+        """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
+        positions = positions.clamp(min=0)
+        context = restarted(context, self.stream.restart, positions)
+        tokens = self.row[self.stream.ids[positions]]
+        for weight, table, norm in self.layers:
+            added = table.index_select(0, tokens).addmm_(context, weight)
+            context = norm(context + F.gelu(added))
+        return context
+
+
+def _checked_scan(
+    tables: _Tables, segments: Segments, exact: Tensor, hold: bool, task: Task
+) -> tuple[Tensor | None, tuple[float, float]]:
+    """Contexts [T, C] by segments, if they are to be held, and their largest differences: from the loop's
+    contexts `exact` [n, C] of the first tokens, and at any join of two segments."""
+    group = task.group
+    checked = -(-len(exact) // segments.length)
+    at_once = segments.count if hold else max(checked, PIECE_TOKENS // segments.length)
+    loop_error, join_error = 0.0, 0.0
+    end = None
+    for first in range(0, segments.count, at_once):
+        count = min(at_once, segments.count - first)
+        share = group.share(count)
+        contexts = tables.empty(segments, count if hold else share.stop - share.start)
+        # Those that the loop checks, in the precision of the scan.
+        sample = exact[(first + share.start) * segments.length : (first + share.stop) * segments.length]
+        precise = sample.new_empty(-(-len(sample) // segments.length), segments.length, tables.context_dim)
+        own = _scan(tables, segments, first + share.start, contexts[share] if hold else contexts, precise)
+        if len(sample) > 0:
+            loop_error = _larger(loop_error, precise.flatten(0, 1)[: len(sample)] - sample)
+        if hold:
+            group.complete(contexts)
+        entry, ends = (group.joined(part, count) for part in own)
+        ends = ends if end is None else torch.cat((end[None], ends))
+        joins = (ends[:-1] - entry[-len(ends) + 1 :]) if len(ends) > 1 else ends.new_zeros(1)
+        join_error = _larger(join_error, joins)
+        end = ends[-1]
+    # All processes go on in the same way, though each may round a little differently.
+    loop_error, join_error = (
+        float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error)
+    )
+    made = contexts.flatten(0, 1)[: len(tables.stream)] if hold else None
+    return made, (loop_error, join_error)
+
+
+def _larger(error: float, differences: Tensor) -> float:
+    """The largest so far; not a number once any was not one."""
+    found = float(differences.abs().max())
+    return found if math.isnan(found) or found > error else error
+
+
+def _scan(
+    tables: _Tables, segments: Segments, first: int, contexts: Tensor, precise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Contexts of consecutive segments, of which `first` is the number of the first, into [S, length, C].
+
+    Those of the first P of them also into `precise` [P, length, C], in the precision of the scan. Returns
+    what each starts and ends with, both [S, C], in that precision too. Past the end of the stream the last
+    token is read again.
+    """
+    total = len(tables.stream)
+    starts = torch.arange(first, first + len(contexts), device=tables.row.device) * segments.length
+    context = tables.layers[0][1].new_zeros(len(starts), tables.context_dim)
+    entry = context
+    for step in range(-segments.burn_in, segments.length):
+        if step == 0:
+            entry = context  # what each segment starts with: must equal what its predecessor ends with
+        positions = (starts + step).clamp(max=total - 1)
+        if step <= 0:
+            context = context.masked_fill((positions <= 0)[:, None], 0.0)  # the stream itself starts at zero
+        context = tables.step(context, positions)
+        if step >= 0:
+            contexts[:, step] = context
+            if precise is not None:
+                precise[:, step] = context[: len(precise)]
+    return entry, context
+
+
+def _measured_burn_in(tables: _Tables, task: Task) -> int:
+    """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
+    places, pair = task.probes(PROBE_STREAMS, next(task.block.parameters()))
+    needed = math.inf
+    for count in range(1, LONGEST_BURN_IN + 1):
+        at = (places + count - 1) % len(task.stream)
+        pair = tables.step(pair, at.repeat(2))
+        if count % 8 == 0 and task.agree(pair):
+            needed = MARGIN * count
+            break
+    longest = float(task.group.largest(torch.tensor(needed, device=task.model.device)))
+    if longest == math.inf:
+        raise ScanError(
+            f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "
+            "cannot be computed in segments; use --contexts.method loop, or smaller --model.weight-init-std"
+        )
+    return int(longest)
