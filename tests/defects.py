@@ -179,13 +179,13 @@ def head_trained_by_accident(patch: Patch) -> None:
 
 def parameters_left_out(patch: Patch) -> None:
     """The optimizer is given the second one of two token layers only."""
-    real = phase2.decayed_apart
+    real = phase2.adamw
 
-    def fewer(parameters: Any, weight_decay: float) -> Any:
+    def fewer(parameters: Any, weight_decay: float, lr: float) -> Any:
         left = list(parameters)
-        return real(left[len(left) // 2 :], weight_decay)
+        return real(left[len(left) // 2 :], weight_decay, lr)
 
-    patch.setattr(phase2, "decayed_apart", fewer)
+    patch.setattr(phase2, "adamw", fewer)
 
 
 def phase1_of_another_seed(patch: Patch) -> None:

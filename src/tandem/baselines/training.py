@@ -11,7 +11,7 @@ from tandem.metrics import Score, perplexity
 from tandem.records import Epoch, TrainingRecord
 from tandem.settings import Gpt2Settings, LstmSettings
 from tandem.training.epochs import Epochs
-from tandem.training.optimizer import cosine_share, decayed_apart
+from tandem.training.optimizer import adamw, clip_gradients, cosine_share
 from tandem.training.progress import OnTick
 
 # The losses of one epoch: of every step the mean NLL in nats (a scalar with gradient) and of how many tokens.
@@ -51,7 +51,8 @@ def train(
     that epoch and the record. Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
     watch = Epochs(course.title, f"{course.section}.lr", settings.max_epochs, on_tick)
-    optimizer = torch.optim.AdamW(decayed_apart(model.parameters(), settings.weight_decay), lr=settings.lr)
+    parameters = list(model.parameters())
+    optimizer = adamw(parameters, settings.weight_decay, settings.lr)
     steps = course.epoch_steps * settings.max_epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: cosine_share(step, steps, round(steps * course.warm_up))
@@ -63,7 +64,7 @@ def train(
         for step, (loss, tokens) in enumerate(losses_of_epoch(), start=1):
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            norm = clip_gradients(parameters, settings.max_grad_norm)
             value = float(loss.detach())
             if not (value < math.inf and torch.isfinite(norm)):
                 watch.not_finite(value, f"step {step}")

@@ -19,7 +19,7 @@ from tandem.training.dropout import Dropouts, Drops, dropped
 from tandem.training.epochs import Epochs
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for
-from tandem.training.optimizer import decayed_apart, linear_share
+from tandem.training.optimizer import adamw, linear_share
 from tandem.training.progress import OnTick, silent
 from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
@@ -153,7 +153,7 @@ class _Course:
         execution: Execution,
     ) -> "_Course":
         """Before the first step. Without a weight decay AdamW is Adam."""
-        optimizer = torch.optim.AdamW(decayed_apart(parameters, settings.weight_decay), lr=settings.lr)
+        optimizer = adamw(parameters, settings.weight_decay, settings.lr)
         steps = settings.max_epochs * math.ceil((len(stream) - 1) / settings.batch_positions)
         shares: dict[str, Callable[[int], float]] = {
             "constant": lambda _: 1.0,

@@ -27,7 +27,7 @@ from tandem.settings import PredictionSettings
 from tandem.training.dropout import Dropouts, dropped
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import START_SIZES, generator_for
-from tandem.training.optimizer import decayed_apart, linear_share
+from tandem.training.optimizer import adamw, linear_share
 from tandem.training.progress import OnTick, Tick, silent
 from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
@@ -91,8 +91,8 @@ def train_predictive_contexts(
         }
     )
     with training_only(learners, learners) as trained:
-        groups = decayed_apart(trained.parameters, settings.decay_per_epoch / (settings.lr * epoch_steps))
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=model.device.type != "mps")
+        decay = settings.decay_per_epoch / (settings.lr * epoch_steps)
+        optimizer = adamw(trained.parameters, decay, settings.lr, BETAS)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
         )

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tandem.errors import is_out_of_memory
 from tandem.training.execution import Execution
+from tandem.training.optimizer import clip_gradients
 
 PartLoss = Callable[[slice], Tensor]
 """Rows of a step's batch → the mean loss over them, a scalar with gradients."""
@@ -77,7 +78,7 @@ class Steps:
         Calls `not_finite` with the loss, and takes no step, where the loss or the gradient is not finite.
         """
         loss = self._backward(rows, loss_of)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        norm = clip_gradients(self._parameters, self._max_grad_norm)
         value = float(self.group.total(loss))
         if not (value < math.inf and torch.isfinite(norm)):
             not_finite(value)
