@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tandem.contexts import (
+    PIECE_TOKENS,
     Contexts,
     ContextsSample,
     Stream,
@@ -25,7 +26,7 @@ from tandem.contexts import (
 from tandem.contexts import stream as stream_module
 from tandem.contexts.task import Task
 from tandem.errors import ScanError
-from tandem.group import Group
+from tandem.group import ALONE, Group
 from tandem.model import TandemConfig, TandemForCausalLM, modeling_tandem, sequential_contexts
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings, Phase1Settings
@@ -42,7 +43,7 @@ def block_and_stream(boundary: str = "carry", **more: object) -> tuple[TandemFor
         TandemConfig(**{**sizes, "boundary": boundary, "bos_token_id": 0, "weight_init_std": 0.25, **more})
     ).eval()
     initialize_block(model.context_block, model, generator_for(0, "test"))
-    ids = torch.randint(1, 120, (TOKENS,))
+    ids = torch.randint(1, model.config.vocab_size, (TOKENS,))
     ids[::97] = 0
     return model, Stream.of(model, ids)
 
@@ -168,9 +169,8 @@ def test_what_the_first_position_and_a_restart_read() -> None:
     ("cut", "segments"),
     [
         (linear.Cut(600, 200), 15),
-        (linear.Cut(16_384, 200), 15),
+        (linear.Cut(16_000, 200), 15),
         (linear.Cut(1024, 32), 94),  # neither divides the stream
-        (linear.Cut(7, 64), 47),  # chunks shorter than a segment
         (linear.Cut(1000, 1), TOKENS),
     ],
 )
@@ -184,6 +184,12 @@ def test_the_linear_scan_of_a_gated_block_equals_the_loop(
     assert record.method == "linear"
     assert (record.segments, record.join_error) == (segments, 0.0)
     assert record.loop_error <= 1e-5
+
+
+def test_a_stream_that_reads_few_tokens_twice_needs_no_table() -> None:
+    model, stream = block_and_stream(cell="gated", vocab_size=2000)
+    contexts, _ = compute_contexts(model, stream, ContextSettings(segment_length=200))
+    assert float((contexts.whole() - loop(model, stream)).abs().max()) <= 1e-5
 
 
 @pytest.mark.parametrize("boundary", ["carry", "reset"])
@@ -257,10 +263,13 @@ def test_records_that_told_of_held_contexts_are_read() -> None:
 
 
 @pytest.mark.parametrize("keep", ["memory", "recompute"])
+@pytest.mark.parametrize(
+    ("cut", "repeats"), [(linear.Cut(600, 200), 1), (linear.ON_CPU, 1), (linear.ON_CPU, 24)]
+)
 def test_a_linear_scan_whose_chunks_do_not_follow_on_each_other_is_an_error(
-    keep: str, monkeypatch: pytest.MonkeyPatch
+    keep: str, cut: linear.Cut, repeats: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "ON_CPU", linear.Cut(600, 200))
+    monkeypatch.setattr(linear, "ON_CPU", cut)
     real = linear._fill_chunk
 
     def wrong(states: torch.Tensor, *arguments: Any) -> None:
@@ -270,8 +279,40 @@ def test_a_linear_scan_whose_chunks_do_not_follow_on_each_other_is_an_error(
 
     monkeypatch.setattr(linear, "_fill_chunk", wrong)
     model, stream = block_and_stream(cell="gated")
+    stream = Stream.of(model, stream.ids[:].repeat(repeats))
     with pytest.raises(ScanError, match="differ from the sequential loop"):
         compute_contexts(model, stream, ContextSettings(segment_length=200, keep=keep))
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("cut", [linear.ON_CPU, linear.ON_GPU])
+def test_edges_between_chunks_are_checked_wherever_there_are_any(
+    cut: linear.Cut, processes: int, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "ON_CPU", cut)
+    model, _ = block_and_stream(cell="gated")
+    lengths = torch.randint(2, 200_000, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    for length in (*lengths, 2049, 2050, 4097, 16_385, 65_536, 65_537, 131_072, 1_000_000):
+        stream = Stream.of(model, torch.ones(length, dtype=torch.long))
+        kept = torch.empty(length, 0) if held else None
+        contexts = Contexts(length, kept, lambda *_: torch.empty(0))
+        group = Group(0, processes) if held else ALONE
+        runs = gated._checked_runs(
+            Task(model, model.context_block, stream, ContextSettings(), group, 0.0), contexts, group
+        )
+        reach = length if held else min(length, PIECE_TOKENS)
+        assert (int(runs.min()), int(runs.max())) == (0, reach - 1)
+        assert (runs.diff() == 1).all()
+        checked = len(runs.unique())
+        assert checked == reach if reach < 6144 else checked == runs.numel() == 2048
+        shares = [Group(rank, group.size).share(length) for rank in range(group.size)]
+        edges = {edge for share in shares for edge in range(share.start, share.stop, cut.chunk)} - {0}
+        edges = {edge for edge in edges if edge < reach}
+        crossed = edges & set(runs[:, 1:].flatten().tolist())
+        # A share may end soon after its last chunk began, and of two edges that close only one is crossed.
+        assert len(crossed) >= min(len(edges), 8) - (group.size - 1)
+        assert crossed or not edges
 
 
 @pytest.mark.parametrize(
@@ -328,6 +369,34 @@ def test_runs_that_are_checked_lie_across_edges_of_each_share(monkeypatch: pytes
     for edge in edges:
         assert (edge - (1500 if edge >= 1500 else 0)) % 200 == 0
     assert {1000, 2500} & edges  # between chunks
+
+
+@pytest.mark.parametrize("boundary", ["carry", "reset"])
+@pytest.mark.parametrize("cell", ["residual", "gated"])
+def test_how_soon_a_block_forgets_is_told_by_two_streams_at_several_places(cell: str, boundary: str) -> None:
+    """Read step by step, from zero and from random starts; and half of that more."""
+    model, stream = block_and_stream(boundary, cell=cell, context_layers=1)
+    if cell == "gated":
+        with torch.no_grad():
+            model.context_block.layers[0].bias[:30] = 4.0
+    _, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
+    count = 32 if cell == "residual" else 8
+    places = torch.linspace(0, TOKENS - 1, count + 1)[:-1].long()
+    block = model.context_block.double() if cell == "residual" else model.context_block
+    random = torch.randn(count, 30, generator=torch.Generator().manual_seed(0))
+    pair = torch.cat((torch.zeros(count, 30), torch.nn.functional.layer_norm(random, (30,))))
+    pair = pair.to(next(block.parameters()).dtype)
+    needed, apart = 0, torch.tensor(1.0)
+    while apart > 1e-5 / 4 or (cell == "residual" and needed % 8 > 0):
+        at = ((places + needed) % TOKENS).repeat(2)
+        pair = pair if stream.restart is None else pair.masked_fill(stream.restart[at][:, None], 0.0)
+        with torch.no_grad():
+            pair = block(pair, model.embed(stream.ids[at]).to(pair.dtype))
+        apart = (pair[:count] - pair[count:]).abs().max()
+        needed += 1
+    assert record.burn_in == int(1.5 * needed)
+    if cell == "gated" and boundary == "carry":
+        assert needed > gated.PROBE_TOKENS
 
 
 def test_a_gated_block_forgets_even_with_its_gates_wide_open() -> None:

@@ -171,7 +171,14 @@ from tandem.settings import ContextSettings
 class Hasty:
     most_kept = 0.5
 
-results = []
+results, checked = [], []
+checked_runs = gated._checked_runs
+
+def watched(task, contexts, group):
+    checked.append(group)
+    return checked_runs(task, contexts, group)
+
+gated._checked_runs = watched
 with process_group(torch.device("cpu")) as group:
     for cell, boundary, keep, hasty in (
         ("gated", "carry", "memory", False),
@@ -198,10 +205,13 @@ with process_group(torch.device("cpu")) as group:
         stream = Stream.of(model, torch.randint(40, (12_001,)))
         settings = ContextSettings(segment_length=100, check_tokens=200, keep=keep)
         gated.GatedLayer = Hasty if hasty else GatedLayer
+        checked.clear()
         made, record = compute_contexts(model, stream, settings, group=group)
-        alone, _ = compute_contexts(model, stream, settings, group=ALONE)
+        shares = [of.size for of in checked]
+        alone, record_alone = compute_contexts(model, stream, settings, group=ALONE)
         difference = float((made.whole() - alone.whole()).abs().max())
-        results.append([group.size, record.kept, difference, record.join_error, record.loop_error])
+        same = record.burn_in == record_alone.burn_in and record.checked_tokens == record_alone.checked_tokens
+        results.append([shares, same, record.kept, difference, record.join_error, record.loop_error])
     if group.leads:
         print(json.dumps(results))
 """
@@ -215,9 +225,11 @@ def test_processes_share_the_contexts(tmp_path: Path) -> None:
     script = tmp_path / "contexts.py"
     script.write_text(CONTEXTS, "utf-8")
     results = json.loads(launched(2, script).splitlines()[-1])
-    assert [kept for _, kept, *_ in results] == ["memory"] * 3 + ["recompute", "memory", "recompute"]
-    for number, (size, _, difference, join_error, loop_error) in enumerate(results):
-        assert size == 2
+    # Edges of whose shares are checked: of both processes' where they are used; residual ones have joins.
+    assert [shares for shares, *_ in results] == [[2], [2], [1], [1], [], []]
+    assert [kept for _, _, kept, *_ in results] == ["memory"] * 3 + ["recompute", "memory", "recompute"]
+    for number, (_, same, _, difference, join_error, loop_error) in enumerate(results):
+        assert same
         assert (difference == 0) if number == 2 else (difference <= 1e-6)
         assert join_error <= 1e-5
         assert loop_error <= 1e-5

@@ -15,7 +15,7 @@ from tandem.model.modeling_tandem import GatedLayer
 from tandem.records import ScanRecord
 
 PROBE_STREAMS = 8
-"""Few, where how fast a block forgets is told, but no context depends on it."""
+"""Few: no context that is trained on depends on how fast a block forgets; the audit reads twice as far."""
 PROBE_TOKENS = 128
 """Read at once."""
 CHECKED_PLACES = 32
@@ -58,7 +58,7 @@ def gated_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     burn_in = int(min(forgets, len(stream)))
     errors = (loop_error, join_error)
-    return contexts, task.record("linear", segments, burn_in, errors, runs.numel(), hold)
+    return contexts, task.record("linear", segments, burn_in, errors, len(runs.unique()), hold)
 
 
 def _fill_shares(task: Task, states: Tensor) -> float:
@@ -89,27 +89,41 @@ def _fill_shares(task: Task, states: Tensor) -> float:
 def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
     """Positions [B, n] of the stream, n that follow on each other, where its contexts are checked.
 
-    One run in each of CHECKED_PLACES equal parts: at the start of the stream, at its end, and in the others
-    across an edge between two segments, in every second one between two chunks, where it has such an edge.
-    They count from the start of each process's share. All of a stream that is no longer than what is to be
-    checked.
+    At the start of the stream, at its end, across edges between two chunks, up to half of all runs, and
+    elsewhere, evenly spread, across edges between two segments, as far as there are any. No two overlap.
+    Edges count from the start of each process's share. All of a stream that is not three times as long as
+    what is to be checked.
     """
     cut = cut_for(task.model.device)
     # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.
     reach = len(contexts) if contexts.held else min(len(contexts), PIECE_TOKENS)
     tokens = -(-max(task.settings.check_tokens, 4 * cut.segment) // CHECKED_PLACES)
-    if CHECKED_PLACES * tokens >= reach:
-        return torch.arange(reach)[None]
+    parts = 3 * CHECKED_PLACES
+    if parts * tokens > reach:
+        tokens = -(-reach // CHECKED_PLACES)
+        everywhere = sorted({min(first, reach - tokens) for first in range(0, reach, tokens)})
+        return torch.tensor(everywhere)[:, None] + torch.arange(tokens)
+
+    starts = [0, reach - tokens]
+
+    def add(edge: int) -> bool:
+        start = edge - tokens // 2
+        free = len(starts) < CHECKED_PLACES and all(abs(start - other) >= tokens for other in starts)
+        starts.extend([start] * free)
+        return free
+
     origins = [Group(rank, group.size).share(len(contexts)).start for rank in range(group.size)]
-    starts = [0]
-    for number in range(1, CHECKED_PLACES - 1):
-        first, end = (reach * (number + more) // CHECKED_PLACES for more in (0, 1))
-        last_edge = end - tokens + tokens // 2
-        origin = max(start for start in origins if start <= last_edge)
-        units = (cut.chunk, cut.segment) if number % 2 == 1 else (cut.segment,)
-        edges = (last_edge - (last_edge - origin) % unit for unit in units)
-        starts.append(next((at for edge in edges if (at := edge - tokens // 2) >= first), first))
-    return torch.tensor([*starts, reach - tokens])[:, None] + torch.arange(tokens)
+    ends = [*origins[1:], reach]
+    chunks = [
+        edge for at, end in zip(origins, ends, strict=True) for edge in range(at, min(end, reach), cut.chunk)
+    ]
+    for edge in chunks[1 :: max(1, -(-(len(chunks) - 1) // (CHECKED_PLACES // 2)))]:
+        add(edge)
+    for part in (part for first in (1, 2, 3) for part in range(first, parts, 3)):
+        at = reach * part // parts
+        origin = max(start for start in origins if start <= at)
+        add(at - (at - origin) % cut.segment) or add(at)
+    return torch.tensor(sorted(starts))[:, None] + torch.arange(tokens)
 
 
 def _loop_error(task: Task, contexts: Contexts, runs: Tensor) -> float:
@@ -121,16 +135,19 @@ def _loop_error(task: Task, contexts: Contexts, runs: Tensor) -> float:
     """
     stream = task.stream
     runs = runs.to(stream.ids.device)
-    window = contexts.window(0, int(runs.max()) + 1)
-    before, after = window.around(runs.flatten(), None)
+    befores, afters = [], []
+    for run in runs:  # by a window each, as training reads them: those computed again start within the stream
+        before, after = contexts.window(int(run[0]), int(run[-1]) + 1).around(run, None)
+        befores.append(before[0])
+        afters.append(after)
     precise = next(task.block.parameters()).dtype
     exact = sequential_contexts(
         task.block,
         task.model.embed(stream.ids[runs]).to(precise),
-        before.unflatten(0, runs.shape)[:, 0].to(precise),
+        torch.stack(befores).to(precise),
         None if stream.restart is None else stream.restart[runs],
     )[1]
-    return float((after.unflatten(0, runs.shape) - exact).abs().max())
+    return float((torch.stack(afters) - exact).abs().max())
 
 
 def _memory(task: Task) -> float:

@@ -24,14 +24,17 @@ TABLE_REPEATS = 4
 
 @dataclass(frozen=True)
 class Cut:
-    """Tokens of a chunk, whose gates are held at once beside the result, and of a segment of it."""
+    """Tokens of a chunk, whose gates are held at once beside the result, and of each of its segments."""
 
     chunk: int
     segment: int
 
+    def __post_init__(self) -> None:
+        assert self.chunk % self.segment == 0
+
 
 ON_CPU = Cut(2048, 64)  # gates should stay in its cache
-ON_GPU = Cut(65_536, 256)  # some thousand operations for a million tokens, large ones; not measured
+ON_GPU = Cut(16_384, 128)  # fewer operations, larger ones; not measured
 
 
 def cut_for(device: torch.device) -> Cut:
