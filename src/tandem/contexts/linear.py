@@ -159,7 +159,7 @@ def _activated(layer: GatedLayer, made: Tensor) -> tuple[Tensor, Tensor]:
     """`layer.activated(made)` in the memory of `made` [n, 2·width], up to rounding."""
     forget, write = made.chunk(2, dim=-1)
     keep = forget.sigmoid_().mul_(layer.most_kept)
-    write.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which itself takes three times as long on a CPU (LOG.md)
+    write.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which takes several times as long on a CPU (LOG.md)
     return keep, write.addcmul_(write, keep, value=-1)
 
 
