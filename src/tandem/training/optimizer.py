@@ -21,7 +21,7 @@ def adamw(
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    # A seventh of the time of the other one on a CPU (LOG.md).
+    # A third of the time of the other one on a CPU (LOG.md).
     fused = all(parameter.device.type != "mps" for parameter in parameters)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
@@ -29,8 +29,8 @@ def adamw(
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Make the gradient as a whole at most `max_norm` long; returns how long it was.
 
-    As torch's `clip_grad_norm_`, but one that is short enough is not multiplied by 1, which took two thirds
-    of its time on a CPU (LOG.md).
+    As torch's `clip_grad_norm_`, but one that is short enough is not multiplied by 1, which took more than
+    half of its time on a CPU (LOG.md).
     """
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if norm > max_norm:
