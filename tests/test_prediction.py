@@ -19,7 +19,7 @@ from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
 from tandem.training.dropout import Dropout, Dropouts, Drops
 from tandem.training.initialization import generator_for
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import _StepLoss, train_predictive_contexts, windows
+from tandem.training.prediction import train_predictive_contexts, windows
 from tandem.training.progress import Tick
 
 PLAIN = {
@@ -96,31 +96,6 @@ def test_a_sampled_softmax_estimates_the_whole_one() -> None:
     error = torch.tensor(sampled).std() / math.sqrt(len(sampled))
     assert abs(sum(sampled) / len(sampled) - math.exp(full)) < 4 * float(error)
     assert float(error) < 0.05 * math.exp(full)
-
-
-def test_rows_of_the_embedding_gathered_once_give_loss_and_gradients_of_two_gathers() -> None:
-    """An embedding that is not the head's is gathered apart; the gradients of both add up to those of one."""
-    model, stream = model_and_stream()
-    at = torch.randint(1000, (3, 7))
-    drops = Dropouts(PredictionSettings(**PLAIN), 0, "test")
-    results = []
-    for tied in (True, False):
-        if not tied:
-            model.lm_head.weight = torch.nn.Parameter(model.embedding.weight.detach().clone())
-        sampled = SampledSoftmax(torch.ones(50), 21, 10, torch.Generator().manual_seed(0)).of_step
-        model.zero_grad()
-        loss = _StepLoss(model, [model.token_block], stream, at, None, sampled, drops)(slice(1, 3))
-        loss.backward()
-        weights = {model.embedding.weight, model.lm_head.weight}
-        gradient = torch.stack([weight.grad for weight in weights]).sum(0)
-        results.append(
-            (len(weights), float(loss.detach()), gradient, model.context_block.layers[0].weight.grad)
-        )
-    (one, loss, gradient, below), (two, loss_of_two, gradient_of_two, below_of_two) = results
-    assert (one, two) == (1, 2)
-    assert loss == pytest.approx(loss_of_two, rel=1e-6)
-    torch.testing.assert_close(gradient, gradient_of_two)
-    torch.testing.assert_close(below, below_of_two)
 
 
 def test_a_small_vocabulary_is_not_sampled() -> None:

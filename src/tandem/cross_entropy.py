@@ -7,7 +7,6 @@ bf16 in bf16; here the chunk is explicit and the reduction is in (at least) fp32
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,34 +109,19 @@ class SampledSoftmax:
         no_target = (1 - share) ** positions
         self._log_chance = (1 - no_target * (1 - self.negatives / self.vocab_size)).log().float()
 
-    def of_step(self, targets: Tensor) -> "SampledLoss":
-        """The loss of a step with these targets [n]."""
+    def of_step(self, targets: Tensor) -> "Loss":
+        """The loss of a step with these targets [n], or of some of its rows: all share one sample."""
         drawn = torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives]
-        tokens = torch.unique(torch.cat((targets, drawn.to(targets.device))))
-        return SampledLoss(tokens, self._log_chance.to(targets.device)[tokens])
+        sample = torch.unique(torch.cat((targets, drawn.to(targets.device))))
+        log_chance = self._log_chance.to(targets.device)[sample]
 
+        def loss(hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+            logits = hidden @ F.embedding(sample, head).t() - log_chance
+            if bias is not None:
+                logits = logits + bias[sample]
+            return F.cross_entropy(logits.float(), torch.searchsorted(sample, targets))
 
-@dataclass(frozen=True)
-class SampledLoss:
-    """The loss of one step, or of some of its rows: all share one sample.
-
-    tokens        [K] in the sample, in ascending order
-    log_chance    [K] of being in it
-    """
-
-    tokens: Tensor
-    log_chance: Tensor
-
-    def __call__(self, hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
-        """hidden [n, E], head [V, E], targets [n], bias [V] → mean NLL in nats, a scalar with gradients."""
-        return self.by_rows(hidden, F.embedding(self.tokens, head), targets, bias)
-
-    def by_rows(self, hidden: Tensor, rows: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The same from rows [K, E], those of the head that belong to the sample."""
-        logits = hidden @ rows.t() - self.log_chance
-        if bias is not None:
-            logits = logits + bias[self.tokens]
-        return F.cross_entropy(logits.float(), torch.searchsorted(self.tokens, targets))
+        return loss
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]

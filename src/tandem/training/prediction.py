@@ -9,17 +9,16 @@ depth on the contexts that are left, and may start from a head.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tandem.contexts import Stream
-from tandem.cross_entropy import SampledLoss, StepLoss, training_loss
+from tandem.cross_entropy import StepLoss, training_loss
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import perplexity
 from tandem.model import TandemForCausalLM, TokenBlock
@@ -158,34 +157,16 @@ class _StepLoss:
         model, at = self._model, self._at[rows]
         drops = self._drops.rows(rows, len(self._at))
         restart = None if self._stream.restart is None else self._stream.restart[at]
-        targets = self._stream.ids[at + 1].flatten()
-        embeds, nll = self._embedded(self._stream.ids[at])
-        embeds = dropped(drops.embeds, embeds)
+        embeds = dropped(drops.embeds, model.embed(self._stream.ids[at]))
         before = None if self._before is None else self._before[rows]
         previous, current = model.context_block.unroll(embeds, before, restart, drop=drops.contexts)
         self.contexts[rows] = current[:, -1].detach()
+        targets = self._stream.ids[at + 1].flatten()
         losses = []
         for head in self._heads:
             hidden = dropped(drops.output, head(previous, current, embeds, drops.contexts))
-            losses.append(nll(hidden.flatten(0, 1), targets))
+            losses.append(self._loss(hidden.flatten(0, 1), model.lm_head.weight, targets, model.lm_head.bias))
         return torch.stack(losses).mean()
-
-    def _embedded(self, ids: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
-        """Embeddings [B, W, E] of ids [B, W], and the mean NLL as a function of hidden [n, E] and targets."""
-        embedding, head, loss = self._model.embedding, self._model.lm_head, self._loss
-        if not isinstance(loss, SampledLoss) or head.weight is not embedding.weight:
-            return self._model.embed(ids), lambda hidden, targets: loss(
-                hidden, head.weight, targets, head.bias
-            )
-        # Rows that are read, or in the sample, are gathered once: from two gathers come two gradients of the
-        # size of the embedding, nearly all zeros, to be made and added up in every step.
-        tokens, places = torch.unique(torch.cat((ids.flatten(), loss.tokens)), return_inverse=True)
-        rows = embedding(tokens)
-        read, sampled = places.split((ids.numel(), len(loss.tokens)))
-        embeds = F.embedding(read.view_as(ids), self._model.embed_norm(rows))
-        return embeds, lambda hidden, targets: loss.by_rows(
-            hidden, F.embedding(sampled, rows), targets, head.bias
-        )
 
 
 def head_name(head: TokenBlock) -> str:
