@@ -1,11 +1,16 @@
 """What a second process brings to one training: two processes of one thread beside one of one thread.
 
-    python bench/distributed.py predictive [--times 3] [--max-train-bytes 400000] [options of tandem train]
+    python bench/distributed.py predictive [--times 3] [--scaling weak] [--max-train-bytes 400000]
+                                           [options of tandem train]
 
-The same command, `tandem train` with a preset, with and without torchrun, in turn, on the embedded text: the
-same global batches, so the same losses. Efficiency is the seconds of one process over twice those of two; 1
-would be perfect. "whole" is the three phases; "command" all that the clock showed, with the start of Python,
-of torchrun, and what is read and saved.
+The same command, `tandem train` with a preset, with and without torchrun, in turn, on the embedded text.
+Efficiency is the seconds of one process over twice those of two, on the same text and epochs; 1 would be
+perfect. "whole" is the three phases; "command" all that the clock showed, with the start of Python, of
+torchrun, and what is read and saved.
+
+--scaling strong (the default): both take the same global batches, so their losses are the same, and each of
+two processes half of every batch. weak: each process takes a batch of the preset's size, so two take half as
+many steps, of twice the size; what is usual where processes are added to train faster (recipe predictive).
 """
 
 import argparse
@@ -19,6 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tandem.settings import load_settings
+
+BATCHES = ("prediction.streams", "phase2.batch_positions")
+"""What grows with the processes in weak scaling; phase 1's `batch_positions` are those of recipe seed."""
 PARTS = ("phase1", "contexts", "phase2", "whole", "command")
 
 
@@ -47,17 +56,37 @@ def train(processes: int, arguments: list[str], folder: Path) -> dict[str, float
     }
 
 
+def doubled_batches(preset: str, options: list[str]) -> list[str]:
+    """Options of `tandem train` for twice the batches that it would take with these."""
+    settings = load_settings(preset)
+    if settings.recipe != "predictive":
+        sys.exit(f"--scaling weak needs a preset of recipe predictive; {preset} is of {settings.recipe}")
+    if given := [name for name in BATCHES if f"--{name}" in options]:
+        sys.exit(f"--scaling weak doubles what the preset says of {given[0]}; leave --{given[0]} out")
+    values = settings.model_dump()
+    doubled = []
+    for name in BATCHES:
+        section, key = name.split(".")
+        doubled += [f"--{name}", str(2 * values[section][key])]
+    return doubled
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("preset")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--max-train-bytes", type=int, default=400_000)
+    parser.add_argument("--scaling", choices=["strong", "weak"], default="strong")
     chosen, options = parser.parse_known_args()
+    options_of_two = doubled_batches(chosen.preset, options) if chosen.scaling == "weak" else []
     arguments = [chosen.preset, "--data.max-train-bytes", str(chosen.max_train_bytes), *options]
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(chosen.times):
-            pair = [train(count, arguments, Path(folder) / str(count)) for count in (1, 2)]
+            pair = [
+                train(count, [*arguments, *more], Path(folder) / str(count))
+                for count, more in ((1, []), (2, options_of_two))
+            ]
             rounds.append(pair)
             print(json.dumps(pair), file=sys.stderr, flush=True)
     print("| | one process, s | two, s | efficiency | from … to |\n|---|---:|---:|---:|---:|")
@@ -69,7 +98,7 @@ def main() -> None:
             f"{min(shares):.3f} … {max(shares):.3f} |"
         )
     difference = max(abs(one["nll"] - two["nll"]) for one, two in rounds)
-    print(f"\nValidation NLL differs by {difference:.1e} nats at most.")
+    print(f"\nValidation NLL differs by {difference:.1e} nats at most ({chosen.scaling} scaling).")
 
 
 if __name__ == "__main__":

@@ -171,8 +171,9 @@ def head_trained_by_accident(patch: Patch) -> None:
     """The embedding, and with it the head, is handed to the optimizer."""
     real = pipeline.train_token_block
 
-    def with_head(*args: Any, **kwargs: Any) -> Any:
-        return real(*args, **{**kwargs, "train_embedding": True})
+    def with_head(model: Any, train: Any, validation: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs["refresh"] = lambda: (train, validation)
+        return real(model, train, validation, *args, **kwargs)
 
     patch.setattr(pipeline, "train_token_block", with_head)
 

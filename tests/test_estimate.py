@@ -7,10 +7,13 @@ import pytest
 from conftest import tiny
 
 from tandem.cli.main import run
+from tandem.contexts import Stream, compute_contexts
 from tandem.experiment import estimate
 from tandem.experiment.cells import plan
+from tandem.experiment.prepared import prepare
 from tandem.experiment.runner import Unwatched, estimate_experiment
-from tandem.settings import dump_settings
+from tandem.model import TandemForCausalLM
+from tandem.settings import ContextSettings, dump_settings
 from tandem.training.progress import OnTick, Tick
 
 
@@ -65,6 +68,37 @@ def test_a_dry_run_of_one_training_is_told_for_people(
     assert "C2T1, phase 2" in said
     assert "about" in said
     assert not folder.exists()
+
+
+def test_contexts_on_disk_are_told_and_contexts_computed_again_take_time(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token of contexts is made to take a second, so that nothing else of the estimate counts."""
+    monkeypatch.setattr(estimate, "MOMENT_S", 0.05)
+    clock = [0.0]
+
+    def computed(model: TandemForCausalLM, stream: Stream, settings: ContextSettings) -> object:
+        clock[0] += len(stream)
+        return compute_contexts(model, stream, settings)
+
+    monkeypatch.setattr(estimate, "compute_contexts", computed)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
+    told, epochs = {}, 3
+    for keep in ("memory", "disk", "recompute"):
+        settings = tiny(text_file, threads=1, contexts={"keep": keep}, phase2={"max_epochs": epochs})
+        found = estimate_experiment(settings, Unwatched())
+        told[keep] = found.passing_bytes, {part.what: part.seconds_s for part in found.parts}
+    corpus = prepare(settings, lambda _: None).corpus
+    train, validation, width = len(corpus.train), len(corpus.validation), settings.model.context_dim
+    assert [told[keep][0] for keep in told] == [0, 2 * train * width, 0]
+    for part, of_train, of_validation in (
+        ("C1, phase 1", 0, 0),
+        ("C1, contexts and scores", 1, 1),  # the effective rank
+        ("C1T1, phase 2", epochs + 1, epochs),  # and the sample that is kept of them
+    ):
+        held, on_disk, again = (told[keep][1][part] for keep in ("memory", "disk", "recompute"))
+        assert on_disk - held == pytest.approx(of_validation * validation)
+        assert again - on_disk == pytest.approx(of_train * train)
 
 
 def test_workers_share_the_time(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,6 @@ def test_phase_2_changes_just_what_is_counted_as_trained(train_embedding: bool) 
         validation,
         Phase2Settings(max_epochs=2, batch_positions=128, lr=0.01),
         seed=0,
-        train_embedding=train_embedding,
         refresh=refresh if train_embedding else None,
     )
     expected = {"token_block"} | ({"embedding", "lm_head"} if train_embedding else set())

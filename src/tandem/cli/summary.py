@@ -131,6 +131,7 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
     memory = (
         "unknown" if estimate.memory_bytes is None else f"{estimate.memory_bytes / 1e9:.1f} GB at its peak"
     )
+    passing = f", and {estimate.passing_bytes / 1e6:,.0f} MB of contexts in the cache while it trains"
     _print_pairs(
         console,
         {
@@ -138,7 +139,7 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
             "time": f"about {estimate.seconds_s / 60:,.1f} min to the last run, if nothing ends early; "
             "audit and report come on top",
             "memory": memory,
-            "disk": f"{estimate.disk_bytes / 1e6:,.0f} MB",
+            "disk": f"{estimate.disk_bytes / 1e6:,.0f} MB" + (passing if estimate.passing_bytes else ""),
         },
     )
 

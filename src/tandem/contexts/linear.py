@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.contexts.stream import Stream
+from tandem.contexts.stream import Distinct, Stream
 from tandem.model import GatedContextBlock, TandemForCausalLM
 from tandem.model.modeling_tandem import GatedLayer
 
@@ -50,19 +50,17 @@ class _FromTokens:
 
     def __init__(self, model: TandemForCausalLM, layers: list[GatedLayer], stream: Stream) -> None:
         self._model, self._layers, self._stream = model, layers, stream
-        distinct = stream.ids.counts(model.config.vocab_size).nonzero()[:, 0]
+        self._distinct = Distinct(stream.ids, model.config.vocab_size)
         self._tables: list[Tensor] | None = None
-        if len(stream) >= TABLE_REPEATS * len(distinct):
-            self._row = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=distinct.device)
-            self._row[distinct] = torch.arange(len(distinct), device=distinct.device)
-            self._tables = self._made(distinct)
+        if len(stream) >= TABLE_REPEATS * len(self._distinct):
+            self._tables = self._made(self._distinct.ids)
 
     def of(self, first: int, last: int) -> list[Tensor]:
         """Of the tokens first..last-1, by layer; tensors of their own."""
         ids = self._stream.ids[first:last]
         if self._tables is None:
             return self._made(ids)
-        rows = self._row[ids]
+        rows = self._distinct.rows(ids)
         # Not table[rows], which took four times as long on a CPU (LOG.md).
         return [table.index_select(0, rows) for table in self._tables]
 

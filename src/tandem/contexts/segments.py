@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tandem.contexts.kept import PIECE_TOKENS, Contexts
-from tandem.contexts.stream import restarted
+from tandem.contexts.stream import Distinct, restarted
 from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
 from tandem.errors import ScanError
 from tandem.model import ContextBlock
@@ -79,19 +79,15 @@ def residual_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
 class _Tables:
     """What a block adds for each distinct token, computed once: table[l] = W_e·e + b, [U, C].
 
-    row    [V] of a token in the tables
-
     Every ContextLayer reads the same e_t, so its part of the product depends on the token id only.
     """
 
     def __init__(self, task: Task) -> None:
         model, block = task.model, task.block
         assert isinstance(block, ContextBlock)
-        distinct = task.stream.ids.counts(model.config.vocab_size).nonzero()[:, 0]
-        self.row = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=distinct.device)
-        self.row[distinct] = torch.arange(len(distinct), device=distinct.device)
-        embeds = model.embed(distinct)
         self.stream = task.stream
+        self._distinct = Distinct(self.stream.ids, model.config.vocab_size)
+        embeds = model.embed(self._distinct.ids)
         self.context_dim, self._dtype = block.context_dim, model.dtype
         self.layers = []
         for layer in block.layers:
@@ -104,14 +100,14 @@ class _Tables:
     def empty(self, segments: Segments, count: int) -> Tensor:
         """Room for the contexts of `count` segments, [count, length, C], in the model's precision."""
         return torch.empty(
-            count, segments.length, self.context_dim, dtype=self._dtype, device=self.row.device
+            count, segments.length, self.context_dim, dtype=self._dtype, device=self.stream.ids.device
         )
 
     def step(self, context: Tensor, positions: Tensor) -> Tensor:
         """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
         positions = positions.clamp(min=0)
         context = restarted(context, self.stream.restart, positions)
-        tokens = self.row[self.stream.ids[positions]]
+        tokens = self._distinct.rows(self.stream.ids[positions])
         for weight, table, norm in self.layers:
             added = table.index_select(0, tokens).addmm_(context, weight)
             context = norm(context + F.gelu(added))
@@ -169,7 +165,7 @@ def _scan(
     token is read again.
     """
     total = len(tables.stream)
-    starts = torch.arange(first, first + len(contexts), device=tables.row.device) * segments.length
+    starts = torch.arange(first, first + len(contexts), device=tables.stream.ids.device) * segments.length
     context = tables.layers[0][1].new_zeros(len(starts), tables.context_dim)
     entry = context
     for step in range(-segments.burn_in, segments.length):

@@ -61,6 +61,22 @@ class Tokens:
         return counts
 
 
+class Distinct:
+    """The distinct tokens of a stream, ascending, ids [U]: for what depends on a token's id alone."""
+
+    def __init__(self, ids: Tokens, vocab_size: int) -> None:
+        self.ids = ids.counts(vocab_size).nonzero()[:, 0]
+        self._row = torch.zeros(vocab_size, dtype=torch.int64, device=ids.device)
+        self._row[self.ids] = torch.arange(len(self.ids), device=ids.device)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Where in `ids` each of these tokens of the stream stands, of their shape."""
+        return self._row[ids]
+
+
 @dataclass(frozen=True)
 class Restarts:
     """Where a context is zeroed before a token is read: at every `token`. Indexed as the tokens are."""

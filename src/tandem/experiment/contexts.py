@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from typing import Literal
 
 from tandem.contexts import Contexts, Stream, compute_contexts, measure_memory
 from tandem.errors import DataError
@@ -26,6 +27,21 @@ def _sharers(model: TandemForCausalLM, settings: Settings) -> int:
     return 2 * settings.workers * (1 if model.device.type == "cuda" else local_processes())
 
 
+def bytes_on_disk(model: TandemForCausalLM, tokens: int) -> int:
+    """What contexts of so many tokens take there, in bf16."""
+    return 2 * tokens * model.config.context_dim
+
+
+def kept_outside_memory(
+    model: TandemForCausalLM, tokens: int, settings: Settings
+) -> Literal["disk", "recompute"]:
+    """Where contexts of so many training tokens are, if not in memory: as the settings and the room say."""
+    if settings.contexts.keep != "auto":
+        return "recompute" if settings.contexts.keep == "recompute" else "disk"
+    free = shutil.disk_usage(default_cache_dir()).free // _sharers(model, settings)
+    return "disk" if bytes_on_disk(model, tokens) <= free else "recompute"
+
+
 def _train_contexts(
     model: TandemForCausalLM, stream: Stream, settings: Settings, group: Group
 ) -> tuple[Contexts, ScanRecord]:
@@ -33,16 +49,13 @@ def _train_contexts(
     contexts, scan = compute_contexts(
         model, stream, settings.contexts, room_in_memory(model, settings), group
     )
+    if contexts.held or kept_outside_memory(model, len(stream), settings) == "recompute":
+        return contexts, scan
     folder, began = default_cache_dir(), time.perf_counter()
-    if contexts.held or settings.contexts.keep == "recompute":
-        return contexts, scan
-    size = 2 * len(stream) * model.config.context_dim
-    free = shutil.disk_usage(folder).free // _sharers(model, settings)
-    if settings.contexts.keep == "auto" and size > free:
-        return contexts, scan
     try:
         contexts, rounding = contexts.on_disk(folder)
     except OSError as error:
+        size = bytes_on_disk(model, len(stream))
         raise DataError(
             f"contexts cannot be kept in {folder} ({error.strerror or error}): they take "
             f"{size / 1e6:,.0f} MB; make room, set TANDEM_CACHE to another folder, or use "

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from tandem.contexts import PIECE_TOKENS, compute_contexts, held_in_memory, measure_memory
 from tandem.experiment.baseline import measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims
-from tandem.experiment.contexts import room_in_memory
+from tandem.experiment.contexts import bytes_on_disk, kept_outside_memory, room_in_memory
 from tandem.experiment.machine import PeakMemory
 from tandem.experiment.pipeline import train_contexts
 from tandem.experiment.prepared import Prepared, new_model, streams
@@ -47,6 +47,7 @@ class Estimate(BaseModel):
     seconds_s       until all runs are made, by all workers; the audit and the report come on top
     memory_bytes    of the largest worker, at its peak: of the device on CUDA, else of the process
     disk_bytes      of what is saved
+    passing_bytes   of contexts that all workers keep on disk while they train, and then no more
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +55,7 @@ class Estimate(BaseModel):
     seconds_s: float
     memory_bytes: int | None
     disk_bytes: int
+    passing_bytes: int
     parts: tuple[Part, ...]
 
 
@@ -107,7 +109,7 @@ def estimated(variants: Mapping[str | None, Prepared], settings: Settings, cells
     reference = measured_against(variants.values())
     memory = PeakMemory(reference.device)
     parts: list[Part] = []
-    held = 0
+    held, passing = 0, 0
     for group in _alike(cells):
         first, configuration = group[0], group[0].configuration
         prepared = reference if configuration is None else variants[first.variant]
@@ -117,14 +119,16 @@ def estimated(variants: Mapping[str | None, Prepared], settings: Settings, cells
         else:
             trial = _Trial(prepared, configuration.context_layers)
             parts += trial.parts(group)
-            held = max(held, trial.held_bytes)
+            held, passing = max(held, trial.held_bytes), max(passing, trial.passing_bytes)
     peak = memory.read()
     total = sum(part.times * part.seconds_s for part in parts)
+    workers = min(settings.workers, max(1, len(claims(cells))))
     return Estimate(
         runs=len(cells),
-        seconds_s=total / min(settings.workers, max(1, len(claims(cells)))),
+        seconds_s=total / workers,
         memory_bytes=None if peak is None else peak + held,
         disk_bytes=disk_needed(variants, cells),
+        passing_bytes=workers * passing,
         parts=tuple(parts),
     )
 
@@ -155,11 +159,18 @@ def _baseline_seconds(prepared: Prepared, cell: Cell) -> float:
 
 @dataclass
 class _Trial:
-    """The work of all runs with one variant and context depth, timed on a model that is thrown away."""
+    """The work of all runs with one variant and context depth, timed on a model that is thrown away.
+
+    held_bytes, passing_bytes      of contexts, in memory and on disk
+    train_again_s, validation_again_s    to compute a split's contexts once more, where they are not kept
+    """
 
     prepared: Prepared
     context_layers: int
     held_bytes: int = 0
+    passing_bytes: int = 0
+    train_again_s: float = 0.0
+    validation_again_s: float = 0.0
 
     def parts(self, cells: list[Cell]) -> list[Part]:
         """What these runs will take: what they share for each seed, and phase 2 for each run."""
@@ -177,8 +188,10 @@ class _Trial:
         found.append(Part(what=f"{name}{depth}, contexts and scores", times=seeds, seconds_s=contexts))
         for made, runs in Counter(cell.configuration for cell in cells if cell.configuration).items():
             # Where phase 2 starts from phase 1's token layers, these are scored on both splits first.
-            scores = settings.phase2.max_epochs + (2 if settings.phase2.start == "phase1" else 0)
+            epochs = settings.phase2.max_epochs
+            scores = epochs + (2 if settings.phase2.start == "phase1" else 0)
             seconds = self._phase2(made, split, seed) + score * scores
+            seconds += (epochs + 1) * self.train_again_s  # and for the sample that the audit reads
             found.append(Part(what=f"{name}{made.name}, phase 2", times=runs, seconds_s=seconds))
         return found
 
@@ -212,12 +225,20 @@ class _Trial:
         split = Split(begun, contexts)
         if held_in_memory(model, len(train), settings.contexts, room_in_memory(model, settings)):
             self.held_bytes = whole * model.config.context_dim * model.dtype.itemsize
+        else:
+            self.validation_again_s = a_token * len(validation)
+            if kept_outside_memory(model, len(train), settings) == "disk":
+                self.passing_bytes = bytes_on_disk(model, len(train))
+            else:
+                self.train_again_s = a_token * len(train)
         ranked = min(len(contexts), settings.phase1.rank_positions)
         rank = _timed(lambda: effective_rank(contexts, ranked)) * settings.phase1.rank_positions / ranked
         some = begun.first(min(size, 4 * settings.phase2.chunk_positions))
         chunk = settings.phase2.chunk_positions
         score = _timed(lambda: score_stream(model, some, contexts, chunk)) / (len(some) - 1) * len(validation)
+        score += self.validation_again_s
         seconds = 2 * few + a_token * (whole - size // 2) + 2 * rank
+        seconds += self.train_again_s + self.validation_again_s  # their rank is measured on all of the text
         seconds += _timed(lambda: measure_memory(model, validation))
         return seconds + (heads * score if settings.recipe == "predictive" else 0.0), score, split
 

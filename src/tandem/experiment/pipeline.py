@@ -200,7 +200,6 @@ def train_tokens(
         started_from = head_for(shared.heads, configuration.token_layers)
         head = head_state(started_from)
         start_from_head(model.token_block, started_from)
-    trained = settings.embeddings.trained
 
     def refresh() -> tuple[Split, Split]:
         # Held, since they would otherwise be computed with an embedding that has moved on.
@@ -214,8 +213,7 @@ def train_tokens(
         shared.validation,
         settings.phase2,
         seed,
-        train_embedding=trained,
-        refresh=refresh if trained else None,
+        refresh=refresh if settings.embeddings.trained else None,
         keep_start=head is not None,
         on_tick=on_tick,
         execution=prepared.execution,

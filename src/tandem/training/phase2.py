@@ -68,7 +68,6 @@ def train_token_block(
     validation: Split,
     settings: Phase2Settings,
     seed: int,
-    train_embedding: bool = False,
     refresh: Refresh | None = None,
     keep_start: bool = False,
     on_tick: OnTick = silent,
@@ -76,15 +75,15 @@ def train_token_block(
 ) -> Phase2Result:
     """Train model.token_block in place; it ends with the weights of the epoch that validates best.
 
-    The embedding, hence the head, is trained along with `train_embedding`; contexts then move with it, and
-    `refresh` gives those of both splits anew before every epoch and every validation. The training NLL of
-    an epoch is the mean over it, while the weights move (with the dropout and the softmax of training). With
+    With `refresh` the embedding, hence the head, is trained along; contexts then move with it, and `refresh`
+    gives those of both splits anew before every epoch and every validation. The training NLL of an epoch is
+    the mean over it, while the weights move (with the dropout and the softmax of training). With
     `keep_start` the weights as they come count as epoch 0, whose training NLL is exact, on as much of the
     text as is validated on. The processes of `execution` share the positions of every batch.
     Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
     watch = Epochs("phase 2", "phase2.lr", settings.max_epochs, on_tick, first=0 if keep_start else 1)
-    trained: list[nn.Module] = [model.token_block] + ([model.embedding] if train_embedding else [])
+    trained: list[nn.Module] = [model.token_block] + ([] if refresh is None else [model.embedding])
     best: tuple[Epoch, Score, ContextsSample, list[dict[str, Tensor]]] | None = None
 
     with training_only(model, *trained) as trainable:
