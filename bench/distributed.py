@@ -15,6 +15,7 @@ many steps, of twice the size; what is usual where processes are added to train 
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -61,7 +62,8 @@ def doubled_batches(preset: str, options: list[str]) -> list[str]:
     settings = load_settings(preset)
     if settings.recipe != "predictive":
         sys.exit(f"--scaling weak needs a preset of recipe predictive; {preset} is of {settings.recipe}")
-    if given := [name for name in BATCHES if f"--{name}" in options]:
+    there = {option.split("=")[0].replace("-", "_") for option in options}
+    if given := [name for name in BATCHES if f"--{name}".replace("-", "_") in there]:
         sys.exit(f"--scaling weak doubles what the preset says of {given[0]}; leave --{given[0]} out")
     values = settings.model_dump()
     doubled = []
@@ -97,8 +99,12 @@ def main() -> None:
             f"| {part} | {one:.1f} | {two:.1f} | {statistics.median(shares):.3f} | "
             f"{min(shares):.3f} … {max(shares):.3f} |"
         )
-    difference = max(abs(one["nll"] - two["nll"]) for one, two in rounds)
-    print(f"\nValidation NLL differs by {difference:.1e} nats at most ({chosen.scaling} scaling).")
+    if chosen.scaling == "strong":
+        difference = max(abs(one["nll"] - two["nll"]) for one, two in rounds)
+        print(f"\nValidation NLL differs by {difference:.1e} nats at most.")
+    else:
+        ppl = [[round(math.exp(one["nll"]), 1) for one in pair] for pair in rounds]
+        print(f"\nValidation perplexity of one and of two, each round: {ppl}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tandem.cli.arguments import ExperimentArguments, parse_with_preset
 from tandem.cli.main import run
 from tandem.records import read_records
 from tandem.settings import dump_settings, known_keys, load_settings, preset_names
+from tandem.tokens.prepare import default_cache_dir
 
 
 def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -396,6 +397,20 @@ def test_too_little_disk_is_said_before_training(
     assert code == 2
     assert "runs need about" in err
     assert "make room" in err
+
+
+@pytest.mark.parametrize("command", ["experiment", "train"])
+def test_too_little_disk_for_contexts_is_said_before_training(
+    command: str, capsys: pytest.CaptureFixture[str], preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, little = os.statvfs, os.statvfs_result((1, 1, 200_000, 0, 200_000, 0, 0, 0, 0, 255))
+    cache = default_cache_dir()
+    monkeypatch.setattr(os, "statvfs", lambda path: little if path == cache else real(path))
+    code, _, err = call(capsys, command, preset, "--contexts.keep", "disk")
+    assert code == 2
+    assert f"contexts cannot be kept in {cache} (0 MB are free): they take" in err
+    assert "use --contexts.keep recompute" in err
+    assert "phase 1" not in err
 
 
 def test_a_failed_run_makes_the_command_fail(capsys: pytest.CaptureFixture[str], preset: str) -> None:

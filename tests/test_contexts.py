@@ -24,6 +24,7 @@ from tandem.contexts import (
     segments,
 )
 from tandem.contexts import stream as stream_module
+from tandem.contexts.stream import Restarts
 from tandem.contexts.task import Task
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
@@ -231,6 +232,26 @@ def test_contexts_computed_again_are_those_that_were_held(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     torch.testing.assert_close(samples[0].train_mean, everything.mean(0), rtol=0, atol=1e-6)
     torch.testing.assert_close(samples[0].train_std, everything.std(0, unbiased=False), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "expected"),
+    [
+        (40, 20, [(0, 20), (80, 100)]),
+        (50, 20, [(0, 20), (45, 65), (90, 100)]),  # a window is a batch, and the last one is shorter
+        (20, 20, [(0, 20)]),
+        (99, 40, [(0, 40), (40, 80), (81, 100)]),
+    ],
+)
+def test_windows_are_spread_over_the_stream(
+    tokens: int, length: int, expected: list[tuple[int, int]]
+) -> None:
+    ids = Tokens(torch.arange(100), torch.device("cpu"))
+    made = Stream(ids, Restarts(ids, 45)).windows(tokens, length)
+    there = torch.cat([torch.arange(*window) for window in expected])
+    assert torch.equal(made.ids[:], there)
+    assert made.restart is not None
+    assert torch.equal(made.restart[:], there == 45)
 
 
 @pytest.mark.parametrize("cell", ["residual", "gated"])

@@ -20,8 +20,22 @@ from pathlib import Path
 from tandem.experiment.runner import Unwatched, train_one
 from tandem.launch import process_rank
 from tandem.settings import Configuration, load_settings
+from tandem.training.steps import Steps
 
-ticks = []
+ticks, steps, take = [], [], Steps.take
+
+def watched(self, rows, loss_of, not_finite):
+    own = []
+
+    def loss_of_part(part):
+        own.append(part.stop - part.start)
+        return loss_of(part)
+
+    loss, _ = result = take(self, rows, loss_of_part, not_finite)
+    steps.append([loss, rows, own])
+    return result
+
+Steps.take = watched
 
 class Watcher(Unwatched):
     def tick(self, tick):
@@ -29,8 +43,7 @@ class Watcher(Unwatched):
 
 settings, folder = sys.argv[1:]
 train_one(load_settings(settings), Configuration(2, 2), 0, Path(folder), Watcher())
-if process_rank() == 0:
-    print(json.dumps(ticks))
+Path(f"{settings}.{process_rank()}").write_text(json.dumps([ticks, steps]), "utf-8")
 """
 
 
@@ -44,14 +57,16 @@ def launched(processes: int, script: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def trained(processes: int, settings: Settings, folder: Path) -> tuple[list[Any], RunRecord]:
+def trained(processes: int, settings: Settings, folder: Path) -> tuple[list[list[Any]], RunRecord]:
+    """Of each process its ticks and steps: of each step its loss, its rows, and those that were its own."""
     folder.mkdir()
     script, file = folder / "watched.py", folder / "settings.yaml"
     script.write_text(WATCHED, "utf-8")
     file.write_text(dump_settings(settings), "utf-8")
-    ticks = json.loads(launched(processes, script, file, folder / "model").splitlines()[-1])
+    launched(processes, script, file, folder / "model")
+    told = [json.loads(Path(f"{file}.{rank}").read_text("utf-8")) for rank in range(processes)]
     record = RunRecord.model_validate_json((folder / "model" / "record.json").read_text("utf-8"))
-    return ticks, record
+    return told, record
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -73,12 +88,26 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_processes_train_as_one_does(recipe: str, text_file: Path, tmp_path: Path) -> None:
-    """Every step's loss, and every figure of the record, dropout and sampled softmax included."""
+    """Every step's loss, and every figure of the record, dropout and sampled softmax included.
+
+    Each process computes its share of a step, and no more.
+    """
     settings = tiny(text_file, threads=1, **RECIPES[recipe])
-    (ticks, record), (ticks_of_two, record_of_two) = (
+    (alone, record), (of_two, record_of_two) = (
         trained(processes, settings, tmp_path / str(processes)) for processes in (1, 2)
     )
+    ((ticks, steps),) = alone
     assert len(ticks) > 10
+    assert len(steps) > 20
+    for _, other_steps in of_two:
+        assert [loss for loss, *_ in other_steps] == pytest.approx([loss for loss, *_ in steps], abs=1e-5)
+    first, second = ([sum(own) for *_, own in steps_of_one] for _, steps_of_one in of_two)
+    halves = [(rows // 2, -(-rows // 2)) for _, rows, _ in steps]
+    shares = list(zip(first, second, strict=True))
+    tried = [at for at, share in enumerate(shares) if share != halves[at]]
+    assert len(tried) <= 2  # a phase may try its first step before it takes it
+    assert all(shares[at] == (2 * halves[at][0], 2 * halves[at][1]) for at in tried)
+    (ticks_of_two, _), _ = of_two
     assert [tick[:2] for tick in ticks] == [tick[:2] for tick in ticks_of_two]
     for (_, _, figures), (_, _, figures_of_two) in zip(ticks, ticks_of_two, strict=True):
         assert figures == pytest.approx(figures_of_two, rel=1e-5)
@@ -118,12 +147,14 @@ def torchrun_tandem(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_first_process_tells_and_saves(text_file: Path, tmp_path: Path) -> None:
     file, folder = tmp_path / "settings.yaml", tmp_path / "model"
-    file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")
+    file.write_text(dump_settings(tiny(text_file, threads=1, contexts={"keep": "disk"})), "utf-8")
     done = torchrun_tandem("train", file, "--output", folder, "--json")
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     saved = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
     assert RunRecord.model_validate_json(line) == saved
+    assert saved.contexts is not None
+    assert saved.contexts.train.kept == "disk"
     assert (folder / "model.safetensors").is_file()
 
 

@@ -2,25 +2,28 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import tiny
+from conftest import PREDICTIVE, merged, tiny
+from torch import Tensor
 
 from tandem.cli.main import run
-from tandem.contexts import Stream, compute_contexts
-from tandem.experiment import estimate
+from tandem.contexts import Stream, compute_contexts, gated, linear, segments
+from tandem.experiment import stopwatch, trial
+from tandem.experiment.baseline import run_baseline
 from tandem.experiment.cells import plan
 from tandem.experiment.prepared import prepare
-from tandem.experiment.runner import Unwatched, estimate_experiment
+from tandem.experiment.runner import Unwatched, estimate_experiment, estimate_one, train_one
 from tandem.model import TandemForCausalLM
-from tandem.settings import ContextSettings, dump_settings
+from tandem.settings import Configuration, ContextSettings, dump_settings
 from tandem.training.progress import OnTick, Tick
 
 
 def test_a_dry_run_counts_all_work_and_does_none(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(estimate, "MOMENT_S", 0.1)
+    monkeypatch.setattr(stopwatch, "MOMENT_S", 0.1)
     settings = tiny(
         text_file,
         output=str(tmp_path / "run"),
@@ -58,7 +61,7 @@ def test_a_dry_run_counts_all_work_and_does_none(
 def test_a_dry_run_of_one_training_is_told_for_people(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(estimate, "MOMENT_S", 0.1)
+    monkeypatch.setattr(stopwatch, "MOMENT_S", 0.1)
     file = tmp_path / "settings.yaml"
     file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")
     folder = tmp_path / "model"
@@ -67,42 +70,101 @@ def test_a_dry_run_of_one_training_is_told_for_people(
     said = capsys.readouterr().out
     assert "C2T1, phase 2" in said
     assert "about" in said
+    assert "of contexts" not in said
     assert not folder.exists()
+    keep = ["--contexts.keep", "disk"]
+    assert run(["train", str(file), *depths, *keep, "--output", str(folder), "--dry-run"]) == 0
+    assert "MB of contexts in the cache while it trains" in capsys.readouterr().out
 
 
-def test_contexts_on_disk_are_told_and_contexts_computed_again_take_time(
-    text_file: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dry_run_is_of_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A token of contexts is made to take a second, so that nothing else of the estimate counts."""
-    monkeypatch.setattr(estimate, "MOMENT_S", 0.05)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun says it
+    assert run(["train", "--dry-run"]) == 2
+    assert "--dry-run times one process, so torchrun is not for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keep", ["memory", "disk", "recompute"])
+@pytest.mark.parametrize("recipe", ["seed", "predictive"])
+def test_contexts_are_computed_as_often_as_was_estimated(
+    recipe: str, keep: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the estimate a token of contexts takes a second, and nothing else any; a training counts them."""
+    monkeypatch.setattr(stopwatch, "MOMENT_S", 0.05)
+    more = PREDICTIVE if recipe == "predictive" else {}
+    settings = tiny(text_file, threads=1, **merged(more, {"contexts": {"keep": keep}}))
     clock = [0.0]
 
     def computed(model: TandemForCausalLM, stream: Stream, settings: ContextSettings) -> object:
         clock[0] += len(stream)
         return compute_contexts(model, stream, settings)
 
-    monkeypatch.setattr(estimate, "compute_contexts", computed)
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
-    told, epochs = {}, 3
-    for keep in ("memory", "disk", "recompute"):
-        settings = tiny(text_file, threads=1, contexts={"keep": keep}, phase2={"max_epochs": epochs})
-        found = estimate_experiment(settings, Unwatched())
-        told[keep] = found.passing_bytes, {part.what: part.seconds_s for part in found.parts}
-    corpus = prepare(settings, lambda _: None).corpus
-    train, validation, width = len(corpus.train), len(corpus.validation), settings.model.context_dim
-    assert [told[keep][0] for keep in told] == [0, 2 * train * width, 0]
-    for part, of_train, of_validation in (
-        ("C1, phase 1", 0, 0),
-        ("C1, contexts and scores", 1, 1),  # the effective rank
-        ("C1T1, phase 2", epochs + 1, epochs),  # and the sample that is kept of them
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "compute_contexts", computed)
+        patch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
+        told = estimate_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+    count = [0]
+    scan, fill = segments._scan, linear.LinearScan._fill
+
+    def scanned(tables: Any, cut: Any, first: int, contexts: Tensor, *more: Any) -> Any:
+        count[0] += len(contexts.flatten(0, 1))
+        return scan(tables, cut, first, contexts, *more)
+
+    def filled(self: Any, origin: int, states: Tensor) -> None:
+        count[0] += len(states) - 1
+        fill(self, origin, states)
+
+    monkeypatch.setattr(segments, "_scan", scanned)
+    monkeypatch.setattr(linear.LinearScan, "_fill", filled)
+    monkeypatch.setattr(gated, "_loop_error", lambda *_: 0.0)  # of a fixed size
+    record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+    assert record.contexts is not None
+    train = record.contexts.train
+    assert train.kept == keep
+    assert told.seconds_s == pytest.approx(
+        count[0], rel=0.06
+    )  # the last segment of a scan is read to its end
+    width = settings.model.context_dim
+    assert told.context_disk_bytes == (2 * train.tokens * width if keep == "disk" else 0)
+
+
+def test_memory_of_the_whole_text_is_added(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of contexts before and after a sweep over all of it, of both splits' contexts, or of an n-gram."""
+    monkeypatch.setattr(stopwatch, "MOMENT_S", 0.05)
+    added = {}
+    for name, phase1, embeddings in (
+        ("sweep", {"batch_positions": 50}, "memory"),
+        ("contexts", {"batch_positions": 50, "tokens_per_step": 200}, "memory"),
+        ("neither", {"batch_positions": 50, "tokens_per_step": 200}, "disk"),
     ):
-        held, on_disk, again = (told[keep][1][part] for keep in ("memory", "disk", "recompute"))
-        assert on_disk - held == pytest.approx(of_validation * validation)
-        assert again - on_disk == pytest.approx(of_train * train)
+        settings = tiny(text_file, threads=1, phase1=phase1, contexts={"keep": embeddings})
+        prepared = prepare(settings, lambda _: None)
+        begun = trial.Trial(prepared, 1)
+        begun.parts(plan(settings)[:1])
+        added[name] = begun.held_bytes
+    train, validation = len(prepared.corpus.train), len(prepared.corpus.validation)
+    width = settings.model.context_dim
+    assert added == {
+        "sweep": 2 * (train - 200) * width * 4,
+        "contexts": (train + validation) * width * 4,
+        "neither": 0,
+    }
+
+
+def test_memory_of_an_ngram_grows_with_the_text(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny(text_file, baselines={"models": ("kneser-ney",)})
+    prepared = prepare(settings, lambda _: None)
+    cell = next(cell for cell in plan(settings) if cell.kind == "kneser-ney")
+    assert trial.baseline_trial(prepared, cell)[1] == 0  # all of this text is read for the trial
+    whole = stopwatch.allocated(lambda: run_baseline(prepared, cell, lambda _: None))
+    monkeypatch.setattr(trial, "PIECE_TOKENS", len(prepared.corpus.train) // 2)
+    grown = trial.baseline_trial(prepared, cell)[1]
+    assert 0.3 * whole < grown < 0.6 * whole
 
 
 def test_workers_share_the_time(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "MOMENT_S", 0.05)
+    monkeypatch.setattr(stopwatch, "MOMENT_S", 0.05)
     settings = tiny(text_file, threads=1, workers=2, seeds=(0, 1))
     told = estimate_experiment(settings, Unwatched())
     assert told.seconds_s == pytest.approx(sum(p.times * p.seconds_s for p in told.parts) / 2)
@@ -111,7 +173,7 @@ def test_workers_share_the_time(text_file: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_moment_is_scaled_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that the work moves: ten seconds of setting up, then two for a tenth of an epoch."""
     clock = [0.0]
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
     reached = []
 
     def train(on_tick: OnTick) -> None:
@@ -121,16 +183,16 @@ def test_a_moment_is_scaled_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
             reached.append(step)
             on_tick(Tick("phase 1", step / 10, 5, "epoch"))
 
-    assert estimate._seconds_of(train) == pytest.approx(100)
-    assert reached[-1] == estimate.LEAST_TICKS  # and no further
+    assert stopwatch.seconds_of(train) == pytest.approx(100)
+    assert reached[-1] == stopwatch.LEAST_TICKS  # and no further
 
 
 def test_a_training_that_is_over_in_a_moment_counts_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
 
     def train(on_tick: OnTick) -> None:
         clock[0] += 3
         on_tick(Tick("phase 2", 1, 1, "epoch"))
 
-    assert estimate._seconds_of(train) == pytest.approx(3)
+    assert stopwatch.seconds_of(train) == pytest.approx(3)

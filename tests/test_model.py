@@ -111,7 +111,9 @@ def test_generation_equals_teacher_forcing(cell: str, boundary: str) -> None:
     )
     forced = model(out.sequences).logits[:, 8:-1]
     torch.testing.assert_close(torch.stack(out.logits, dim=1), forced, rtol=0, atol=1e-5)
-    assert out.past_key_values.context.shape == (3, 8)  # the state has not grown
+    state = out.past_key_values.context
+    assert state.shape == (3, 8)  # it has not grown, nor does it hold on to contexts read with it
+    assert state.untyped_storage().nbytes() == state.nbytes
 
 
 def test_a_stream_can_be_cut_anywhere(cell: str) -> None:
@@ -121,6 +123,8 @@ def test_a_stream_can_be_cut_anywhere(cell: str) -> None:
     rest = model(ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
     torch.testing.assert_close(torch.cat((first.logits, rest.logits), dim=1), model(ids).logits)
     assert rest.past_key_values.get_seq_length() == 11
+    state = rest.past_key_values.context
+    assert state.untyped_storage().nbytes() == state.nbytes
     with pytest.raises(ValueError, match="cannot be cropped"):
         rest.past_key_values.crop(1)
 

@@ -1,5 +1,6 @@
 """Recipes and variants: both in one experiment, each as it would be alone, and what is said of bad ones."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from conftest import PREDICTIVE, merged, tiny
 
 from tandem.audit import audit
 from tandem.errors import SettingsError
+from tandem.experiment import contexts
 from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.handover import head_state, load_heads, new_heads, phase1_state, take_phase1
-from tandem.experiment.pipeline import train_contexts, train_tokens
+from tandem.experiment.pipeline import train_contexts, train_tokens, untrained_contexts
 from tandem.experiment.prepared import new_model, prepare
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.metrics import score_stream
@@ -151,6 +153,21 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
     kept = (record.contexts.train.kept, record.contexts.validation.kept)
     assert kept == (("memory", "memory") if keep == "auto" else (keep, "recompute"))
     assert audit(tmp_path / "model").status == "pass"
+
+
+@pytest.mark.parametrize(("missing", "kept"), [(0, "disk"), (1, "recompute")])
+def test_contexts_that_memory_has_no_room_for_go_to_disk_if_that_has(
+    missing: int, kept: str, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(text_file, workers=2)
+    prepared = prepare(settings, lambda _: None)
+    size = 2 * len(prepared.corpus.train) * settings.model.context_dim
+    free = 2 * settings.workers * size - missing  # each worker takes half of its part at most
+    usage = os.statvfs_result((1, 1, 2 * free, 2 * free, free, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: usage)
+    monkeypatch.setattr(contexts, "free_memory", lambda _device: 0)
+    made = untrained_contexts(prepared, 1, 0).contexts
+    assert (made.train.kept, made.validation.kept) == (kept, "recompute")
 
 
 @pytest.mark.parametrize(("lr", "kept"), [(50.0, True), (0.001, False)])

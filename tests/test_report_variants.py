@@ -297,3 +297,15 @@ def test_a_run_in_the_terminal():
     assert "configuration predictive-C1T1," in printed(predictive)
     assert "phase 1 6 epochs, PPL 156.0 through 1 token layer of its own, ER 4" in printed(predictive)
     assert "iterations, 92.0% converged (converged), ER " in printed(make_record())
+
+
+def test_steps_in_parts_are_told():
+    record = make_record(nll=5.0, recipe="predictive", variant="predictive")
+    assert "ran out" not in printed(record)
+    assert record.phase1 is not None
+    assert record.phase2 is not None
+    phase1, phase2 = (part.model_copy(update={"micro_batches": 4}) for part in (record.phase1, record.phase2))
+    said = "memory ran out; computed {}phase 2 in 4 parts a step, with the same gradient"
+    assert said.format("") in printed(record.model_copy(update={"phase2": phase2}))
+    both = record.model_copy(update={"phase1": phase1, "phase2": phase2})
+    assert said.format("phase 1 in 4 parts a step, ") in printed(both)

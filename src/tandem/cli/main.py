@@ -122,6 +122,8 @@ def experiment(args: Sequence[str]) -> None:
 def train(args: Sequence[str]) -> None:
     """tandem train [PRESET|FILE]"""
     settings, arguments = parse_with_preset("train", TrainArguments, args, "predictive")
+    if arguments.dry_run and processes() > 1:
+        raise SettingsError("--dry-run times one process, so torchrun is not for it: give it without")
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_run
     from tandem.experiment.cells import tandem_cell

@@ -25,8 +25,8 @@ from tandem.report.statistics import perplexity
 
 KEPT = {
     "memory": "held in memory",
-    "disk": "too many for memory: on disk, rounded to bf16",
-    "recompute": "too many for memory: computed again in every epoch",
+    "disk": "on disk, rounded to bf16",
+    "recompute": "computed again in every epoch",
 }
 
 
@@ -65,10 +65,19 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
             "validation": f"PPL {validation.perplexity:.1f}, "
             f"accuracy {validation.accuracy:.1%}, {validation.bits_per_byte:.3f} bits per byte",
             "time": f"{record.seconds_alone_s:.0f} s",
+            **_in_parts(record),
             "model": str(folder),
         },
     )
     console.print(f'\ntry: tandem generate {folder} --prompt "…"', soft_wrap=True)
+
+
+def _in_parts(record: RunRecord) -> dict[str, str]:
+    """Where memory ran out, and what was done."""
+    assert record.phase2 is not None
+    taken = {"phase 1": getattr(record.phase1, "micro_batches", 1), "phase 2": record.phase2.micro_batches}
+    said = [f"{phase} in {parts} parts a step" for phase, parts in taken.items() if parts > 1]
+    return {"memory": f"ran out; computed {', '.join(said)}, with the same gradient"} if said else {}
 
 
 def _phase1(phase1: Phase1Record | PredictionRecord) -> str:
@@ -131,7 +140,8 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
     memory = (
         "unknown" if estimate.memory_bytes is None else f"{estimate.memory_bytes / 1e9:.1f} GB at its peak"
     )
-    passing = f", and {estimate.passing_bytes / 1e6:,.0f} MB of contexts in the cache while it trains"
+    megabytes = f"{estimate.context_disk_bytes / 1e6:,.0f} MB"
+    contexts = f", and {megabytes} of contexts in the cache while it trains"
     _print_pairs(
         console,
         {
@@ -139,7 +149,8 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
             "time": f"about {estimate.seconds_s / 60:,.1f} min to the last run, if nothing ends early; "
             "audit and report come on top",
             "memory": memory,
-            "disk": f"{estimate.disk_bytes / 1e6:,.0f} MB" + (passing if estimate.passing_bytes else ""),
+            "disk": f"{estimate.disk_bytes / 1e6:,.0f} MB"
+            + (contexts if estimate.context_disk_bytes else ""),
         },
     )
 

@@ -73,7 +73,7 @@ class Distinct:
         return len(self.ids)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Where in `ids` each of these tokens of the stream stands, of their shape."""
+        """Where in `ids` each of these stands, of their shape; they must be tokens of the stream."""
         return self._row[ids]
 
 
@@ -119,9 +119,9 @@ class Stream:
         return len(self.ids)
 
     def windows(self, tokens: int, length: int) -> "Stream":
-        """So many tokens in windows of `length` or a little less, spread evenly over the stream."""
-        count = -(-tokens // length)
-        edges = [tokens * window // count for window in range(count + 1)]
+        """So many tokens in windows of `length`, the last one shorter, spread evenly over the stream."""
+        edges = [*range(0, tokens, length), tokens]
+        count = len(edges) - 1
         space = len(self) - tokens
         at = torch.cat(
             [

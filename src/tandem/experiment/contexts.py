@@ -2,7 +2,10 @@
 
 import shutil
 import time
+from pathlib import Path
 from typing import Literal
+
+import torch
 
 from tandem.contexts import Contexts, Stream, compute_contexts, measure_memory
 from tandem.errors import DataError
@@ -27,9 +30,26 @@ def _sharers(model: TandemForCausalLM, settings: Settings) -> int:
     return 2 * settings.workers * (1 if model.device.type == "cuda" else local_processes())
 
 
-def bytes_on_disk(model: TandemForCausalLM, tokens: int) -> int:
+def bytes_on_disk(tokens: int, context_dim: int) -> int:
     """What contexts of so many tokens take there, in bf16."""
-    return 2 * tokens * model.config.context_dim
+    return torch.bfloat16.itemsize * tokens * context_dim
+
+
+def check_disk_for_contexts(prepared: Prepared) -> None:
+    """DataError where contexts are to be on disk, and it has no room for them: before phase 1, not after."""
+    settings, tokens = prepared.settings, len(prepared.corpus.train)
+    folder, size = default_cache_dir(), bytes_on_disk(tokens, settings.model.context_dim)
+    size *= settings.workers * local_processes()
+    free = shutil.disk_usage(folder).free
+    if settings.contexts.keep == "disk" and size > free:
+        raise _no_room(folder, size, f"{free / 1e6:,.0f} MB are free")
+
+
+def _no_room(folder: Path, size: int, reason: str) -> DataError:
+    return DataError(
+        f"contexts cannot be kept in {folder} ({reason}): they take {size / 1e6:,.0f} MB; make room, set "
+        "TANDEM_CACHE to another folder, or use --contexts.keep recompute"
+    )
 
 
 def kept_outside_memory(
@@ -39,7 +59,7 @@ def kept_outside_memory(
     if settings.contexts.keep != "auto":
         return "recompute" if settings.contexts.keep == "recompute" else "disk"
     free = shutil.disk_usage(default_cache_dir()).free // _sharers(model, settings)
-    return "disk" if bytes_on_disk(model, tokens) <= free else "recompute"
+    return "disk" if bytes_on_disk(tokens, model.config.context_dim) <= free else "recompute"
 
 
 def _train_contexts(
@@ -49,18 +69,17 @@ def _train_contexts(
     contexts, scan = compute_contexts(
         model, stream, settings.contexts, room_in_memory(model, settings), group
     )
-    if contexts.held or kept_outside_memory(model, len(stream), settings) == "recompute":
+    if contexts.held:
+        return contexts, scan
+    on_disk = kept_outside_memory(model, len(stream), settings) == "disk"
+    if not group.agrees(on_disk, model.device):  # those on disk are rounded, so all processes read alike
         return contexts, scan
     folder, began = default_cache_dir(), time.perf_counter()
     try:
         contexts, rounding = contexts.on_disk(folder)
     except OSError as error:
-        size = bytes_on_disk(model, len(stream))
-        raise DataError(
-            f"contexts cannot be kept in {folder} ({error.strerror or error}): they take "
-            f"{size / 1e6:,.0f} MB; make room, set TANDEM_CACHE to another folder, or use "
-            "--contexts.keep recompute"
-        ) from None
+        size = bytes_on_disk(len(stream), model.config.context_dim)
+        raise _no_room(folder, size, str(error.strerror or error)) from None
     seconds = scan.seconds_s + time.perf_counter() - began
     return contexts, scan.model_copy(update={"kept": "disk", "rounding": rounding, "seconds_s": seconds})
 

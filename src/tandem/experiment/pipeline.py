@@ -87,7 +87,7 @@ def train_contexts(
     heads = new_heads(prepared, context_layers, seed)
     train, validation = streams(prepared, model)
     if saved is None:
-        record_of = _trained(prepared, model, heads, train, seed, on_tick)
+        record_of = train_phase1(prepared, model, heads, train, seed, on_tick)
     else:
         record_of = _taken(model, heads, saved)
     train_split, validation_split, contexts = contexts_of(prepared, model, train, validation)
@@ -95,25 +95,26 @@ def train_contexts(
     return TrainedContexts(model, train_split, validation_split, phase1, contexts, tuple(heads))
 
 
-_RecordOf = Callable[[Split, Split], Phase1Record | PredictionRecord]
+RecordOf = Callable[[Split, Split], Phase1Record | PredictionRecord]
 """Makes the record of a phase 1 that is done, once the contexts of both splits are there."""
 
 
-def _taken(model: TandemForCausalLM, heads: Sequence[TokenBlock], saved: SavedPhase1) -> _RecordOf:
+def _taken(model: TandemForCausalLM, heads: Sequence[TokenBlock], saved: SavedPhase1) -> RecordOf:
     weights, record = saved
     take_phase1(model, weights)
     load_heads(heads, weights)
     return lambda _train, _validation: record
 
 
-def _trained(
+def train_phase1(
     prepared: Prepared,
     model: TandemForCausalLM,
     heads: Sequence[TokenBlock],
     stream: Stream,
     seed: int,
     on_tick: OnTick,
-) -> _RecordOf:
+) -> RecordOf:
+    """Phase 1 alone, of the settings' recipe, in place. Raises NonFiniteLossError."""
     settings, execution = prepared.settings, prepared.execution
     if settings.recipe == "predictive":
         chunk = settings.phase2.chunk_positions

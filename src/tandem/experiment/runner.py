@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from tandem.claims import claimed
-from tandem.errors import RunDirError, TandemError, is_out_of_memory, out_of_memory
+from tandem.errors import DataError, RunDirError, TandemError, is_out_of_memory, out_of_memory
 from tandem.experiment.artefacts import (
     check_no_other_model,
     load_phase1,
@@ -21,6 +21,7 @@ from tandem.experiment.artefacts import (
 )
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.cells import Cell, claims, plan, tandem_cell
+from tandem.experiment.contexts import check_disk_for_contexts
 from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.executors import Executor, executor_of, helped
 from tandem.experiment.handover import head_state, phase1_fingerprint, phase1_state
@@ -168,6 +169,8 @@ class _Grid:
         pending = self._pending()
         watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
         check_disk(run_dir, variants, pending)
+        for prepared in variants.values():
+            check_disk_for_contexts(prepared)
 
     def work(self) -> list[RunRecord]:
         """Make what nobody else makes, until nothing is left; returns the records of all runs."""
@@ -401,13 +404,14 @@ def train_one(
         prepared = replace(prepared, execution=replace(prepared.execution, group=group))
         cell = tandem_cell(configuration, seed)
         watcher.planned(folder, [cell.name], 0)
-        refused: RunDirError | None = None
+        refused: RunDirError | DataError | None = None
         if group.leads:
             try:
                 claim.enter_context(alone_in(folder))
                 check_no_other_model(folder, prepared, cell.name)
                 check_disk(folder, {None: prepared}, [cell])
-            except RunDirError as error:
+                check_disk_for_contexts(prepared)
+            except (RunDirError, DataError) as error:
                 refused = error
         if not group.agrees(refused is None, prepared.device):  # all leave, not the first one alone
             raise refused or RunDirError(f"{folder} cannot take the model; the first process says why")

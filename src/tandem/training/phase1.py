@@ -79,6 +79,7 @@ def train_context_block(
         (len(stream), block.context_dim), generator=generator_for(seed, "phase1 start", depth)
     )
     contexts = (start[shard] * settings.start_std).to(model.device)
+    del start  # as large as the contexts
     ids = stream.ids[shard]
     restart = None if stream.restart is None else stream.restart[shard]
     draws = torch.Generator(model.device).manual_seed(
