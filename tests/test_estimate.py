@@ -1,14 +1,17 @@
 """--dry-run: nothing is run or written, all work is counted, and a moment is scaled to the whole."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PREDICTIVE, merged, tiny
+from rich.console import Console
 from torch import Tensor
 
 from tandem.cli.main import run
+from tandem.cli.summary import print_estimate
 from tandem.contexts import Stream, compute_contexts, gated, linear, segments
 from tandem.experiment import stopwatch, trial
 from tandem.experiment.baseline import run_baseline
@@ -168,6 +171,9 @@ def test_workers_share_the_time(text_file: Path, monkeypatch: pytest.MonkeyPatch
     settings = tiny(text_file, threads=1, workers=2, seeds=(0, 1))
     told = estimate_experiment(settings, Unwatched())
     assert told.seconds_s == pytest.approx(sum(p.times * p.seconds_s for p in told.parts) / 2)
+    said = io.StringIO()
+    print_estimate(Console(file=said, width=160), told)
+    assert "GB at its peak in each of 2 workers" in said.getvalue()
 
 
 def test_a_moment_is_scaled_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

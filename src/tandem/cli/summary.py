@@ -140,6 +140,7 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
     memory = (
         "unknown" if estimate.memory_bytes is None else f"{estimate.memory_bytes / 1e9:.1f} GB at its peak"
     )
+    memory += f" in each of {estimate.workers} workers" if estimate.workers > 1 else ""
     megabytes = f"{estimate.context_disk_bytes / 1e6:,.0f} MB"
     contexts = f", and {megabytes} of contexts in the cache while it trains"
     _print_pairs(

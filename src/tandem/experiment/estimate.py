@@ -27,6 +27,7 @@ class Estimate(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     runs: int
+    workers: int
     seconds_s: float
     memory_bytes: int | None
     disk_bytes: int
@@ -59,6 +60,7 @@ def estimated(variants: Mapping[str | None, Prepared], settings: Settings, cells
     workers = min(settings.workers, max(1, len(claims(cells))))
     return Estimate(
         runs=len(cells),
+        workers=workers,
         seconds_s=total / workers,
         memory_bytes=None if peak is None else peak + held,
         disk_bytes=disk_needed(variants, cells),

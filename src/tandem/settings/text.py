@@ -59,7 +59,8 @@ class EmbeddingSettings(Section):
     input embedding of a causal LM: a hub name such as `gpt2`, a model folder, or a .safetensors file."""
     trained: bool = False
     """Recipe `seed`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
-    every epoch. (Recipe `predictive` trains it in phase 1, and phase 2 keeps it.)"""
+    every epoch, and held in memory whatever `contexts.keep` says. (Recipe `predictive` trains it in phase 1,
+    and phase 2 keeps it.)"""
     window: Positive = 4
     """Spectral: co-occurrences are counted up to this many tokens apart."""
     norm: PositiveFloat = 4.0
