@@ -1,6 +1,5 @@
 """Phase 2: the TokenBlock learns next-token prediction from contexts of the frozen ContextBlock (SPEC 4)."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ def train_token_block(
             epoch = watch.epoch_done(train_nll, score)
             if best is None or score.nll_nats < best[1].nll_nats:
                 sample = sample or ContextsSample.of(train.contexts, validation.contexts)
-                best = (epoch, score, sample, [copy.deepcopy(module.state_dict()) for module in trained])
+                best = (epoch, score, sample, [_weights(module) for module in trained])
             elif epoch.epoch - best[0].epoch >= settings.patience:
                 break
         assert best is not None  # max_epochs is at least 1, and a non-finite epoch has raised
@@ -128,6 +127,11 @@ def train_token_block(
         micro_batches=course.steps.parts,
         contexts=best[2],
     )
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of what it holds."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""Both recipes train and score on a device of their own as on the CPU: no tensor is left behind on either."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils import backend_registration
+
+TRAINED = """
+import json
+import sys
+
+import numpy as np
+import torch
+
+import far_device
+from tandem.contexts import Stream, compute_contexts
+from tandem.metrics import effective_rank, score_stream
+from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock
+from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings
+from tandem.training.initialization import generator_for, initialize_block
+from tandem.training.phase1 import train_context_block
+from tandem.training.phase2 import Split, train_token_block
+from tandem.training.prediction import train_predictive_contexts
+
+far_device.register()
+
+def trained(device, cell, boundary):
+    torch.manual_seed(0)
+    config = TandemConfig(
+        vocab_size=40, embed_dim=8, context_dim=8, num_layers=2, cell=cell, boundary=boundary,
+        output_bias=True, token_projection=True, weight_init_std=0.3 if cell == "residual" else None,
+        bos_token_id=0, eos_token_id=None, pad_token_id=0,
+    )
+    model = TandemForCausalLM(config)
+    for name, block in (("context_block", model.context_block), ("token_block", model.token_block)):
+        initialize_block(block, model, generator_for(0, name, 2))
+    model = model.to(device)
+    model.tie_weights()  # which moving to a device in Python undoes
+    stream = Stream.of(model, np.random.default_rng(0).integers(0, 40, 500).astype(np.uint16))
+    figures = []
+    if cell == "residual":
+        settings = Phase1Settings(batch_positions=100, max_iterations=4, tokens_per_step=300, noise_std=0)
+        figures += [step.loss for step in train_context_block(model, stream, settings, 0).history]
+    else:
+        settings = PredictionSettings(
+            streams=8, window=16, max_epochs=2, negatives=20, dropout=0, embed_dropout=0, output_dropout=0
+        )
+        heads = [model.token_block, TokenBlock(config).to(device)]
+        result = train_predictive_contexts(model, heads, stream, settings, 0, 64)
+        figures += [epoch.train_nll_nats for epoch in result.history]
+    for keep in ("recompute", "memory"):
+        kept = ContextSettings(segment_length=50, check_tokens=50, keep=keep)
+        contexts, record = compute_contexts(model, stream, kept)
+        assert record.loop_error < 1e-5
+        figures.append(effective_rank(contexts))
+    split = Split(stream, contexts)
+    settings = Phase2Settings(batch_positions=128, max_epochs=2, shuffle=True, negatives=20)
+    figures += [epoch.train_nll_nats for epoch in train_token_block(model, split, split, settings, 0).history]
+    trained_too = Phase2Settings(batch_positions=300, max_epochs=1)
+    train_token_block(model, split, split, trained_too, 0, refresh=lambda: (split, split))
+    figures.append(score_stream(model, stream, contexts, 64).nll_nats)
+    ids = stream.ids[:30].reshape(2, 15)
+    figures.append(float(model(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids)).loss.detach()))
+    generated = model.generate(ids[:, :5], max_new_tokens=6, do_sample=False).tolist()
+    dropouts = {"dropout": 0.1, "embed_dropout": 0.1, "output_dropout": 0.1}  # drawn in another way on GPUs
+    train_token_block(model, split, split, Phase2Settings(batch_positions=300, max_epochs=1, **dropouts), 0)
+    return figures, generated
+
+cell, boundary = sys.argv[1:]
+print(json.dumps([trained(device, cell, boundary) for device in ("cpu", "far")]))
+"""
+
+MIXED = """
+import torch
+import far_device
+
+far_device.register()
+table = torch.ones(3, 2, device="far")
+for mix in (
+    lambda: table @ torch.ones(2),
+    lambda: torch.nn.functional.embedding(torch.tensor([1]), table),
+    lambda: torch.stack([table, torch.ones(3, 2)]),
+    lambda: table.masked_fill(torch.ones(3, 2) > 0, 0.0),
+):
+    try:
+        mix()
+    except RuntimeError as error:
+        print(error)
+print(float((table + 1.0)[torch.tensor([0])].sum()))  # as on a GPU: a number, and positions in brackets
+"""
+
+
+def told(script: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch cannot have a device in Python",
+)
+
+
+@pytest.mark.parametrize(("cell", "boundary"), [("residual", "carry"), ("gated", "reset")])
+def test_a_device_of_its_own_trains_as_the_cpu(cell: str, boundary: str) -> None:
+    (figures, generated), (figures_there, generated_there) = json.loads(told(TRAINED, cell, boundary))
+    assert len(figures) > 7
+    assert figures == pytest.approx(figures_there, rel=1e-5, abs=1e-5)
+    assert generated == generated_there
+
+
+def test_such_a_device_tells_what_was_left_on_the_cpu() -> None:
+    *errors, last = told(MIXED).splitlines()
+    assert len(errors) == 4
+    assert all("on the CPU" in line for line in errors)
+    assert float(last) == 4
