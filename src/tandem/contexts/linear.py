@@ -36,8 +36,8 @@ class Cut:
 ON_CPU = Cut(2048, 64)  # gates should stay in its cache
 ON_GPU = Cut(32_768, 128)
 """Not measured. A chunk is some 3 × 128 + 256 operations a layer, each of which takes a few microseconds to
-start: 47,000 of them for a layer on 2.4 million tokens, where chunks of 16,384 took 76,000. Half of a piece of
-contexts that are computed again, so that an edge between chunks is checked there, too.
+start: 47,000 of them for a layer on 2.4 million tokens, where chunks of 16,384 took 76,000. Half of a piece
+of contexts that are computed again, so that an edge between chunks is checked there, too.
 """
 
 
