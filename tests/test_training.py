@@ -180,12 +180,17 @@ def test_phase_2_learns_and_keeps_its_best_epoch() -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_phase_2_reads_piece_after_piece_whether_contexts_are_held_or_not(
-    shuffle: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("batch", "block", "piece"), [(64, 32, 192), (20, 20, 200), (12, 24, 192), (250, 25, 250)]
+)
+def test_phase_2_reads_blocks_of_all_the_text_whether_contexts_are_held_or_not(
+    batch: int, block: int, piece: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (phase2, metrics):
         monkeypatch.setattr(module, "PIECE_TOKENS", 200)
-    settings = Phase2Settings(max_epochs=2, batch_positions=64, lr=0.01, shuffle=shuffle)
+    monkeypatch.setattr(phase2, "BLOCK_TOKENS", 32)
+    assert phase2.block_tokens(batch) == block
+    settings = Phase2Settings(max_epochs=2, batch_positions=batch, lr=0.01, shuffle=shuffle)
     results = []
     for keep in ("memory", "recompute"):
         model, stream = model_and_stream()
@@ -203,19 +208,34 @@ def test_phase_2_reads_piece_after_piece_whether_contexts_are_held_or_not(
         with monkeypatch.context() as patch:
             patch.setattr(phase2, "_loss", seen)
             result = train_token_block(model, split, split, settings, seed=0)
-        results.append((result.validation.nll_nats, torch.cat(read), state(model)))
+        results.append((result.validation.nll_nats, read, state(model)))
     (nll, read_held, weights), (other_nll, read_again, other_weights) = results
-    assert torch.equal(read_held, read_again)
+    assert torch.equal(torch.cat(read_held), torch.cat(read_again))
     assert nll == pytest.approx(other_nll, abs=1e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, other_weights[name], rtol=0, atol=1e-4)
-    first, second = read_held.split(899)
+    sizes = [len(at) for at in read_held]
+    assert sizes == 2 * [*[batch] * (899 // batch), 899 % batch]  # only the last one is short
+    first, second = torch.cat(read_held).split(899)
     for epoch in (first, second):
         assert torch.equal(epoch.sort().values, torch.arange(899))
-        pieces = epoch // 192  # of three batches each: one is read to its end before the next
-        assert int((pieces[1:] != pieces[:-1]).sum()) == 4
+        for at in epoch[: 899 // piece * piece].split(
+            piece
+        ):  # whole blocks, read to their end before the next
+            assert (torch.bincount(at // block)[(at // block).unique()] == block).all()
+        scattered = [int(at.max() - at.min()) for at in epoch.split(piece)]
+        assert (max(scattered) > 2 * piece) == shuffle
     assert torch.equal(first, torch.arange(899)) == (not shuffle)
     assert torch.equal(first, second) == (not shuffle)
+
+
+@pytest.mark.parametrize(
+    "batch", [1, 2, 301, 1024, 2047, 2048, 2049, 4096, 5000, 5003, 10_000, 65_536, 131_072]
+)
+def test_blocks_make_up_whole_batches(batch: int) -> None:
+    block = phase2.block_tokens(batch)
+    assert block % batch == 0 or batch % block == 0
+    assert block == batch or 512 <= block <= 2048
 
 
 def test_phase_2_stops_when_its_patience_is_spent() -> None:

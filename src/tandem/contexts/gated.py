@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from tandem.contexts.kept import PIECE_TOKENS, Contexts
+from tandem.contexts.kept import PIECE_TOKENS, Contexts, one_by_one
 from tandem.contexts.linear import LinearScan, cut_for
 from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
 from tandem.errors import ScanError
@@ -41,7 +41,7 @@ def gated_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
             join_error = 0.0
         contexts = Contexts.of(states[1:])
     else:
-        contexts = Contexts(len(stream), None, LinearScan(model, stream).read)
+        contexts = Contexts(len(stream), None, one_by_one(LinearScan(model, stream).read))
     runs = _checked_runs(task, contexts, group if shared else ALONE)
     # The first process does the one, the last one the other: sharing either out brought nothing (LOG.md).
     loop_error = _loop_error(task, contexts, runs) if group.rank == 0 else 0.0

@@ -1,8 +1,9 @@
 """Contexts of a whole stream: held in memory, kept on disk, or computed again each time they are read."""
 
+import itertools
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,31 +16,47 @@ from tandem.contexts.stream import AnyRestarts, restarted
 PIECE_TOKENS = 65_536
 """About so many tokens' contexts are computed at once where they are not held."""
 
-Read = Callable[[int, int], Tensor]
-"""Contexts after the tokens first..last-1 of a stream: (first, last) → [n, C]."""
+Runs = Sequence[tuple[int, int]]
+"""Parts of a stream, ascending and apart: the tokens first..last-1 of each."""
+
+Read = Callable[[Runs], Tensor]
+"""Contexts after the tokens of these runs of a stream, one run after the other: runs → [n, C]."""
+
+
+def one_by_one(read: Callable[[int, int], Tensor]) -> Read:
+    """A reader of runs from one of tokens first..last-1."""
+
+    def read_all(runs: Runs) -> Tensor:
+        parts = [read(first, last) for first, last in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return read_all
 
 
 @dataclass(frozen=True)
 class Window:
-    """Contexts of consecutive tokens, positions first..first+n-1 of a stream.
+    """Contexts of runs of consecutive tokens of a stream.
 
-    lead        [C] context before the first of them
-    contexts    [n, C] contexts after each
+    contexts    [n, C] of one run after the other, each with the context before its first token; at the start
+                of the stream there is none
+    firsts      [R] position of the first token of each run, ascending
+    shifts      [R] what is to be added to a position for its row
     """
 
-    first: int
-    lead: Tensor
     contexts: Tensor
+    firsts: Tensor
+    shifts: Tensor
 
     def around(self, at: Tensor, restart: AnyRestarts | None) -> tuple[Tensor, Tensor]:
         """Contexts before and after the tokens at positions `at` [n] of the stream, both [n, C].
 
-        What comes before is zero where `restart` [T] is true.
+        What comes before is zero at the start of the stream, and where `restart` [T] is true.
         """
-        local = at - self.first
-        before = self.contexts[local - 1]  # position 0 takes index -1, put right below
-        before = torch.where((local == 0)[:, None], self.lead, before)
-        return restarted(before, restart, at), self.contexts[local]
+        run = 0 if len(self.firsts) == 1 else torch.searchsorted(self.firsts, at, right=True) - 1
+        row = at + self.shifts[run]
+        # Position 0 takes index -1, put right here.
+        before = self.contexts[row - 1].masked_fill_((at == 0)[:, None], 0.0)
+        return restarted(before, restart, at), self.contexts[row]
 
 
 class Contexts:
@@ -55,7 +72,7 @@ class Contexts:
     @classmethod
     def of(cls, contexts: Tensor) -> "Contexts":
         """Those held in contexts [T, C]."""
-        return cls(len(contexts), contexts, lambda first, last: contexts[first:last])
+        return cls(len(contexts), contexts, one_by_one(lambda first, last: contexts[first:last]))
 
     def __len__(self) -> int:
         return self._tokens
@@ -67,18 +84,28 @@ class Contexts:
 
     def window(self, first: int, last: int) -> Window:
         """Those of the tokens first..last-1; held ones are not copied."""
+        return self.windows([(first, last)])
+
+    def windows(self, runs: Runs) -> Window:
+        """Those of several runs of tokens, read as one where they touch; held ones are not copied."""
         if self._held is not None:
-            return Window(0, torch.zeros_like(self._held[0]), self._held)
-        begin = max(0, first - 1)
-        contexts = self._read(begin, last)
-        if first == 0:
-            return Window(0, torch.zeros_like(contexts[0]), contexts)
-        return Window(first, contexts[0], contexts[1:])
+            start = torch.zeros(1, dtype=torch.int64, device=self._held.device)
+            return Window(self._held, start, start)
+        apart: list[tuple[int, int]] = []
+        for first, last in runs:
+            touches = apart and apart[-1][1] == first
+            apart = [*apart[:-1], (apart[-1][0], last)] if touches else [*apart, (first, last)]
+        read = [(max(0, first - 1), last) for first, last in apart]
+        contexts = self._read(read)
+        rows = itertools.accumulate((last - begin for begin, last in read), initial=0)
+        shifts = [row - begin for row, (begin, _) in zip(rows, read, strict=False)]
+        firsts = torch.tensor([first for first, _ in apart], device=contexts.device)
+        return Window(contexts, firsts, torch.tensor(shifts, device=contexts.device))
 
     def pieces(self, size: int = PIECE_TOKENS) -> Iterator[Tensor]:
         """All of them in order, [n, C] at a time."""
         for first in range(0, self._tokens, size):
-            yield self._read(first, min(first + size, self._tokens))
+            yield self._read([(first, min(first + size, self._tokens))])
 
     def at(self, positions: Tensor) -> Tensor:
         """Those at ascending positions [n], as [n, C]."""
@@ -97,7 +124,7 @@ class Contexts:
 
     def whole(self) -> Tensor:
         """[T, C], in memory."""
-        return self._read(0, self._tokens)
+        return self._read([(0, self._tokens)])
 
     def on_disk(self, folder: Path) -> tuple["Contexts", float]:
         """The same, rounded to bf16, in a file of `folder` without a name, which goes when they do.
@@ -105,7 +132,7 @@ class Contexts:
         Also the largest difference that rounding makes. Raises OSError where the file cannot be written.
         """
         file, rounding = tempfile.TemporaryFile(dir=folder), 0.0  # noqa: SIM115
-        first = self._read(0, 1)
+        first = self._read([(0, 1)])
         width, device, dtype = first.shape[1], first.device, first.dtype
         for piece in self.pieces():
             rounded = piece.bfloat16()
@@ -119,6 +146,6 @@ class Contexts:
             mapped = np.memmap(file, np.int16, "r+", offset, shape)
             return torch.from_numpy(mapped).view(torch.bfloat16).to(device, dtype)
 
-        kept = Contexts(len(self), None, read)
+        kept = Contexts(len(self), None, one_by_one(read))
         weakref.finalize(kept, file.close)
         return kept, rounding

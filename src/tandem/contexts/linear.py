@@ -105,9 +105,10 @@ class LinearScan:
 
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
-        self.reach(first)
+        # One that follows on a chunk is the state which that one left.
+        self.reach(first + 1)
         last = min(last, len(self._stream))
-        origin = first // self._cut.chunk * self._cut.chunk
+        origin = (first + 1) // self._cut.chunk * self._cut.chunk
         states = self._states.new_empty(1 + last - origin, self._states.shape[1])
         self._fill(origin, states)
         return states[1 + first - origin :]

@@ -7,6 +7,7 @@ the state that left the first must equal the state with which the second starts;
 loop on the first tokens of the stream.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.contexts.kept import PIECE_TOKENS, Contexts
+from tandem.contexts.kept import PIECE_TOKENS, Contexts, Runs
 from tandem.contexts.stream import Distinct, restarted
 from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
 from tandem.errors import ScanError
@@ -66,11 +67,17 @@ def residual_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
             "give a longer --contexts.burn-in (or auto), or --contexts.method loop"
         )
 
-    def read(first: int, last: int) -> Tensor:
-        begin = first // length
-        again = tables.empty(segments, -(-last // length) - begin)
-        _scan(tables, segments, begin, again)
-        return again.flatten(0, 1)[first - begin * length : last - begin * length]
+    def read(runs: Runs) -> Tensor:
+        cut = [(first // length, -(-last // length)) for first, last in runs]
+        numbers = torch.cat([torch.arange(begin, end) for begin, end in cut]).to(stream.ids.device)
+        again = tables.empty(segments, len(numbers))
+        _scan(tables, segments, numbers, again)
+        rows = itertools.accumulate((end - begin for begin, end in cut), initial=0)
+        parts = [
+            again[row : row + end - begin].flatten(0, 1)[first - begin * length : last - begin * length]
+            for row, (begin, end), (first, last) in zip(rows, cut, runs, strict=False)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made)
     return contexts, task.record("scan", segments.count, burn_in, errors, checked, contexts.held)
@@ -131,7 +138,8 @@ def _checked_scan(
         # Those that the loop checks, in the precision of the scan.
         sample = exact[(first + share.start) * segments.length : (first + share.stop) * segments.length]
         precise = sample.new_empty(-(-len(sample) // segments.length), segments.length, tables.context_dim)
-        own = _scan(tables, segments, first + share.start, contexts[share] if hold else contexts, precise)
+        numbers = torch.arange(first + share.start, first + share.stop, device=contexts.device)
+        own = _scan(tables, segments, numbers, contexts[share] if hold else contexts, precise)
         if len(sample) > 0:
             loop_error = _larger(loop_error, precise.flatten(0, 1)[: len(sample)] - sample)
         if hold:
@@ -156,16 +164,16 @@ def _larger(error: float, differences: Tensor) -> float:
 
 
 def _scan(
-    tables: _Tables, segments: Segments, first: int, contexts: Tensor, precise: Tensor | None = None
+    tables: _Tables, segments: Segments, numbers: Tensor, contexts: Tensor, precise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Contexts of consecutive segments, of which `first` is the number of the first, into [S, length, C].
+    """Contexts of the segments of these numbers [S] into [S, length, C].
 
     Those of the first P of them also into `precise` [P, length, C], in the precision of the scan. Returns
     what each starts and ends with, both [S, C], in that precision too. Past the end of the stream the last
     token is read again.
     """
     total = len(tables.stream)
-    starts = torch.arange(first, first + len(contexts), device=tables.stream.ids.device) * segments.length
+    starts = numbers * segments.length
     context = tables.layers[0][1].new_zeros(len(starts), tables.context_dim)
     entry = context
     for step in range(-segments.burn_in, segments.length):

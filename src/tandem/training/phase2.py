@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NoReturn
 
 import torch
@@ -23,6 +24,8 @@ from tandem.training.progress import OnTick, silent
 from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
 
+BLOCK_TOKENS = 2048
+"""Of consecutive text, of which a shuffled epoch is made up."""
 WARM_UP_STEPS = 50
 
 
@@ -213,19 +216,37 @@ def _batches(train: Split, course: _Course) -> Iterator[tuple[Window, Tensor]]:
     """The positions of an epoch, batch after batch, each with a window of contexts in which it lies.
 
     The text is read in pieces of about PIECE_TOKENS tokens, whether contexts are held or computed again, so
-    that both give the same batches: `shuffle` draws the order of the pieces, and of positions within each.
+    that both give the same batches. With `shuffle` a piece is of blocks from all over the text, drawn for
+    each epoch, and positions are drawn within it: a batch is then of many places, as the whole text is
+    (LOG.md has what pieces of consecutive tokens cost).
     """
     settings, positions = course.settings, len(train.stream) - 1
-    size = settings.batch_positions * max(1, PIECE_TOKENS // settings.batch_positions)
-    firsts = torch.arange(0, positions, size)
-    if settings.shuffle and len(firsts) > 1:
-        firsts = firsts[torch.randperm(len(firsts), generator=course.order)]
-    for first in firsts.tolist():
-        count = min(size, positions - first)
-        order = torch.randperm(count, generator=course.order) if settings.shuffle else torch.arange(count)
-        window = train.contexts.window(first, first + count)
-        for at in (first + order).to(train.stream.ids.device).split(settings.batch_positions):
-            yield window, at
+    block = block_tokens(settings.batch_positions)
+    blocks = list(pairwise([*range(0, positions, block), positions]))
+    in_piece = max(1, max(1, PIECE_TOKENS // settings.batch_positions) * settings.batch_positions // block)
+    if settings.shuffle and len(blocks) > in_piece:
+        whole = positions // block  # a shorter last one stays the last, so that no batch before it is short
+        order = torch.randperm(whole, generator=course.order).tolist()
+        blocks = [*(blocks[number] for number in order), *blocks[whole:]]
+    for start in range(0, len(blocks), in_piece):
+        runs = sorted(blocks[start : start + in_piece])
+        at = torch.cat([torch.arange(first, last) for first, last in runs])
+        if settings.shuffle:
+            at = at[torch.randperm(len(at), generator=course.order)]
+        window = train.contexts.windows(runs)
+        for batch in at.to(train.stream.ids.device).split(settings.batch_positions):
+            yield window, batch
+
+
+def block_tokens(batch_positions: int) -> int:
+    """Length of the blocks that pieces are made of, about BLOCK_TOKENS: whole batches, or a part of one."""
+    if batch_positions <= BLOCK_TOKENS:
+        return BLOCK_TOKENS // batch_positions * batch_positions
+    parts = (count for count in range(2, batch_positions) if batch_positions % count == 0)
+    length = next(
+        (batch_positions // count for count in parts if batch_positions // count <= BLOCK_TOKENS), 0
+    )
+    return length if 4 * length >= BLOCK_TOKENS else batch_positions
 
 
 @torch.no_grad()
