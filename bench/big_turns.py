@@ -70,7 +70,15 @@ class Text:
         tiny = Split(self.split.stream.first(2), self.split.contexts)
 
         def begin(on_tick: OnTick) -> None:
-            train_token_block(model, self.split, tiny, self.settings.phase2, 0, on_tick=on_tick)
+            train_token_block(
+                model,
+                self.split,
+                tiny,
+                self.settings.phase2,
+                0,
+                on_tick=on_tick,
+                execution=self.prepared.execution,
+            )
 
         return stopwatch.seconds_of(begin)
 

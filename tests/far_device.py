@@ -12,10 +12,15 @@ from torch import Tensor
 from torch.utils import backend_registration
 
 SHAPES_ONLY = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
-MAY_MIX = ("copy_", "_to_copy", "index", "index_put_", "_index_put_impl_")
-"""As on a GPU: what is copied, and positions in brackets."""
+COPIES = ("copy_", "_to_copy")
+BRACKETS = ("index", "index_put_", "_index_put_impl_")
+"""Of which positions may be on the CPU, as on a GPU."""
+JOINS = ("cat", "stack")
+"""Which take no number from there; others do."""
 
 _Generator = torch.Generator
+_generators: dict[int, Any] = {}
+"""Those made for the device, which draw on the CPU, by their address."""
 _memory: dict[int, tuple[Tensor, Any]] = {}
 """Of a storage of ours, by its address: all of its numbers on the CPU; and the storage, that it may last."""
 
@@ -27,7 +32,10 @@ class _Module(backend_registration._DummyBackendModule):
 
 class _NearGenerator:
     def __new__(cls, device: Any = "cpu") -> Any:
-        return _Generator("cpu" if is_far(device) else device)
+        generator = _Generator("cpu" if is_far(device) else device)
+        if is_far(device):
+            _generators[generator._cdata] = generator
+        return generator
 
 
 def is_far(thing: object) -> bool:
@@ -70,25 +78,31 @@ def _far(operation: Any, *args: Any, **kwargs: Any) -> Any:
         target.copy_(source)
         return args[1]
     found: dict[int, tuple[Tensor, Tensor]] = {}
+    if (generator := kwargs.get("generator")) is not None and generator._cdata not in _generators:
+        raise RuntimeError(f"{name} on far by a generator of the CPU")
 
-    def near(thing: Any) -> Any:
+    def near(thing: Any, number: bool = True, positions: bool = False) -> Any:
+        """On the CPU; `number`: one of its own may come along, `positions`: any of its own."""
         if isinstance(thing, list | tuple):
-            return [near(one) for one in thing]
+            return [near(one, number, positions) for one in thing]
         if isinstance(thing, torch.device):
             return torch.device("cpu") if is_far(thing) else thing
         if not isinstance(thing, Tensor):
             return thing
         if is_far(thing):
             return found.setdefault(id(thing), (thing, _near(thing)))[1]
-        if thing.dim() > 0 and name not in MAY_MIX:
-            raise RuntimeError(f"{name} of tensors on far, and one of shape {tuple(thing.shape)} on the CPU")
-        return thing
+        if name in COPIES or positions or (number and thing.dim() == 0):
+            return thing
+        raise RuntimeError(f"{name} of tensors on far, and one of shape {tuple(thing.shape)} on the CPU")
 
     arguments = operation._schema.arguments
-    given = [
-        torch.tensor(value) if isinstance(value, int | float) and str(one.type) == "Tensor" else near(value)
-        for value, one in zip(args, arguments, strict=False)
-    ]
+    given = []
+    for place, (value, one) in enumerate(zip(args, arguments, strict=False)):
+        written = place == 0 and name.endswith("_")
+        value = near(value, not written and name not in JOINS, name in BRACKETS and place == 1)
+        given.append(
+            torch.tensor(value) if isinstance(value, int | float) and str(one.type) == "Tensor" else value
+        )
     made = operation(*given, **{name: near(value) for name, value in kwargs.items()})
     for one in arguments:
         if one.is_out and (out := kwargs.get(one.name)) is not None and out.shape != near(out).shape:

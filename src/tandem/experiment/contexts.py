@@ -36,12 +36,17 @@ def bytes_on_disk(tokens: int, context_dim: int) -> int:
 
 
 def check_disk_for_contexts(prepared: Prepared) -> None:
-    """DataError where contexts are to be on disk, and it has no room for them: before phase 1, not after."""
+    """DataError where contexts are to be on disk, and it has no room for them: before phase 1, not after.
+
+    For those of one run, by all processes of a group on this machine.
+    """
     settings, tokens = prepared.settings, len(prepared.corpus.train)
+    if settings.contexts.keep != "disk" or settings.contexts.method == "loop":
+        return
     folder, size = default_cache_dir(), bytes_on_disk(tokens, settings.model.context_dim)
-    size *= settings.workers * local_processes()
+    size *= local_processes()
     free = shutil.disk_usage(folder).free
-    if settings.contexts.keep == "disk" and size > free:
+    if size > free:
         raise _no_room(folder, size, f"{free / 1e6:,.0f} MB are free")
 
 
@@ -58,7 +63,7 @@ def kept_outside_memory(
     """Where contexts of so many training tokens are, if not in memory: as the settings and the room say."""
     if settings.contexts.keep != "auto":
         return "recompute" if settings.contexts.keep == "recompute" else "disk"
-    free = shutil.disk_usage(default_cache_dir()).free // _sharers(model, settings)
+    free = shutil.disk_usage(default_cache_dir()).free // (2 * settings.workers * local_processes())
     return "disk" if bytes_on_disk(tokens, model.config.context_dim) <= free else "recompute"
 
 

@@ -38,7 +38,7 @@ class Estimate(BaseModel):
 def estimated(variants: Mapping[str | None, Prepared], settings: Settings, cells: list[Cell]) -> Estimate:
     """What these runs of an experiment will take, or the training of a single one.
 
-    Raises what they would raise at their start.
+    Raises what they would raise in their first steps.
     """
     reference = measured_against(variants.values())
     memory = PeakMemory(reference.device)

@@ -119,7 +119,7 @@ def run_experiment(
 def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
     """What `run_experiment` would take from its beginning; it prepares text and tokens, and runs nothing.
 
-    Raises as `run_experiment`.
+    Raises as that does for its text and settings.
     """
     set_up_process(settings)
     prepared = prepare_variants(settings, watcher.preparing)
@@ -135,6 +135,7 @@ def estimate_one(
     settings = with_one_head(settings, configuration)
     prepared, cell = prepare(settings, watcher.preparing), tandem_cell(configuration, seed)
     check_no_other_model(folder, prepared, cell.name)
+    check_disk_for_contexts(prepared)
     watcher.preparing("timing a moment of each kind of work")
     return estimated({None: prepared}, settings, [cell])
 
@@ -169,8 +170,8 @@ class _Grid:
         pending = self._pending()
         watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
         check_disk(run_dir, variants, pending)
-        for prepared in variants.values():
-            check_disk_for_contexts(prepared)
+        for variant in {cell.variant for cell in pending if cell.configuration is not None}:
+            check_disk_for_contexts(variants[variant])
 
     def work(self) -> list[RunRecord]:
         """Make what nobody else makes, until nothing is left; returns the records of all runs."""

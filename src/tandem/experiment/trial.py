@@ -65,12 +65,14 @@ class _Contexts:
     """Contexts of the beginning of the text, and seconds of all of it.
 
     made_s                               both splits' contexts, and what is measured on them
+    again_s                              both splits' contexts once more, in memory
     score_s                              one score of the validation text
     train_again_s, validation_again_s    to compute a split's contexts once more, where they are not kept
     """
 
     begun: Split
     made_s: float
+    again_s: float
     score_s: float
     train_again_s: float
     validation_again_s: float
@@ -93,16 +95,17 @@ class Trial:
         """What these runs will take: what they share for each seed, and phase 2 for each run."""
         prepared, settings = self.prepared, self.prepared.settings
         name = "" if cells[0].variant is None else f"{cells[0].variant}, "
-        name += "untrained, " if cells[0].kind == "untrained" else ""
+        trained = cells[0].kind == "tandem"
+        name += "" if trained else "untrained, "
         configuration = Configuration(self.context_layers)
         seed, seeds = settings.seeds[0], len({cell.seed for cell in cells})
         depth = f"C{self.context_layers}"
         model = new_model(prepared, configuration, seed)
         found = []
-        if cells[0].kind == "tandem":
+        if trained:
             found.append(Part(what=f"{name}{depth}, phase 1", times=seeds, seconds_s=self._phase1(seed)))
-        contexts = self._contexts(model)
-        heads = len(settings.prediction.head_layers) if settings.recipe == "predictive" else 0
+        contexts = self._contexts(model, trained)
+        heads = len(settings.prediction.head_layers) if trained and settings.recipe == "predictive" else 0
         found.append(
             Part(
                 what=f"{name}{depth}, contexts and scores",
@@ -111,7 +114,7 @@ class Trial:
             )
         )
         for made, runs in Counter(cell.configuration for cell in cells if cell.configuration).items():
-            seconds = self._phase2(made, contexts, seed)
+            seconds = self._phase2(made, contexts, seed, starts_from_phase1=heads > 0)
             found.append(Part(what=f"{name}{made.name}, phase 2", times=runs, seconds_s=seconds))
         return found
 
@@ -131,7 +134,7 @@ class Trial:
         train, _ = streams(prepared, model)
         return seconds_of(lambda on_tick: train_phase1(prepared, model, heads, train, seed, on_tick)) / share
 
-    def _contexts(self, model: TandemForCausalLM) -> _Contexts:
+    def _contexts(self, model: TandemForCausalLM, ranked: bool) -> _Contexts:
         """Both splits' contexts and what is measured on them, by those of the beginning of the text."""
         settings, (train, validation) = self.prepared.settings, streams(self.prepared, model)
         in_memory = settings.contexts.model_copy(update={"keep": "memory"})
@@ -144,7 +147,7 @@ class Trial:
         scan(size // 4)  # what is done once in a process
         few, many = scan(size // 4), scan(size)
         a_token = max(0.0, many - few) / (size - size // 4)  # checks of a fixed size are in both
-        made = 2 * few + a_token * (whole - size // 2)
+        scanned = made = 2 * few + a_token * (whole - size // 2)
         begun = train.first(size)
         contexts, _ = compute_contexts(model, begun, in_memory)
         train_again = validation_again = 0.0
@@ -160,20 +163,26 @@ class Trial:
                 made += timed(lambda: contexts.on_disk(default_cache_dir())) * len(train) / size
             else:
                 train_again = a_token * len(train)
-        ranked = min(len(contexts), settings.phase1.rank_positions)
-        rank = timed(lambda: effective_rank(contexts, ranked)) * settings.phase1.rank_positions / ranked
+        if ranked:
+            some_of_it = min(len(contexts), settings.phase1.rank_positions)
+            seconds = timed(lambda: effective_rank(contexts, some_of_it))
+            made += 2 * seconds * settings.phase1.rank_positions / some_of_it
         chunk = settings.phase2.chunk_positions
         some = begun.first(min(size, 4 * chunk))
         score = timed(lambda: score_stream(model, some, contexts, chunk)) / (len(some) - 1) * len(validation)
+        measured = timed(lambda: measure_memory(model, validation))
         return _Contexts(
             Split(begun, contexts),
-            made + 2 * rank + timed(lambda: measure_memory(model, validation)),
+            made + measured,
+            scanned + measured,
             score,
             train_again,
             validation_again,
         )
 
-    def _phase2(self, configuration: Configuration, contexts: _Contexts, seed: int) -> float:
+    def _phase2(
+        self, configuration: Configuration, contexts: _Contexts, seed: int, starts_from_phase1: bool
+    ) -> float:
         prepared, settings, split = self.prepared, self.prepared.settings, contexts.begun
         model = new_model(prepared, configuration, seed)
         tiny = Split(split.stream.first(2), split.contexts)  # its score costs nothing
@@ -187,15 +196,19 @@ class Trial:
                 seed,
                 refresh=(lambda: (split, tiny)) if trains_embedding else None,
                 on_tick=on_tick,
+                execution=prepared.execution,
             )
         )
         seconds *= (len(prepared.corpus.train) - 1) / (len(split.stream) - 1)
         epochs = settings.phase2.max_epochs
-        if trains_embedding:  # all contexts are made anew, and held
-            return seconds + epochs * (contexts.score_s + contexts.made_s)
+        if trains_embedding:  # all contexts are made anew, and held beside those before, and phase 1's
+            size = len(prepared.corpus.train) + len(prepared.corpus.validation)
+            held = size * settings.model.context_dim * model.dtype.itemsize
+            self.held_bytes = max(self.held_bytes, 3 * held)
+            return seconds + epochs * (contexts.score_s + contexts.again_s)
         # Where phase 2 starts from phase 1's token layers, these are scored first, on validation and on as
         # much of the training text; of the best epoch's contexts a sample is kept, for the audit.
-        first = 1 if settings.phase2.start == "phase1" else 0
+        first = 1 if starts_from_phase1 and settings.phase2.start == "phase1" else 0
         beginning = min(1.0, len(prepared.corpus.validation) / len(prepared.corpus.train))
         return (
             seconds

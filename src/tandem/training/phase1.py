@@ -127,6 +127,7 @@ def train_context_block(
 
             pass_over(0, own.start)
             loss, gradient_norm = steps.take(batches, loss_of, partial(_not_finite, history))
+            del loss_of  # which holds on to the contexts before
             pass_over(own.stop, batches)
             still = round(convergence_rate(contexts, new, settings.convergence_mse) * len(contexts))
             rate = int(group.total(torch.tensor(still, device=model.device))) / len(stream)
