@@ -133,13 +133,18 @@ def _loop_error(task: Task, contexts: Contexts, runs: Tensor) -> float:
     scan's own context before the run. No burn-in could hide an error from it: what is right from each token
     to the next, and at the start, is right everywhere.
     """
-    stream = task.stream
+    stream, chunk = task.stream, cut_for(task.model.device).chunk
     runs = runs.to(stream.ids.device)
     befores, afters = [], []
-    for run in runs:  # by a window each, as training reads them: those computed again start within the stream
-        before, after = contexts.window(int(run[0]), int(run[-1]) + 1).around(run, None)
-        befores.append(before[0])
-        afters.append(after)
+    for run in runs:
+        # Read as training reads them: those computed again begin at a state that was kept within the stream,
+        # so what follows on an edge between chunks is read from the state that was kept there.
+        first, last = int(run[0]), int(run[-1]) + 1
+        edge = -(-first // chunk) * chunk
+        read = [(first, edge), (edge, last)] if not contexts.held and first < edge < last else [(first, last)]
+        parts = [contexts.window(*part).around(run[part[0] - first : part[1] - first], None) for part in read]
+        befores.append(parts[0][0][0])
+        afters.append(torch.cat([after for _, after in parts]))
     precise = next(task.block.parameters()).dtype
     exact = sequential_contexts(
         task.block,

@@ -41,6 +41,10 @@ of contexts that are computed again, so that an edge between chunks is checked t
 """
 
 
+STATES = 512
+"""Every so many tokens the state is kept, where chunks are multiples of it: phase 2 reads blocks as short."""
+
+
 def cut_for(device: torch.device) -> Cut:
     """How a stream is cut on this device."""
     return ON_CPU if device.type == "cpu" else ON_GPU
@@ -77,7 +81,7 @@ class _FromTokens:
 class LinearScan:
     """Contexts of a stream by a model with a gated block, in its precision: any part of it, once it was read.
 
-    The states between chunks are kept, so that a part is computed from the chunk in which it begins.
+    States are kept all along, so that a part is computed from the last of them before it.
     `start` [C] is the context before the first token; none is zero.
     """
 
@@ -87,28 +91,27 @@ class LinearScan:
         self._stream, self._cut = stream, cut_for(model.device)
         self._layers = [cast(GatedLayer, layer) for layer in block.layers]
         self._from_tokens = _FromTokens(model, self._layers, stream)
-        # Before each chunk, of which `_reached` are there. One tensor: a small one for each, between the
-        # large ones that come and go, would keep their memory from being used again (LOG.md).
+        self._every = STATES if self._cut.chunk % STATES == 0 else self._cut.chunk
+        # Before every so many tokens; `_reached` of them are there. One tensor: a small one for each, between
+        # the large ones that come and go, would keep their memory from being used again (LOG.md).
         self._states = torch.zeros(
-            1 + len(stream) // self._cut.chunk, block.context_dim, dtype=model.dtype, device=model.device
+            1 + len(stream) // self._every, block.context_dim, dtype=model.dtype, device=model.device
         )
         if start is not None:
             self._states[0] = start
         self._reached = 1
 
     def reach(self, token: int) -> None:
-        """Make sure that the state before the chunk of this token is there."""
-        length = self._cut.chunk
-        while self._reached <= token // length:
-            chunk = self._reached - 1
-            self.read(chunk * length, (chunk + 1) * length)
+        """Make sure that the last kept state before this token is there."""
+        while self._reached <= token // self._every:
+            first = (self._reached - 1) * self._every
+            self.read(first, first + self._cut.chunk)
 
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
-        # One that follows on a chunk is the state which that one left.
-        self.reach(first + 1)
+        self.reach(first + 1)  # the context after `first` may be a kept state
         last = min(last, len(self._stream))
-        origin = (first + 1) // self._cut.chunk * self._cut.chunk
+        origin = (first + 1) // self._every * self._every
         states = self._states.new_empty(1 + last - origin, self._states.shape[1])
         self._fill(origin, states)
         return states[1 + first - origin :]
@@ -118,18 +121,18 @@ class LinearScan:
         self._fill(0, states)
 
     def _fill(self, origin: int, states: Tensor) -> None:
-        """The same of n tokens from `origin` on, where a reached chunk begins, into states [1 + n, C]."""
-        length = self._cut.chunk
-        states[0] = self._states[origin // length]
+        """The same of n tokens from `origin` on, before which a state is kept, into states [1 + n, C]."""
+        length, every = self._cut.chunk, self._every
+        states[0] = self._states[origin // every]
         for offset in range(0, len(states) - 1, length):
             made = states[offset : offset + length + 1]
             begin, end = origin + offset, origin + offset + len(made) - 1
             restart = None if self._stream.restart is None else self._stream.restart[begin:end]
             _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), restart, self._cut.segment)
-            following = end // length
-            if self._reached == following and end % length == 0:
-                self._states[self._reached] = made[-1]
-                self._reached += 1
+            if begin < self._reached * every <= end:
+                new = slice(self._reached, end // every + 1)
+                self._states[new] = made[new.start * every - begin :: every]
+                self._reached = new.stop
 
 
 def _fill_chunk(

@@ -24,7 +24,7 @@ from tandem.training.progress import OnTick, silent
 from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
 
-BLOCK_TOKENS = 2048
+BLOCK_TOKENS = 512
 """Of consecutive text, of which a shuffled epoch is made up."""
 WARM_UP_STEPS = 50
 
