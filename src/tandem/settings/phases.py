@@ -95,8 +95,8 @@ class Phase2Settings(Section):
     batch_positions: Positive = 4096
     """Positions of one optimizer step."""
     shuffle: bool = False
-    """Draw the positions of a batch at random in every epoch (from 65,536 at a time, in blocks of 512 from all
-    over the text); otherwise consecutive ones, in order."""
+    """Draw the positions of a batch at random in every epoch (from 65,536 at a time, in blocks of 512 from
+    all over the text); otherwise consecutive ones, in order."""
     lr: PositiveFloat = 0.001
     """Adam's (with a decay AdamW's) largest learning rate."""
     schedule: Literal["constant", "linear"] = "constant"
