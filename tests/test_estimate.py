@@ -133,15 +133,15 @@ def test_contexts_are_computed_as_often_as_was_estimated(
 
 
 def test_memory_of_the_whole_text_is_added(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of contexts before and after a sweep over all of it, of both splits' contexts, or of an n-gram."""
+    """Contexts before and after a sweep, both splits' contexts, or two pieces of them; the largest counts."""
     monkeypatch.setattr(stopwatch, "MOMENT_S", 0.05)
     added = {}
-    for name, phase1, embeddings in (
+    for name, phase1, keep in (
         ("sweep", {"batch_positions": 50}, "memory"),
         ("contexts", {"batch_positions": 50, "tokens_per_step": 200}, "memory"),
-        ("neither", {"batch_positions": 50, "tokens_per_step": 200}, "disk"),
+        ("pieces", {"batch_positions": 50, "tokens_per_step": 200}, "disk"),
     ):
-        settings = tiny(text_file, threads=1, phase1=phase1, contexts={"keep": embeddings})
+        settings = tiny(text_file, threads=1, phase1=phase1, contexts={"keep": keep})
         prepared = prepare(settings, lambda _: None)
         begun = trial.Trial(prepared, 1)
         begun.parts(plan(settings)[:1])
@@ -151,7 +151,7 @@ def test_memory_of_the_whole_text_is_added(text_file: Path, monkeypatch: pytest.
     assert added == {
         "sweep": 2 * (train - 200) * width * 4,
         "contexts": (train + validation) * width * 4,
-        "neither": 0,
+        "pieces": 2 * train * width * 4,
     }
 
 

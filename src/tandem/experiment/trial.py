@@ -156,6 +156,9 @@ class Trial:
             self.held_bytes = max(self.held_bytes, held)
         else:
             validation_again = a_token * len(validation)
+            # A piece is read while the one before it is still there.
+            pieces = 2 * min(PIECE_TOKENS, len(train)) * model.config.context_dim * model.dtype.itemsize
+            self.held_bytes = max(self.held_bytes, pieces)
             if not isinstance(model.context_block, GatedContextBlock):
                 made += a_token * whole  # checked as a whole, then computed again to be kept, or for the rank
             if kept_outside_memory(model, len(train), settings) == "disk":
