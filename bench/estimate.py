@@ -3,9 +3,9 @@
     python bench/estimate.py train predictive --data.max-train-bytes 400000
     python bench/estimate.py experiment demo
 
-Time is that of the phases and contexts (said: with the scores of phase 1's heads and effective ranks), memory
-the largest run's at its peak: both are to be within 30%. Disk is that of models and records at the end; what is
-said of it is room enough, with a margin for each model.
+Time is that of the phases and contexts (said: with the scores of phase 1's heads and effective ranks),
+memory the largest run's at its peak: both are to be within 30%. Disk is that of models and records at the
+end; what is said of it is room enough, with a margin for each model.
 """
 
 import argparse
