@@ -101,8 +101,8 @@ class Contexts:
             return Window(self._held, start, start)
         apart: list[tuple[int, int]] = []
         for first, last in runs:
-            touches = apart and apart[-1][1] == first
-            apart = [*apart[:-1], (apart[-1][0], last)] if touches else [*apart, (first, last)]
+            begin = apart.pop()[0] if apart and apart[-1][1] == first else first
+            apart.append((begin, last))
         read = [(max(0, first - 1), last) for first, last in apart]
         contexts = self._read(read)
         rows = itertools.accumulate((last - begin for begin, last in read), initial=0)

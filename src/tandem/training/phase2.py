@@ -223,7 +223,7 @@ def _batches(train: Split, course: _Course) -> Iterator[tuple[Window, Tensor]]:
     settings, positions = course.settings, len(train.stream) - 1
     block = block_tokens(settings.batch_positions)
     blocks = list(pairwise([*range(0, positions, block), positions]))
-    in_piece = max(1, max(1, PIECE_TOKENS // settings.batch_positions) * settings.batch_positions // block)
+    in_piece = max(1, PIECE_TOKENS // settings.batch_positions) * settings.batch_positions // block
     if settings.shuffle and len(blocks) > in_piece:
         whole = positions // block  # a shorter last one stays the last, so that no batch before it is short
         order = torch.randperm(whole, generator=course.order).tolist()
