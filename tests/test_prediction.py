@@ -71,7 +71,7 @@ def test_a_sample_of_everything_is_the_whole_softmax() -> None:
     head, bias = torch.randn(30, 6, requires_grad=True), torch.randn(30, requires_grad=True)
     targets, inputs = torch.randint(30, (20,)), (hidden, head, bias)
     loss = SampledSoftmax(torch.ones(30), 20, 30, torch.Generator()).of_step(targets)
-    sampled = loss(hidden, head, targets, bias)
+    sampled = loss(hidden, head, bias, slice(0, 20))
     plain = F.cross_entropy(F.linear(hidden, head, bias), targets)
     torch.testing.assert_close(sampled, plain)
     torch.testing.assert_close(torch.autograd.grad(sampled, inputs), torch.autograd.grad(plain, inputs))
@@ -89,13 +89,40 @@ def test_a_sampled_softmax_estimates_the_whole_one() -> None:
     sampled = []
     for _ in range(400):
         targets = torch.multinomial(share, 60, replacement=True, generator=draws)
-        loss = softmax.of_step(targets)(hidden.expand(60, -1), head, targets)
+        loss = softmax.of_step(targets)(hidden.expand(60, -1), head, None, slice(0, 60))
         # The loss is the log of the denominator less the mean corrected logit of the targets.
         picked = (hidden @ head[targets].t() - softmax._log_chance[targets]).mean()
         sampled.append(math.exp(float(loss + picked)))
     error = torch.tensor(sampled).std() / math.sqrt(len(sampled))
     assert abs(sum(sampled) / len(sampled) - math.exp(full)) < 4 * float(error)
     assert float(error) < 0.05 * math.exp(full)
+
+
+def test_a_large_step_has_several_samples_whatever_part_of_it_is_asked_for() -> None:
+    """5,000 positions: three samples of the step's negatives, and of the targets of 1,667 positions each."""
+    torch.manual_seed(0)
+    count, vocab_size, negatives = 5000, 3000, 40
+    counts = torch.rand(vocab_size) * 100
+    hidden, head, bias = torch.randn(count, 4), torch.randn(vocab_size, 4), torch.randn(vocab_size)
+    targets = torch.randint(vocab_size // 2, (count,))
+    loss = SampledSoftmax(counts, count, negatives, torch.Generator().manual_seed(1)).of_step(targets)
+
+    draws = torch.Generator().manual_seed(1)
+    share = (counts.double() + 0.5) / (counts.double() + 0.5).sum()
+    chance = 1 - (1 - share) ** 1667 * (1 - negatives / vocab_size)
+    nll = []
+    for first in (0, 1667, 3334):
+        own = slice(first, min(first + 1667, count))
+        drawn = torch.randperm(vocab_size, generator=draws)[:negatives]
+        sampled = torch.full((vocab_size,), -math.inf)
+        sampled[torch.cat((targets[own], drawn)).unique()] = 0
+        logits = hidden[own] @ head.t() + bias - chance.log().float() + sampled
+        nll.append(F.cross_entropy(logits, targets[own], reduction="none"))
+    expected = torch.cat(nll)
+
+    for first, last in ((0, count), (0, 1), (1666, 1668), (1667, 3334), (100, 4000), (4999, count)):
+        ours = loss(hidden[first:last], head, bias, slice(first, last))
+        torch.testing.assert_close(ours, expected[first:last].mean())
 
 
 def test_a_small_vocabulary_is_not_sampled() -> None:

@@ -65,7 +65,9 @@ class Problem:
         self._ways: dict[str, Callable[[], Tensor]] = {
             "plain": lambda: F.cross_entropy(self.hidden @ self.head.t(), self.targets),
             "chunked": lambda: mean_nll(self.hidden, self.head, self.targets, CHUNK),
-            "sampled": lambda: sampled.of_step(self.targets)(self.hidden, self.head, self.targets, None),
+            "sampled": lambda: sampled.of_step(self.targets)(
+                self.hidden, self.head, None, slice(0, positions)
+            ),
         }
 
     def step(self, way: str) -> float:

@@ -6,7 +6,10 @@ torch's own chunked `linear_cross_entropy` chooses very small chunks on large vo
 bf16 in bf16; here the chunk is explicit and the reduction is in (at least) fp32.
 """
 
+import math
 from collections.abc import Callable
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,45 +93,70 @@ class _MeanNll(torch.autograd.Function):
         return *scaled, None, None
 
 
-class SampledSoftmax:
-    """Cross entropy over a step's own targets and tokens drawn beside them, for training only.
+SAMPLE_POSITIONS = 2048
+"""How many positions of a step share a sample, at most.
 
-    A token is in the softmax of a step if it is a target of any of its positions, or among `negatives` tokens
-    drawn uniformly. Its chance of that, from the frequencies of the training text, is divided out of its
-    share, so that the sum over the sample estimates the sum over the vocabulary (Bengio & Senécal 2008,
+One for all would grow with the step's targets, and with it what each position costs (LOG.md).
+"""
+
+
+class SampledSoftmax:
+    """Cross entropy over some positions' own targets and tokens drawn beside them, for training only.
+
+    A token is in a sample if it is a target of any of the positions that share it, or among `negatives`
+    tokens drawn uniformly. Its chance of that, from the frequencies of the training text, is divided out of
+    its share, so that the sum over the sample estimates the sum over the vocabulary (Bengio & Senécal 2008,
     "Adaptive importance sampling"; Jean et al. 2015, arXiv:1412.2007). One product of n × K instead of n × V.
     """
 
     def __init__(self, counts: Tensor, positions: int, negatives: int, generator: torch.Generator) -> None:
-        """counts [V]: occurrences in the training text; positions: of a step; negatives: drawn a step."""
+        """counts [V]: occurrences in the training text; positions: of a step; negatives: in each sample."""
         self.vocab_size = len(counts)
         self.negatives = min(negatives, self.vocab_size)
+        self._sharing = math.ceil(positions / math.ceil(positions / SAMPLE_POSITIONS))
         self._generator = generator
         # Half an occurrence for what never occurs: it can still be drawn.
         share = (counts.double() + 0.5) / (counts.double() + 0.5).sum()
-        no_target = (1 - share) ** positions
+        no_target = (1 - share) ** self._sharing
         self._log_chance = (1 - no_target * (1 - self.negatives / self.vocab_size)).log().float()
 
     def of_step(self, targets: Tensor) -> "Loss":
-        """The loss of a step with these targets [n], or of some of its rows: all share one sample."""
-        drawn = torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives]
-        sample = torch.unique(torch.cat((targets, drawn.to(targets.device))))
-        log_chance = self._log_chance.to(targets.device)[sample]
+        """The loss of a step with these targets [n], or of some of its positions: samples are the step's."""
+        parts = targets.split(self._sharing)
+        drawn = [torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives] for _ in parts]
 
-        def loss(hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
-            logits = hidden @ F.embedding(sample, head).t() - log_chance
-            if bias is not None:
-                logits = logits + bias[sample]
-            return F.cross_entropy(logits.float(), torch.searchsorted(sample, targets))
+        @cache  # several heads ask, and no process for all parts
+        def sample_of(part: int) -> Tensor:
+            return torch.unique(torch.cat((parts[part], drawn[part].to(targets.device))))
+
+        def loss(hidden: Tensor, head: Tensor, bias: Tensor | None, positions: slice) -> Tensor:
+            first, last = positions.start, positions.stop
+            cuts = [at for at in range(0, len(targets), self._sharing) if first < at < last]
+            total: Any = 0.0
+            for start, stop in pairwise([first, *cuts, last]):
+                own = hidden[start - first : stop - first]
+                sample = sample_of(start // self._sharing)
+                total = total + self._sum(own, head, bias, targets[start:stop], sample)
+            return total / (last - first)
 
         return loss
 
+    def _sum(
+        self, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, sample: Tensor
+    ) -> Tensor:
+        """Summed NLL in nats of some positions that share a sample [K] of tokens, in order."""
+        logits = hidden @ F.embedding(sample, head).t() - self._log_chance.to(hidden.device)[sample]
+        if bias is not None:
+            logits = logits + bias[sample]
+        return F.cross_entropy(logits.float(), torch.searchsorted(sample, targets), reduction="sum")
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""hidden [n, E], head [V, E], targets [n], bias [V] or none → mean NLL in nats, a scalar with gradients."""
+
+Loss = Callable[[Tensor, Tensor, Tensor | None, slice], Tensor]
+"""hidden [n, E], head [V, E], bias [V] or none, which n of the step's positions → mean NLL in nats, a scalar
+with gradients."""
 
 StepLoss = Callable[[Tensor], Loss]
-"""All targets [n] of a step → the loss of it, or of some of its rows."""
+"""All targets of a step, one a position → the loss of it, or of some of its positions."""
 
 
 def training_loss(
@@ -140,10 +168,12 @@ def training_loss(
     SampledSoftmax and `mean_nll`.
     """
     if negatives is None or 2 * negatives >= len(counts):
-        return lambda _: whole_softmax(chunk_positions)
+        return partial(whole_softmax, chunk_positions)
     return SampledSoftmax(counts, positions, negatives, generator).of_step
 
 
-def whole_softmax(chunk_positions: int) -> Loss:
-    """`mean_nll` with its chunks."""
-    return lambda hidden, head, targets, bias: mean_nll(hidden, head, targets, chunk_positions, bias)
+def whole_softmax(chunk_positions: int, targets: Tensor) -> Loss:
+    """`mean_nll` with its chunks, of a step with these targets."""
+    return lambda hidden, head, bias, positions: mean_nll(
+        hidden, head, targets[positions], chunk_positions, bias
+    )

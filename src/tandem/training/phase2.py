@@ -201,7 +201,7 @@ def _one_epoch(model: TandemForCausalLM, train: Split, course: _Course, watch: E
             rows: slice, window: Window = window, at: Tensor = at, step_loss: Loss = step_loss
         ) -> Tensor:
             drops = course.drops.rows(rows, len(at))
-            return _loss(model, stream, window, at[rows], step_loss, drops)
+            return _loss(model, stream, window, at, rows, step_loss, drops)
 
         value, _ = course.steps.take(len(at), loss_of, not_finite)
         total += value * len(at)
@@ -255,15 +255,23 @@ def _first_loss(
 ) -> float:
     """Of the first batch before any step, over the whole vocabulary and without dropout."""
     share = course.steps.group.share(len(at))
-    part = _loss(model, stream, window, at[share], whole_softmax(course.settings.chunk_positions), Drops())
+    whole = whole_softmax(course.settings.chunk_positions, stream.ids[at + 1])
+    part = _loss(model, stream, window, at, share, whole, Drops())
     return float(course.steps.group.total(part * (share.stop - share.start) / len(at)))
 
 
 def _loss(
-    model: TandemForCausalLM, stream: Stream, window: Window, at: Tensor, loss: Loss, drops: Drops
+    model: TandemForCausalLM,
+    stream: Stream,
+    window: Window,
+    at: Tensor,
+    rows: slice,
+    loss: Loss,
+    drops: Drops,
 ) -> Tensor:
-    """Mean NLL of what follows positions [n]."""
+    """Mean NLL of what follows these of a step's positions `at`."""
+    at = at[rows]
     before, after = window.around(at, stream.restart)
     embeds = dropped(drops.embeds, model.embed(stream.ids[at]))
     hidden = dropped(drops.output, model.token_block(before, after, embeds, drops.contexts))
-    return loss(hidden, model.lm_head.weight, stream.ids[at + 1], model.lm_head.bias)
+    return loss(hidden, model.lm_head.weight, model.lm_head.bias, rows)

@@ -161,11 +161,14 @@ class _StepLoss:
         before = None if self._before is None else self._before[rows]
         previous, current = model.context_block.unroll(embeds, before, restart, drop=drops.contexts)
         self.contexts[rows] = current[:, -1].detach()
-        targets = self._stream.ids[at + 1].flatten()
+        width = at.shape[1]
+        positions = slice(rows.start * width, rows.stop * width)
         losses = []
         for head in self._heads:
             hidden = dropped(drops.output, head(previous, current, embeds, drops.contexts))
-            losses.append(self._loss(hidden.flatten(0, 1), model.lm_head.weight, targets, model.lm_head.bias))
+            losses.append(
+                self._loss(hidden.flatten(0, 1), model.lm_head.weight, model.lm_head.bias, positions)
+            )
         return torch.stack(losses).mean()
 
 
