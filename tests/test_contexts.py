@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tandem.contexts import (
     PIECE_TOKENS,
@@ -173,6 +174,7 @@ def test_what_the_first_position_and_a_restart_read() -> None:
         (linear.Cut(16_000, 200), 15),
         (linear.Cut(1024, 32), 94),  # neither divides the stream
         (linear.Cut(1000, 1), TOKENS),
+        (linear.Cut(999, 3), 1000),  # segments of segments of segments, and an odd number of tokens
     ],
 )
 def test_the_linear_scan_of_a_gated_block_equals_the_loop(
@@ -185,6 +187,25 @@ def test_the_linear_scan_of_a_gated_block_equals_the_loop(
     assert record.method == "linear"
     assert (record.segments, record.join_error) == (segments, 0.0)
     assert record.loop_error <= 1e-5
+
+
+def test_a_chunk_on_a_gpu_is_few_operations() -> None:
+    """Each takes microseconds to start there, however little it does."""
+
+    class Counted(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    keep, add = torch.rand(linear.ON_GPU.chunk, 3), torch.randn(linear.ON_GPU.chunk, 3)
+    states, expected = torch.zeros(1 + len(keep), 3), torch.zeros(1 + len(keep), 3)
+    with Counted() as counted:
+        linear._recurrence(keep, add, states, linear.ON_GPU.segment)
+    assert 0 < counted.operations < 300
+    linear._recurrence(keep, add, expected, len(keep))
+    torch.testing.assert_close(states, expected)
 
 
 def test_a_stream_that_reads_few_tokens_twice_needs_no_table() -> None:
