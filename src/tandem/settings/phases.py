@@ -74,7 +74,8 @@ class PredictionSettings(Section):
     """Of what the softmax reads."""
     negatives: Positive | None = 512
     """Tokens drawn for the softmax of a step beside its own targets, corrected for their chance to be in it;
-    none: the whole vocabulary. Scores are always of the whole vocabulary."""
+    a step of more than 2,048 positions has several such samples. None: the whole vocabulary. Scores are
+    always of the whole vocabulary."""
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
 
