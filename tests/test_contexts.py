@@ -199,13 +199,13 @@ def test_a_chunk_on_a_gpu_is_few_operations() -> None:
             self.operations += not func.is_view
             return func(*args, **(kwargs or {}))
 
-    keep, add = torch.rand(linear.ON_GPU.chunk, 3), torch.randn(linear.ON_GPU.chunk, 3)
+    keep, add = 1 - torch.rand(linear.ON_GPU.chunk, 3) / 100, torch.randn(linear.ON_GPU.chunk, 3)
     states, expected = torch.zeros(1 + len(keep), 3), torch.zeros(1 + len(keep), 3)
     with Counted() as counted:
         linear._recurrence(keep, add, states, linear.ON_GPU.segment)
-    assert 0 < counted.operations < 300
+    assert 0 < counted.operations < 250
     linear._recurrence(keep, add, expected, len(keep))
-    torch.testing.assert_close(states, expected)
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-4)  # of numbers up to 30
 
 
 def test_a_stream_that_reads_few_tokens_twice_needs_no_table() -> None:
@@ -355,6 +355,9 @@ def test_edges_between_chunks_are_checked_wherever_there_are_any(
         # A share may end soon after its last chunk began, and of two edges that close only one is crossed.
         assert len(crossed) >= min(len(edges), 8) - (group.size - 1)
         assert crossed or not edges
+        inner = {edge for share in shares for edge in range(share.start, share.stop, cut.outer)} - edges - {0}
+        inner = {edge for edge in inner if edge < reach}
+        assert len(inner & set(runs[:, 1:].flatten().tolist())) >= min(len(inner) // 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tandem.training.phase2 import Split, train_token_block
 from tandem.training.prediction import train_predictive_contexts
 
 far_device.register()
-linear.ON_GPU = linear.Cut(128, 16)  # so that this text has edges between chunks
+linear.ON_GPU = linear.Cut(128, 4)  # so that this text has several chunks, and they segments of segments
 
 def trained(device, cell, boundary):
     torch.manual_seed(0)

@@ -98,21 +98,22 @@ def test_a_sampled_softmax_estimates_the_whole_one() -> None:
     assert float(error) < 0.05 * math.exp(full)
 
 
-def test_a_large_step_has_several_samples_whatever_part_of_it_is_asked_for() -> None:
-    """5,000 positions: three samples of the step's negatives, and of the targets of 1,667 positions each."""
+@pytest.mark.parametrize(("count", "size"), [(5000, 1667), (3400, 1134), (1667, 1667), (1, 1)])
+def test_a_large_step_has_several_samples_whatever_part_of_it_is_asked_for(count: int, size: int) -> None:
+    """Of steps of 5,000 positions, or fewer at an end: up to three samples, each with its own negatives."""
     torch.manual_seed(0)
-    count, vocab_size, negatives = 5000, 3000, 40
+    vocab_size, negatives = 3000, 40
     counts = torch.rand(vocab_size) * 100
     hidden, head, bias = torch.randn(count, 4), torch.randn(vocab_size, 4), torch.randn(vocab_size)
     targets = torch.randint(vocab_size // 2, (count,))
-    loss = SampledSoftmax(counts, count, negatives, torch.Generator().manual_seed(1)).of_step(targets)
+    loss = SampledSoftmax(counts, 5000, negatives, torch.Generator().manual_seed(1)).of_step(targets)
 
     draws = torch.Generator().manual_seed(1)
     share = (counts.double() + 0.5) / (counts.double() + 0.5).sum()
     chance = 1 - (1 - share) ** 1667 * (1 - negatives / vocab_size)
     nll = []
-    for first in (0, 1667, 3334):
-        own = slice(first, min(first + 1667, count))
+    for first in range(0, count, size):
+        own = slice(first, min(first + size, count))
         drawn = torch.randperm(vocab_size, generator=draws)[:negatives]
         sampled = torch.full((vocab_size,), -math.inf)
         sampled[torch.cat((targets[own], drawn)).unique()] = 0
@@ -120,7 +121,16 @@ def test_a_large_step_has_several_samples_whatever_part_of_it_is_asked_for() -> 
         nll.append(F.cross_entropy(logits, targets[own], reduction="none"))
     expected = torch.cat(nll)
 
-    for first, last in ((0, count), (0, 1), (1666, 1668), (1667, 3334), (100, 4000), (4999, count)):
+    for first, last in (
+        (0, 5000),
+        (0, 1),
+        (1133, 1135),
+        (1666, 1668),
+        (1667, 3334),
+        (100, 4000),
+        (4999, 5000),
+    ):
+        first, last = min(first, count - 1), min(last, count)
         ours = loss(hidden[first:last], head, bias, slice(first, last))
         torch.testing.assert_close(ours, expected[first:last].mean())
 

@@ -113,42 +113,43 @@ class SampledSoftmax:
         """counts [V]: occurrences in the training text; positions: of a step; negatives: in each sample."""
         self.vocab_size = len(counts)
         self.negatives = min(negatives, self.vocab_size)
-        self._sharing = math.ceil(positions / math.ceil(positions / SAMPLE_POSITIONS))
+        self._sample_positions = math.ceil(positions / math.ceil(positions / SAMPLE_POSITIONS))
         self._generator = generator
         # Half an occurrence for what never occurs: it can still be drawn.
         share = (counts.double() + 0.5) / (counts.double() + 0.5).sum()
-        no_target = (1 - share) ** self._sharing
+        no_target = (1 - share) ** self._sample_positions
         self._log_chance = (1 - no_target * (1 - self.negatives / self.vocab_size)).log().float()
 
     def of_step(self, targets: Tensor) -> "Loss":
         """The loss of a step with these targets [n], or of some of its positions: samples are the step's."""
-        parts = targets.split(self._sharing)
+        count = math.ceil(len(targets) / self._sample_positions)
+        size = math.ceil(len(targets) / count)  # alike, as the last step of an epoch may be shorter
+        parts = targets.split(size)
         drawn = [torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives] for _ in parts]
 
         @cache  # several heads ask, and no process for all parts
-        def sample_of(part: int) -> Tensor:
-            return torch.unique(torch.cat((parts[part], drawn[part].to(targets.device))))
+        def sample_of(part: int) -> tuple[Tensor, Tensor]:
+            sample = torch.unique(torch.cat((parts[part], drawn[part].to(targets.device))))
+            return sample, self._log_chance.to(targets.device)[sample]
 
         def loss(hidden: Tensor, head: Tensor, bias: Tensor | None, positions: slice) -> Tensor:
             first, last = positions.start, positions.stop
-            cuts = [at for at in range(0, len(targets), self._sharing) if first < at < last]
+            edges = [first, *range((first // size + 1) * size, last, size), last]
+            samples = [sample_of(edge // size) for edge in edges[:-1]]
+            # One gather, as each makes a gradient of the head's size.
+            rows = F.embedding(torch.cat([sample for sample, _ in samples]), head)
             total: Any = 0.0
-            for start, stop in pairwise([first, *cuts, last]):
-                own = hidden[start - first : stop - first]
-                sample = sample_of(start // self._sharing)
-                total = total + self._sum(own, head, bias, targets[start:stop], sample)
+            for (start, stop), (sample, log_chance), own in zip(
+                pairwise(edges), samples, rows.split([len(sample) for sample, _ in samples]), strict=True
+            ):
+                logits = hidden[start - first : stop - first] @ own.t() - log_chance
+                if bias is not None:
+                    logits = logits + bias[sample]
+                at = torch.searchsorted(sample, targets[start:stop])
+                total = total + F.cross_entropy(logits.float(), at, reduction="sum")
             return total / (last - first)
 
         return loss
-
-    def _sum(
-        self, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, sample: Tensor
-    ) -> Tensor:
-        """Summed NLL in nats of some positions that share a sample [K] of tokens, in order."""
-        logits = hidden @ F.embedding(sample, head).t() - self._log_chance.to(hidden.device)[sample]
-        if bias is not None:
-            logits = logits + bias[sample]
-        return F.cross_entropy(logits.float(), torch.searchsorted(sample, targets), reduction="sum")
 
 
 Loss = Callable[[Tensor, Tensor, Tensor | None, slice], Tensor]

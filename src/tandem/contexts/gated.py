@@ -90,7 +90,8 @@ def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
     """Positions [B, n] of the stream, n that follow on each other, where its contexts are checked.
 
     At the start of the stream, at its end, across edges between two chunks, up to half of all runs, and
-    elsewhere, evenly spread, across edges between two segments, as far as there are any. No two overlap.
+    elsewhere, evenly spread, across edges between two segments (of segments, where a chunk has those), as far
+    as there are any. No two overlap.
     Edges count from the start of each process's share. All of a stream that is not three times as long as
     what is to be checked.
     """
@@ -122,7 +123,7 @@ def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
     for part in (part for first in (1, 2, 3) for part in range(first, parts, 3)):
         at = reach * part // parts
         origin = max(start for start in origins if start <= at)
-        add(at - (at - origin) % cut.segment) or add(at)
+        add(at - (at - origin) % cut.outer) or add(at - (at - origin) % cut.segment) or add(at)
     return torch.tensor(sorted(starts))[:, None] + torch.arange(tokens)
 
 

@@ -33,12 +33,17 @@ class Cut:
     def __post_init__(self) -> None:
         assert self.chunk % self.segment == 0
 
+    @property
+    def outer(self) -> int:
+        """Tokens of a segment of segments, where a chunk has any; else of a segment."""
+        return self.segment**2 if self.segment**2 < self.chunk else self.segment
+
 
 ON_CPU = Cut(2048, 64)  # gates should stay in its cache
 ON_GPU = Cut(32_768, 32)
-"""Not measured. A chunk is some 3 × 32 steps a layer over its 1,024 segments, and as many over 32 segments of
-those, each of which takes a few microseconds to start: 18,000 for a layer on 2.4 million tokens. Half of a
-piece of contexts that are computed again, so that an edge between chunks is checked there, too.
+"""Not measured. A chunk is 224 operations a layer, each of which takes a few microseconds to start: 16,600
+for a layer on 2.4 million tokens. Half of a piece of contexts that are computed again, so that an edge
+between chunks is checked there, too.
 """
 
 
@@ -147,40 +152,41 @@ def _fill_chunk(
 
     `from_tokens` as of _FromTokens; it is overwritten.
     """
+    fresh = None if restart is None else restart.nonzero()[:, 0]
     below: Tensor | None = None
     for layer, made, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
         if below is not None:
-            _add_from_below(made, below, restart, *layer.weight[:, -2 * layer.width :].chunk(2, dim=1))
+            _add_from_below(made, below, fresh, *layer.weight[:, -2 * layer.width :].chunk(2, dim=1))
         keep, add = _activated(layer, made)
-        if restart is not None:
-            keep.masked_fill_(restart[:, None], 0.0)
+        if fresh is not None:
+            keep.index_fill_(0, fresh, 0.0)
         _recurrence(keep, add, own, segment_length)
         below = own
 
 
 def _add_from_below(
-    made: Tensor, below: Tensor, restart: Tensor | None, before: Tensor, after: Tensor
+    made: Tensor, states: Tensor, fresh: Tensor | None, before: Tensor, after: Tensor
 ) -> None:
     """What gates read of the layer below, W_b·h_{t-1} + W_a·h_t for t = 1..n, added to made [n, m], in place.
 
-    below [1 + n, w] are h_0..h_n; before [m, w] is W_b, after [m, w] W_a; with `restart` [n] h_{t-1} is zero.
-    Two tokens take three products instead of four: with a = h_t and b = h_{t+1}, of which t is odd,
+    states [1 + n, w] are h_0..h_n; before [m, w] is W_b, after [m, w] W_a. In the rows `fresh` h_{t-1} is
+    taken as zero, up to rounding. Two tokens need three products instead of four: with x = h_t and
+    y = h_{t+1}, of which t is odd,
 
-        W_b·h_{t-1} + W_a·a,   W_b·a + W_a·b = (W_b + W_a)·(a + b) - W_b·b - W_a·a
+        W_b·h_{t-1} + W_a·x,   W_b·x + W_a·y = (W_b + W_a)·(x + y) - W_b·y - W_a·x
 
-    where W_b·h_{t-1} is W_b·b of the two tokens before (a fast FIR algorithm: Parhi 1999, "VLSI Digital
+    where W_b·h_{t-1} is W_b·y of the two tokens before (a fast FIR algorithm: Parhi 1999, "VLSI Digital
     Signal Processing Systems", section 9.2).
     """
     even = len(made) // 2 * 2
-    first, second = below[1 : 1 + even : 2], below[2 : 2 + even : 2]
-    from_after, from_before = first @ after.t(), below[: 1 + even : 2] @ before.t()
-    made[:even:2].add_(from_after).add_(from_before[:-1])
-    made[1:even:2].addmm_(first + second, (before + after).t()).sub_(from_after).sub_(from_before[1:])
+    x, y = states[1 : 1 + even : 2], states[2 : 2 + even : 2]
+    by_after, by_before = x @ after.t(), states[: 1 + even : 2] @ before.t()
+    made[:even:2].add_(by_after).add_(by_before[:-1])
+    made[1:even:2].addmm_(x + y, (before + after).t()).sub_(by_after).sub_(by_before[1:])
     if even < len(made):
-        made[even:] += from_before[-1] + below[-1:] @ after.t()
-    if restart is not None:
-        at = restart.nonzero()[:, 0]
-        made.index_add_(0, at, below[at] @ before.t(), alpha=-1)
+        made[even:] += by_before[-1] + states[-1:] @ after.t()
+    if fresh is not None:
+        made.index_add_(0, fresh, states[fresh] @ before.t(), alpha=-1)
 
 
 def _activated(layer: GatedLayer, made: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +199,7 @@ def _activated(layer: GatedLayer, made: Tensor) -> tuple[Tensor, Tensor]:
 
 def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) -> None:
     """h_t = keep_t ⊙ h_{t-1} + add_t for t = 1..n from h_0, in states [1 + n, w]; keep and add [n, w]."""
-    count = len(keep) // segment_length if segment_length > 1 else 0
+    count = len(keep) // segment_length if len(keep) > segment_length > 1 else 0
     whole = count * segment_length
     if count > 0:
         shape = (count, segment_length)
@@ -209,10 +215,10 @@ def _starts(keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor) 
     end, product = adds[0], keeps[0]
     for keep, add in zip(keeps[1:], adds[1:], strict=True):
         end, product = torch.addcmul(add, keep, end), product * keep
-    starts = torch.empty_like(end)
-    starts[0] = start
-    _recurrence(product[:-1], end[:-1], starts, len(keeps))
-    return starts
+    states = end.new_empty(1 + len(end), end.shape[1])
+    states[0] = start
+    _recurrence(product, end, states, len(keeps))
+    return states[:-1]
 
 
 def _run(
