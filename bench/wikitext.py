@@ -51,6 +51,7 @@ RECIPE: dict[str, dict[str, Any]] = {
         "dropout": 0.5,
         "embed_dropout": 0.25,
         "output_dropout": 0.3,
+        "sample_positions": 4096,
     },
     "phase2": {"lr": 0.0001, "dropout": 0.5, "embed_dropout": 0.25, "output_dropout": 0.3},
 }

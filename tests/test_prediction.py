@@ -100,13 +100,13 @@ def test_a_sampled_softmax_estimates_the_whole_one() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(5000, 1667), (3400, 1134), (1667, 1667), (1, 1)])
 def test_a_large_step_has_several_samples_whatever_part_of_it_is_asked_for(count: int, size: int) -> None:
-    """Of steps of 5,000 positions, or fewer at an end: up to three samples, each with its own negatives."""
+    """At most 1,667 positions share one, with negatives of its own."""
     torch.manual_seed(0)
     vocab_size, negatives = 3000, 40
     counts = torch.rand(vocab_size) * 100
     hidden, head, bias = torch.randn(count, 4), torch.randn(vocab_size, 4), torch.randn(vocab_size)
     targets = torch.randint(vocab_size // 2, (count,))
-    loss = SampledSoftmax(counts, 5000, negatives, torch.Generator().manual_seed(1)).of_step(targets)
+    loss = SampledSoftmax(counts, 1667, negatives, torch.Generator().manual_seed(1)).of_step(targets)
 
     draws = torch.Generator().manual_seed(1)
     share = (counts.double() + 0.5) / (counts.double() + 0.5).sum()
@@ -137,11 +137,29 @@ def test_a_large_step_has_several_samples_whatever_part_of_it_is_asked_for(count
 
 def test_a_small_vocabulary_is_not_sampled() -> None:
     def owner(vocab_size: int) -> object:
-        loss = training_loss(torch.ones(vocab_size), 32, 64, torch.Generator(), 16)
-        return getattr(loss, "__self__", None)
+        settings = PredictionSettings(negatives=64)
+        return getattr(
+            training_loss(torch.ones(vocab_size), 32, settings, torch.Generator(), 16), "__self__", None
+        )
 
     assert owner(100) is None
     assert isinstance(owner(1000), SampledSoftmax)
+
+
+@pytest.mark.parametrize("phase", [PredictionSettings, Phase2Settings])
+def test_sample_positions_says_how_many_share_a_sample(
+    phase: type[PredictionSettings | Phase2Settings],
+) -> None:
+    """At most 6 of 9 are 5 and 4; the target of either is not in the other's sample."""
+    settings = phase(negatives=1, sample_positions=6)
+    targets = torch.tensor([7, 7, 7, 7, 7, 8, 8, 8, 8])
+    loss = training_loss(torch.ones(1000), 9, settings, torch.Generator(), 16)(targets)
+    head = torch.zeros(1000, 2, requires_grad=True)
+    for positions, own, other in ((slice(0, 5), 7, 8), (slice(5, 9), 8, 7)):
+        hidden = torch.ones(positions.stop - positions.start, 2)
+        (gradient,) = torch.autograd.grad(loss(hidden, head, None, positions), head)
+        assert gradient[own].any()
+        assert not gradient[other].any()
 
 
 @pytest.mark.parametrize("cell", ["gated", "residual"])

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.settings import Phase2Settings, PredictionSettings
+
 
 def token_nll(
     hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None = None
@@ -93,13 +95,6 @@ class _MeanNll(torch.autograd.Function):
         return *scaled, None, None
 
 
-SAMPLE_POSITIONS = 2048
-"""How many positions of a step share a sample, at most.
-
-One for all would grow with the step's targets, and with it what each position costs (LOG.md).
-"""
-
-
 class SampledSoftmax:
     """Cross entropy over some positions' own targets and tokens drawn beside them, for training only.
 
@@ -110,19 +105,20 @@ class SampledSoftmax:
     """
 
     def __init__(self, counts: Tensor, positions: int, negatives: int, generator: torch.Generator) -> None:
-        """counts [V]: occurrences in the training text; positions: of a step; negatives: in each sample."""
+        """counts [V]: occurrences in the training text; positions: at most so many share a sample; negatives:
+        in each."""
         self.vocab_size = len(counts)
         self.negatives = min(negatives, self.vocab_size)
-        self._sample_positions = math.ceil(positions / math.ceil(positions / SAMPLE_POSITIONS))
+        self._positions = positions
         self._generator = generator
         # Half an occurrence for what never occurs: it can still be drawn.
         share = (counts.double() + 0.5) / (counts.double() + 0.5).sum()
-        no_target = (1 - share) ** self._sample_positions
+        no_target = (1 - share) ** self._positions
         self._log_chance = (1 - no_target * (1 - self.negatives / self.vocab_size)).log().float()
 
     def of_step(self, targets: Tensor) -> "Loss":
         """The loss of a step with these targets [n], or of some of its positions: samples are the step's."""
-        count = math.ceil(len(targets) / self._sample_positions)
+        count = math.ceil(len(targets) / self._positions)
         size = math.ceil(len(targets) / count)  # alike, as the last step of an epoch may be shorter
         parts = targets.split(size)
         drawn = [torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives] for _ in parts]
@@ -161,16 +157,22 @@ StepLoss = Callable[[Tensor], Loss]
 
 
 def training_loss(
-    counts: Tensor, positions: int, negatives: int | None, generator: torch.Generator, chunk_positions: int
+    counts: Tensor,
+    positions: int,
+    settings: PredictionSettings | Phase2Settings,
+    generator: torch.Generator,
+    chunk_positions: int,
 ) -> StepLoss:
-    """The loss of training steps: sampled with `negatives`, else over the whole vocabulary in chunks.
+    """The loss of training steps of so many positions: sampled, or over the whole vocabulary in chunks.
 
     Where the sample would hold most of the vocabulary, the whole of it is as cheap. Other arguments as of
     SampledSoftmax and `mean_nll`.
     """
+    negatives = settings.negatives
     if negatives is None or 2 * negatives >= len(counts):
         return partial(whole_softmax, chunk_positions)
-    return SampledSoftmax(counts, positions, negatives, generator).of_step
+    sharing = math.ceil(positions / math.ceil(positions / settings.sample_positions))
+    return SampledSoftmax(counts, sharing, negatives, generator).of_step
 
 
 def whole_softmax(chunk_positions: int, targets: Tensor) -> Loss:

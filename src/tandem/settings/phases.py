@@ -74,8 +74,10 @@ class PredictionSettings(Section):
     """Of what the softmax reads."""
     negatives: Positive | None = 512
     """Tokens drawn for the softmax of a step beside its own targets, corrected for their chance to be in it;
-    a step of more than 2,048 positions has several such samples. None: the whole vocabulary. Scores are
-    always of the whole vocabulary."""
+    none: the whole vocabulary. Scores are always of the whole vocabulary."""
+    sample_positions: Positive = 2048
+    """At most so many positions of a step share such a sample; larger steps have several. A sample grows with
+    the targets in it, and with it what each position costs, while a small one estimates worse."""
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
 
@@ -113,6 +115,8 @@ class Phase2Settings(Section):
     """Of what the softmax reads."""
     negatives: Positive | None = None
     """As `prediction.negatives`; none: the whole vocabulary."""
+    sample_positions: Positive = 2048
+    """As `prediction.sample_positions`."""
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
     chunk_positions: Positive = 512

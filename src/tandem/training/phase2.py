@@ -169,7 +169,7 @@ class _Course:
         loss_of = training_loss(
             stream.ids.counts(model.config.vocab_size),
             settings.batch_positions,
-            settings.negatives,
+            settings,
             generator_for(seed, "phase2 negatives"),
             settings.chunk_positions,
         )

@@ -81,7 +81,7 @@ def train_predictive_contexts(
     draws = generator_for(seed, "prediction", depth)
     drops = Dropouts(settings, seed, "prediction", depth, along=1)
     counts = stream.ids.counts(model.config.vocab_size)
-    loss_of = training_loss(counts, streams * window, settings.negatives, draws, chunk_positions)
+    loss_of = training_loss(counts, streams * window, settings, draws, chunk_positions)
     history: list[PredictionEpoch] = []
     step = 0
     learners = nn.ModuleDict(
