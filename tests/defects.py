@@ -271,15 +271,14 @@ def scored_token_is_the_current_one(patch: Patch) -> None:
 
 def trained_on_shifted_targets(patch: Patch) -> None:
     """Targets off by one in training: the token after next."""
-    real = phase2._loss
+    real, whole = phase2.training_loss, phase2.whole_softmax
 
     def shifted(*args: Any) -> Any:
-        *most, loss, drops = args
-        return real(
-            *most, lambda hidden, head, targets, bias: loss(hidden, head, targets.roll(-1), bias), drops
-        )
+        loss_of = real(*args)
+        return lambda targets: loss_of(targets.roll(-1))
 
-    patch.setattr(phase2, "_loss", shifted)
+    patch.setattr(phase2, "training_loss", shifted)
+    patch.setattr(phase2, "whole_softmax", lambda chunk, targets: whole(chunk, targets.roll(-1)))
 
 
 def phase2_always_from_seed_0(patch: Patch) -> None:
