@@ -360,6 +360,10 @@ CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
     ),
     "random embeddings": (sentences(60), {"embeddings": {"source": "random"}}),
     "shuffled small batches": (sentences(60), {"phase2": {"shuffle": True, "batch_positions": 64}}),
+    "a text of several pieces": (
+        sentences(1500),
+        {"phase2": {"shuffle": True, "batch_positions": 512, "max_epochs": 1}},
+    ),
     "many epochs": (sentences(60), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
     "a text as separator": (sentences(60), {"data": {"separator": "\n\n"}}),
     "no separator": (sentences(60), {"data": {"separator": ""}}),

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tandem import metrics
+from tandem.audit import subject
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.cross_entropy import mean_nll, token_nll
 from tandem.errors import NonFiniteLossError
@@ -186,7 +187,7 @@ def test_phase_2_learns_and_keeps_its_best_epoch() -> None:
 def test_phase_2_reads_blocks_of_all_the_text_whether_contexts_are_held_or_not(
     batch: int, block: int, piece: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (phase2, metrics):
+    for module in (phase2, metrics, subject):
         monkeypatch.setattr(module, "PIECE_TOKENS", 200)
     monkeypatch.setattr(phase2, "BLOCK_TOKENS", 32)
     assert phase2.block_tokens(batch) == block
@@ -214,6 +215,7 @@ def test_phase_2_reads_blocks_of_all_the_text_whether_contexts_are_held_or_not(
     assert nll == pytest.approx(other_nll, abs=1e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, other_weights[name], rtol=0, atol=1e-4)
+    assert torch.equal(read_held[0], subject.first_batch(settings, 0, 899))  # as the audit has it
     sizes = [len(at) for at in read_held]
     assert sizes == 2 * [*[batch] * (899 // batch), 899 % batch]  # only the last one is short
     first, second = torch.cat(read_held).split(899)

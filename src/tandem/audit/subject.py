@@ -19,8 +19,9 @@ from tandem.experiment.handover import head_for, load_heads, new_heads
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import RunRecord
-from tandem.settings import Configuration
+from tandem.settings import Configuration, Phase2Settings
 from tandem.training.initialization import generator_for, start_from_head
+from tandem.training.phase2 import block_tokens
 from tandem.training.prediction import head_name
 from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
@@ -174,16 +175,7 @@ class Subject:
     @cached_property
     def first_batch(self) -> torch.Tensor:
         """Positions [n] of the first step of phase 2, as the seed draws them."""
-        settings = self.prepared.settings.phase2
-        count = len(self.ids("train")) - 1
-        if not settings.shuffle:
-            return torch.arange(min(count, settings.batch_positions))
-        # The order of pieces is drawn, then that of positions within the first.
-        order = generator_for(self.seed, "phase2 order")
-        piece = settings.batch_positions * max(1, PIECE_TOKENS // settings.batch_positions)
-        pieces = -(-count // piece)
-        first = piece * int(torch.randperm(pieces, generator=order)[0]) if pieces > 1 else 0
-        return first + torch.randperm(min(piece, count - first), generator=order)[: settings.batch_positions]
+        return first_batch(self.prepared.settings.phase2, self.seed, len(self.ids("train")) - 1)
 
     @cached_property
     def _looked_at(self) -> dict[str, torch.Tensor]:
@@ -233,3 +225,19 @@ class Subject:
     def training(self) -> list[Block]:
         """These parts of the training text."""
         return [self._block("train", at) for at in self._scored_training]
+
+
+def first_batch(settings: Phase2Settings, seed: int, count: int) -> torch.Tensor:
+    """Positions [n] of the first step of phase 2 on `count` of them, as the seed draws them."""
+    size = settings.batch_positions
+    if not settings.shuffle:
+        return torch.arange(min(count, size))
+    order = generator_for(seed, "phase2 order")
+    piece = size * max(1, PIECE_TOKENS // size)
+    at = torch.arange(count)
+    # More than a piece: blocks of all the text are drawn for the first, else it is the text.
+    block = block_tokens(size)
+    if -(-count // block) > piece // block:
+        drawn = torch.randperm(count // block, generator=order)[: piece // block]
+        at = (block * drawn.sort().values[:, None] + torch.arange(block)).flatten()
+    return at[torch.randperm(len(at), generator=order)[:size]]
