@@ -20,10 +20,12 @@ from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 
 from tandem.audit import audit
 from tandem.audit.reference import contexts_at
+from tandem.audit.run import _settings_check
 from tandem.errors import DataError, RunDirError
 from tandem.experiment.runner import Unwatched, run_experiment
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.records import AuditRecord, DocumentScores, read_audit, read_records
+from tandem.settings import load_settings, settings_fingerprint
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,25 @@ def test_edited_records_are_named(what: str, finished: Path) -> None:
     change, check, words = EDITED[what]
     defects.edit_records(finished, change)
     assert words in failed(audit(finished))[check]
+
+
+def test_settings_written_before_there_was_a_setting_are_no_finding(finished: Path) -> None:
+    """Nor are those of their variants, which the audit works out itself."""
+    record = read_records(finished)[0]
+    settings = load_settings("demo")
+    written = settings.model_dump(mode="json")
+    runs = []
+    for name in settings.variants:
+        values = settings.with_variant(name).model_dump(mode="json")
+        del values["prediction"]["sample_positions"]
+        runs.append(
+            record.model_copy(update={"variant": name, "settings_fingerprint": settings_fingerprint(values)})
+        )
+    del written["prediction"]["sample_positions"]
+    assert len(runs) == 2
+    assert _settings_check(written, runs).status == "pass"
+    other = runs[0].model_copy(update={"settings_fingerprint": runs[1].settings_fingerprint})
+    assert _settings_check(written, [other]).status == "fail"
 
 
 def test_what_was_exchanged_in_a_model_folder_is_named(finished: Path) -> None:

@@ -355,9 +355,37 @@ def test_edges_between_chunks_are_checked_wherever_there_are_any(
         # A share may end soon after its last chunk began, and of two edges that close only one is crossed.
         assert len(crossed) >= min(len(edges), 8) - (group.size - 1)
         assert crossed or not edges
-        inner = {edge for share in shares for edge in range(share.start, share.stop, cut.outer)} - edges - {0}
-        inner = {edge for edge in inner if edge < reach}
-        assert len(inner & set(runs[:, 1:].flatten().tolist())) >= min(len(inner) // 8, 8)
+        seam = cut.segment if cut.nested else 0
+        seams = (
+            {at + seam for share in shares for at in range(share.start, share.stop, cut.outer)} - edges - {0}
+        )
+        seams = {at for at in seams if at < reach}
+        assert len(seams & set(runs[:, 1:].flatten().tolist())) >= min(len(seams) // 8, 8)
+
+
+@pytest.mark.parametrize("keep", ["memory", "recompute"])
+@pytest.mark.parametrize("repeats", [14, 24, 67])
+def test_segments_of_segments_that_start_wrong_are_an_error(
+    repeats: int, keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the cut of GPUs, on 42,000, 72,000 and 201,000 tokens."""
+    monkeypatch.setattr(linear, "ON_CPU", linear.ON_GPU)
+    model, stream = block_and_stream(cell="gated")
+    stream = Stream.of(model, stream.ids[:].repeat(repeats))
+    settings = ContextSettings(segment_length=200, keep=keep)
+    _, record = compute_contexts(model, stream, settings)
+    assert record.loop_error <= 1e-5
+    real = linear._starts
+
+    def wrong(keeps: Any, adds: Any, start: torch.Tensor) -> torch.Tensor:
+        starts = real(keeps, adds, start)
+        if len(starts) <= linear.ON_GPU.segment:  # those of segments of segments
+            starts[1:] += 0.05
+        return starts
+
+    monkeypatch.setattr(linear, "_starts", wrong)
+    with pytest.raises(ScanError, match="differ from the sequential loop"):
+        compute_contexts(model, stream, settings)
 
 
 @pytest.mark.parametrize(

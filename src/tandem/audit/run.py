@@ -137,7 +137,7 @@ def _settings_check(written: Mapping[str, Any], records: Sequence[RunRecord]) ->
     found = settings_fingerprint(written)
     # The settings of a variant are worked out from those written down.
     names = {record.variant for record in records if record.variant is not None}
-    variants = {name: Settings(**written).with_variant(name).fingerprint() for name in names}
+    variants = {name: settings_fingerprint(_variant_as_written(written, name)) for name in names}
     # A baseline is given the sizes of one of them.
     anyone = {found, *variants.values()}
     others = [
@@ -152,6 +152,17 @@ def _settings_check(written: Mapping[str, Any], records: Sequence[RunRecord]) ->
         figure=f"{figure}, or its variant's, which {', '.join(others)} do not have" if others else figure,
         status="fail" if others else "pass",
     )
+
+
+def _variant_as_written(written: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """The settings of a variant, without those that came into Tandem after they were written down."""
+    changes = written["variants"][variant]
+    values = Settings(**written).with_variant(variant).model_dump(mode="json")
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(written.get(key), Mapping):
+            there = {*written[key], *(changes.get(key) or {})}
+            values[key] = {name: inner for name, inner in value.items() if name in there}
+    return {key: value for key, value in values.items() if key in written or key in changes}
 
 
 def _audit_run(

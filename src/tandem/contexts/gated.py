@@ -123,7 +123,8 @@ def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
     for part in (part for first in (1, 2, 3) for part in range(first, parts, 3)):
         at = reach * part // parts
         origin = max(start for start in origins if start <= at)
-        add(at - (at - origin) % cut.outer) or add(at - (at - origin) % cut.segment) or add(at)
+        seam = at - (at - origin) % cut.outer + cut.segment * cut.nested
+        add(seam) or add(at - (at - origin) % cut.segment) or add(at)
     return torch.tensor(sorted(starts))[:, None] + torch.arange(tokens)
 
 
@@ -134,16 +135,25 @@ def _loop_error(task: Task, contexts: Contexts, runs: Tensor) -> float:
     scan's own context before the run. No burn-in could hide an error from it: what is right from each token
     to the next, and at the start, is right everywhere.
     """
-    stream, chunk = task.stream, cut_for(task.model.device).chunk
+    stream, cut = task.stream, cut_for(task.model.device)
     runs = runs.to(stream.ids.device)
     befores, afters = [], []
     for run in runs:
         # Read as training reads them: those computed again begin at a state that was kept within the stream,
-        # so what follows on an edge between chunks is read from the state that was kept there.
+        # so what follows on an edge between chunks is read from the state that was kept there. Elsewhere so
+        # much is read around them that segments of segments are made, if they are anywhere.
         first, last = int(run[0]), int(run[-1]) + 1
-        edge = -(-first // chunk) * chunk
-        read = [(first, edge), (edge, last)] if not contexts.held and first < edge < last else [(first, last)]
-        parts = [contexts.window(*part).around(run[part[0] - first : part[1] - first], None) for part in read]
+        edge = -(-first // cut.chunk) * cut.chunk
+        if not contexts.held and first < edge < last:
+            read, around = [(first, edge), (edge, last)], 0
+        else:
+            read, around = [(first, last)], cut.outer if cut.nested and not contexts.held else 0
+        parts = [
+            contexts.window(max(0, begin - around), min(end + around, len(stream))).around(
+                run[begin - first : end - first], None
+            )
+            for begin, end in read
+        ]
         befores.append(parts[0][0][0])
         afters.append(torch.cat([after for _, after in parts]))
     precise = next(task.block.parameters()).dtype

@@ -31,19 +31,28 @@ class Cut:
     segment: int
 
     def __post_init__(self) -> None:
-        assert self.chunk % self.segment == 0
+        assert self.chunk % self.outer == 0
+
+    @property
+    def nested(self) -> bool:
+        """Whether a chunk's segments are so many that they are cut into segments themselves."""
+        return self.segment > 1 and self.chunk > self.segment**2
 
     @property
     def outer(self) -> int:
-        """Tokens of a segment of segments, where a chunk has any; else of a segment."""
-        return self.segment**2 if self.segment**2 < self.chunk else self.segment
+        """Tokens of a segment of segments where there are any, else of a segment.
+
+        What the former begins with shows first where its second segment begins: with the first one's start
+        the one before has ended.
+        """
+        return self.segment**2 if self.nested else self.segment
 
 
 ON_CPU = Cut(2048, 64)  # gates should stay in its cache
 ON_GPU = Cut(32_768, 32)
-"""Not measured. A chunk is 224 operations a layer, each of which takes a few microseconds to start: 16,600
-for a layer on 2.4 million tokens. Half of a piece of contexts that are computed again, so that an edge
-between chunks is checked there, too.
+"""Not measured. The recurrence of a chunk is 224 operations a layer, each of which takes a few microseconds
+to start: 16,600 for a layer on 2.4 million tokens. Half of a piece of contexts that are computed again, so
+that an edge between chunks is checked there, too.
 """
 
 
