@@ -118,8 +118,7 @@ class SampledSoftmax:
 
     def of_step(self, targets: Tensor) -> "Loss":
         """The loss of a step with these targets [n], or of some of its positions: samples are the step's."""
-        count = math.ceil(len(targets) / self._positions)
-        size = math.ceil(len(targets) / count)  # alike, as the last step of an epoch may be shorter
+        size = _even(len(targets), self._positions)  # the last step of an epoch may be shorter
         parts = targets.split(size)
         drawn = [torch.randperm(self.vocab_size, generator=self._generator)[: self.negatives] for _ in parts]
 
@@ -171,8 +170,12 @@ def training_loss(
     negatives = settings.negatives
     if negatives is None or 2 * negatives >= len(counts):
         return partial(whole_softmax, chunk_positions)
-    sharing = math.ceil(positions / math.ceil(positions / settings.sample_positions))
-    return SampledSoftmax(counts, sharing, negatives, generator).of_step
+    return SampledSoftmax(counts, _even(positions, settings.sample_positions), negatives, generator).of_step
+
+
+def _even(count: int, most: int) -> int:
+    """How long parts of `count` are, at most `most` and as few as can be, so that they are alike."""
+    return math.ceil(count / math.ceil(count / most))
 
 
 def whole_softmax(chunk_positions: int, targets: Tensor) -> Loss:
