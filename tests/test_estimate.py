@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from conftest import PREDICTIVE, merged, tiny
-from rich.console import Console
 from torch import Tensor
 
 from tandem.cli.main import run
 from tandem.cli.summary import print_estimate
+from tandem.cli.terminal import Terminal
 from tandem.contexts import Stream, compute_contexts, gated, linear, segments
 from tandem.experiment import stopwatch, trial
 from tandem.experiment.baseline import run_baseline
@@ -172,7 +172,7 @@ def test_workers_share_the_time(text_file: Path, monkeypatch: pytest.MonkeyPatch
     told = estimate_experiment(settings, Unwatched())
     assert told.seconds_s == pytest.approx(sum(p.times * p.seconds_s for p in told.parts) / 2)
     said = io.StringIO()
-    print_estimate(Console(file=said, width=160), told)
+    print_estimate(Terminal(file=said), told)
     assert "GB at its peak in each of 2 workers" in said.getvalue()
 
 

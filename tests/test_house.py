@@ -12,7 +12,7 @@ import tandem
 ROOT = Path(tandem.__file__).parent
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
-    ("errors", "fingerprint", "launch"),
+    ("errors", "fingerprint", "launch", "shown"),
     ("claims", "group"),
     ("settings", "records"),
     ("text",),

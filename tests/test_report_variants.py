@@ -18,9 +18,9 @@ from report_records import (
     make_variants,
     write_run_dir,
 )
-from rich.console import Console
 
 from tandem.cli.summary import print_run
+from tandem.cli.terminal import Terminal
 from tandem.records import Manifest, RunRecord
 from tandem.report import summary_rows, write_report
 from tandem.report.analysis import analyse
@@ -288,7 +288,7 @@ def test_records_from_before_variants_give_the_same_report(tmp_path: Path):
 
 def printed(record: RunRecord) -> str:
     out = io.StringIO()
-    print_run(Console(file=out, width=160), record, Path("models/x"))
+    print_run(Terminal(file=out), record, Path("models/x"))
     return " ".join(out.getvalue().split())
 
 

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from tandem.cli.arguments import (
     AuditArguments,
@@ -21,9 +19,11 @@ from tandem.cli.arguments import (
     parse,
     parse_with_preset,
 )
+from tandem.cli.terminal import ERR, OUT
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory
 from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
+from tandem.shown import holds_all_text, json_for, one_line
 
 if TYPE_CHECKING:
     from tandem.experiment.estimate import Estimate
@@ -38,37 +38,19 @@ AUDIT_FAILED = 1
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # a closed stream is none
-
-
-# A pipe or file has no width of its own; the summary table needs about this much.
-PIPE_COLUMNS = 160
-
-
-class PipeConsole(Console):
-    """A console that leaves a broken pipe to `run`, instead of exiting with 1 by itself."""
-
-    def on_broken_pipe(self) -> None:
-        """The reader of our output went away."""
-        raise BrokenPipeError
-
-
-OUT = PipeConsole(highlight=False, width=None if _is_terminal(sys.stdout) else PIPE_COLUMNS)
-ERR = PipeConsole(stderr=True, highlight=False, width=None if _is_terminal(sys.stderr) else PIPE_COLUMNS)
-
-
 def config(args: Sequence[str]) -> None:
     """tandem config [PRESET|FILE]"""
     if not args:
         for name in preset_names():
-            OUT.print(f"{name:10} {load_settings(name).description}")
-        OUT.print(
-            "\n`tandem config PRESET` prints all settings of one, to save and edit or to override singly."
-        )
+            OUT.say(f"{name:10} {load_settings(name).description}")
+        OUT.print()
+        OUT.say("`tandem config PRESET` prints all settings of one, to save and edit or to override singly.")
         return
     settings, arguments = parse_with_preset("config", ConfigArguments, args, "demo")
-    _write(json.dumps(settings.model_dump(mode="json")) if arguments.json_output else dump_settings(settings))
+    if arguments.json_output:
+        _write_json(json.dumps(settings.model_dump(mode="json"), ensure_ascii=False))
+    else:
+        _write(dump_settings(settings, escaped=not holds_all_text(sys.stdout.encoding)))
 
 
 def experiment(args: Sequence[str]) -> None:
@@ -102,7 +84,7 @@ def experiment(args: Sequence[str]) -> None:
         report = write_report(run_dir, arguments.lang)
     if arguments.json_output:
         for record in records:
-            _write(record.model_dump_json())
+            _write_json(record.model_dump_json())
     if not arguments.json_output:
         print_summary(OUT, run_dir, arguments.lang, report)
     if audited is not None:
@@ -150,7 +132,7 @@ def train(args: Sequence[str]) -> None:
     if process_rank() > 0:  # the first one tells
         return
     if arguments.json_output:
-        _write(record.model_dump_json())
+        _write_json(record.model_dump_json())
     else:
         print_run(OUT, record, folder)
 
@@ -171,7 +153,7 @@ def evaluate(args: Sequence[str]) -> None:
         on_progress=_tell(arguments.json_output),
     )
     if arguments.json_output:
-        _write(result.model_dump_json())
+        _write_json(result.model_dump_json())
     else:
         print_evaluation(OUT, result)
 
@@ -193,7 +175,7 @@ def generate(args: Sequence[str]) -> None:
         stream=not arguments.json_output,
     )
     if arguments.json_output:
-        _write(json.dumps(result, ensure_ascii=False))
+        _write_json(json.dumps(result, ensure_ascii=False))
 
 
 def audit(args: Sequence[str]) -> None:
@@ -204,7 +186,7 @@ def audit(args: Sequence[str]) -> None:
 
     audited = audit_runs(arguments.path, _tell(arguments.json_output))
     if arguments.json_output:
-        _write(audited.model_dump_json())
+        _write_json(audited.model_dump_json())
     else:
         print_audit(OUT, audited)
     if audited.status == "fail":
@@ -219,7 +201,7 @@ def report(args: Sequence[str]) -> None:
 
     files = write_report(arguments.run_dir, arguments.lang)
     if arguments.json_output:
-        _write(json.dumps([str(path) for path in files]))
+        _write_json(json.dumps([str(path) for path in files], ensure_ascii=False))
     else:
         print_summary(OUT, arguments.run_dir, arguments.lang, files)
 
@@ -248,7 +230,7 @@ def run(args: Sequence[str]) -> int:
             _usage()
             return 0
         if args[0] in {"-V", "--version"}:
-            OUT.print(f"tandem {metadata.version('tandem-lm')}")
+            OUT.say(f"tandem {metadata.version('tandem-lm')}")
             return 0
         if args[0] not in COMMANDS:
             import difflib
@@ -279,31 +261,38 @@ def run(args: Sequence[str]) -> int:
 
 
 def _usage() -> None:
-    OUT.print("usage: tandem COMMAND …\n")
+    OUT.say("usage: tandem COMMAND …")
+    OUT.print()
     for name, (_, summary) in COMMANDS.items():
-        OUT.print(f"  {name:12}{summary}")
-    OUT.print("\n`tandem COMMAND --help` lists every setting with its default and unit.")
+        OUT.say(f"  {name:12}{summary}")
+    OUT.print()
+    OUT.say("`tandem COMMAND --help` lists every setting with its default and unit.")
 
 
 def _print_estimate(estimate: "Estimate", as_json: bool) -> None:
     from tandem.cli.summary import print_estimate
 
     if as_json:
-        _write(estimate.model_dump_json())
+        _write_json(estimate.model_dump_json())
     else:
         print_estimate(OUT, estimate)
 
 
 def _tell(quiet: bool) -> Callable[[str], None]:
     """Says what is being done, on standard error."""
-    return (lambda _: None) if quiet else lambda what: ERR.print(f"[dim]{what}[/]")
+    return (lambda _: None) if quiet else lambda what: ERR.say((what, "dim"))
+
+
+def _write_json(text: str) -> None:
+    """To standard output, whole whatever its encoding."""
+    _write(json_for(sys.stdout.encoding, text))
 
 
 def _write(text: str) -> None:
-    """To standard output as it is: no wrapping, no markup."""
+    """To standard output as it is."""
     print(text.rstrip("\n"), flush=True)
 
 
 def _fail(sentence: str) -> int:
-    sys.stderr.write(f"tandem: error: {sentence}\n")
+    sys.stderr.write(f"tandem: error: {one_line(sentence)}\n")
     return 2

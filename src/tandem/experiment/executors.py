@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tandem.claims import helped_by, in_sight, presence
 from tandem.errors import RunDirError, SettingsError
 from tandem.settings import RaySettings, Settings, SlurmSettings
+from tandem.shown import tolerate_any_encoding
 
 if TYPE_CHECKING:
     import submitit
@@ -53,6 +54,7 @@ class Worker:
 
     def __call__(self) -> None:
         """Raises RunDirError where the run directory is not shared with this machine; else as `work`."""
+        tolerate_any_encoding()
         host = socket.gethostname()
         if not self.run_dir.is_dir():
             raise RunDirError(

@@ -198,7 +198,7 @@ def _git_commit() -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, encoding="ascii", timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

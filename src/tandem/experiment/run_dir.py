@@ -23,6 +23,7 @@ from tandem.records import (
     write_manifest,
 )
 from tandem.settings import Settings
+from tandem.shown import command
 from tandem.tokens.prepare import Corpus
 
 Item = TypeVar("Item")
@@ -99,7 +100,7 @@ def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | 
     if begun is not None and settings.precision not in ("auto", begun):
         raise RunDirError(
             f"{run_dir} holds an experiment that trains in {begun}, which cannot be mixed with "
-            f"{settings.precision}; give --precision {begun} (or auto), or another --output"
+            f"{settings.precision}; give {command('--precision', begun)} (or auto), or another --output"
         )
     return manifest
 

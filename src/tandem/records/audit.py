@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tandem.errors import RunDirError
 from tandem.records.run import _Record
+from tandem.shown import command
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
@@ -82,4 +83,5 @@ def read_audit(folder: Path) -> AuditRecord | None:
     try:
         return AuditRecord.model_validate_json(path.read_text("utf-8"))
     except (ValidationError, UnicodeDecodeError):
-        raise RunDirError(f"{path} is damaged; make it again with `tandem audit {folder}`") from None
+        again = command("tandem", "audit", folder)
+        raise RunDirError(f"{path} is damaged; make it again with `{again}`") from None

@@ -1,12 +1,12 @@
 """Which configuration to use: the smallest among those not shown to be worse than the best."""
 
-import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import Verdict
 from tandem.settings import preset_names
+from tandem.shown import command
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def train_command(configuration: ModelResult, experiment: str) -> str:
     else the file that an experiment takes its name from.
     """
     c = configuration
-    depths = f"--context-layers {c.context_layers} --token-layers {c.token_layers}"
+    depths = ("--context-layers", c.context_layers, "--token-layers", c.token_layers)
     if c.variant is None:
-        return f"tandem train {depths}"
+        return command("tandem", "train", *depths)
     settings = experiment if experiment in preset_names() else f"{experiment}.yaml"
-    return f"tandem train {shlex.quote(settings)} --variant {shlex.quote(c.variant)} {depths}"
+    return command("tandem", "train", settings, "--variant", c.variant, *depths)
 
 
 def selecting_settings(configuration: ModelResult) -> list[str]:

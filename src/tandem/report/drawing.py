@@ -11,6 +11,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -34,6 +35,7 @@ INK, FAINT = "#333333", "#d9d9d9"
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names are no formulas
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.labelsize": 9.5,
@@ -62,17 +64,14 @@ def drawn_svg(
     name: str, draw: Callable[[Axes, Analysis], bool], analysis: Analysis, texts: Texts
 ) -> str | None:
     """The SVG document of what `draw` draws; None where it says that there was nothing to draw."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        # Of a name in another script, whose letters the reader's fonts have.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(6.8, 3.5), layout="constrained")
         FigureCanvasSVG(figure)
         return _svg(figure, name, texts) if draw(figure.subplots(), analysis) else None
-
-
-def inline_svg(svg: str) -> str:
-    """The drawing for use inside an HTML page, where namespaces are implied."""
-    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
 
 
 def _svg(figure: Figure, name: str, texts: Texts) -> str:
@@ -85,7 +84,7 @@ def _svg(figure: Figure, name: str, texts: Texts) -> str:
     svg = re.sub(r" font-family: [^;\"]*;| ?<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
     root = f'<svg style="font-family: {FONTS}; stroke-linejoin: round; stroke-linecap: butt"'
     svg = re.sub("<svg", root, svg, count=1)
-    svg = re.sub(r"@([a-z0-9_]+)", lambda key: html.escape(texts(f"axes.{key[1]}")), svg)
+    svg = re.sub(r"@([a-z0-9_]+)", lambda key: html.escape(texts.of(f"axes.{key[1]}") or key[0]), svg)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
@@ -125,9 +124,14 @@ def finish(axes: Axes) -> None:
 
 def legend(axes: Axes) -> None:
     """Beside the axes, where anything has a label; in as many columns as its entries need."""
-    if labels := axes.get_legend_handles_labels()[1]:
-        columns = math.ceil(len(labels) / LEGEND_ROWS)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2, ncols=columns)
+    # The library hides labels that begin with `_`, and gives such ones to lines without a label.
+    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    if lines:
+        columns = math.ceil(len(lines) / LEGEND_ROWS)
+        axes.legend(
+            lines, [str(line.get_label()) for line in lines], loc="center left",
+            bbox_to_anchor=(1.0, 0.5), handlelength=2.2, ncols=columns,
+        )  # fmt: skip
 
 
 def look(order: int) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Write the report of a run directory: Markdown, one self-contained HTML page, and the figures."""
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,9 @@ from tandem.report.analysis import analyse
 from tandem.report.blocks import Code, Document
 from tandem.report.choice import choose
 from tandem.report.document import compose
-from tandem.report.drawing import inline_svg
-from tandem.report.figures import draw_figures
+from tandem.report.results import Analysis
 from tandem.report.tables import summary_table
-from tandem.report.wording import Texts, inline_html, read_resource
+from tandem.report.wording import Texts, inline_html, plain, read_resource
 
 
 def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
@@ -33,7 +33,7 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     if not records:
         raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
     analysis = analyse(records, read_manifest(run_dir), read_audit(run_dir))
-    figures = draw_figures(analysis, texts)
+    figures = _draw(analysis, texts)
     document = compose(analysis, texts, figures.keys())
     suffix = _suffix(lang)
     files = {
@@ -61,7 +61,7 @@ def summary_rows(
         return [], []
     analysis = analyse(records, manifest, audit)
     table = summary_table(analysis, Texts(lang), choose(analysis))
-    return list(table.columns), [list(row) for row in table.rows]
+    return list(map(plain, table.columns)), [list(map(plain, row)) for row in table.rows]
 
 
 def render_markdown(document: Document) -> str:
@@ -74,7 +74,7 @@ def render_markdown(document: Document) -> str:
 def render_html(document: Document, figures: Mapping[str, str]) -> str:
     """The report as one HTML page that loads nothing: style and figures stand inside it."""
     jinja = _jinja(document.language, autoescape=True)
-    drawings = {name: inline_svg(svg) for name, svg in figures.items()}
+    drawings = {name: _inline_svg(svg) for name, svg in figures.items()}
     page = jinja.get_template("report.html.j2").render(
         document=document,
         figures=drawings,
@@ -82,6 +82,20 @@ def render_html(document: Document, figures: Mapping[str, str]) -> str:
         contents=Texts(document.language)("contents"),
     )
     return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
+
+
+def _inline_svg(svg: str) -> str:
+    """The drawing for use inside an HTML page, where namespaces are implied."""
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+
+
+def _draw(analysis: Analysis, texts: Texts) -> dict[str, str]:
+    """The figures, by the only import of matplotlib: slow, and of use to a report alone."""
+    # Where no home folder can be written, it makes a temporary one by itself, but warns of it.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from tandem.report.figures import draw_figures
+
+    return draw_figures(analysis, texts)
 
 
 def _jinja(language: str, autoescape: bool) -> Environment:

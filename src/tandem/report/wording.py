@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from tandem.errors import RunDirError
 from tandem.report.statistics import Spread, perplexity
+from tandem.shown import one_line
 
 LANGUAGES = ("en", "ja")
 NONE = "–"
@@ -52,6 +53,10 @@ class Texts:
         }
         return self._texts[key].format_map(joined)
 
+    def of(self, key: str) -> str | None:
+        """The text of `key` as it is written down, if there is one."""
+        return self._texts.get(key)
+
     def say(self, message: Message) -> str:
         """A message in words."""
         said = self(message.key, **message.values)
@@ -84,15 +89,22 @@ def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 def literal(text: object) -> str:
     """Text from a record, so that no character of it acts as markup."""
-    return re.sub(r"([\\`*_\[\]<>&#~])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_\[\]<>&#~$])", r"\\\1", one_line(" ".join(str(text).split())))
 
 
 def code(text: object) -> str:
-    """Text from a record as code."""
-    return "`" + " ".join(str(text).split()).replace("`", "'") + "`"
+    """Text from a record as code, between more backticks than any in it."""
+    shown = one_line(str(text)) or " "
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence}{shown}{fence}" if fence == "`" else f"{fence} {shown} {fence}"
 
 
-_INLINE = re.compile(r"\\([\\`*_\[\]<>&#~|])|`([^`]*)`|\*\*(.+?)\*\*")
+_INLINE = re.compile(
+    r"\\(?P<literal>[\\`*_\[\]<>&#~$|])"
+    r"|`(?P<code>[^`]+)`(?!`)"
+    r"|(?P<fence>``+) (?P<fenced>.+?) (?P=fence)(?!`)"
+    r"|\*\*(?P<strong>.+?)\*\*"
+)
 
 
 def inline_html(text: str) -> Markup:
@@ -100,15 +112,26 @@ def inline_html(text: str) -> Markup:
     parts, end = [], 0
     for match in _INLINE.finditer(text):
         parts.append(escape(text[end : match.start()]))
-        character, source, strong = match.groups()
-        if character is not None:
-            parts.append(escape(character))
-        elif source is not None:
-            parts.append(Markup("<code>{}</code>").format(source))
+        if match["literal"] is not None:
+            parts.append(escape(match["literal"]))
+        elif match["strong"] is not None:
+            parts.append(Markup("<strong>{}</strong>").format(inline_html(match["strong"])))
         else:
-            parts.append(Markup("<strong>{}</strong>").format(inline_html(strong)))
+            parts.append(Markup("<code>{}</code>").format(match["code"] or match["fenced"]))
         end = match.end()
     return Markup("").join([*parts, escape(text[end:])])
+
+
+def plain(text: str) -> str:
+    """Light Markdown without its marks."""
+    return _INLINE.sub(
+        lambda match: (
+            plain(match["strong"])
+            if match["strong"]
+            else match["literal"] or match["code"] or match["fenced"]
+        ),
+        text,
+    )
 
 
 # Numbers

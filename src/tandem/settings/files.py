@@ -95,6 +95,7 @@ def _key_that_is_no_text(values: dict[Any, Any]) -> str | None:
     return None
 
 
-def dump_settings(settings: Settings) -> str:
-    """The settings as YAML that `load_settings` reads back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+def dump_settings(settings: Settings, escaped: bool = False) -> str:
+    """The settings as YAML that `load_settings` reads back; `escaped`: of ASCII alone, for any encoding."""
+    values = settings.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=not escaped, width=100)

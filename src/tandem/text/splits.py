@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tandem.errors import DataError
 from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
+from tandem.shown import command
 from tandem.text.documents import Documents, put_down
 from tandem.text.sources import open_documents
 
@@ -187,7 +188,7 @@ def _count_overlap(train: Distinct, validation: Distinct, data: DataSettings) ->
         raise DataError(
             f"{len(shared)} of {len(validation)} validation documents of {data.validation} also occur in "
             f"the training text {data.train} (the first: '{shown}'); give other validation text, or permit "
-            f"it with --data.allow-overlap {data.validation}"
+            f"it with {command('--data.allow-overlap', data.validation)}"
         )
     return len(shared)
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tandem.errors import DataError
 from tandem.fingerprint import fingerprint
 from tandem.settings import EmbeddingSettings
+from tandem.shown import command
 from tandem.text.files import user_path
 from tandem.text.hub import hub_access
 from tandem.tokens.prepare import Corpus
@@ -130,7 +131,7 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     if width != embed_dim:
         raise DataError(
             f"the embedding of {source} has vectors of length {width}, but --model.embed-dim is {embed_dim}; "
-            f"set --model.embed-dim {width}"
+            f"set {command('--model.embed-dim', width)}"
         )
     if rows < vocab_size:
         raise DataError(
