@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+from tandem.shown import tolerate_any_encoding
+
 SETTINGS: tuple[dict[str, str], ...] = (
     {},
     {"GOMP_SPINCOUNT": "1000"},
@@ -74,4 +76,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

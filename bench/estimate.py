@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from tandem.records import RunRecord, read_records
+from tandem.shown import tolerate_any_encoding
 
 
 def tandem(*arguments: object) -> str:
@@ -62,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -24,6 +24,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from measuring import start
 
+from tandem.shown import tolerate_any_encoding
+
 TABLES = {
     "contexts": "speed.contexts",
     "cross-entropy": "speed.softmax",
@@ -61,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.settings import Configuration, LstmSettings, Settings, load_settings
+from tandem.shown import tolerate_any_encoding
 
 TRAIN_BYTES = 800_000
 TEST_BYTES = 200_000
@@ -326,4 +327,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

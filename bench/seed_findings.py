@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from findings_tables import print_tables
 
 from tandem.settings import Settings
+from tandem.shown import tolerate_any_encoding
 
 ARTICLES = (
     r"start:^ = (?!and = |De <unk> a |1 <unk> (and|/ s) )(?!.*(, ([A-Z]\w?\w?|<unk>)|\([^)]*) = $)[^=;]+ = $"
@@ -176,4 +177,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

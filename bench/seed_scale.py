@@ -55,6 +55,7 @@ from tandem.experiment.machine import PeakMemory, choose_device, environment, us
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings, load_settings
+from tandem.shown import tolerate_any_encoding
 from tandem.training.execution import Execution
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
@@ -356,4 +357,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

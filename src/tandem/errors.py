@@ -4,6 +4,10 @@ Every one is a single sentence (or two) that says what was wrong, where, and wha
 prints it without a traceback and exits with code 2; as a library they are ordinary exceptions.
 """
 
+from collections.abc import Mapping, Sequence
+
+from tandem.shown import command
+
 
 class TandemError(Exception):
     """Something the user can mend: bad input, an impossible setting, an unwritable place."""
@@ -15,6 +19,40 @@ class SettingsError(TandemError):
 
 class DataError(TandemError):
     """A text, tokenizer or embedding source is missing, malformed, or does not fit the settings."""
+
+
+class MisfitError(SettingsError, DataError):
+    """Settings that do not fit the text or each other; what would mend them is options of the command.
+
+    said       what does not fit
+    options    by name, such as `--phase2.batch-positions`, with the value that fits; None for one without
+    or_else    what else would mend it
+    """
+
+    said: str
+    options: Mapping[str, object | None]
+    or_else: str
+
+    @classmethod
+    def of(cls, said: str, options: Mapping[str, object | None], or_else: str = "") -> "MisfitError":
+        """One misfit. (No __init__, as in NonFiniteLossError.)"""
+        words = [word for name, value in options.items() for word in (name, value) if word is not None]
+        ways = [f"add {command(*words)}"] if words else []
+        error = cls(f"{said}; {', or '.join([*ways, *([or_else] if or_else else [])])}".removesuffix("; "))
+        error.said, error.options, error.or_else = said, options, or_else
+        return error
+
+    @classmethod
+    def of_all(cls, found: Sequence["MisfitError"]) -> "MisfitError":
+        """Several as one, with all options that mend them; of one that several name, the smallest value."""
+        options: dict[str, object | None] = {}
+        for name, value in (item for error in found for item in error.options.items()):
+            before = options.get(name, value)
+            options[name] = (
+                min(before, value) if isinstance(before, int) and isinstance(value, int) else value
+            )
+        others = dict.fromkeys(error.or_else for error in found if error.or_else)
+        return cls.of("; ".join(dict.fromkeys(error.said for error in found)), options, ", or ".join(others))
 
 
 class ScanError(TandemError):

@@ -208,11 +208,12 @@ def _hidden(kind: type[Settings]) -> set[str]:
 
 
 def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:
-    """SettingsError for an option that is not known, naming the nearest one that is."""
+    """SettingsError for options that are not known, naming the nearest one that is for each."""
     options = {"--help", "-h", "--json"} | {
         f"--{key.replace('_', '-')}" for key in keys if key not in ("json_output", "all_baselines")
     }
     options |= {"--baselines"} if "all_baselines" in keys else set()
+    unknown = []
     for argument in args:
         option = argument.split("=", 1)[0].replace("_", "-")
         if not argument.startswith("--") or option in options:
@@ -220,11 +221,11 @@ def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:
         near = difflib.get_close_matches(option, sorted(options), n=1, cutoff=0.7)
         key = nearest_key(option.removeprefix("--").replace("-", "_"))
         hint = near[0] if near else f"--{key.replace('_', '-')}" if key in keys else None
-        raise SettingsError(
-            f"there is no option {argument.split('=', 1)[0]}"
-            + (f"; did you mean {hint}?" if hint else "")
-            + f" (tandem {command} --help lists all)"
+        unknown.append(
+            f"there is no option {argument.split('=', 1)[0]}" + (f"; did you mean {hint}?" if hint else "")
         )
+    if unknown:
+        raise SettingsError(f"{'; '.join(unknown)} (tandem {command} --help lists all)")
 
 
 def _first_sentence(box: str) -> str:

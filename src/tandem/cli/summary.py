@@ -9,6 +9,7 @@ from tandem.experiment.estimate import Estimate
 from tandem.experiment.evaluate import Evaluation, Mixture
 from tandem.records import (
     AuditRecord,
+    DataRecord,
     Phase1Record,
     PredictionRecord,
     RunRecord,
@@ -30,10 +31,13 @@ KEPT = {
 
 def print_summary(console: Terminal, run_dir: Path, lang: str, report: list[Path]) -> None:
     """The summary table of an experiment, and where its report is."""
-    heads, rows = summary_rows(read_records(run_dir), read_manifest(run_dir), lang, read_audit(run_dir))
+    records = read_records(run_dir)
+    heads, rows = summary_rows(records, read_manifest(run_dir), lang, read_audit(run_dir))
     console.print()
     console.table(heads, rows, right=range(1, len(heads)))
     console.print()
+    if records:
+        console.say(f"text: {_text(records[0].data)}")
     for path in report:
         if path.suffix in {".html", ".md"}:
             console.say(f"report: {path}")
@@ -50,6 +54,7 @@ def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
     _print_pairs(
         console,
         {
+            "text": _text(record.data),
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
             "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
             "contexts": KEPT[record.contexts.train.kept],
@@ -64,6 +69,15 @@ def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
     )
     console.print()
     console.say("try: ", command("tandem", "generate", folder, "--prompt", "…"))
+
+
+def _text(data: DataRecord) -> str:
+    """How much text there is, and what was dropped of it."""
+    return (
+        f"{data.train_documents:,} documents ({data.train_tokens:,} tokens) to train on, "
+        f"{data.validation_documents:,} ({data.validation_tokens:,} tokens) for validation"
+        + (f"; {data.duplicates_dropped:,} dropped as duplicates" if data.duplicates_dropped else "")
+    )
 
 
 def _in_parts(record: RunRecord) -> dict[str, str]:

@@ -88,16 +88,24 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> "Settings":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds repeat; name each seed once")
-        if len(set(self.configurations)) < len(self.configurations):
-            raise ValueError("configurations repeat; name each one once")
-        if len(set(self.baselines.models)) < len(self.baselines.models):
-            raise ValueError("baselines.models repeat; name each one once")
-        if len(set(self.baselines.untrained or ())) < len(self.baselines.untrained or ()):
-            raise ValueError("baselines.untrained repeat; name each configuration once")
+        repeated = [
+            f"{name} repeat; name each {what} once"
+            for name, values, what in (
+                ("seeds", self.seeds, "seed"),
+                ("configurations", self.configurations, "one"),
+                ("baselines.models", self.baselines.models, "one"),
+                ("baselines.untrained", self.baselines.untrained or (), "configuration"),
+            )
+            if len(set(values)) < len(values)
+        ]
+        wrong = []
         for name in self.variants:
-            self.with_variant(name)
+            try:
+                self.with_variant(name)
+            except SettingsError as error:
+                wrong.append(str(error))
+        if repeated or wrong:
+            raise ValueError("; ".join([*repeated, *wrong]))
         return self
 
     def with_variant(self, name: str | None) -> "Settings":

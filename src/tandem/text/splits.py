@@ -35,6 +35,7 @@ class Splits:
 
     duplicates_dropped   documents dropped because an equal one came before them in the same source
     overlap_documents    validation documents that also occur in training (allowed by name only)
+    left_out             training documents beyond `data.max_train_bytes`
     fingerprint          of all documents of both splits, in order
     """
 
@@ -42,9 +43,20 @@ class Splits:
     validation: Documents
     duplicates_dropped: int
     overlap_documents: int
+    left_out: int
     fingerprint: str
     train_source: str
     validation_source: str
+
+    def in_words(self) -> str:
+        """How many documents were read, and what became of each."""
+        kept = len(self.train), len(self.validation)
+        read = sum(kept) + self.duplicates_dropped + self.left_out
+        return (
+            f"{read:,} documents: {kept[0]:,} to train on, {kept[1]:,} for validation"
+            + (f", {self.duplicates_dropped:,} dropped as duplicates" if self.duplicates_dropped else "")
+            + (f", {self.left_out:,} left out by data.max_train_bytes" if self.left_out else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ def split_documents(data: DataSettings, folder: Path | None = None) -> Splits:
     train, duplicates = read_distinct(data.train, data.txt_documents, folder)
     overlap = 0
     if data.validation is None:
-        aside = _set_aside(train, data)
+        aside = _set_aside(train, data, duplicates)
         train, validation = train.chosen(~aside), train.chosen(aside)
         validation_source = f"{100 * data.validation_fraction:g}% of {data.train}"
     else:
@@ -85,6 +97,7 @@ def split_documents(data: DataSettings, folder: Path | None = None) -> Splits:
         duplicates += more
         overlap = _count_overlap(train, validation, data)
         validation_source = data.validation
+    available = len(train)
     if data.max_train_bytes is not None:
         train = train.chosen(_thin_out(train, data.max_train_bytes, data.split_seed))
     return Splits(
@@ -92,6 +105,7 @@ def split_documents(data: DataSettings, folder: Path | None = None) -> Splits:
         validation=validation.documents,
         duplicates_dropped=duplicates,
         overlap_documents=overlap,
+        left_out=available - len(train),
         fingerprint=_fingerprint(train.documents, validation.documents),
         train_source=data.train,
         validation_source=validation_source,
@@ -160,12 +174,17 @@ def _classes(digests: Digests) -> npt.NDArray[np.int64]:
     return classes
 
 
-def _set_aside(distinct: Distinct, data: DataSettings) -> Chosen:
+def _set_aside(distinct: Distinct, data: DataSettings, duplicates: int) -> Chosen:
     """The validation part of `distinct`; it and what is left have at least one document each."""
     if len(distinct) < 2:
+        found = (
+            f"all {duplicates + 1:,} documents of {data.train} are equal, and all but one were dropped"
+            if duplicates
+            else f"{data.train} is a single document"
+        )
         raise DataError(
-            f"{data.train} is a single document, so none can be set aside for validation; give another "
-            "source with --data.validation, or cut the text into documents with --data.txt-documents"
+            f"{found}, so none can be set aside for validation; give another source with --data.validation, "
+            "or cut the text into other documents with --data.txt-documents"
         )
     sizes = distinct.documents.sizes
     wanted = data.validation_fraction * int(sizes.sum())

@@ -13,10 +13,9 @@ import scipy.sparse as sparse
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tandem.errors import DataError
+from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
 from tandem.settings import EmbeddingSettings
-from tandem.shown import command
 from tandem.text.files import user_path
 from tandem.text.hub import hub_access
 from tandem.tokens.prepare import Corpus
@@ -55,15 +54,11 @@ def embedding_table(
     `spectral` tables are kept in `cache` (None: nowhere) and compared with their fingerprint when read
     again; a damaged one is made anew. `seed` serves `random` and the vectors of tokens that never occur.
 
-    Raises DataError if the source cannot be read, does not fit the vocabulary or `embed_dim`, or holds
-    values that are not finite.
+    Raises DataError if the source cannot be read or holds values that are not finite, and MisfitError if it
+    does not fit the vocabulary or `embed_dim`.
     """
     if settings.source == "spectral":
-        if embed_dim >= corpus.vocab_size:
-            raise DataError(
-                f"spectral embeddings must be shorter than the vocabulary of {corpus.vocab_size}, "
-                f"but --model.embed-dim is {embed_dim}; lower it, or use --embeddings.source random"
-            )
+        check_length(settings, corpus.vocab_size, embed_dim)
         request = {"window": settings.window, "norm": settings.norm, "embed_dim": embed_dim, "seed": seed}
         table = _cached(
             cache,
@@ -77,6 +72,16 @@ def embedding_table(
     else:
         table = pretrained(settings.source, corpus.vocab_size, embed_dim)
     return table, fingerprint("embeddings", table)
+
+
+def check_length(settings: EmbeddingSettings, vocab_size: int, embed_dim: int) -> None:
+    """Raises MisfitError if spectral embeddings cannot be so long."""
+    if settings.source == "spectral" and embed_dim >= vocab_size:
+        raise MisfitError.of(
+            f"spectral embeddings must be shorter than the vocabulary of {vocab_size}, but --model.embed-dim "
+            f"is {embed_dim}",
+            {"--embeddings.source": "random"},
+        )
 
 
 def spectral(
@@ -107,8 +112,8 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     `source` is a .safetensors file, a model folder (safetensors or PyTorch weights, in one file or several),
     or a hub name. Rows beyond `vocab_size` are cut off.
 
-    Raises DataError if there is no such model, no tensor can be told to be the embedding, or it does not
-    fit: fewer rows than `vocab_size`, another width than `embed_dim`, values that are not finite.
+    Raises DataError if there is no such model, no tensor can be told to be the embedding, or it has fewer
+    rows than `vocab_size` or values that are not finite; MisfitError for another width than `embed_dim`.
     """
     path = user_path(source)
 
@@ -129,9 +134,9 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
         table = _read_from_hub(source)
     rows, width = table.shape
     if width != embed_dim:
-        raise DataError(
-            f"the embedding of {source} has vectors of length {width}, but --model.embed-dim is {embed_dim}; "
-            f"set {command('--model.embed-dim', width)}"
+        raise MisfitError.of(
+            f"the embedding of {source} has vectors of length {width}, but --model.embed-dim is {embed_dim}",
+            {"--model.embed-dim": width},
         )
     if rows < vocab_size:
         raise DataError(

@@ -80,6 +80,14 @@ def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "tandem"
 
 
+def read_splits(data: DataSettings, cache: Path, on_progress: Callable[[str], None]) -> Splits:
+    """As `split_documents`; `on_progress` is told what is read, and how many documents became of it."""
+    on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
+    splits = split_documents(data, cache)
+    on_progress(splits.in_words())
+    return splits
+
+
 def prepare_corpus(
     data: DataSettings,
     tokenizer: TokenizerSettings,
@@ -93,12 +101,11 @@ def prepare_corpus(
     noticed; what is kept is the tokenizer's training and the encoding. A stored corpus that is damaged is
     rebuilt, and `on_progress` is told.
 
-    Raises DataError or SettingsError for sources that cannot be used, a vocabulary the text does not support,
-    a split of fewer than two tokens, or a cache that cannot be written.
+    Raises DataError or SettingsError for sources that cannot be used, a split of fewer than two tokens, or a
+    cache that cannot be written, and VocabularyError for a vocabulary that the text does not support.
     """
     if splits is None:
-        on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
-        splits = split_documents(data, cache)
+        splits = read_splits(data, cache, on_progress)
     loaded = None if tokenizer.source == "bpe" else load_tokenizer(tokenizer.source)
     separators = {"train": data.separator, "validation": _validation_separator(data)}
     request = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tandem.errors import DataError
+from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
 from tandem.text.files import user_path
 from tandem.text.hub import hub_access
@@ -31,11 +31,18 @@ PIECE_CHARACTERS = 1 << 15
 CUT = re.compile(r"(?=[ \n]\S)")
 
 
+VOCABULARY = "--tokenizer.vocab-size"
+
+
+class VocabularyError(MisfitError):
+    """The text supports fewer merges than the vocabulary asks for; its option names how many."""
+
+
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE in GPT-2's style, learned from `documents`: deterministic, any text round-trips.
 
-    Its `vocab_size` entries are `<|endoftext|>` (id 0), all 256 bytes, and merges. Raises DataError if the
-    text does not support so many merges.
+    Its `vocab_size` entries are `<|endoftext|>` (id 0), all 256 bytes, and merges. Raises VocabularyError
+    if the text does not support so many merges.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,9 +56,10 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator((piece for document in documents for piece in pieces(document)), trainer)
     if (reached := tokenizer.get_vocab_size()) != vocab_size:
-        raise DataError(
-            f"the training text supports a BPE vocabulary of {reached} entries only, not {vocab_size}; "
-            f"lower it with --tokenizer.vocab-size {reached}, or give more text"
+        raise VocabularyError.of(
+            f"the training text supports a BPE vocabulary of {reached} entries only, not {vocab_size}",
+            {VOCABULARY: reached},
+            "give more text",
         )
     return tokenizer
 
