@@ -12,8 +12,9 @@ import tandem
 ROOT = Path(tandem.__file__).parent
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
+    ("advice",),
     ("errors", "fingerprint", "launch"),
-    ("claims", "group"),
+    ("claims", "folders", "group"),
     ("settings", "records"),
     ("text",),
     ("tokens",),

@@ -4,6 +4,8 @@ Every one is a single sentence (or two) that says what was wrong, where, and wha
 prints it without a traceback and exits with code 2; as a library they are ordinary exceptions.
 """
 
+from tandem.advice import advice
+
 
 class TandemError(Exception):
     """Something the user can mend: bad input, an impossible setting, an unwritable place."""
@@ -17,6 +19,10 @@ class DataError(TandemError):
     """A text, tokenizer or embedding source is missing, malformed, or does not fit the settings."""
 
 
+class StorageError(DataError):
+    """What is made of a text cannot be written down: there is no room, or the place cannot be written to."""
+
+
 class ScanError(TandemError):
     """The segment-parallel scan disagrees with the sequential loop by more than its tolerance."""
 
@@ -25,13 +31,14 @@ class NonFiniteLossError(TandemError):
     """A loss or gradient was NaN or infinite; the step was refused before the optimizer saw it."""
 
     @classmethod
-    def of(cls, stopped: str, loss: float, last: str, lower: str) -> "NonFiniteLossError":
-        """What was stopped where, the loss there, the last good values if any, and the setting to lower.
+    def of(cls, stopped: str, loss: float, last: str, *lower: str) -> "NonFiniteLossError":
+        """What was stopped where, the loss there, the last good values if any, and the settings to lower.
 
         No __init__, as errors of workers are pickled, which calls that with the sentence alone.
         """
         return cls(
-            f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}; try a lower {lower}"
+            f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}"
+            + advice(("try a lower {}", *lower))
         )
 
 
@@ -44,14 +51,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(error: BaseException, training: bool = True) -> str:
+def out_of_memory(error: BaseException) -> str:
     """What to tell of such an error."""
     said = str(error).strip().split("\n")[0]
-    advice = (
-        ", or hold less at once: lower --prediction.streams, --phase1.batch-positions, "
-        "--phase2.batch-positions or the sizes of --model, or give --contexts.keep recompute"
+    streams = ("prediction.streams", "phase1.batch_positions", "phase2.batch_positions")
+    sizes = ("model.embed_dim", "model.context_dim")
+    return f"memory ran out{f' ({said})' if said else ''}" + advice(
+        "make room", ("lower {}", *streams, *sizes), ("give {}", "contexts.keep recompute")
     )
-    return f"memory ran out{f' ({said})' if said else ''}; make room{advice if training else ''}"
 
 
 class RunDirError(TandemError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
+from tandem.advice import in_command
 from tandem.cli.arguments import (
     AuditArguments,
     ConfigArguments,
@@ -18,6 +19,7 @@ from tandem.cli.arguments import (
     GenerateArguments,
     ReportArguments,
     TrainArguments,
+    options_of,
     parse,
     parse_with_preset,
 )
@@ -240,6 +242,11 @@ def run(args: Sequence[str]) -> int:
 
     0, 1 where the audit fails, 2 for anything the user can mend, 130 when interrupted.
     """
+    with in_command(options_of(args[0] if args else "")):
+        return _run(args)
+
+
+def _run(args: Sequence[str]) -> int:
     # Both libraries would print warnings of their own between our lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -269,7 +276,7 @@ def run(args: Sequence[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail(out_of_memory(error, training=args[0] in {"train", "experiment"}))
+        return _fail(out_of_memory(error))
     except KeyboardInterrupt:
         kept = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
         sys.stderr.write(f"tandem: interrupted{kept}\n")

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tandem.advice import advice
 from tandem.contexts import Stream
 from tandem.errors import SettingsError
 from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
@@ -101,7 +102,9 @@ def _tell_of_bfloat16(settings: Settings, on_progress: Callable[[str], None]) ->
         and choose_device(settings.device).type == "cpu"
         and multiplies_bfloat16()
     ):
-        on_progress("this processor has matrix units for bf16: --precision bfloat16 trains faster on it")
+        hint = advice(("{} trains faster on it", "precision bfloat16"))
+        if hint:
+            on_progress(f"this processor has matrix units for bf16{hint}")
 
 
 def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> Prepared:
@@ -125,8 +128,8 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
     ):
         if batch > there:
             raise SettingsError(
-                f"setting {key} = {batch} is larger than the {there} positions of training text; "
-                f"lower --{key.replace('_', '-')} or give more text"
+                f"setting {key} = {batch} is larger than the {there} positions of training text"
+                + advice(("lower {}", key), "give more text")
             )
     for configuration in settings.grid:
         if settings.model.cell == "gated" and settings.model.context_dim % configuration.context_layers:

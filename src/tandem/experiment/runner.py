@@ -39,6 +39,7 @@ from tandem.experiment.run_dir import (
     alone_in,
     begun_in,
     check_disk,
+    check_output,
     check_same,
     keep_record,
     make_folder,
@@ -48,6 +49,7 @@ from tandem.experiment.workers import threads_each
 from tandem.group import process_group
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
+from tandem.text.places import source_folder
 from tandem.training.progress import OnTick, Tick
 
 WAIT_S = 1.0
@@ -104,6 +106,7 @@ def run_experiment(
     executor = executor or executor_of(settings)  # what it lacks is said before the work, too
     set_up_process(settings)
     if settings.output:
+        check_output(Path(settings.output), "run directory", settings.data)
         make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
     prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
@@ -119,8 +122,10 @@ def run_experiment(
 def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
     """What `run_experiment` would take from its beginning; it prepares text and tokens, and runs nothing.
 
-    Raises as that does for its text and settings.
+    Raises as that does for its text, settings and place.
     """
+    if settings.output:
+        check_output(Path(settings.output), "run directory", settings.data)
     set_up_process(settings)
     prepared = prepare_variants(settings, watcher.preparing)
     watcher.preparing("timing a moment of each kind of work")
@@ -131,6 +136,7 @@ def estimate_one(
     settings: Settings, configuration: Configuration, seed: int, folder: Path, watcher: Watcher
 ) -> Estimate:
     """What `train_one` would take. Raises as that does at its start, where it would refuse the folder too."""
+    check_output(folder, "model folder", settings.data)
     set_up_process(settings)
     settings = with_one_head(settings, configuration)
     prepared, cell = prepare(settings, watcher.preparing), tandem_cell(configuration, seed)
@@ -370,6 +376,7 @@ def _record(prepared: Prepared, cell: Cell, **values: Any) -> RunRecord:
         {
             "run": cell.name,
             "experiment": settings.name,
+            "folder": str(source_folder()),
             "kind": cell.kind,
             "recipe": None if cell.configuration is None else settings.recipe,
             "variant": cell.variant,
@@ -394,6 +401,7 @@ def train_one(
     Processes that `torchrun` started train it together; each returns the record, and the first one saves.
     Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
     """
+    check_output(folder, "model folder", settings.data)
     set_up_process(settings)
     settings = with_one_head(settings, configuration)
     with process_group(choose_device(settings.device)) as group, ExitStack() as claim:

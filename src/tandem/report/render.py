@@ -8,6 +8,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from tandem.errors import RunDirError
+from tandem.folders import check_reading
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse
 from tandem.report.blocks import Code, Document
@@ -27,8 +28,7 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     directory that is missing, unwritable or without records, and for a damaged record, manifest or audit.
     """
     texts = Texts(lang)
-    if not run_dir.is_dir():
-        raise RunDirError(f"there is no run directory {run_dir}; `tandem experiment` makes one")
+    check_reading(run_dir, "run directory")
     records = read_records(run_dir)
     if not records:
         raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")

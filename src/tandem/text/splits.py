@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
@@ -163,8 +164,11 @@ def _set_aside(distinct: Distinct, data: DataSettings) -> Chosen:
     """The validation part of `distinct`; it and what is left have at least one document each."""
     if len(distinct) < 2:
         raise DataError(
-            f"{data.train} is a single document, so none can be set aside for validation; give another "
-            "source with --data.validation, or cut the text into documents with --data.txt-documents"
+            f"{data.train} is a single document, so none can be set aside for validation"
+            + advice(
+                ("give another source with {}", "data.validation"),
+                ("cut the text into documents with {}", "data.txt_documents"),
+            )
         )
     sizes = distinct.documents.sizes
     wanted = data.validation_fraction * int(sizes.sum())
@@ -186,8 +190,11 @@ def _count_overlap(train: Distinct, validation: Distinct, data: DataSettings) ->
         shown = first if len(first) <= 60 else first[:60] + "…"
         raise DataError(
             f"{len(shared)} of {len(validation)} validation documents of {data.validation} also occur in "
-            f"the training text {data.train} (the first: '{shown}'); give other validation text, or permit "
-            f"it with --data.allow-overlap {data.validation}"
+            f"the training text {data.train} (the first: '{shown}')"
+            + advice(
+                "give other validation text",
+                ("permit it with {}", f"data.allow_overlap {data.validation}"),
+            )
         )
     return len(shared)
 
