@@ -4,6 +4,8 @@ Every one is a single sentence (or two) that says what was wrong, where, and wha
 prints it without a traceback and exits with code 2; as a library they are ordinary exceptions.
 """
 
+import re
+
 from tandem.advice import advice
 
 
@@ -59,6 +61,18 @@ def out_of_memory(error: BaseException) -> str:
     return f"memory ran out{f' ({said})' if said else ''}" + advice(
         "make room", ("lower {}", *streams, *sizes), ("give {}", "contexts.keep recompute")
     )
+
+
+def is_out_of_storage(error: BaseException) -> bool:
+    """Whether an error says that a file could not be written or read."""
+    # Libraries written in Rust raise what they please; what the system said stands in its words.
+    return isinstance(error, OSError) or "(os error " in str(error)
+
+
+def storage_reason(error: BaseException) -> str:
+    """What the system said in such an error, for a message."""
+    said = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+    return re.sub(r" \(os error \d+\)", "", said.rpartition("I/O error: ")[2])
 
 
 class RunDirError(TandemError):

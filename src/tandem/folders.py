@@ -1,6 +1,7 @@
 """What a folder is, told from its files: asked before anything is read from it or written into it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,7 +61,7 @@ def look(path: Path) -> Found:
     shown = [entry for entry in _entries(path) if not entry.name.startswith(".") and entry.name != "claims"]
     if not shown:
         return Found(path, "empty", "an empty folder")
-    holds = tuple(entry for entry in shown if entry.is_dir() and (_is_run(entry) or _model(entry)))
+    holds = tuple(entry for entry in shown if _is_run(entry) or _is_model(entry))
     return Found(path, "other", "a folder that holds neither records nor a model of its own", holds)
 
 
@@ -75,10 +76,10 @@ def check_reading(path: Path, *wanted: Wanted) -> Found:
         raise RunDirError(f"there is no {name} {path}; give one that {makers} made")
     kinds = " nor ".join(f"a {kind}" for kind in wanted)
     denied = f"{path} is {'neither' if len(wanted) > 1 else 'not'} {kinds}: it is {found.what}"
-    if found.inside:
+    if inside := [path for path in found.inside if look(path).kind in wanted]:
         whose = "its models" if found.kind == "run directory" else "those in it"
-        raise RunDirError(f"{denied}; give one of {whose}: {_shown(found.inside)}")
-    if found.kind == "run directory":
+        raise RunDirError(f"{denied}; give one of {whose}: {_shown(inside)}")
+    if found.kind == "run directory":  # here a model was wanted
         raise RunDirError(f"{denied}, which keeps no models; train one with `tandem train`")
     if (around := _around(path)) is not None and around.kind in wanted:
         raise RunDirError(f"{denied}; give {around.path}, in which it lies")
@@ -107,10 +108,8 @@ def check_writing(path: Path, wanted: Wanted) -> None:
 def _around(path: Path) -> Found | None:
     """The nearest run directory or model folder in which `path` lies, if any."""
     for parent in path.resolve().parents:
-        if _is_run(parent):
+        if _is_run(parent) or _is_model(parent):
             return look(parent)
-        if (model := _model(parent)) is not None and model.kind == "model folder":
-            return model
     return None
 
 
@@ -121,7 +120,12 @@ def _is_run(path: Path) -> bool:
 
 
 def _models_of(run_dir: Path) -> tuple[Path, ...]:
-    return tuple(entry for entry in _entries(run_dir / "models") if _model(entry) is not None)
+    return tuple(entry for entry in _entries(run_dir / "models") if _is_model(entry))
+
+
+def _is_model(path: Path) -> bool:
+    model = _model(path)
+    return model is not None and model.kind == "model folder"
 
 
 def _model(path: Path) -> Found | None:
@@ -154,6 +158,6 @@ def _entries(path: Path) -> list[Path]:
         return []
 
 
-def _shown(paths: tuple[Path, ...]) -> str:
+def _shown(paths: Sequence[Path]) -> str:
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     return ", ".join(map(str, paths[:SHOWN])) + more

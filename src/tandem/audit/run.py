@@ -16,7 +16,7 @@ from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
-from tandem.errors import RunDirError, SettingsError, TandemError
+from tandem.errors import RunDirError, SettingsError, TandemError, storage_reason
 from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.baseline import measured_against
 from tandem.experiment.evaluate import model_settings
@@ -29,7 +29,7 @@ from tandem.folders import check_reading
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
 from tandem.settings import Settings, settings_fingerprint
 from tandem.text.places import counted_from
-from tandem.text.recorded import changed, folder_of, read_recorded, whereabouts
+from tandem.text.recorded import as_it_was, changed, folder_of, read_recorded, whereabouts
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import MADE_HERE, pretrained
 from tandem.tokens.prepare import default_cache_dir
@@ -54,12 +54,14 @@ def audit(path: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     found = check_reading(path, "run directory", "model folder")
     of_kind = audit_model if found.kind == "model folder" else audit_run_dir
     with written_settings():
-        make_folder(path)
         record = of_kind(path, on_progress)
     try:
         write_audit(path, record)
     except OSError as error:
-        raise RunDirError(f"cannot write {path / 'audit.json'} ({error.strerror or error})") from None
+        raise RunDirError(
+            f"cannot write {path / 'audit.json'} ({storage_reason(error)}); make room or mend the place, and "
+            "audit again"
+        ) from None
     return record
 
 
@@ -125,6 +127,7 @@ def _prepare(
 
     Each is compared with the records as soon as it is read, since all that follows depends on it.
     """
+    make_folder(folder)  # an unwritable place is said before the work, not after
     settings = _on_a_device_here(settings)
     set_up_process(settings)
     latest, data, tokenizer = records[-1], settings.data, settings.tokenizer.source
@@ -136,7 +139,8 @@ def _prepare(
         on_progress(f"reading {whereabouts(data.train, data.validation)}")
         splits = read_recorded(data, latest.data.text_fingerprint, latest.run, default_cache_dir())
         if tokenizer != "bpe":
-            found = tokenizer_fingerprint(load_tokenizer(tokenizer)[0])
+            with as_it_was("tokenizer", latest.run, tokenizer):
+                found = tokenizer_fingerprint(load_tokenizer(tokenizer)[0])
             if found != latest.data.tokenizer_fingerprint:
                 raise changed("tokenizer", latest.run, tokenizer)
         for name, record in of_variants.items():
@@ -157,7 +161,8 @@ def _on_a_device_here(settings: Settings) -> Settings:
 def _check_embeddings(source: str, record: RunRecord) -> None:
     """DataError where the embedding in a file, folder or the hub is no longer what a run began with."""
     assert record.embed_dim is not None
-    table = pretrained(source, record.data.vocab_size, record.embed_dim)
+    with as_it_was("embedding", record.run, source):
+        table = pretrained(source, record.data.vocab_size, record.embed_dim)
     if fingerprint("embeddings", table) != record.data.embeddings_fingerprint:
         raise changed("embedding", record.run, source)
 

@@ -1,9 +1,11 @@
 """The command `tandem`: one function per command; what the user can mend is one sentence and exit code 2."""
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -23,7 +25,7 @@ from tandem.cli.arguments import (
     parse,
     parse_with_preset,
 )
-from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory
+from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
 
@@ -268,11 +270,15 @@ def _run(args: Sequence[str]) -> int:
     except TandemError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output went away (`| head`); point stdout nowhere, so that exit stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader went away (`| head`)
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is None:  # our output cannot be written, and at exit would be tried again
+            _drop_output()
+        return _fail(
+            f"{error.filename or 'the output'}: {storage_reason(error)}{'; make room there' if full else ''}"
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -283,6 +289,12 @@ def _run(args: Sequence[str]) -> int:
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _drop_output() -> None:
+    """Point standard output nowhere, so that the exit stays quiet."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage() -> None:

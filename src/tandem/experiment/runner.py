@@ -10,8 +10,17 @@ from typing import Any, Protocol
 
 import torch
 
+from tandem.advice import advice
 from tandem.claims import claimed
-from tandem.errors import DataError, RunDirError, TandemError, is_out_of_memory, out_of_memory
+from tandem.errors import (
+    DataError,
+    RunDirError,
+    TandemError,
+    is_out_of_memory,
+    is_out_of_storage,
+    out_of_memory,
+    storage_reason,
+)
 from tandem.experiment.artefacts import (
     check_no_other_model,
     load_phase1,
@@ -307,13 +316,12 @@ def _run(
         if prepared.settings.save_models:
             folder = run_dir / "models" / cell.name
             save_model(folder, trained, prepared.corpus.tokenizer, prepared.settings, record)
-    except OSError as error:
-        # No run that follows could be kept either.
-        raise RunDirError(
-            f"cannot keep {cell.name} in {run_dir} ({error.strerror or error}); everything recorded "
-            "before is kept; mend that and give the same command again to continue"
-        ) from None
     except Exception as error:
+        if is_out_of_storage(error):  # no run that follows could be kept either
+            raise RunDirError(
+                f"cannot keep {cell.name} in {run_dir} ({storage_reason(error)}); everything recorded before "
+                "is kept; make room, or mend the place, and give the same command again to continue"
+            ) from None
         return _failed(prepared, run_dir, cell, error, time.perf_counter() - began)
     shared.unpaid = False
     return record
@@ -430,7 +438,15 @@ def train_one(
         trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
         record = make_record(prepared, cell, contexts, trained, True, memory)
         if group.leads:
-            save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
+            try:
+                save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
+            except Exception as error:
+                if not is_out_of_storage(error):
+                    raise
+                raise RunDirError(
+                    f"cannot save the model in {folder} ({storage_reason(error)})"
+                    + advice("make room and train again", ("give another {}", "output"))
+                ) from None
         watcher.run_finished(record)
         return record
 

@@ -1,7 +1,8 @@
 """Sources that were written down before: where they are now, and whether they are what they were."""
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tandem.errors import DataError, StorageError
@@ -59,15 +60,22 @@ def read_recorded(data: DataSettings, fingerprint: str | None, run: str, folder:
     `fingerprint` is that of the text that `run` was trained on; None: it is not known. Raises DataError where
     the text has another one, or can no longer be read.
     """
-    try:
+    with as_it_was("text", run, data.train, data.validation):
         splits = split_documents(data, folder)
-    except StorageError:
-        raise
-    except DataError as error:
-        raise changed("text", run, data.train, data.validation, because=f" ({error})") from None
     if fingerprint is not None and splits.fingerprint != fingerprint:
         raise changed("text", run, data.train, data.validation)
     return splits
+
+
+@contextmanager
+def as_it_was(what: str, run: str, *sources: str | None) -> Iterator[None]:
+    """Within the block a DataError means that a recorded source is gone or has changed, and says so."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except DataError as error:
+        raise changed(what, run, *sources, because=f" ({error})") from None
 
 
 def changed(what: str, run: str, *sources: str | None, because: str = "") -> DataError:
