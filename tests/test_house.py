@@ -14,8 +14,9 @@ ROOT = Path(tandem.__file__).parent
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
     ("shown",),
+    ("advice",),
     ("errors", "fingerprint", "launch"),
-    ("claims", "group"),
+    ("claims", "folders", "group"),
     ("settings", "records"),
     ("text",),
     ("tokens",),
@@ -85,7 +86,8 @@ def test_only_a_report_imports_plotting() -> None:
     code = (
         "import sys\n"
         "import tandem.experiment.runner, tandem.experiment.evaluate, tandem.experiment.generate\n"
-        "import tandem.audit, tandem.cli.main, tandem.cli.summary, tandem.cli.progress, tandem.report.render\n"
+        "import tandem.audit, tandem.cli.main, tandem.cli.summary, tandem.cli.progress\n"
+        "import tandem.report.render\n"
         f"assert not {plotting!r} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -154,6 +154,22 @@ class ReportArguments:
     """Print the paths of the report's files as JSON."""
 
 
+ARGUMENTS: dict[str, type[Any]] = {
+    "experiment": ExperimentArguments,
+    "train": TrainArguments,
+    "evaluate": EvaluateArguments,
+    "generate": GenerateArguments,
+    "audit": AuditArguments,
+    "report": ReportArguments,
+    "config": ConfigArguments,
+}
+"""What each command takes."""
+NAMED_OTHERWISE = ("json_output", "all_baselines")
+"""Arguments whose options are not called as they are."""
+OF_SCORED_TEXT = {"data.train": "data", "data.txt_documents": "txt_documents", "data.separator": "separator"}
+"""Arguments of `tandem evaluate` that say of its text what these settings say of training text."""
+
+
 def parse_with_preset(
     command: str, kind: type[Settings], args: Sequence[str], default_preset: str
 ) -> tuple[Settings, Any]:
@@ -163,10 +179,10 @@ def parse_with_preset(
     """
     given = bool(args) and not args[0].startswith("-")
     preset, rest = (args[0], args[1:]) if given else (default_preset, args)
-    own = {name for name in kind.model_fields if name not in Settings.model_fields}
+    own = _own(kind)
     base = load_settings(preset).model_dump(exclude=_hidden(kind) - {"variants", "configurations"})
     prog = f"tandem {command} [PRESET|FILE]"
-    keys = {*known_keys(), *own} - _hidden(kind)
+    keys = _keys(kind)
     _check_options(rest, keys | {"no-save-models", "phase2.no-shuffle", "embeddings.no-trained"}, command)
     arguments = _parse(prog, kind, rest, default=kind(**base))
     settings = Settings(**arguments.model_dump(exclude=own))
@@ -202,6 +218,35 @@ def _parse(
         raise SettingsError(f"{sentence}; see {prog.split(' [')[0]} --help") from None
 
 
+def options_of(command: str) -> dict[str, str]:
+    """The options of a command, such as `--phase2.lr`, by the names of the settings or arguments they give.
+
+    Those of a text to score go by the settings that say the same of training text. Empty for no command.
+    """
+    kind = ARGUMENTS.get(command)
+    if kind is None:
+        return {}
+    if issubclass(kind, Settings):
+        return {key: _option(key) for key in _keys(kind) if key not in NAMED_OTHERWISE}
+    options = {name: _option(name) for name in inspect.signature(kind).parameters}
+    return options | {key: options[own] for key, own in OF_SCORED_TEXT.items() if kind is EvaluateArguments}
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _own(kind: type[Settings]) -> set[str]:
+    """Arguments of a command that are no settings."""
+    return {name for name in kind.model_fields if name not in Settings.model_fields}
+
+
+def _keys(kind: type[Settings]) -> set[str]:
+    """Dotted names of the settings that a command takes as options, and of its own arguments."""
+    hidden = _hidden(kind)
+    return {key for key in known_keys() if key.split(".")[0] not in hidden} | _own(kind)
+
+
 def _hidden(kind: type[Settings]) -> set[str]:
     """Settings that a command leaves out because it has its own way to say the same."""
     return {"variants"} | (OF_EXPERIMENTS if kind is TrainArguments else set())
@@ -209,9 +254,7 @@ def _hidden(kind: type[Settings]) -> set[str]:
 
 def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:
     """SettingsError for options that are not known, naming the nearest one that is for each."""
-    options = {"--help", "-h", "--json"} | {
-        f"--{key.replace('_', '-')}" for key in keys if key not in ("json_output", "all_baselines")
-    }
+    options = {"--help", "-h", "--json"} | {_option(key) for key in keys if key not in NAMED_OTHERWISE}
     options |= {"--baselines"} if "all_baselines" in keys else set()
     unknown = []
     for argument in args:

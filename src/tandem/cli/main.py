@@ -1,13 +1,16 @@
 """The command `tandem`: one function per command; what the user can mend is one sentence and exit code 2."""
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tandem.advice import in_command
 from tandem.cli.arguments import (
     AuditArguments,
     ConfigArguments,
@@ -16,11 +19,12 @@ from tandem.cli.arguments import (
     GenerateArguments,
     ReportArguments,
     TrainArguments,
+    options_of,
     parse,
     parse_with_preset,
 )
 from tandem.cli.terminal import ERR, OUT
-from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory
+from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
 from tandem.shown import holds_all_text, json_for, one_line
@@ -222,6 +226,11 @@ def run(args: Sequence[str]) -> int:
 
     0, 1 where the audit fails, 2 for anything the user can mend, 130 when interrupted.
     """
+    with in_command(options_of(args[0] if args else "")):
+        return _run(args)
+
+
+def _run(args: Sequence[str]) -> int:
     # Both libraries would print warnings of their own between our lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -243,21 +252,31 @@ def run(args: Sequence[str]) -> int:
     except TandemError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output went away (`| head`); point stdout nowhere, so that exit stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader went away (`| head`)
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is None:  # our output cannot be written, and at exit would be tried again
+            _drop_output()
+        return _fail(
+            f"{error.filename or 'the output'}: {storage_reason(error)}{'; make room there' if full else ''}"
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail(out_of_memory(error, training=args[0] in {"train", "experiment"}))
+        return _fail(out_of_memory(error))
     except KeyboardInterrupt:
         kept = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
         sys.stderr.write(f"tandem: interrupted{kept}\n")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _drop_output() -> None:
+    """Point standard output nowhere, so that the exit stays quiet."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage() -> None:

@@ -14,19 +14,19 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from tandem.advice import advice
 from tandem.contexts import ContextsSample
 from tandem.errors import RunDirError, is_out_of_memory
 from tandem.experiment.handover import SavedPhase1
 from tandem.experiment.pipeline import TrainedTokens
 from tandem.experiment.prepared import Prepared
+from tandem.folders import CONFIG, RECORD, check_reading
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.settings import Settings, dump_settings
 
 _PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
-CONFIG = "config.json"
-RECORD = "record.json"
 PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
 
@@ -122,7 +122,8 @@ def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
     else:
         return
     raise RunDirError(
-        f"{folder} holds {held}, which would be lost; give another --output, or remove that folder"
+        f"{folder} holds {held}, which would be lost"
+        + advice(("give another {}", "output"), "remove that folder")
     )
 
 
@@ -152,11 +153,7 @@ def load_head(folder: Path) -> dict[str, torch.Tensor] | None:
 
 def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
     """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact."""
-    if not (folder / CONFIG).is_file():
-        raise RunDirError(
-            f"{folder} is not a model folder (it has no config.json); give the folder that `tandem train` "
-            "wrote, or one of RUN_DIR/models"
-        )
+    check_reading(folder, "model folder")
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         kind = config.get("model_type") if isinstance(config, dict) else None

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
+from tandem.advice import written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
-from tandem.errors import ScanError
 from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
+from tandem.folders import SETTINGS
 from tandem.metrics import (
     Score,
     convergence_rate,
@@ -25,7 +26,10 @@ from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
 from tandem.records import Unbounded
-from tandem.settings import Phase1Settings, Settings, check_options, load_settings
+from tandem.settings import DataSettings, Phase1Settings, Settings, check_options, load_settings
+from tandem.text.places import counted_from
+from tandem.text.recorded import folder_of, read_recorded
+from tandem.text.splits import Splits, split_documents
 from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
 from tandem.tokens.store import TokenStream
 from tandem.training.initialization import generator_for
@@ -99,15 +103,13 @@ def evaluate_model(
     tokens = tokenize_for_evaluation(source, reading, tokenizer)
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
     stream = Stream.of(model, tokens.ids)
-    try:
+    with written_settings(folder / SETTINGS, ("contexts",)):
         contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(chosen) // 2)
-    except ScanError as error:
-        raise ScanError(f"{error} (here: in {folder / 'settings.yaml'})") from None
     score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
     mixture = None
     if mix:
         on_progress(f"counting n-grams of {data.train}")
-        counted = tokenize_training_text(data, tokenizer, _text_of(folder))
+        counted = tokenize_training_text(_training_text(folder, data), data, tokenizer)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = None, None
     if settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge
@@ -131,10 +133,15 @@ def evaluate_model(
     )
 
 
-def _text_of(folder: Path) -> str | None:
-    """Fingerprint of the text that a saved model was trained on; none where its record is gone."""
+def _training_text(folder: Path, data: DataSettings) -> Splits:
+    """The text that a saved model was trained on; where its record is gone, whatever the settings name."""
     record = model_record(folder)
-    return None if record is None else record.data.text_fingerprint
+    sources = [source for source in (data.train, data.validation) if source]
+    place = None if record is None else folder_of(record.folder, sources, folder)
+    with counted_from(place), written_settings():
+        if record is None:
+            return split_documents(data)
+        return read_recorded(data, record.data.text_fingerprint, record.run, None)
 
 
 def _mixture(
@@ -193,5 +200,5 @@ def converge(model: TandemForCausalLM, stream: Stream, settings: Phase1Settings)
 
 def model_settings(folder: Path) -> Settings:
     """The settings a saved model was trained with; the defaults for a folder without them."""
-    path = folder / "settings.yaml"
+    path = folder / SETTINGS
     return load_settings(str(path)) if path.is_file() else Settings()

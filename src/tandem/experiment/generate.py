@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
+from tandem.advice import named
 from tandem.errors import SettingsError
 from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import model_settings
@@ -36,19 +37,19 @@ def generate_text(
     SettingsError for sampling settings that are impossible, RunDirError for a folder that is no model.
     """
     for name, value, fits, rule in (
-        ("max-new-tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
         (
             "temperature",
             temperature,
             temperature == 0 or 0.01 <= temperature <= 100,
             "0 (always the likeliest token) or between 0.01 and 100",
         ),
-        ("top-k", top_k, top_k is None or top_k >= 1, "at least 1"),
-        ("top-p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
         ("seed", seed, 0 <= seed < 1 << 63, "at least 0 and below 2**63"),
     ):
         if not fits:
-            raise SettingsError(f"--{name} {value} is not possible: it must be {rule}")
+            raise SettingsError(f"{named(name)} {value} is not possible: it must be {rule}")
     check_options(prompt=prompt)
     model, tokenizer = load_model(folder)
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
@@ -56,7 +57,9 @@ def generate_text(
     if model.config.bos_token_id is not None and model_settings(folder).data.separator == "eos":
         ids = [model.config.bos_token_id, *ids]
     if not ids:
-        raise SettingsError("--prompt is empty, and this model has no end-of-text token to start from")
+        raise SettingsError(
+            f"{named('prompt')} is empty, and this model has no end-of-text token to start from"
+        )
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         # 0 and 1.0 are the library's words for "no limit"

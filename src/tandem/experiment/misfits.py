@@ -1,6 +1,6 @@
 """Settings that do not fit the text or each other: all of it is found before any of it is said.
 
-Every such check stands here, and tells the options that would mend what it found.
+Every such check stands here, and tells the settings that would mend what it found.
 """
 
 import math
@@ -51,7 +51,7 @@ def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
 def _large_batch(phase: str, batch: int, there: int, fits: int) -> MisfitError:
     return MisfitError.of(
         f"setting {phase}.batch_positions = {batch} is larger than the {there} positions of training text",
-        {f"--{phase}.batch-positions": fits},
+        {f"{phase}.batch_positions": fits},
         MORE_TEXT,
     )
 
@@ -65,19 +65,19 @@ def _rules(settings: Settings) -> Iterator[MisfitError]:
         yield MisfitError.of(
             f"setting model.context_dim = {model.context_dim} cannot be shared evenly by {uneven[0]} gated "
             "layers",
-            {"--model.context-dim": shared * math.ceil(model.context_dim / shared)},
+            {"model.context_dim": shared * math.ceil(model.context_dim / shared)},
         )
     if settings.recipe == "seed" and settings.phase2.start == "phase1":
         yield MisfitError.of(
             "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe seed has no "
             "token layers to start from",
-            {"--phase2.start": "random"},
+            {"phase2.start": "random"},
         )
     if settings.recipe == "predictive" and settings.embeddings.trained:
         yield MisfitError.of(
             "setting embeddings.trained = True belongs to recipe seed; the recipe predictive trains the "
             "embedding in phase 1 in any case, and leaves it as it is in phase 2",
-            {"--embeddings.no-trained": None},
+            {"embeddings.trained": "false"},
         )
     if model.boundary == "reset" and (
         settings.data.separator != "eos" or settings.data.validation_separator not in (None, "eos")
@@ -85,7 +85,7 @@ def _rules(settings: Settings) -> Iterator[MisfitError]:
         yield MisfitError.of(
             "setting model.boundary = 'reset' needs data.separator = 'eos': the end-of-text token is what "
             "starts a document",
-            {"--model.boundary": "carry"},
+            {"model.boundary": "carry"},
         )
 
 
@@ -104,20 +104,19 @@ def _baselines(variants: list[Settings], corpus: Corpus) -> Iterator[MisfitError
         shown = " and ".join(f"{name} has {size}" for name, size in large.items())
         yield MisfitError.of(
             f"of the baselines, {shown} parameters at least, more than the {allowed} it may have",
-            {"--baselines.max-parameters": max(large.values())},
+            {"baselines.max_parameters": max(large.values())},
         )
 
 
 def _of_variant(error: MisfitError, name: str, changes: Mapping[str, Any]) -> MisfitError:
     """An error of one variant: no option changes what the variant sets itself, only its file."""
-    options = dict(error.options)
-    for option in error.options:
-        section, _, key = option.removeprefix("--").replace("-", "_").partition(".")
+    fitting = dict(error.fitting)
+    for setting in error.fitting:
+        section, _, key = setting.partition(".")
         own = changes.get(section)
         if isinstance(own, Mapping) and key in own:
-            value = options.pop(option)
-            mend = f"set variants.{name}.{section}.{key} to {value} in the settings file"
-            return MisfitError.of(f"variant {name}: {error.said}", options, mend)
+            mend = f"set variants.{name}.{setting} to {fitting.pop(setting)} in the settings file"
+            return MisfitError.of(f"variant {name}: {error.said}", fitting, mend)
     return error
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tandem.advice import advice
 from tandem.contexts import Stream
 from tandem.errors import DataError, MisfitError
 from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
@@ -101,7 +102,7 @@ def _fitting_corpus(
         corpus = prepare_corpus(settings.data, tokenizer, cache, on_progress, splits)
     except VocabularyError as error:
         # Only with the vocabulary that fits is it seen what else does not.
-        tokenizer = tokenizer.model_copy(update={"vocab_size": error.options[VOCABULARY]})
+        tokenizer = tokenizer.model_copy(update={"vocab_size": error.fitting[VOCABULARY]})
         found.append(error)
         try:
             corpus = prepare_corpus(settings.data, tokenizer, cache, on_progress, splits)
@@ -110,12 +111,10 @@ def _fitting_corpus(
     found += misfits(variants, settings.variants, corpus)
     if found:
         raise MisfitError.of_all(found)
-    if (
-        settings.precision == "auto"
-        and choose_device(settings.device).type == "cpu"
-        and multiplies_bfloat16()
-    ):
-        on_progress("this processor has matrix units for bf16: --precision bfloat16 trains faster on it")
+    on_cpu = settings.precision == "auto" and choose_device(settings.device).type == "cpu"
+    hint = advice(("{} trains faster on it", "precision bfloat16"))
+    if on_cpu and hint and multiplies_bfloat16():
+        on_progress(f"this processor has matrix units for bf16{hint}")
     return corpus
 
 

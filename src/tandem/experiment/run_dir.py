@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from tandem.advice import advice
 from tandem.claims import CLAIMS, claimed, in_turn
 from tandem.errors import RunDirError
 from tandem.experiment.cells import Cell
 from tandem.experiment.prepared import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
+from tandem.folders import Wanted, check_writing
 from tandem.records import (
     Manifest,
     Precision,
@@ -22,14 +24,28 @@ from tandem.records import (
     records_path,
     write_manifest,
 )
-from tandem.settings import Settings
-from tandem.shown import command
+from tandem.settings import DataSettings, Settings
+from tandem.text.recorded import holds_text
 from tandem.tokens.prepare import Corpus
 
 Item = TypeVar("Item")
 # What a model folder takes beside its weights (tokenizer, code, record), and the records with their report.
 MODEL_FOLDER_BYTES = 8 << 20
 RECORDS_BYTES = 16 << 20
+
+
+def check_output(folder: Path, wanted: Wanted, data: DataSettings) -> None:
+    """Raises RunDirError where what is to be made in `folder` would mix with what is there, or with the text.
+
+    Nothing is written, so this comes before all work.
+    """
+    check_writing(folder, wanted)
+    for source in (data.train, data.validation):
+        if source is not None and holds_text(source, folder, below=wanted == "run directory"):
+            raise RunDirError(
+                f"{folder} holds the text {source}, with which a {wanted} is not to be mixed"
+                + advice(("give another {}", "output"))
+            )
 
 
 def make_folder(folder: Path) -> None:
@@ -41,7 +57,8 @@ def make_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RunDirError(
-            f"cannot write to {folder} ({error.strerror or error}); choose another place with --output"
+            f"cannot write to {folder} ({error.strerror or error})"
+            + advice(("choose another place with {}", "output"), "make it writable")
         ) from None
 
 
@@ -51,8 +68,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     with claimed(folder, "training") as free:
         if not free:
             raise RunDirError(
-                f"another training is making a model in {folder} just now; give another --output, or wait "
-                "until it has ended"
+                f"another training is making a model in {folder} just now"
+                + advice(("give another {}", "output"), "wait until it has ended")
             )
         try:
             yield
@@ -72,6 +89,7 @@ def open_run_dir(
     """
     identity = fingerprint("experiment", settings.fingerprint(), corpus.fingerprint)
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
+    check_output(run_dir, "run directory", settings.data)
     make_folder(run_dir)
     with in_turn(run_dir, "manifest"):
         precision = _take_up(run_dir, settings, corpus, cells, precision)
@@ -93,14 +111,15 @@ def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | 
         ):
             if theirs != ours:
                 raise RunDirError(
-                    f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one; "
-                    "give another --output"
+                    f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one"
+                    + advice(("give another {}", "output"))
                 )
     begun = begun_in(run_dir, manifest)
     if begun is not None and settings.precision not in ("auto", begun):
         raise RunDirError(
             f"{run_dir} holds an experiment that trains in {begun}, which cannot be mixed with "
-            f"{settings.precision}; give {command('--precision', begun)} (or auto), or another --output"
+            f"{settings.precision}"
+            + advice(("give {} (or auto)", f"precision {begun}"), ("give another {}", "output"))
         )
     return manifest
 
@@ -122,7 +141,10 @@ def _take_up(
     manifest = check_same(run_dir, settings, corpus)
     precision = begun_in(run_dir, manifest) or precision
     if manifest is None and read_records(run_dir):
-        raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
+        raise RunDirError(
+            f"{run_dir} has records but no manifest.json"
+            + advice("restore it", ("give another {}", "output"))
+        )
     write_manifest(
         run_dir,
         Manifest(
@@ -173,5 +195,5 @@ def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], cells: Seq
     if any(cell.configuration is not None for cell in cells) and needed > free:
         raise RunDirError(
             f"{len(cells)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
-            "free; make room, choose another --output, or use --no-save-models"
+            "free" + advice("make room", ("choose another {}", "output"), ("use {}", "save_models false"))
         )

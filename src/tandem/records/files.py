@@ -8,6 +8,7 @@ from typing import Literal
 from filelock import FileLock
 from pydantic import ValidationError
 
+from tandem.advice import advice
 from tandem.errors import RunDirError
 from tandem.records.run import Precision, RunRecord, _Record
 
@@ -70,8 +71,8 @@ def read_records(run_dir: Path) -> list[RunRecord]:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the line"
             raise RunDirError(
-                f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']}); "
-                "restore the file, or use a new run directory with --output"
+                f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']})"
+                + advice("restore it", ("use a new run directory with {}", "output"))
             ) from None
         latest[record.run] = record
     return list(latest.values())
@@ -101,5 +102,5 @@ def read_manifest(run_dir: Path) -> Manifest | None:
         return Manifest.model_validate_json(path.read_text("utf-8"))
     except (ValidationError, UnicodeDecodeError):
         raise RunDirError(
-            f"{path} is damaged; restore it, or use a new run directory with --output"
+            f"{path} is damaged" + advice("restore it", ("use a new run directory with {}", "output"))
         ) from None

@@ -341,6 +341,8 @@ class RunRecord(_Record):
     run: str
     """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
     experiment: str
+    folder: str | None = None
+    """Where it was started, and relative paths of sources count from; none where that was not written."""
     kind: Literal["tandem"] | BaselineKind = "tandem"
     """`untrained` is a Tandem model whose phase 1 was left out; the other kinds are other models."""
     recipe: Literal["seed", "predictive"] | None = "seed"
@@ -415,12 +417,12 @@ class RunRecord(_Record):
         return self.phase2 or self.training
 
     def without_times(self) -> dict[str, object]:
-        """The record less everything that differs between two identical runs: times, dates and memory."""
+        """The record less what differs between two identical runs: times, dates, memory and place."""
         return _strip(self.model_dump(mode="json"))  # type: ignore[return-value]
 
 
 def _strip(value: object) -> object:
-    varying = {"peak_memory_bytes", "finished_at"}
+    varying = {"peak_memory_bytes", "finished_at", "folder"}
     if isinstance(value, dict):
         return {k: _strip(v) for k, v in value.items() if not k.endswith("_s") and k not in varying}
     if isinstance(value, list):

@@ -8,7 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from tandem.errors import RunDirError
+from tandem.errors import RunDirError, storage_reason
+from tandem.folders import check_reading
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse
 from tandem.report.blocks import Code, Document
@@ -27,8 +28,7 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     directory that is missing, unwritable or without records, and for a damaged record, manifest or audit.
     """
     texts = Texts(lang)
-    if not run_dir.is_dir():
-        raise RunDirError(f"there is no run directory {run_dir}; `tandem experiment` makes one")
+    check_reading(run_dir, "run directory")
     records = read_records(run_dir)
     if not records:
         raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
@@ -44,7 +44,10 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     try:
         return [_write(run_dir / name, content) for name, content in files.items()]
     except OSError as error:
-        raise RunDirError(f"cannot write the report into {run_dir}: {error.strerror or error}") from None
+        raise RunDirError(
+            f"cannot write the report into {run_dir} ({storage_reason(error)}); the records are kept; "
+            "make room or mend the place, and give the command again"
+        ) from None
 
 
 def summary_rows(

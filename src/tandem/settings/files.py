@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from tandem.errors import SettingsError
+from tandem.folders import SETTINGS, look
 from tandem.settings.experiment import Settings
 
 
@@ -35,6 +36,10 @@ def load_settings(preset_or_file: str) -> Settings:
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from None
+    elif path.is_dir():
+        found = look(path)
+        own = f"; its settings are in {path / SETTINGS}" if (path / SETTINGS).is_file() else ""
+        raise SettingsError(f"{path} is {found.what}, and no settings file{own}")
     else:
         near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
         raise SettingsError(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
+from tandem.advice import named
 from tandem.errors import SettingsError
 
 Positive = Annotated[int, Field(gt=0, lt=1 << 63)]
@@ -42,7 +43,7 @@ def check_options(**options: str | None) -> None:
     """Raises SettingsError for an option of a command that is no text, by the option's name."""
     for name, value in options.items():
         if not is_text(value):
-            raise SettingsError(f"--{name} {value!r} is not possible: {NOT_UTF8}")
+            raise SettingsError(f"{named(name)} {value!r} is not possible: {NOT_UTF8}")
 
 
 NAME, VARIANT_NAME, OPTION = r"^[\w][\w.\-]*$", r"^[A-Za-z][\w.]*$", r"^[A-Za-z][\w-]*(=.*)?$"

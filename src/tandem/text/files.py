@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from tandem.advice import advice
 from tandem.errors import DataError, SettingsError
+from tandem.folders import look
+from tandem.text.places import matches, user_path
 from tandem.text.rows import COLUMNS, record_text
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -49,6 +52,8 @@ def find_files(source: str) -> list[Path]:
     """
     path = user_path(source)
     if path.is_dir():
+        if (found := look(path)).kind in ("run directory", "cache"):
+            raise DataError(f"{source} is {found.what}, and no text; give the text itself")
         inside = (file for file in path.rglob("*") if not _hidden(file.relative_to(path)))
         files = sorted(file for file in inside if _kind(file) and file.is_file())
         if not files:
@@ -59,22 +64,14 @@ def find_files(source: str) -> list[Path]:
             raise DataError(f"{source} is of unknown kind; Tandem reads {KNOWN}")
         return [path]
     if glob.has_magic(source):
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (may be absolute)
-        files = sorted(match for match in matches if _kind(match) and match.is_file())
+        files = sorted(match for match in matches(source) if _kind(match) and match.is_file())
         if not files:
             raise DataError(f"no file of a known kind matches the pattern {source}; known are {KNOWN}")
         return files
     raise DataError(
-        f"there is no file or directory {source}; check the path, or use 'python-docs' or 'hf:NAME'"
+        f"there is no file or directory {source}"
+        + advice(("check the path, or use 'python-docs' or 'hf:NAME'", "data.train"))
     )
-
-
-def user_path(source: str) -> Path:
-    """The path that a source names, `~` and `~name` read as homes; DataError where nobody is called so."""
-    try:
-        return Path(source).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"{source} cannot be found ({str(error).rstrip('.')}); give the whole path") from None
 
 
 def txt_splitter(txt_documents: str) -> Splitter:

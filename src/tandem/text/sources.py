@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.text.files import read_files, txt_splitter
 from tandem.text.hub import hub_documents
@@ -32,4 +33,4 @@ def open_documents(source: str, txt_documents: str) -> Iterator[str]:
             empty = False
             yield document
     if empty:
-        raise DataError(f"{source} holds no text; give another source")
+        raise DataError(f"{source} holds no text" + advice(("give another source", "data.train")))

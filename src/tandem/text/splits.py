@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
-from tandem.shown import command
 from tandem.text.documents import Documents, put_down
 from tandem.text.sources import open_documents
 
@@ -183,8 +183,11 @@ def _set_aside(distinct: Distinct, data: DataSettings, duplicates: int) -> Chose
             else f"{data.train} is a single document"
         )
         raise DataError(
-            f"{found}, so none can be set aside for validation; give another source with --data.validation, "
-            "or cut the text into other documents with --data.txt-documents"
+            f"{found}, so none can be set aside for validation"
+            + advice(
+                ("give another source with {}", "data.validation"),
+                ("cut the text into other documents with {}", "data.txt_documents"),
+            )
         )
     sizes = distinct.documents.sizes
     wanted = data.validation_fraction * int(sizes.sum())
@@ -206,8 +209,11 @@ def _count_overlap(train: Distinct, validation: Distinct, data: DataSettings) ->
         shown = first if len(first) <= 60 else first[:60] + "…"
         raise DataError(
             f"{len(shared)} of {len(validation)} validation documents of {data.validation} also occur in "
-            f"the training text {data.train} (the first: '{shown}'); give other validation text, or permit "
-            f"it with {command('--data.allow-overlap', data.validation)}"
+            f"the training text {data.train} (the first: '{shown}')"
+            + advice(
+                "give other validation text",
+                ("permit it with {}", f"data.allow_overlap {data.validation}"),
+            )
         )
     return len(shared)
 

@@ -13,13 +13,14 @@ import scipy.sparse as sparse
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tandem.advice import advice
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
 from tandem.settings import EmbeddingSettings
-from tandem.text.files import user_path
 from tandem.text.hub import hub_access
+from tandem.text.places import user_path
 from tandem.tokens.prepare import Corpus
-from tandem.tokens.store import TokenStream
+from tandem.tokens.store import TokenStream, unwritten
 
 Table = npt.NDArray[np.float32]
 
@@ -42,6 +43,10 @@ UNSEEN_LENGTH = 0.1
 """Length of the vector of a token without co-occurrences, relative to the others."""
 COUNTED_PAIRS = 1 << 22
 """Pairs of tokens counted at once; bounds memory, changes nothing else."""
+MADE_HERE = ("spectral", "random")
+"""Sources that are no model's."""
+CHECK_SOURCE = ("check {}", "embeddings.source")
+"""Advice where there is no such model."""
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 """Files of model weights, in order of preference; each may be split into parts listed by an index."""
 
@@ -78,9 +83,9 @@ def check_length(settings: EmbeddingSettings, vocab_size: int, embed_dim: int) -
     """Raises MisfitError if spectral embeddings cannot be so long."""
     if settings.source == "spectral" and embed_dim >= vocab_size:
         raise MisfitError.of(
-            f"spectral embeddings must be shorter than the vocabulary of {vocab_size}, but --model.embed-dim "
-            f"is {embed_dim}",
-            {"--embeddings.source": "random"},
+            f"spectral embeddings must be shorter than the vocabulary of {vocab_size}, but setting "
+            f"model.embed_dim is {embed_dim}",
+            {"embeddings.source": "random"},
         )
 
 
@@ -129,19 +134,20 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
         or source.startswith((".", "/", "~", "\\"))
         or source.count("/") > 1
     ):
-        raise DataError(f"there is no model file or folder {source}; check --embeddings.source")
+        raise DataError(f"there is no model file or folder {source}" + advice(CHECK_SOURCE))
     else:
         table = _read_from_hub(source)
     rows, width = table.shape
     if width != embed_dim:
         raise MisfitError.of(
-            f"the embedding of {source} has vectors of length {width}, but --model.embed-dim is {embed_dim}",
-            {"--model.embed-dim": width},
+            f"the embedding of {source} has vectors of length {width}, but setting model.embed_dim is "
+            f"{embed_dim}",
+            {"model.embed_dim": width},
         )
     if rows < vocab_size:
         raise DataError(
-            f"the embedding of {source} has {rows} rows, but the vocabulary has {vocab_size} tokens; "
-            "use the tokenizer of the same model with --tokenizer.source"
+            f"the embedding of {source} has {rows} rows, but the vocabulary has {vocab_size} tokens"
+            + advice(("use the tokenizer of the same model with {}", "tokenizer.source"))
         )
     table = table[:vocab_size]
     if not torch.isfinite(table).all():
@@ -254,10 +260,7 @@ def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table
             np.save(file, table)
         draft.replace(path)
     except OSError as error:
-        raise DataError(
-            f"cannot write the embeddings to {folder}: {error.strerror or error}; "
-            "free space there, or set TANDEM_CACHE to another folder"
-        ) from None
+        raise unwritten("the embeddings", folder, error) from None
     return table
 
 
@@ -276,18 +279,18 @@ def _read_from_hub(name: str) -> torch.Tensor:
             return _read_embedding(_weights_file(fetch, name), name)
         except HFValidationError:
             raise DataError(
-                f"'{name}' is neither a file, a folder nor a hub name; check --embeddings.source"
+                f"'{name}' is neither a file, a folder nor a hub name" + advice(CHECK_SOURCE)
             ) from None
         except HfHubHTTPError:
             raise DataError(
-                f"the hub has no model '{name}' that is open to you; check --embeddings.source"
+                f"the hub has no model '{name}' that is open to you" + advice(CHECK_SOURCE)
             ) from None
         except DataError:
             if reachable:
                 raise
             raise DataError(
                 f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no usable "
-                "copy is kept; connect to the network, or use --embeddings.source spectral"
+                "copy is kept" + advice("connect to the network", ("use {}", "embeddings.source spectral"))
             ) from None
         except OSError as error:
             raise DataError(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, pre_tokenizers
 
+from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.tokens.store import Ids, TokenStream, ids_dtype, make_stream
 from tandem.tokens.tokenizer import is_byte_level, may_be_cut, pieces, vocab_size
@@ -60,8 +61,8 @@ class Encoder:
             eos_id = None if eos is None else tokenizer.token_to_id(eos)
             if eos_id is None:
                 raise DataError(
-                    "the tokenizer has no end-of-text token to stand between documents; "
-                    "give a text for it with --data.separator, such as a blank line"
+                    "the tokenizer has no end-of-text token to stand between documents"
+                    + advice(("give a text for it with {}, such as a blank line", "data.separator"))
                 )
             self._lead, self._between = [eos_id], ""
 

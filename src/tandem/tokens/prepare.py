@@ -228,20 +228,12 @@ def _read_back(folder: Path, chain: str) -> StoredCorpus:
 
 
 def tokenize_training_text(
-    data: DataSettings, tokenizer: PreTrainedTokenizerFast, text_fingerprint: str | None = None
+    splits: Splits, data: DataSettings, tokenizer: PreTrainedTokenizerFast
 ) -> TokenStream:
-    """The training documents that `data` asks for, as tokens of a model's own tokenizer; not kept on disk.
+    """The training documents of `splits` as tokens of a model's own tokenizer; not kept on disk.
 
-    Raises DataError or SettingsError for sources that cannot be used, DataError also for text that has
-    another fingerprint than `text_fingerprint`, if one is given.
+    Raises DataError for fewer than two tokens.
     """
-    splits = split_documents(data)
-    if text_fingerprint is not None and splits.fingerprint != text_fingerprint:
-        raise DataError(
-            f"{data.train} and its validation text are not what the model was trained on (they have changed, "
-            "or are others of the same name); "
-            + ("use the Python of its training" if data.train == "python-docs" else "put back what was there")
-        )
     return _tokenized(splits.train, tokenizer, data.separator, splits.train_source)
 
 

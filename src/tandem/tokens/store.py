@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
-from tandem.errors import DataError
+from tandem.errors import StorageError
 from tandem.fingerprint import Fingerprint, fingerprint
 from tandem.tokens.tokenizer import tokenizer_fingerprint, vocab_size
 
@@ -183,9 +183,9 @@ def write_corpus(
         raise unwritten("the prepared corpus", folder, error) from None
 
 
-def unwritten(what: str, place: Path, error: OSError) -> DataError:
+def unwritten(what: str, place: Path, error: OSError) -> StorageError:
     """The error to raise where something cannot be kept in the cache."""
-    return DataError(
+    return StorageError(
         f"cannot write {what} to {place}: {error.strerror or error}; "
         "free space there, or set TANDEM_CACHE to another folder"
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tandem.advice import advice
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
-from tandem.text.files import user_path
 from tandem.text.hub import hub_access
+from tandem.text.places import user_path
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (
@@ -26,12 +27,14 @@ END_OF_TEXT_NAMES = (
 )
 """Customary end-of-text tokens, tried in this order where a tokenizer does not say which one is its own."""
 
+CHECK_SOURCE = ("check {}", "tokenizer.source")
+"""Advice where there is no such tokenizer."""
 PIECE_CHARACTERS = 1 << 15
 """Longer documents are encoded in pieces of about this length, where that changes nothing."""
 CUT = re.compile(r"(?=[ \n]\S)")
 
 
-VOCABULARY = "--tokenizer.vocab-size"
+VOCABULARY = "tokenizer.vocab_size"
 
 
 class VocabularyError(MisfitError):
@@ -81,7 +84,7 @@ def load_tokenizer(source: str) -> tuple[Tokenizer, str | None]:
     elif path.is_dir():
         tokenizer, eos = _through_transformers(str(path), f"the folder {source}")
     elif source.endswith(".json") or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
-        raise DataError(f"there is no tokenizer file or folder {source}; check --tokenizer.source")
+        raise DataError(f"there is no tokenizer file or folder {source}" + advice(CHECK_SOURCE))
     else:
         tokenizer, eos = _from_hub(source)
     tokenizer.no_truncation()
@@ -192,11 +195,11 @@ def _from_hub(name: str) -> tuple[Tokenizer, str | None]:
             return _through_transformers(name, f"the hub's '{name}'")
         except HFValidationError:
             raise DataError(
-                f"'{name}' is neither a file, a folder nor a hub name; check --tokenizer.source"
+                f"'{name}' is neither a file, a folder nor a hub name" + advice(CHECK_SOURCE)
             ) from None
         except (HfHubHTTPError, OSError):
             raise DataError(
-                f"the hub has no tokenizer '{name}' that is open to you; check --tokenizer.source"
+                f"the hub has no tokenizer '{name}' that is open to you" + advice(CHECK_SOURCE)
             ) from None
         try:
             return tokenizer, _configured_eos(Path(hf_hub_download(name, "tokenizer_config.json")))
@@ -221,8 +224,8 @@ def _through_transformers(source: str, shown: str) -> tuple[Tokenizer, str | Non
 
 def _unreachable(name: str) -> str:
     return (
-        f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no copy is kept; "
-        "connect to the network, or use a tokenizer.json file or 'bpe' as --tokenizer.source"
+        f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no copy is kept"
+        + advice("connect to the network", ("use a tokenizer.json file or 'bpe' as {}", "tokenizer.source"))
     )
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from tandem.model import TandemForCausalLM
 from tandem.model.modeling_tandem import GatedLayer, TokenBlock, TokenLayer
 
-START_SIZES = "--embeddings.norm or --model.weight-init-std (no weight had moved yet)"
-"""What to lower where the very first step is not finite."""
+START_SIZES = ("embeddings.norm", "model.weight_init_std")
+"""What to lower where the very first step is not finite, as no weight had moved yet."""
 
 
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
