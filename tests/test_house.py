@@ -13,7 +13,7 @@ ROOT = Path(tandem.__file__).parent
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
     ("errors", "fingerprint", "launch"),
-    ("claims", "group"),
+    ("claims", "decoding", "group", "patience"),
     ("settings", "records"),
     ("text",),
     ("tokens",),

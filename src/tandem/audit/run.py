@@ -15,6 +15,7 @@ from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
+from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, TandemError
 from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.baseline import measured_against
@@ -90,8 +91,8 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
 def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     """Every check of one trained model, from its folder alone. Raises as `audit` does."""
     try:
-        written = yaml.safe_load((folder / "settings.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        written = yaml.safe_load(read_text(folder / "settings.yaml"))
+    except (OSError, DataError, yaml.YAMLError):
         written = None
     record = model_record(folder)
     if record is None or written is None:
@@ -122,7 +123,7 @@ def _prepare(
     """Text, tokens and embeddings again, by variant. Raises DataError where the text is another one."""
     set_up_process(settings)
     on_progress(f"reading {settings.data.train}")
-    splits = split_documents(settings.data, default_cache_dir())
+    splits = split_documents(settings.data, default_cache_dir(), on_progress)
     prepared = prepare_variants(settings, on_progress, splits)
     if next(iter(prepared.values())).corpus.text_fingerprint != record.data.text_fingerprint:
         raise DataError(

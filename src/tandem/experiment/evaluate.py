@@ -96,7 +96,7 @@ def evaluate_model(
     reading = data.model_copy(
         update={"txt_documents": txt_documents or data.txt_documents, "validation_separator": separator}
     )
-    tokens = tokenize_for_evaluation(source, reading, tokenizer)
+    tokens = tokenize_for_evaluation(source, reading, tokenizer, on_progress)
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
     stream = Stream.of(model, tokens.ids)
     try:
@@ -107,7 +107,7 @@ def evaluate_model(
     mixture = None
     if mix:
         on_progress(f"counting n-grams of {data.train}")
-        counted = tokenize_training_text(data, tokenizer, _text_of(folder))
+        counted = tokenize_training_text(data, tokenizer, _text_of(folder), on_progress)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = None, None
     if settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from tandem.errors import SettingsError
+from tandem.decoding import read_text
+from tandem.errors import DataError, SettingsError
 from tandem.settings.experiment import Settings
 
 
@@ -28,12 +29,12 @@ def load_settings(preset_or_file: str) -> Settings:
         text = (resources.files("tandem") / "presets" / f"{preset_or_file}.yaml").read_text("utf-8")
     elif path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
-            text = path.read_text("utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             raise SettingsError(
                 f"there is no settings file {path}; `tandem config` lists the presets"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, DataError) as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from None
     else:
         near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
