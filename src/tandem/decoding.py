@@ -31,6 +31,7 @@ from tandem.errors import DataError
 SNIFFED_BYTES = 1 << 14
 """From so many bytes the encoding is told."""
 BLOCK_BYTES = 1 << 20
+FEWEST_CHARACTERS = 8
 GUESSED_BYTES = 1 << 16
 """Around the first byte that is not UTF-8, from which its encoding is guessed."""
 
@@ -165,11 +166,13 @@ def _encoding(start: bytes) -> str:
         if len(start) >= 4 and all(zeros[at] >= quarter for at in zero) and zeros[lowest] < quarter:
             return encoding
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
-    encoding = "utf-16-le" if odd > even else "utf-16-be"
-    # Of two bytes one is zero in ASCII characters; in other scripts only line ends have any.
-    dense = max(even, odd) >= 0.6 * quarter
-    regular = 20 * min(even, odd) < max(even, odd) and (dense or not _decodes(start, "utf-8"))
-    return encoding if regular and _decodes(start, encoding) else "utf-8-sig"
+    # Of two bytes one is zero in ASCII characters; in other scripts line ends have one, and few others.
+    dense = 20 * min(even, odd) < max(even, odd) >= 0.6 * quarter
+    if dense or (max(even, odd) and not _decodes(start, "utf-8")):
+        for encoding in ("utf-16-le", "utf-16-be") if odd >= even else ("utf-16-be", "utf-16-le"):
+            if _decodes(start, encoding):
+                return encoding
+    return "utf-8-sig"
 
 
 def _decodes(start: bytes, encoding: str) -> bool:
@@ -228,7 +231,8 @@ def _guessed(sample: bytes) -> str | None:
     for encoding, common, share in _COMMON:
         text = re.sub(r"[\x00-\x7f]", "", sample.decode(encoding, "replace"))
         # A character is cut at either end of the sample; more that do not decode speak against it.
-        if not text or text.count("\ufffd") > 2 + len(text) // 1000:
+        few = len(text) < FEWEST_CHARACTERS and encoding != "cp1252"  # where single ones are customary
+        if not text or few or text.count("\ufffd") > 2 + len(text) // 1000:
             continue
         found = sum(map(text.count, common)) / len(text) / share
         if found > most:

@@ -34,7 +34,9 @@ def load_settings(preset_or_file: str) -> Settings:
             raise SettingsError(
                 f"there is no settings file {path}; `tandem config` lists the presets"
             ) from None
-        except (OSError, DataError) as error:
+        except DataError as error:
+            raise SettingsError(str(error)) from None
+        except OSError as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from None
     else:
         near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)

@@ -201,11 +201,12 @@ def _natural_cut(text: str, begin: int, end: int) -> int | None:
     near, far = begin + PIECE_CHARACTERS, min(begin + 2 * PIECE_CHARACTERS, end)
     if found := CUT.search(text, near, far):
         return found.start()
-    # A line without spaces. What ends here may reach further in the whole text, so the last few do not count.
+    # A line without spaces. What ends there may reach further in the whole text, so the last few do not
+    # count; and white space is matched by what follows it, so it is not cut off from that.
     spans = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text[begin:far])
-    starts = [start for _, (start, _) in spans if 0 < start < far - begin - 8]
-    if starts:
-        return begin + starts[-1]
+    starts = [begin + start for _, (start, _) in spans if 0 < start < far - begin - 8]
+    if cut := next((start for start in reversed(starts) if not text[start - 1].isspace()), None):
+        return cut
     found = CUT.search(text, near, end)
     return found.start() if found else None
 
@@ -234,7 +235,7 @@ def _run_cuts(text: str, longest: int) -> Iterator[int]:
             before = text[max(0, at - stride) : at][::-1]
             begin -= _run_end(before, 0)
         while end - begin > longest:
-            begin = _between_graphemes(text, begin + longest)
+            begin = _between_graphemes(text, begin + longest, begin)
             yield begin
         at += (end - at) // stride * stride
         if at < end:
@@ -247,9 +248,12 @@ def _run_end(text: str, at: int) -> int:
     return found.end()
 
 
-def _between_graphemes(text: str, cut: int) -> int:
-    """`cut`, or a little before where that would part a mark or a joined emoji from what it belongs to."""
-    for at in range(cut, cut - GRAPHEME_CHARACTERS, -1):
+def _between_graphemes(text: str, cut: int, begin: int) -> int:
+    """`cut`, or a little before where that would part a mark or a joined emoji from what it belongs to.
+
+    It stays after `begin`.
+    """
+    for at in range(cut, max(begin, cut - GRAPHEME_CHARACTERS), -1):
         joins = text[at] == JOINER or unicodedata.category(text[at]).startswith("M")
         if not joins and text[at - 1] != JOINER:
             return at
