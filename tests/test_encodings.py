@@ -5,6 +5,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import zipfile
 from pathlib import Path
 
@@ -179,10 +180,22 @@ REFUSED = {
     "twice": (gzip.compress(gzip.compress(b"text")), "is packed twice"),
     "torn gzip": (gzip.compress(b"text" * 99)[:-9], "is no gzip file, or not a complete one"),
     "torn bzip2": (bz2.compress(b"text" * 99)[:-9], "is no bzip2 file, or not a complete one"),
-    "bad bzip2": (b"BZhello, said the text", "is no bzip2 file, or not a complete one"),
+    "bad bzip2": (b"BZh91AY&SYhello, said the text", "is no bzip2 file, or not a complete one"),
     "torn xz": (lzma.compress(b"text" * 99)[:-9], "is no xz file, or not a complete one"),
     "numbers": (bytes(range(256)) * 20, "holds zero bytes, so it is no text"),
 }  # fmt: skip
+
+
+def test_the_command_that_converts_unpacks_too(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt.gz", gzip.compress("café au lait".encode("cp1252")))
+    command = f"`gzip -dc < {path} | iconv -f CP1252 -t UTF-8 > {tmp_path / 'utf8-a.txt'}`"
+    with pytest.raises(DataError, match=re.escape(command)):
+        read(path)
+
+
+def test_text_that_begins_like_a_kind_of_file_is_text(tmp_path: Path) -> None:
+    for text in ("BZhang wrote this", "PAR1 of the text", "ARROW1 flies", "7z is a program", "PK said so"):
+        assert read(put(tmp_path / "a.txt", text.encode())) == [text]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -36,11 +36,12 @@ GUESSED_BYTES = 1 << 16
 """Around the first byte that is not UTF-8, from which its encoding is guessed."""
 
 _UNPACKED: tuple[tuple[bytes, str, Callable[[Any], Any]], ...] = (
-    (b"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file)),
-    (b"BZh", "bzip2", bz2.BZ2File),
-    (b"\xfd7zXZ\x00", "xz", lzma.LZMAFile),
+    (rb"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file)),
+    (rb"BZh[1-9]1AY&SY", "bzip2", bz2.BZ2File),
+    (rb"\xfd7zXZ\x00", "xz", lzma.LZMAFile),
 )
-PARQUET = b"PAR1"
+"""What first bytes are matched by, the program that packs so, and what unpacks it."""
+PARQUET = b"PAR1\x15"
 _NAMED = (
     (PARQUET, "a parquet file", "give it as a text source, whatever its name"),
     (b"PK\x03\x04", "a zip archive or an office document", "unpack it, or save its text as .txt"),
@@ -50,7 +51,7 @@ _NAMED = (
     (b"Rar!\x1a\x07", "a rar archive", "unpack it"),
     (b"%PDF-", "a PDF document", "save its text as .txt, for example with `pdftotext`"),
     (b"SQLite format 3\x00", "a SQLite database", "export its text as .jsonl"),
-    (b"ARROW1", "an Arrow file", "save it as .parquet"),
+    (b"ARROW1\x00\x00", "an Arrow file", "save it as .parquet"),
     (b"\x89PNG\r\n", "a picture", "give a text file"),
     (b"\xff\xd8\xff", "a picture", "give a text file"),
     (b"\xd0\xcf\x11\xe0", "an old office document", "save its text as .txt"),
@@ -96,7 +97,7 @@ def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
     with path.open("rb") as raw:
         file: IO[bytes] = raw if raw.seekable() else io.BytesIO(raw.read())  # a pipe is read once only
         start = head(file)
-        packed = next((kind for kind in _UNPACKED if start.startswith(kind[0])), None)
+        packed = _packed(start)
         if gzipped and start and (packed is None or packed[1] != "gzip"):
             raise _torn(path, "gzip")
         if packed is None:
@@ -131,8 +132,8 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
         raise DataError(f"{path} is {kind[1]}, not text; {kind[2]}")
     if start[257:262] == b"ustar":
         raise DataError(f"{path} is a tar archive, not text; unpack it with `tar -xf`")
-    if packed := next((kind for kind in _UNPACKED if start.startswith(kind[0])), None):
-        raise DataError(f"{path} is packed twice, the inner time with {packed[1]}; unpack it once")
+    if packed := _packed(start):
+        raise DataError(f"{path} is packed twice ({packed[1]} lies within); unpack it once")
     encoding = _encoding(start)
     if encoding != "utf-8-sig":
         on_encoding(encoding.upper())
@@ -147,6 +148,11 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
     finally:
         if not file.closed:
             text.detach()  # else it would close the file, whose owner does
+
+
+def _packed(start: bytes) -> tuple[bytes, str, Callable[[Any], Any]] | None:
+    """How a file with these first bytes is packed."""
+    return next((kind for kind in _UNPACKED if re.match(kind[0], start)), None)
 
 
 def _torn(path: Path, kind: str) -> DataError:
@@ -217,7 +223,11 @@ def _fault(file: IO[bytes], path: Path) -> str:
     probable = _guessed(sample)
     shown = f", but probably {probable}" if probable else ""
     new = path.with_name(f"utf8-{path.name.removesuffix('.gz')}")
-    command = f"iconv -f {probable or 'ENCODING'} -t UTF-8 {_quoted(path)} > {_quoted(new)}"
+    programs: dict[type, str] = {gzip.GzipFile: "gzip", bz2.BZ2File: "bzip2", lzma.LZMAFile: "xz"}
+    program = programs.get(type(file))
+    unpacked = f"{program} -dc < {_quoted(path)} | " if program else ""
+    convert = f"iconv -f {probable or 'ENCODING'} -t UTF-8" + (f" {_quoted(path)}" if not program else "")
+    command = f"{unpacked}{convert} > {_quoted(new)}"
     return f"{where}{shown}; convert the file to UTF-8: `{command}`"
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -65,22 +66,24 @@ def train_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pace, done, count, characters = Pace(on_progress), False, 0, 0
+    pace, characters = Pace(on_progress), 0
+    read_at: float | None = None
 
     def read(left: threading.Event) -> Iterator[str]:
-        nonlocal done, count, characters
+        nonlocal read_at, characters
         for document in documents:
             for piece in pieces(document):
                 if left.is_set():
                     return
                 yield piece
                 characters += len(piece)
-            count += 1
-        done = True
+        read_at = time.monotonic()
 
     def how_far() -> str:
-        doing = "learning merges" if done else "reading"
-        return f"training a BPE: {doing}, {count:,} documents, {characters / 1e6:,.1f} million characters"
+        text = f"{characters / 1e6:,.1f} million characters"
+        if read_at is None:
+            return f"training a BPE: read {text}"
+        return f"training a BPE: learning merges of {text}, for {time.monotonic() - read_at:.0f} s so far"
 
     patiently(lambda left: tokenizer.train_from_iterator(read(left), trainer), lambda: pace(how_far))
     if (reached := tokenizer.get_vocab_size()) != vocab_size:
