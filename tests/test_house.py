@@ -16,7 +16,7 @@ ROOMS = (
     ("shown",),
     ("advice",),
     ("errors", "fingerprint", "launch"),
-    ("claims", "folders", "group"),
+    ("claims", "decoding", "folders", "group", "patience"),
     ("settings", "records"),
     ("text",),
     ("tokens",),

@@ -112,7 +112,7 @@ BAD_FILES = {
     "empty.txt": (b"", "holds no text"),
     "blank.jsonl": (b"\n\n", "holds no text"),
     "latin.txt": (b"ok\ncaf\xe9 au lait\n", "line 2 is not UTF-8 text (byte 0xe9"),
-    "wide.txt": ("text".encode("utf-16"), "line 1 is not UTF-8"),
+    "wide.txt": ("text".encode("utf-16")[:-1], "is not whole UTF-16 text"),
     "latin.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', "line 2 is not UTF-8"),
     "syntax.jsonl": (b'{"text": "a"}\n\n{"text": \n', "line 3 is not valid JSON"),
     "deep.jsonl": (b"[" * 200_000, "line 1"),

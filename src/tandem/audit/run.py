@@ -16,7 +16,8 @@ from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
-from tandem.errors import RunDirError, SettingsError, TandemError, storage_reason
+from tandem.decoding import read_text
+from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
 from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.baseline import measured_against
 from tandem.experiment.evaluate import model_settings
@@ -98,8 +99,8 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
 def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     """Every check of one trained model, from its folder alone. Raises as `audit` does."""
     try:
-        written = yaml.safe_load((folder / "settings.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        written = yaml.safe_load(read_text(folder / "settings.yaml"))
+    except (OSError, DataError, yaml.YAMLError):
         written = None
     record = model_record(folder)
     if record is None or written is None:
@@ -137,7 +138,9 @@ def _prepare(
     sources = [data.train, data.validation or data.train, tokenizer, *embeddings.values()]
     with counted_from(folder_of(latest.folder, sources, folder)):
         on_progress(f"reading {whereabouts(data.train, data.validation)}")
-        splits = read_recorded(data, latest.data.text_fingerprint, latest.run, default_cache_dir())
+        splits = read_recorded(
+            data, latest.data.text_fingerprint, latest.run, default_cache_dir(), on_progress
+        )
         if tokenizer != "bpe":
             with as_it_was("tokenizer", latest.run, tokenizer):
                 found = tokenizer_fingerprint(load_tokenizer(tokenizer)[0])

@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from tandem.advice import advice
 from tandem.contexts import ContextsSample
-from tandem.errors import RunDirError, is_out_of_memory
+from tandem.decoding import read_text
+from tandem.errors import DataError, RunDirError, is_out_of_memory
 from tandem.experiment.handover import SavedPhase1
 from tandem.experiment.pipeline import TrainedTokens
 from tandem.experiment.prepared import Prepared
@@ -130,8 +131,8 @@ def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
 def model_record(folder: Path) -> RunRecord | None:
     """The record of the run that made a model folder; none where there is none that can be read."""
     try:
-        return RunRecord.model_validate_json((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+        return RunRecord.model_validate_json(read_text(folder / RECORD))
+    except (OSError, ValueError, DataError):
         return None
 
 
@@ -155,7 +156,7 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
     """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact."""
     check_reading(folder, "model folder")
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = json.loads(read_text(folder / CONFIG))
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind != "tandem":
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")

@@ -100,7 +100,7 @@ def evaluate_model(
     reading = data.model_copy(
         update={"txt_documents": txt_documents or data.txt_documents, "validation_separator": separator}
     )
-    tokens = tokenize_for_evaluation(source, reading, tokenizer)
+    tokens = tokenize_for_evaluation(source, reading, tokenizer, on_progress)
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
     stream = Stream.of(model, tokens.ids)
     with written_settings(folder / SETTINGS, ("contexts",)):
@@ -109,7 +109,8 @@ def evaluate_model(
     mixture = None
     if mix:
         on_progress(f"counting n-grams of {data.train}")
-        counted = tokenize_training_text(_training_text(folder, data), data, tokenizer)
+        splits = _training_text(folder, data, on_progress)
+        counted = tokenize_training_text(splits, data, tokenizer, on_progress)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = None, None
     if settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge
@@ -133,15 +134,15 @@ def evaluate_model(
     )
 
 
-def _training_text(folder: Path, data: DataSettings) -> Splits:
+def _training_text(folder: Path, data: DataSettings, on_progress: Callable[[str], None]) -> Splits:
     """The text that a saved model was trained on; where its record is gone, whatever the settings name."""
     record = model_record(folder)
     sources = [source for source in (data.train, data.validation) if source]
     place = None if record is None else folder_of(record.folder, sources, folder)
     with counted_from(place), written_settings():
         if record is None:
-            return split_documents(data)
-        return read_recorded(data, record.data.text_fingerprint, record.run, None)
+            return split_documents(data, None, on_progress)
+        return read_recorded(data, record.data.text_fingerprint, record.run, None, on_progress)
 
 
 def _mixture(

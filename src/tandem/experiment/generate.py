@@ -13,6 +13,7 @@ from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.settings import check_options
+from tandem.tokens.prepare import encode_prompt
 
 READ_AT_ONCE = 4096
 """Tokens of a prompt that are read in one go: what memory they take does not grow with the prompt."""
@@ -53,7 +54,7 @@ def generate_text(
     check_options(prompt=prompt)
     model, tokenizer = load_model(folder)
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)
+    ids = encode_prompt(prompt, tokenizer)
     if model.config.bos_token_id is not None and model_settings(folder).data.separator == "eos":
         ids = [model.config.bos_token_id, *ids]
     if not ids:

@@ -9,7 +9,8 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from tandem.advice import advice
-from tandem.errors import RunDirError
+from tandem.decoding import read_text
+from tandem.errors import DataError, RunDirError
 from tandem.records.run import Precision, RunRecord, _Record
 
 
@@ -99,8 +100,8 @@ def read_manifest(run_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text("utf-8"))
-    except (ValidationError, UnicodeDecodeError):
+        return Manifest.model_validate_json(read_text(path))
+    except (ValidationError, DataError):
         raise RunDirError(
             f"{path} is damaged" + advice("restore it", ("use a new run directory with {}", "output"))
         ) from None

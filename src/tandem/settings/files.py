@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from tandem.errors import SettingsError
+from tandem.decoding import read_text
+from tandem.errors import DataError, SettingsError
 from tandem.folders import SETTINGS, look
 from tandem.settings.experiment import Settings
 
@@ -29,12 +30,14 @@ def load_settings(preset_or_file: str) -> Settings:
         text = (resources.files("tandem") / "presets" / f"{preset_or_file}.yaml").read_text("utf-8")
     elif path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
-            text = path.read_text("utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             raise SettingsError(
                 f"there is no settings file {path}; `tandem config` lists the presets"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except DataError as error:
+            raise SettingsError(str(error)) from None
+        except OSError as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from None
     elif path.is_dir():
         found = look(path)

@@ -25,7 +25,7 @@ class DataSettings(Section):
     """Use about this much training text (UTF-8 bytes, whole documents drawn at random); none: all."""
     txt_documents: str = "file"
     """What a document is in .txt files: `file`, `blank-line` (paragraphs), or `start:REGEX` (a document
-    starts at every line that matches)."""
+    starts at every line that matches within its first 4,096 characters)."""
     separator: str = "eos"
     """What stands between documents: `eos` (the end-of-text token before each) or a text (may be empty)."""
     validation_separator: str | None = None

@@ -1,6 +1,5 @@
 """Where paths of sources count from: the working folder, or that of the command whose settings are read."""
 
-import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,12 +36,3 @@ def user_path(source: str) -> Path:
         raise DataError(f"{source} cannot be found ({str(error).rstrip('.')}); give the whole path") from None
     folder = _counted_from.get()
     return path if folder is None else folder / path
-
-
-def matches(pattern: str) -> list[Path]:
-    """Whatever a glob pattern matches, in no order; relative ones are counted as by `user_path`."""
-    whole, folder = user_path(pattern), _counted_from.get()
-    shown = str(whole)
-    if folder is not None and whole.is_relative_to(folder):  # what is special in its name is not meant
-        shown = str(Path(glob.escape(str(folder))) / whole.relative_to(folder))
-    return [Path(match) for match in glob.glob(shown, recursive=True)]  # noqa: PTH207 (may be absolute)

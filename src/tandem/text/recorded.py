@@ -1,14 +1,16 @@
 """Sources that were written down before: where they are now, and whether they are what they were."""
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tandem.errors import DataError, StorageError
 from tandem.settings import DataSettings
 from tandem.text.hub import parse_hub_source
-from tandem.text.places import counted_from, matches, source_folder, user_path
+from tandem.text.listing import find_files
+from tandem.text.places import counted_from, source_folder, user_path
+from tandem.text.reading import Reading
 from tandem.text.splits import Splits, split_documents
 
 WORDS = ("python-docs", "bpe", "spectral", "random")
@@ -22,7 +24,11 @@ def local_path(source: str) -> Path | None:
     path = user_path(parse_hub_source(source)[0] if source.startswith("hf:") else source)
     if path.exists():
         return path
-    if source.startswith("hf:") or not glob.has_magic(source) or not matches(source):
+    if source.startswith("hf:") or not glob.has_magic(source):
+        return None
+    try:
+        find_files(source, Reading(source))
+    except DataError:
         return None
     return next(parent for parent in path.parents if parent.exists())
 
@@ -54,14 +60,20 @@ def folder_of(recorded: str | None, sources: Iterable[str], beside: Path) -> Pat
     return max((Path(recorded), Path.cwd(), *beside.resolve().parents), key=there)
 
 
-def read_recorded(data: DataSettings, fingerprint: str | None, run: str, folder: Path | None) -> Splits:
+def read_recorded(
+    data: DataSettings,
+    fingerprint: str | None,
+    run: str,
+    folder: Path | None,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Splits:
     """The documents that recorded settings name, put down in `folder`, where they are still what they were.
 
     `fingerprint` is that of the text that `run` was trained on; None: it is not known. Raises DataError where
     the text has another one, or can no longer be read.
     """
     with as_it_was("text", run, data.train, data.validation):
-        splits = split_documents(data, folder)
+        splits = split_documents(data, folder, on_progress)
     if fingerprint is not None and splits.fingerprint != fingerprint:
         raise changed("text", run, data.train, data.validation)
     return splits

@@ -6,7 +6,7 @@ while they are compared.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ Digests = npt.NDArray[np.uint64]
 Chosen = npt.NDArray[np.bool_]
 
 DIGEST_BYTES = 16
+SHOWN_CHARACTERS = 1000
+"""Of a document so much is looked at for its first words."""
 PART_CHARACTERS = 1 << 20
 """Words of a longer document are taken in parts of about this length."""
 
@@ -74,26 +76,29 @@ class Distinct:
         return Distinct(self.documents.chosen(which), self.digests[which])
 
 
-def split_documents(data: DataSettings, folder: Path | None = None) -> Splits:
+def split_documents(
+    data: DataSettings, folder: Path | None = None, on_progress: Callable[[str], None] = lambda _: None
+) -> Splits:
     """Read, drop duplicates, and split as `data` asks; the text is put down in a nameless file in `folder`.
 
     Two documents are equal if they differ in white space only. Without `data.validation`, whole documents
     are set aside in an order that depends on `data.split_seed` and their content alone, until they make up
     `data.validation_fraction` of the bytes; a document larger than that share is passed over if any smaller
-    one is there. `data.max_train_bytes` is applied last, so validation does not depend on it.
+    one is there. `data.max_train_bytes` is applied last, so validation does not depend on it. `on_progress`
+    is told what `open_documents` tells.
 
     Raises DataError if a source cannot be read or holds no text, if there are too few documents to set one
     aside, if validation documents occur in training without being allowed to, or if there is no room for
     the text.
     """
-    train, duplicates = read_distinct(data.train, data.txt_documents, folder)
+    train, duplicates = read_distinct(data.train, data.txt_documents, folder, on_progress)
     overlap = 0
     if data.validation is None:
         aside = _set_aside(train, data, duplicates)
         train, validation = train.chosen(~aside), train.chosen(aside)
         validation_source = f"{100 * data.validation_fraction:g}% of {data.train}"
     else:
-        validation, more = read_distinct(data.validation, data.txt_documents, folder)
+        validation, more = read_distinct(data.validation, data.txt_documents, folder, on_progress)
         duplicates += more
         overlap = _count_overlap(train, validation, data)
         validation_source = data.validation
@@ -112,7 +117,9 @@ def split_documents(data: DataSettings, folder: Path | None = None) -> Splits:
     )
 
 
-def read_distinct(source: str, txt_documents: str, folder: Path | None) -> tuple[Distinct, int]:
+def read_distinct(
+    source: str, txt_documents: str, folder: Path | None, on_progress: Callable[[str], None]
+) -> tuple[Distinct, int]:
     """The documents of `source` in order, of equal ones the first, and how many duplicates were dropped.
 
     Raises as `open_documents` and `put_down` do.
@@ -120,7 +127,7 @@ def read_distinct(source: str, txt_documents: str, folder: Path | None) -> tuple
     found = bytearray()
 
     def noted() -> Iterator[str]:
-        for document in open_documents(source, txt_documents):
+        for document in open_documents(source, txt_documents, on_progress):
             found.extend(_words_digest(document))
             yield document
 
@@ -136,14 +143,14 @@ def _words_digest(document: str) -> bytes:
     """Of its words, joined by one space."""
     whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
     between = b""
-    for part in _parts(document):
+    for part in document_parts(document):
         if words := part.split():
             whole.update(between + " ".join(words).encode())
             between = b" "
     return whole.digest()
 
 
-def _parts(document: str) -> Iterator[str]:
+def document_parts(document: str) -> Iterator[str]:
     """`document`, cut at white space: the list of a long one's words would take many times its memory."""
     begin = 0
     while len(document) - begin > PART_CHARACTERS:
@@ -205,7 +212,7 @@ def _count_overlap(train: Distinct, validation: Distinct, data: DataSettings) ->
     classes = _classes(np.concatenate((train.digests, validation.digests)))
     shared = np.flatnonzero(np.isin(classes[len(train) :], classes[: len(train)]))
     if len(shared) and data.validation not in data.allow_overlap:
-        first = " ".join(validation.documents[int(shared[0])].split())
+        first = " ".join(validation.documents[int(shared[0])].strip()[:SHOWN_CHARACTERS].split())
         shown = first if len(first) <= 60 else first[:60] + "…"
         raise DataError(
             f"{len(shared)} of {len(validation)} validation documents of {data.validation} also occur in "

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tandem.advice import advice
+from tandem.decoding import read_text
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
 from tandem.settings import EmbeddingSettings
@@ -308,8 +309,8 @@ def _weights_file(fetch: Callable[[str], Path | None], source: str) -> Path:
             return whole
         if index := fetch(f"{name}.index.json"):
             try:
-                parts: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-            except (ValueError, KeyError) as error:
+                parts: dict[str, str] = json.loads(read_text(index))["weight_map"]
+            except (ValueError, KeyError, DataError) as error:
                 raise DataError(f"{index} is not an index of weights ({error}); fetch it again") from None
             part = parts[_embedding_name(list(parts), source)]
             if path := fetch(part):

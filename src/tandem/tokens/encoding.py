@@ -6,17 +6,18 @@ special are matched in text, as everywhere.)
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, pre_tokenizers
 
 from tandem.advice import advice
 from tandem.errors import DataError
+from tandem.patience import Pace, patiently
 from tandem.tokens.store import Ids, TokenStream, ids_dtype, make_stream
-from tandem.tokens.tokenizer import is_byte_level, may_be_cut, pieces, vocab_size
+from tandem.tokens.tokenizer import cutter, is_byte_level, vocab_size
 
 Counts = npt.NDArray[np.int64]
 
@@ -53,7 +54,9 @@ class Encoder:
         # A copy, as the switch that takes special tokens in text literally belongs to the tokenizer object.
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.encode_special_tokens = True
-        self._cut = pieces if may_be_cut(tokenizer) else lambda text: iter([text])
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._cut = cutter(self._tokenizer)
         self._lead: list[int] = []
         self._between = separator
         self.dtype = ids_dtype(vocab_size(tokenizer))
@@ -66,8 +69,17 @@ class Encoder:
                 )
             self._lead, self._between = [eos_id], ""
 
-    def encode(self, documents: Sequence[str], first: int, last: int) -> Encoded:
-        """The documents first..last-1 of all `documents`, as they stand in the stream of all."""
+    def encode(
+        self,
+        documents: Sequence[str],
+        first: int,
+        last: int,
+        on_encoded: Callable[[int], None] = lambda _: None,
+    ) -> Encoded:
+        """The documents first..last-1 of all `documents`, as they stand in the stream of all.
+
+        `on_encoded` is told how many characters were encoded since it was last told.
+        """
         sizes = np.zeros(last - first, np.int64)
 
         def texts() -> Iterator[tuple[int, str]]:
@@ -80,14 +92,19 @@ class Encoder:
         parts: list[np.ndarray] = [np.empty(0, self.dtype)]
         lengths = np.zeros(last - first, np.int64)
         for batch in _batches(texts()):
-            encodings = self._tokenizer.encode_batch_fast(
-                [piece for _, piece in batch], add_special_tokens=False
-            )
+            encodings = self._encode_batch([piece for _, piece in batch])
             for (number, _), encoding in zip(batch, encodings, strict=True):
                 ids = encoding.ids if lengths[number] else self._lead + encoding.ids
                 lengths[number] += len(ids)
                 parts.append(np.array(ids, self.dtype))
+            on_encoded(sum(len(piece) for _, piece in batch))
         return Encoded(np.concatenate(parts), lengths, sizes)
+
+    def _encode_batch(self, texts: list[str]) -> list[Encoding]:
+        made: list[Encoding] = patiently(
+            lambda _: self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        )
+        return made
 
     def scored_bytes(self, documents: Sequence[str], lengths: Counts, sizes: Counts, source: str) -> int:
         """UTF-8 bytes that all tokens but the first stand for; lengths and sizes [D] as in `Encoded`.
@@ -111,31 +128,55 @@ class Encoder:
 
     def _first_token_bytes(self, text: str) -> int:
         """UTF-8 bytes of `text` that its first token stands for."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        token = encoding.tokens[0]
+        before = 0
+        for piece in self._cut(text):
+            encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+            if len(encoding):
+                break
+            before += len(piece.encode())
+        text, token = piece, encoding.tokens[0]
         alphabet = set(pre_tokenizers.ByteLevel.alphabet())
         if is_byte_level(self._tokenizer) and set(token) <= alphabet:
             added_space = token.startswith("Ġ") and not text.startswith(" ")
             return len(token) - added_space
         # Elsewhere a token is a range of characters; what lies before the second one belongs to the first.
         rest = encoding.offsets[1][0] if len(encoding) > 1 else len(text)
-        return len(text[:rest].encode())
+        return before + len(text[:rest].encode())
 
 
 def encode_documents(
-    documents: Sequence[str], tokenizer: Tokenizer, eos: str | None, separator: str, chain: str, source: str
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    eos: str | None,
+    separator: str,
+    chain: str,
+    source: str,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> TokenStream:
     """`documents` as one stream of tokens, in memory; `Encoder` has the rules.
 
     `chain` is the fingerprint of what the stream is made from; `source` names the text in errors.
+    `on_progress` is told every few seconds how far it is.
 
     Raises DataError if the end-of-text token is asked for but `eos` is None, or if fewer than two tokens
     result.
     """
     encoder = Encoder(tokenizer, eos, separator)
-    made = encoder.encode(documents, 0, len(documents))
+    made = encoder.encode(documents, 0, len(documents), characters_told(on_progress))
     scored = encoder.scored_bytes(documents, made.lengths, made.sizes, source)
     return make_stream(chain, made.ids, np.cumsum(made.lengths) - made.lengths, made.sizes, scored)
+
+
+def characters_told(on_progress: Callable[[str], None]) -> Callable[[int], None]:
+    """For `Encoder.encode`: tells every few seconds how many characters are encoded in all."""
+    pace, done = Pace(on_progress), 0
+
+    def encoded(characters: int) -> None:
+        nonlocal done
+        done += characters
+        pace(lambda: f"encoded {done / 1e6:,.1f} million characters")
+
+    return encoded
 
 
 def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:

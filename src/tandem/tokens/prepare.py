@@ -25,7 +25,7 @@ from tandem.text.documents import Documents, put_down
 from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, split_documents
 from tandem.tokens import store
-from tandem.tokens.encoding import Encoder, encode_documents
+from tandem.tokens.encoding import Encoder, characters_told, encode_documents
 from tandem.tokens.shards import Shards, encoding_helpers
 from tandem.tokens.store import StaleCorpus, StoredCorpus, StreamParts, TokenStream
 from tandem.tokens.tokenizer import (
@@ -83,7 +83,7 @@ def default_cache_dir() -> Path:
 def read_splits(data: DataSettings, cache: Path, on_progress: Callable[[str], None]) -> Splits:
     """As `split_documents`; `on_progress` is told what is read, and how many documents became of it."""
     on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
-    splits = split_documents(data, cache)
+    splits = split_documents(data, cache, on_progress)
     on_progress(splits.in_words())
     return splits
 
@@ -153,7 +153,7 @@ def _kept_tokenizer(
             path.unlink()
         if loaded is None:
             on_progress(f"training a BPE of {settings.vocab_size:,} entries on {len(documents):,} documents")
-            loaded = train_bpe(documents, settings.vocab_size), END_OF_TEXT
+            loaded = train_bpe(documents, settings.vocab_size, on_progress), END_OF_TEXT
         path = _tokenizer_path(work, loaded[0])
         draft = path.with_suffix(".partial")
         draft.write_text(loaded[0].to_str(), "utf-8")
@@ -201,7 +201,7 @@ def _tokenize(
         )
         helpers = min(processes, len(missing)) - 1
         with encoding_helpers(max(0, helpers), tokenizer, chain, documents, eos, separators):
-            shards.make_missing()
+            shards.make_missing(characters_told(on_progress))
         with in_turn(work, "corpus"):
             if not tokenizer.exists():
                 raise FileNotFoundError(tokenizer)
@@ -228,17 +228,23 @@ def _read_back(folder: Path, chain: str) -> StoredCorpus:
 
 
 def tokenize_training_text(
-    splits: Splits, data: DataSettings, tokenizer: PreTrainedTokenizerFast
+    splits: Splits,
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerFast,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> TokenStream:
     """The training documents of `splits` as tokens of a model's own tokenizer; not kept on disk.
 
     Raises DataError for fewer than two tokens.
     """
-    return _tokenized(splits.train, tokenizer, data.separator, splits.train_source)
+    return _tokenized(splits.train, tokenizer, data.separator, splits.train_source, on_progress)
 
 
 def tokenize_for_evaluation(
-    source: str, data: DataSettings, tokenizer: PreTrainedTokenizerFast
+    source: str,
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerFast,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> TokenStream:
     """The tokens of any source, by the rules for validation text in `data`, with a model's own tokenizer.
 
@@ -247,12 +253,22 @@ def tokenize_for_evaluation(
 
     Raises DataError or SettingsError for a source that cannot be used.
     """
-    documents = put_down(open_documents(source, data.txt_documents), None)
-    return _tokenized(documents, tokenizer, _validation_separator(data), source)
+    documents = put_down(open_documents(source, data.txt_documents, on_progress), None)
+    return _tokenized(documents, tokenizer, _validation_separator(data), source, on_progress)
+
+
+def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids of `prompt`, taken literally, as if it stood in a document."""
+    made = Encoder(tokenizer.backend_tokenizer, None, "").encode([prompt], 0, 1)
+    return [int(token) for token in made.ids]
 
 
 def _tokenized(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, separator: str, source: str
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    separator: str,
+    source: str,
+    on_progress: Callable[[str], None],
 ) -> TokenStream:
     """`documents` as tokens of a model's tokenizer; `source` names them in errors."""
     model = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -260,7 +276,7 @@ def _tokenized(
     model.no_padding()
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
-    return encode_documents(documents, model, eos, separator, chain, source)
+    return encode_documents(documents, model, eos, separator, chain, source, on_progress)
 
 
 def _corpus(stored: StoredCorpus, splits: Splits) -> Corpus:

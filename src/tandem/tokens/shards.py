@@ -80,8 +80,8 @@ class Shards:
         """Those that nobody has made yet."""
         return [shard for shard in self.all if not self._path(shard).exists()]
 
-    def make_missing(self, on_made: Callable[[Shard], None] = lambda _: None) -> None:
-        """Make those that nobody else makes, until all are there.
+    def make_missing(self, on_encoded: Callable[[int], None] = lambda _: None) -> None:
+        """Make those that nobody else makes, until all are there; `on_encoded` as of `Encoder.encode`.
 
         Raises DataError where they cannot be written, FileNotFoundError when the folder is gone: another
         process has then completed the corpus.
@@ -93,8 +93,7 @@ class Shards:
                     if not self._tokenizer.exists():
                         raise FileNotFoundError(self._tokenizer)
                     if mine and not self._path(shard).exists():
-                        self._make(shard)
-                        on_made(shard)
+                        self._make(shard, on_encoded)
                         busy = True
             if not busy:
                 time.sleep(WAIT_S)
@@ -127,8 +126,10 @@ class Shards:
                 self._path(shard).unlink(missing_ok=True)
                 yield shard, bad
 
-    def _make(self, shard: Shard) -> None:
-        encoded = self._encoders[shard.split].encode(self._documents[shard.split], shard.first, shard.last)
+    def _make(self, shard: Shard, on_encoded: Callable[[int], None]) -> None:
+        encoded = self._encoders[shard.split].encode(
+            self._documents[shard.split], shard.first, shard.last, on_encoded
+        )
         path = self._path(shard)
         draft = path.with_suffix(".partial")  # one alone, as it is claimed
         try:
