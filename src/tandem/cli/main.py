@@ -169,6 +169,7 @@ def evaluate(args: Sequence[str]) -> None:
         device=arguments.device,
         mix=arguments.mix,
         on_progress=_tell(arguments.json_output),
+        on_warning=_tell(quiet=False),
     )
     if arguments.json_output:
         _write(result.model_dump_json())
@@ -191,6 +192,7 @@ def generate(args: Sequence[str]) -> None:
         seed=arguments.seed,
         device=arguments.device,
         stream=not arguments.json_output,
+        on_warning=_tell(quiet=False),
     )
     if arguments.json_output:
         _write(json.dumps(result, ensure_ascii=False))
