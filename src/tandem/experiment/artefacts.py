@@ -22,7 +22,7 @@ from tandem.experiment.prepared import Prepared
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.settings import Settings, dump_settings
-from tandem.tokens.tokenizer import load_tokenizer, plain, to_transformers, vocab_size
+from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
 
 _PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
@@ -199,10 +199,10 @@ def _load_tokenizer(folder: Path, model: TandemForCausalLM) -> PreTrainedTokeniz
             "(tokenizer.save_pretrained), or copy tokenizer.json from where the model came from"
         )
     tokenizer, eos = load_tokenizer(str(folder))
-    mark = model.config.eos_token_id
-    mark = mark[0] if isinstance(mark, list) and mark else mark
-    own = tokenizer.id_to_token(mark) if isinstance(mark, int) and mark >= 0 else None
-    return to_transformers(tokenizer, own or eos)
+    marks = model.config.eos_token_id, model.config.bos_token_id
+    named = (mark[0] if isinstance(mark, list) and mark else mark for mark in marks)
+    own = (tokenizer.id_to_token(mark) for mark in named if isinstance(mark, int) and mark >= 0)
+    return to_transformers(tokenizer, next((token for token in own if token is not None), eos))
 
 
 def unused_ids(model: TandemForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -218,7 +218,7 @@ def _fault(
         names = (name[0] if isinstance(name, tuple) else name for name in loading.get(kind, ()))
         if wrong := sorted(name for name in names if name != "lm_head.weight"):
             return f"{kind.replace('_', ' ')} in its weights, such as {wrong[0]}"
-    if (entries := vocab_size(plain(tokenizer))) > model.config.vocab_size:
+    if (entries := vocab_size(tokenizer.backend_tokenizer)) > model.config.vocab_size:
         return f"its tokenizer has {entries} entries and its embedding {model.config.vocab_size} rows"
     marks = [model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id]
     if any(isinstance(mark, int) and not 0 <= mark < model.config.vocab_size for mark in marks):

@@ -91,9 +91,9 @@ def evaluate_model(
     With `mix` also of the model mixed with an n-gram, counted on its training text, and a cache. `on_warning`
     is told what was assumed of a folder that does not say how its model was trained.
 
-    Raises RunDirError for a folder that is no model, SettingsError for arguments that are not UTF-8 and for a
-    settings.yaml that cannot be used, or that `mix` lacks, and DataError for text that cannot be used,
-    training text that is no longer what it was included.
+    Raises RunDirError for a folder that is no model. Raises SettingsError for arguments that are not UTF-8,
+    and for a settings.yaml that cannot be used, or that `mix` lacks. Raises DataError for text that cannot be
+    used, and for training text that is no longer what it was.
     """
     check_options(data=source, separator=separator)
     model, tokenizer = load_model(folder)
@@ -123,7 +123,13 @@ def evaluate_model(
     mixture = None
     if mix:
         on_progress(f"counting n-grams of {data.train}")
-        counted = tokenize_training_text(data, tokenizer, _text_of(folder))
+        text = _text_of(folder)
+        if text is None:
+            on_warning(
+                f"{folder} has no readable record.json, so it is not known whether {data.train} is still the "
+                "text that the model was trained on"
+            )
+        counted = tokenize_training_text(data, tokenizer, text)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = None, None
     if own and settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge
