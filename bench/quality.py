@@ -200,7 +200,7 @@ class Bench:
             **key,
             "parameters": fitted.embedding_parameters + fitted.other_parameters,
             "validation_nll": fitted.score.nll_nats,
-            "validation_bits": fitted.score.bits_per_byte(self.corpus.validation.scored_bytes),
+            "validation_bits": fitted.score.bits_per_byte(self.corpus.validation),
             "best_epoch": fitted.training.best_epoch if fitted.training else None,
             "seconds": fitted.seconds_s,
             **self.about,

@@ -11,7 +11,7 @@ from tandem.experiment.prepared import Prepared
 from tandem.records import Check, RunRecord
 from tandem.text.splits import Splits
 from tandem.tokens.store import Ids, TokenStream, token_counts
-from tandem.tokens.tokenizer import cutter
+from tandem.tokens.tokenizer import cutter, plain
 
 Integers = npt.NDArray[np.int64]
 
@@ -62,7 +62,7 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
 
 def _tokens(prepared: Prepared, splits: Splits) -> Check:
     corpus, data = prepared.corpus, prepared.settings.data
-    tokenizer = Tokenizer.from_str(corpus.tokenizer.backend_tokenizer.to_str())
+    tokenizer = plain(corpus.tokenizer)
     tokenizer.encode_special_tokens = True
     separators = {
         "training": data.separator,

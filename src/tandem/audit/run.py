@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tokenizers import Tokenizer
 
 from tandem.advice import written_settings
 from tandem.audit.baselines import consistency_check, ngram_check
@@ -28,13 +27,14 @@ from tandem.experiment.runner import set_up_process
 from tandem.fingerprint import fingerprint
 from tandem.folders import check_reading
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
+from tandem.records.audit import Status
 from tandem.settings import Settings, settings_fingerprint
 from tandem.text.places import counted_from
 from tandem.text.recorded import as_it_was, changed, folder_of, read_recorded, whereabouts
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import MADE_HERE, pretrained
 from tandem.tokens.prepare import default_cache_dir
-from tandem.tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
+from tandem.tokens.tokenizer import load_tokenizer, plain, tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
 CONFIG = (
@@ -44,6 +44,7 @@ CONFIG = (
     *("layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 """What config.json says of a model that changes what it computes."""
+SAVED_MODEL = "the saved model"
 
 
 def audit(path: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
@@ -103,13 +104,14 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
     except (OSError, DataError, yaml.YAMLError):
         written = None
     record = model_record(folder)
-    if record is None or written is None:
+    settings = model_settings(folder) if isinstance(written, dict) else None
+    if record is None or settings is None:
         raise RunDirError(
             f"{folder} has no readable record.json and settings.yaml, so there is nothing to audit its "
-            "figures against; train the model again"
+            "figures against; give the folder that `tandem train` wrote, or train the model again"
         )
     load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
-    variants, splits = _prepare(model_settings(folder), [record], folder, on_progress)
+    variants, splits = _prepare(settings, [record], folder, on_progress)
     prepared = variants[None]
     on_progress(f"auditing {record.run}")
     shared = [_settings_check(written, [record]), *_guarded(data_checks(prepared, splits), "data")]
@@ -211,39 +213,57 @@ def _audit_run(
     gaps: dict[str, float],
     contexts: Contexts,
 ) -> RunAudit:
-    looked_at = "the saved model"
     if record.kind in ("kneser-ney", "bigram", "unigram"):
         checks: tuple[Check, ...] = (counts_check(prepared, record), ngram_check(prepared, record))
     elif record.kind not in ("tandem", "untrained") or not folder.is_dir():
         wanted = record.kind in ("tandem", "untrained") and prepared.settings.save_models
-        missing = "no model is kept, so its figures were not recomputed"
-        checks = (
-            Check(name="model", looked_at=looked_at, figure=missing, status="warn" if wanted else "skip"),
-            counts_check(prepared, record),
-            consistency_check(record),
-        )
+        checks = _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
     else:
         try:
             subject = Subject.load(prepared, record, siblings, folder, contexts)
         except TandemError as error:
-            checks = (Check(name="model", looked_at=looked_at, figure=str(error), status="fail"),)
+            checks = (Check(name="model", looked_at=SAVED_MODEL, figure=str(error), status="fail"),)
         else:
+            changed = subject.saved_again
             checks = (
-                _saved_check(subject),
-                *_guarded(weight_checks(subject), "weights"),
-                *_guarded(behaviour_checks(subject), "behaviour"),
-                *_guarded(context_checks(subject), "contexts"),
-                *_guarded(figure_checks(subject, gaps), "figures"),
+                _record_checks(prepared, record, changed, "warn")
+                if changed is not None
+                else _model_checks(subject, gaps)
             )
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=checks)
+
+
+def _record_checks(prepared: Prepared, record: RunRecord, why: str, status: Status) -> tuple[Check, ...]:
+    """Of a run whose figures cannot be recomputed from a model, and `why`."""
+    return (
+        Check(
+            name="model",
+            looked_at=SAVED_MODEL,
+            figure=f"{why}, so its figures were not recomputed",
+            status=status,
+        ),
+        counts_check(prepared, record),
+        consistency_check(record),
+    )
+
+
+def _model_checks(subject: Subject, gaps: dict[str, float]) -> tuple[Check, ...]:
+    """Of a run whose model is there as it was trained."""
+    return (
+        _saved_check(subject),
+        *_guarded(weight_checks(subject), "weights"),
+        *_guarded(behaviour_checks(subject), "behaviour"),
+        *_guarded(context_checks(subject), "contexts"),
+        *_guarded(figure_checks(subject, gaps), "figures"),
+    )
 
 
 def _saved_check(subject: Subject) -> Check:
     """`model`: whether configuration, tokenizer and record in the model's folder are the run's own."""
     corpus, model = subject.prepared.corpus, subject.model
     wrong = []
-    ours = Tokenizer.from_str(subject.tokenizer.backend_tokenizer.to_str())
-    if tokenizer_fingerprint(ours) != corpus.tokenizer_fingerprint:
+    ours, theirs = (tokenizer_fingerprint(plain(one)) for one in (subject.tokenizer, corpus.tokenizer))
+    if ours != theirs:
         wrong.append("its tokenizer is not the one it was trained with")
     wanted = model_config(subject.prepared, subject.configuration).to_dict()
     said = model.config.to_dict()

@@ -155,6 +155,7 @@ def evaluate(args: Sequence[str]) -> None:
         device=arguments.device,
         mix=arguments.mix,
         on_progress=_tell(arguments.json_output),
+        on_warning=_tell(quiet=False),
     )
     if arguments.json_output:
         _write_json(result.model_dump_json())
@@ -177,6 +178,7 @@ def generate(args: Sequence[str]) -> None:
         seed=arguments.seed,
         device=arguments.device,
         stream=not arguments.json_output,
+        on_warning=_tell(quiet=False),
     )
     if arguments.json_output:
         _write_json(json.dumps(result, ensure_ascii=False))

@@ -21,6 +21,7 @@ from tandem.records.audit import Status
 from tandem.report import summary_rows
 from tandem.report.statistics import perplexity
 from tandem.shown import command
+from tandem.tokens.lost import Lost
 
 KEPT = {
     "memory": "held in memory",
@@ -111,12 +112,21 @@ def print_evaluation(console: Terminal, result: Evaluation) -> None:
             "perplexity": f"{result.perplexity:.2f}",
             "accuracy": f"{result.accuracy:.2%}",
             "bits per byte": f"{result.bits_per_byte:.4f}",
+            **_lost(result),
             "ER": f"{result.effective_rank:.1%}",
             **_convergence(result),
             "scan error": f"{result.scan_error:.1e}",
             **_mixture(result.mixture),
         },
     )
+
+
+def _lost(result: Evaluation) -> dict[str, str]:
+    """What of the text the tokens cannot give back."""
+    if not result.lost_bytes:
+        return {}
+    lost = Lost(bytes=result.lost_bytes, such_as=result.lost_such_as)
+    return {"lost": lost.sentence("of the text", result.text_bytes)}
 
 
 def _convergence(result: Evaluation) -> dict[str, str]:

@@ -58,6 +58,8 @@ class Prepared:
             validation_bytes=int(corpus.validation.document_bytes.sum()),
             duplicates_dropped=corpus.duplicates_dropped,
             overlap_documents=corpus.overlap_documents,
+            train_lost_bytes=corpus.train.lost.bytes,
+            validation_lost_bytes=corpus.validation.lost.bytes,
             vocab_size=corpus.vocab_size,
             tokenizer=self.settings.tokenizer.source,
             text_fingerprint=corpus.text_fingerprint,

@@ -222,6 +222,7 @@ class ValidationRecord(_Record):
     perplexity: Unbounded
     accuracy: float
     bits_per_byte: Unbounded
+    """Each byte of text that the tokens cannot give back counts 8 bits."""
     documents: DocumentScores | None
     """None in records of schema 1."""
 
@@ -298,6 +299,9 @@ class DataRecord(_Record):
     duplicates_dropped: int
     overlap_documents: int
     """Validation documents that also occur in training (allowed by name only)."""
+    train_lost_bytes: int = 0
+    """Of `train_bytes`, those that the tokens cannot give back; 0 in older records, which count none."""
+    validation_lost_bytes: int = 0
     vocab_size: int
     tokenizer: str
     text_fingerprint: str

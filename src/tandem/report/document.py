@@ -195,6 +195,8 @@ class _Writer:
             yield Message("warning.scan")
         if any(data.overlap_documents for data, _ in analysis.data):
             yield Message("warning.overlap")
+        if any(data.validation_lost_bytes or data.train_lost_bytes for data, _ in analysis.data):
+            yield Message("warning.lost")
 
     def _phase1(self) -> Iterator[Block]:
         analysis, texts = self.analysis, self.texts

@@ -26,11 +26,14 @@ from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, split_documents
 from tandem.tokens import store
 from tandem.tokens.encoding import Encoder, characters_told, encode_documents
+from tandem.tokens.lost import Lost, such_as
 from tandem.tokens.shards import Shards, encoding_helpers
 from tandem.tokens.store import StaleCorpus, StoredCorpus, StreamParts, TokenStream
 from tandem.tokens.tokenizer import (
     END_OF_TEXT,
     load_tokenizer,
+    plain,
+    read_tokenizer,
     to_transformers,
     tokenizer_fingerprint,
     train_bpe,
@@ -119,7 +122,7 @@ def prepare_corpus(
         try:
             stored = store.read_corpus(folder, chain)
             on_progress(f"using the prepared tokens in {folder}")
-            return _corpus(stored, splits)
+            return _corpus(stored, splits, on_progress)
         except StaleCorpus as stale:
             on_progress(f"the prepared tokens in {folder} are not usable: {stale}; making them again")
     work = cache / "preparing" / chain
@@ -134,7 +137,7 @@ def prepare_corpus(
             ) from None
     except OSError as error:
         raise store.unwritten("tokens", work, error) from None
-    return _corpus(_read_back(folder, chain), splits)
+    return _corpus(_read_back(folder, chain), splits, on_progress)
 
 
 def _kept_tokenizer(
@@ -147,8 +150,8 @@ def _kept_tokenizer(
     """The file of the tokenizer in `work`, and its end-of-text token; one process trains a BPE."""
     with in_turn(work, "tokenizer"):
         for path in work.glob("tokenizer-*.json"):
-            with contextlib.suppress(Exception):  # the library raises nothing more special
-                if path == _tokenizer_path(work, Tokenizer.from_file(str(path))):
+            with contextlib.suppress(DataError):
+                if path == _tokenizer_path(work, read_tokenizer(path)):
                     return path, END_OF_TEXT if loaded is None else loaded[1]
             path.unlink()
         if loaded is None:
@@ -180,18 +183,23 @@ def _tokenize(
 
     Raises FileNotFoundError when `work` is gone: another process has then completed the corpus.
     """
-    model = Tokenizer.from_file(str(tokenizer))
+    model = read_tokenizer(tokenizer)
     documents = {"train": splits.train, "validation": splits.validation}
     sources = {"train": splits.train_source, "validation": splits.validation_source}
     encoders = {split: Encoder(model, eos, separators[split]) for split in documents}
     shards = Shards(tokenizer, chain, documents, encoders)
 
     def stream(split: str) -> StreamParts:
-        counts = [(encoded.lengths, encoded.sizes) for encoded in shards.parts(split)]
-        lengths, sizes = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
-        scored = encoders[split].scored_bytes(documents[split], lengths, sizes, sources[split])
+        examples: tuple[str, ...] = ()
+        counts = []
+        for encoded in shards.parts(split):
+            counts.append((encoded.lengths, encoded.sizes, encoded.lost))
+            examples = such_as((*examples, *encoded.such_as))
+        lengths, sizes, gone = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
+        lost = Lost(bytes=int(gone.sum()), such_as=examples)
+        scored = encoders[split].scored_bytes(documents[split], lengths, sizes, lost, sources[split])
         parts = (encoded.ids for encoded in shards.parts(split))
-        return StreamParts(encoders[split].dtype, lengths, sizes, scored, parts)
+        return StreamParts(encoders[split].dtype, lengths, sizes, scored, lost, parts)
 
     while True:
         missing, count = shards.missing(), len(shards.all)
@@ -257,12 +265,6 @@ def tokenize_for_evaluation(
     return _tokenized(documents, tokenizer, _validation_separator(data), source, on_progress)
 
 
-def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The ids of `prompt`, taken literally, as if it stood in a document."""
-    made = Encoder(tokenizer.backend_tokenizer, None, "").encode([prompt], 0, 1)
-    return [int(token) for token in made.ids]
-
-
 def _tokenized(
     documents: Sequence[str],
     tokenizer: PreTrainedTokenizerFast,
@@ -271,16 +273,17 @@ def _tokenized(
     on_progress: Callable[[str], None],
 ) -> TokenStream:
     """`documents` as tokens of a model's tokenizer; `source` names them in errors."""
-    model = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    model.no_truncation()
-    model.no_padding()
+    model = plain(tokenizer)
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
     return encode_documents(documents, model, eos, separator, chain, source, on_progress)
 
 
-def _corpus(stored: StoredCorpus, splits: Splits) -> Corpus:
+def _corpus(stored: StoredCorpus, splits: Splits, on_progress: Callable[[str], None]) -> Corpus:
     record = stored.record
+    for split, said in (("training", record.train), ("validation", record.validation)):
+        if said.lost.bytes:
+            on_progress(said.lost.sentence(f"{split} text", said.text_bytes))
     return Corpus(
         train=stored.train,
         validation=stored.validation,

@@ -115,7 +115,7 @@ def load_tokenizer(source: str) -> tuple[Tokenizer, str | None]:
     """
     path = user_path(source)
     if path.is_file():
-        tokenizer, config = _read_tokenizer(path), path.with_name("tokenizer_config.json")
+        tokenizer, config = read_tokenizer(path), path.with_name("tokenizer_config.json")
         eos = _configured_eos(config) if config.is_file() else None
     elif path.is_dir() and (path / "tokenizer.json").is_file():
         return load_tokenizer(str(path / "tokenizer.json"))
@@ -125,11 +125,21 @@ def load_tokenizer(source: str) -> tuple[Tokenizer, str | None]:
         raise DataError(f"there is no tokenizer file or folder {source}" + advice(CHECK_SOURCE))
     else:
         tokenizer, eos = _from_hub(source)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = plain(tokenizer)
     if eos is None or tokenizer.token_to_id(eos) is None:
         eos = next((name for name in END_OF_TEXT_NAMES if tokenizer.token_to_id(name) is not None), None)
     return tokenizer, eos
+
+
+def plain(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy that encodes all of every text and nothing else: without the truncation and padding that its
+    file may ask for. What is changed in it changes nothing elsewhere."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer = tokenizer.backend_tokenizer
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenizerFast:
@@ -140,7 +150,7 @@ def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenize
     """
     special = {} if eos is None else {"eos_token": eos, "bos_token": eos, "pad_token": eos}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(tokenizer.to_str()),
+        tokenizer_object=plain(tokenizer),
         clean_up_tokenization_spaces=False,
         padding_side="left",  # generation continues at the right end of a batch
         model_input_names=["input_ids", "attention_mask"],
@@ -287,9 +297,15 @@ def _cuts_are_unseen(tokenizer: Tokenizer) -> bool:
     )
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json file, as it says.
+
+    Raises FileNotFoundError if there is none, DataError if it cannot be read.
+    """
     try:
         return Tokenizer.from_str(read_text(path))
+    except FileNotFoundError:
+        raise
     except Exception as error:  # the library raises plain Exception for every kind of bad file
         raise DataError(
             f"{path} is not a tokenizer.json that can be read ({str(error).splitlines()[0]})"
@@ -319,7 +335,7 @@ def _from_hub(name: str) -> tuple[Tokenizer, str | None]:
 
     with hub_access() as reachable:
         try:
-            tokenizer = _read_tokenizer(Path(hf_hub_download(name, "tokenizer.json")))
+            tokenizer = read_tokenizer(Path(hf_hub_download(name, "tokenizer.json")))
         except (LocalEntryNotFoundError, ConnectionError):
             raise DataError(_unreachable(name) if not reachable else _interrupted(name)) from None
         except EntryNotFoundError:
@@ -343,7 +359,7 @@ def _through_transformers(source: str, shown: str) -> tuple[Tokenizer, str | Non
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(source)
+        loaded = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DataError(
             f"{shown} holds no tokenizer that can be loaded ({str(error).splitlines()[0]})"
