@@ -18,6 +18,7 @@ ROOMS = (
     ("text",),
     ("tokens",),
     ("model",),
+    ("registration",),
     ("contexts",),
     ("cross_entropy",),
     ("metrics",),
