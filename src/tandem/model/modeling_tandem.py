@@ -11,6 +11,7 @@ current token into a prediction of the next one:
     logits_t = x_t · embeddingᵀ
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -323,6 +325,15 @@ FORMER_NAMES = {  # without `$`: transformers reverses them where it saves a mod
 """What weights were called when gated layers were matrices themselves, and what they are called now."""
 
 
+def _start_rare(bias: Tensor | None, old: int) -> None:
+    """Fill a head's bias [V] after its `old` entries: all new ones together count as the least of those.
+
+    A bias holds log frequencies, so zero would be a frequency of 1.
+    """
+    if bias is not None and 0 < old < len(bias):
+        bias[old:] = bias[:old].min() - math.log(len(bias) - old)
+
+
 class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     """ContextBlock, TokenBlock and a head tied to the embedding, as a Hugging Face causal LM."""
 
@@ -370,6 +381,35 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """As PreTrainedModel does; new tokens start as rare as the rarest old one, where a bias says so.
+
+        Their rows are about the mean of all, or, without `mean_resizing`, drawn with the deviation of the
+        old ones.
+        """
+        old = self.embedding.num_embeddings
+        embedding: nn.Embedding = super().resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
+        if embedding.num_embeddings > old:
+            if not mean_resizing:
+                for weight in dict.fromkeys((embedding.weight, self.lm_head.weight)):  # once where tied
+                    weight[old:].normal_(std=float(weight[:old].std()))
+            _start_rare(self.lm_head.bias, old)  # a head that is not tied got the mean, or about zero
+        return embedding
+
+    @torch.no_grad()
+    def _adjust_bias(self, output_embeddings: nn.Linear, input_embeddings: nn.Parameter) -> None:
+        old = 0 if output_embeddings.bias is None else len(output_embeddings.bias)
+        super()._adjust_bias(output_embeddings, input_embeddings)  # pads it with zeros
+        _start_rare(output_embeddings.bias, old)
+
     def num_params(self) -> dict[str, int]:
         """Parameters by part and in total; the tied head adds its bias, if it has one."""
         parts = ("embedding", "embed_norm", "context_block", "token_block")
@@ -390,7 +430,7 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: TandemCache | None = None,
+        past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
