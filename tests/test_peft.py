@@ -9,7 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from tandem import TandemConfig, TandemForCausalLM
+from tandem.fingerprint import Fingerprint
 from tandem.model.modeling_tandem import GatedLayer
+from tandem.training.trainable import part_fingerprints
 
 # peft asks transformers for an attribute by its older name
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -141,3 +143,14 @@ def test_weights_with_former_names_are_put_into_models_and_blocks() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(block.parameters(), ours.context_block.parameters(), strict=True)
     )
+
+
+def test_records_know_gated_layers_by_the_former_names_too() -> None:
+    """Else the audit of a run that was made before would find that its frozen layers had moved."""
+    model = model_of("gated")
+    layer = model.context_block.layers[1]
+    whole = Fingerprint("weights")
+    for name, tensor in (("weight", layer.linear.weight), ("bias", layer.linear.bias)):
+        whole.update(name)
+        whole.update(tensor.detach().numpy())
+    assert part_fingerprints(model)["context_block.layers.1"] == whole.hexdigest()
