@@ -21,6 +21,7 @@ ROOMS = (
     ("text",),
     ("tokens",),
     ("model",),
+    ("registration",),
     ("contexts",),
     ("cross_entropy",),
     ("metrics",),

@@ -237,7 +237,7 @@ def test_it_depends_on_the_seed_and_on_nothing_drawn_before() -> None:
             PredictionSettings(max_epochs=1, streams=8, negatives=16),
             seed,
         )
-        results.append(model.context_block.layers[0].weight.detach())
+        results.append(model.context_block.layers[0].linear.weight.detach())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -263,7 +263,7 @@ def test_several_heads_share_contexts_and_the_loss_is_their_mean() -> None:
 def test_a_step_that_is_not_finite_is_refused() -> None:
     model, stream = model_and_stream()
     with torch.no_grad():
-        model.context_block.layers[0].bias[0] = math.nan
+        model.context_block.layers[0].linear.bias[0] = math.nan
     before = model.embedding.weight.clone()
     with pytest.raises(
         NonFiniteLossError, match=r"in epoch 1, step 1:.*lower --embeddings.norm or --model.w"

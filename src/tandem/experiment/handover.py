@@ -46,7 +46,8 @@ def phase1_state(model: TandemForCausalLM, recipe: Recipe) -> dict[str, torch.Te
 
 def take_phase1(model: TandemForCausalLM, state: dict[str, torch.Tensor]) -> None:
     """Put what phase 1 left into a new model."""
-    model.load_state_dict(state, strict=False)
+    unknown = model.load_state_dict(state, strict=False).unexpected_keys
+    assert not unknown, f"phase 1 left {unknown}, which the model does not have"
 
 
 def new_heads(prepared: Prepared, context_layers: int, seed: int) -> list[TokenBlock]:

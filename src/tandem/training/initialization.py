@@ -42,11 +42,12 @@ def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torc
             }
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * sizes[name])
-            if isinstance(module, GatedLayer):
-                module.spread_memory()
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+    for module in block.modules():
+        if isinstance(module, GatedLayer):  # whose matrix and bias have been drawn by now
+            module.spread_memory()
 
 
 @torch.no_grad()
