@@ -116,7 +116,7 @@ def main() -> None:
             done = subprocess.run(
                 [sys.executable, __file__, "--prepare", str(text), *options],
                 stdout=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 check=True,
             )
             made = json.loads(done.stdout.splitlines()[-1])

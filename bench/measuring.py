@@ -122,7 +122,7 @@ def in_subprocess(function: Callable[..., Any], **arguments: Any) -> Any:
     done = subprocess.run(
         [*command, str(torch.get_num_threads()), json.dumps(arguments)],
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])

@@ -79,7 +79,7 @@ def called(call: ast.Call) -> str:
 
 
 def test_only_a_report_imports_plotting() -> None:
-    """Every command but `report` and `experiment` runs, to its end, without it."""
+    """What the other commands import, to their end, does not need it."""
     plotting = {"matplotlib", "matplotlib.figure"}
     found = {path.name for path in SOURCES if "import matplotlib" in path.read_text("utf-8")}
     found |= {path.name for path in SOURCES if "from matplotlib" in path.read_text("utf-8")}

@@ -166,10 +166,8 @@ def test_all_wrong_settings_of_a_file_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(SettingsError) as refused:
         load_settings(str(file))
-    for name in (
-        *("phase2.lr = 'fast'", "phase2.patience = 0", "'phase2.epoch'", "phase1.lr = -1", "'data.trian'"),
-        *("seeds.0 = 1.5", "baselines.lstm.lr = -3", "'bogus'"),
-    ):
+    wrong = ("phase2.lr = 'fast'", "phase2.patience = 0", "'phase2.epoch'", "phase1.lr = -1", "'data.trian'")
+    for name in (*wrong, "seeds.0 = 1.5", "baselines.lstm.lr = -3", "'bogus'"):
         assert str(refused.value).count(name) == 1, name
     file.write_text(
         "seeds: [1, 1]\nbaselines: {models: [lstm, lstm]}\n"
