@@ -21,9 +21,11 @@ from tandem.cli.arguments import (
     parse,
     parse_with_preset,
 )
+from tandem.cli.grammar import no_such_command
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory
 from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
+from tandem.text.files import text_lines
 
 if TYPE_CHECKING:
     from tandem.experiment.estimate import Estimate
@@ -158,6 +160,7 @@ def train(args: Sequence[str]) -> None:
 def evaluate(args: Sequence[str]) -> None:
     """tandem evaluate MODEL --data SOURCE"""
     arguments = parse("evaluate", EvaluateArguments, args)
+    _say_what_is_awaited(arguments.data)
     from tandem.cli.summary import print_evaluation
     from tandem.experiment.evaluate import evaluate_model
 
@@ -179,11 +182,16 @@ def evaluate(args: Sequence[str]) -> None:
 def generate(args: Sequence[str]) -> None:
     """tandem generate MODEL --prompt TEXT"""
     arguments = parse("generate", GenerateArguments, args)
+    source = arguments.prompt_file or arguments.prompt
+    _say_what_is_awaited(source)
+    prompt = arguments.prompt
+    if arguments.prompt_file or source == "-":
+        prompt = "".join(text_lines(source)).removesuffix("\n")
     from tandem.experiment.generate import generate_text
 
     result = generate_text(
         arguments.model,
-        arguments.prompt,
+        prompt,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -245,17 +253,15 @@ def run(args: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         if not args or args[0] in {"-h", "--help", "help"}:
+            if args[1:] and args[1] in COMMANDS:
+                COMMANDS[args[1]][0](["--help"])
             _usage()
             return 0
         if args[0] in {"-V", "--version"}:
             OUT.print(f"tandem {metadata.version('tandem-lm')}")
             return 0
         if args[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise SettingsError(f"there is no command '{args[0]}'{hint} (commands: {', '.join(COMMANDS)})")
+            raise SettingsError(no_such_command(args[0], list(args[1:]), list(COMMANDS)))
         COMMANDS[args[0]][0](args[1:])
         return 0
     except TandemError as error:
@@ -297,6 +303,12 @@ def _print_estimate(estimate: "Estimate", as_json: bool) -> None:
 def _tell(quiet: bool) -> Callable[[str], None]:
     """Says what is being done, on standard error."""
     return (lambda _: None) if quiet else lambda what: ERR.print(f"[dim]{what}[/]")
+
+
+def _say_what_is_awaited(source: str) -> None:
+    """A command that reads from a terminal would look as if it had stopped."""
+    if source == "-" and _is_terminal(sys.stdin):
+        ERR.print("reading standard input up to Ctrl-D")
 
 
 def _write(text: str) -> None:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -67,6 +68,24 @@ def find_files(source: str) -> list[Path]:
     raise DataError(
         f"there is no file or directory {source}; check the path, or use 'python-docs' or 'hf:NAME'"
     )
+
+
+def text_lines(source: str) -> Iterator[str]:
+    """Lines of one text file, of whatever name, or of standard input where `source` is `-`.
+
+    Raises DataError for a missing or unreadable file, or one that is not text.
+    """
+    if source == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise DataError("standard input is closed; give a file instead of -")
+        yield from _lines(sys.stdin.buffer, Path("standard input"))
+        return
+    path = user_path(source)
+    try:
+        with _open(path) as file:
+            yield from _lines(file, path)
+    except OSError as error:
+        raise DataError(f"cannot read {source}: {error.strerror or error}; check the path") from None
 
 
 def user_path(source: str) -> Path:
