@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import sentences, tiny, write_jsonl
+from conftest import PREDICTIVE, sentences, tiny, write_jsonl
 
 from tandem.cli.arguments import (
     AuditArguments,
@@ -251,7 +251,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny trained model."""
     place = tmp_path_factory.mktemp("grammar")
     text = write_jsonl(place / "text.jsonl", sentences(60))
-    (place / "tiny.yaml").write_text(dump_settings(tiny(text)), "utf-8")
+    (place / "tiny.yaml").write_text(dump_settings(tiny(text, **PREDICTIVE)), "utf-8")
     assert run(["train", str(place / "tiny.yaml"), "--output", str(place / "model")]) == 0
     return place / "model"
 
