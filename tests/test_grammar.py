@@ -42,7 +42,21 @@ KINDS = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with texts, settings, a model folder and a run directory (by the files they have)."""
-    for name in ("g/a.txt", "g/b.txt", "my-text/x.txt", "my.txt", "my text.txt", "other.txt", "two/a.txt"):
+    for name in (
+        "g/a.txt",
+        "g/b.txt",
+        "my-text/x.txt",
+        "my.txt",
+        "my text.txt",
+        "other.txt",
+        "two/a.txt",
+        "long/a1.txt",
+        "long/a2.txt",
+        "long/b.txt",
+        "mixed/a.txt",
+        "mixed/notes.md",
+        "two/notes.md",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("some words\n", "utf-8")
@@ -67,8 +81,12 @@ MISTAKES = {
     "train --data.train g/a.txt g/b.txt": ("made them of a pattern", "train --data.train 'g/*.txt'"),
     "train g/a.txt g/b.txt --seed 1": ("made them of a pattern", "train --seed 1 --data.train 'g/*.txt'"),
     "train --data.train g2/a.txt.gz g2/b.txt.gz": ("made them", "train --data.train 'g2/*.txt.gz'"),
-    "train --data.train two/a.txt two/b.txt": ("made them", "train --data.train two/"),
-    "train --data.train two/a.txt two/b.txt two/c.txt two/d.jsonl": ("4 files", "train --data.train 'two/*'"),
+    "train --data.train two/a.txt two/b.txt": ("2 files; put them into one folder", None),
+    "train --data.train two/a.txt two/notes.md": ("put them into one folder", None),
+    "train g2/a.txt.gz g2/b.txt.gz": ("made them", "train --data.train 'g2/*.txt.gz'"),
+    "train --data.train long/a1.txt long/a2.txt": ("made them", "train --data.train 'long/a*.txt'"),
+    "train mixed/a.txt mixed/notes.md": ("made them", "train --data.train 'mixed/*'"),
+    "train two/a.txt two/b.txt two/c.txt two/d.jsonl two/notes.md": ("5 files", "train --data.train 'two/*'"),
     "train --data.train my.txt g/a.txt": ("put them into one folder", None),
     "evaluate m/tiny --data g/a.txt g/b.txt --mix": ("2 files", "evaluate m/tiny --data 'g/*.txt' --mix"),
     "experiment --data.validation g/a.txt g/b.txt": ("2 files", "experiment --data.validation 'g/*.txt'"),
@@ -134,6 +152,7 @@ MISTAKES = {
     "train –data.train my.txt": ("begins with a dash", "train --data.train my.txt"),
     "train —data.train=my.txt –seed 3": ("begins with a dash", "train --data.train my.txt --seed 3"),
     "train --data_train my.txt": ("did you mean --data.train", "train --data.train my.txt"),
+    "train --data my.txt": ("did you mean --data.train", "train --data.train my.txt"),
     "train --lr 0.01": ("one of --baselines.gpt2.lr, --baselines.lstm.lr, --phase1.lr, --phase2.lr, ", None),
     "train --epochs 3": ("--phase2.max-epochs, --prediction.max-epochs", None),
     "train --workers 2": ("`tandem experiment` has it", None),
@@ -284,16 +303,27 @@ def test_the_prompt_comes_from_standard_input_or_a_file(
     assert "standard input is closed" in capsys.readouterr().err
 
 
-def test_a_long_prompt_and_a_text_come_through_a_pipe(model: Path) -> None:
-    """A real pipe; no shell takes 200 kB as one argument."""
-    text = ("the context folds the token and reads it " * 5000)[:200_000].encode()
-    args = ("--max-new-tokens", "2", "--json")
-    done = piped(text, "generate", str(model), "--prompt", "-", *args)
+def test_a_long_prompt_comes_through_a_pipe(model: Path) -> None:
+    """A real pipe; no shell takes 150 kB as one argument."""
+    text = ("the context folds the token and reads it " * 5000)[:150_000].encode()
+    done = piped(text, "generate", str(model), "--prompt", "-", "--max-new-tokens", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prompt"] == text.decode()
-    done = piped(text[:2000], "evaluate", str(model), "--data", "-", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["text_bytes"] == 2000
+
+
+def test_a_text_to_score_comes_from_standard_input(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b"the context folds the token\n\nand reads it\n"
+    (tmp_path / "text.txt").write_bytes(text)
+    for more in ((), ("--txt-documents", "blank-line")):
+        results = []
+        for source in ("-", str(tmp_path / "text.txt")):
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+            assert run(["evaluate", str(model), "--data", source, "--json", *more]) == 0
+            results.append({**json.loads(capsys.readouterr().out), "data": None})
+        assert results[0] == results[1]
+        assert results[0]["documents"] == 1 + len(more) // 2
 
 
 @pytest.mark.parametrize("setting", ["data.train", "data.validation"])

@@ -54,11 +54,6 @@ FIRST = {command for command, place in PLACES.items() if place == PLACES["train"
 ALSO = {
     "learning-rate": "lr",
     "batch-size": "batch-positions",
-    "steps": "max-iterations",
-    "text": "data",
-    "input": "data",
-    "file": "data",
-    "length": "max-new-tokens",
     "max-length": "max-new-tokens",
     "out": "output",
     "gpu": "device",
@@ -142,7 +137,7 @@ def unknown_option(line: Line) -> Mistake | None:
         if line.command == "train" and part.given == "--configurations" and len(depths) == 2:
             rest = line.replaced(at).with_option("--context-layers", depths[0])
             return Mistake(f"{what}, as one is trained", rest.with_option("--token-layers", depths[1]))
-        maybe = _similar(part.given, line.options)
+        maybe = _similar(part.given, line)
         if len(maybe) == 1:
             again = (maybe[0], *part.values, *part.strays)
             meant = line.replaced(at, *Line.of(line.command, line.options, again).parts[1:])
@@ -335,20 +330,14 @@ def _placed(line: Line, rest: Line, at: int, words: tuple[str, ...], taken: bool
     """A stray word where it belongs; `rest` is the line without these words, the first of which it is."""
     word, kind, source = words[0], kind_of(words[0]), SOURCES.get(line.command)
     more = words[1:]
-    if source and _are_texts(words) and not rest.find(source) and not rest.find("--prompt"):
-        return _from_pattern(rest, None, source, words)
+    free = source if source and not rest.find(source) and not rest.find("--prompt") else None
+    if free and _are_texts(words):
+        return _from_pattern(rest, None, free, words)
     after = _after(rest, at, more)
     said = f"{word} is {NAMES[kind]}"
-    if (
-        source
-        and kind == "missing file"
-        and is_text_name(word)
-        and not rest.find(source)
-        and not rest.find("--prompt")
-    ):
-        return Mistake(
-            f"a text stands after {source}, and there is no file {word} yet", after.with_option(source, word)
-        )
+    if kind == "missing file" and is_text_name(word) and free:
+        what = f"a text stands after {free}, and there is no file {word} yet"
+        return Mistake(what, after.with_option(free, word))
     if line.command in FIRST and kind in PRESETS and not taken:
         return Mistake(
             f"{said}, and a preset or settings file comes first, before all options", _with_own(after, word)
@@ -391,14 +380,10 @@ def _from_pattern(rest: Line, at: int | None, option: str, words: tuple[str, ...
             f"{words[0]} is {kind}, and a text stands after {option}", rest.with_option(option, words[0])
         )
     pattern = pattern_of(words)
-    what = (
-        f"{option} takes one source, and here are {len(words)} files: the shell made them of a pattern "
-        "without quotes"
-    )
+    what = f"{option} takes one source, and here are {len(words)} files"
     if option == "--prompt-file" or pattern is None:
-        return Mistake(
-            f"{option} takes one file or folder, and here are {len(words)}; put them into one folder"
-        )
+        return Mistake(f"{what}; put them into one {'file' if option == '--prompt-file' else 'folder'}")
+    what += ": the shell made them of a pattern without quotes"
     if at is None:
         return Mistake(what, rest.with_option(option, pattern))
     part = rest.parts[at]
@@ -448,19 +433,22 @@ def _with_lists_ended(line: Line) -> Line:
 
 
 def _are_texts(words: tuple[str, ...]) -> bool:
-    return all(kind_of(word) in TEXTS for word in words)
+    kinds = {kind_of(word) for word in words}
+    return kinds <= TEXTS | {"file"} and not kinds.isdisjoint(TEXTS)
 
 
 def _unknown(line: Line) -> Iterator[tuple[int, Part]]:
     return ((at, part) for at, part in enumerate(line.parts) if part.option is None and part.given)
 
 
-def _similar(given: str, options: object) -> list[str]:
+def _similar(given: str, line: Line) -> list[str]:
     """Options that may be meant by a name."""
-    known = sorted(options)  # type: ignore[call-overload]
+    known = sorted(line.options)
     name = given.replace("_", "-").lstrip("-")
     if len(name) == 1:
         return [option for option in known if option.startswith(f"--{name}") and "." not in option]
+    if name in {"data", "text", "input", "file"} and line.command in SOURCES:
+        return [SOURCES[line.command]]
     if near := difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.7):
         return near
     name = ALSO.get(name, name)

@@ -78,19 +78,20 @@ def is_text_name(word: str) -> bool:
 
 
 def pattern_of(words: Sequence[str]) -> str | None:
-    """The pattern, or else the folder, that names just these files, as a shell may have replaced it.
-
-    None where neither does.
-    """
+    """The pattern that names just these files, as a shell may have replaced it; None where there is none."""
     folders = {Path(word).parent for word in words}
     if len(words) < 2 or len(folders) > 1:
         return None
     folder = folders.pop()
     given = {Path(word) for word in words}
-    for ending in dict.fromkeys(("".join(Path(words[0]).suffixes[-2:]), Path(words[0]).suffix, "")):
-        if {path for path in folder.glob(f"*{ending}") if not path.name.startswith(".")} == given:
-            return str(folder / f"*{ending}")
-    return None if folder == Path() else f"{folder}/"
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*(path.name for path in given)))  # noqa: B905
+    start = glob.escape("".join(letters[0] for letters in alike))
+    first = Path(words[0])
+    for ending in ("".join(first.suffixes[-2:]), first.suffix, ""):
+        for pattern in (f"*{ending}", f"{start}*{ending}"):
+            if {path for path in folder.glob(pattern) if not path.name.startswith(".")} == given:
+                return str(folder / pattern)
+    return None
 
 
 def _kind_of_folder(path: Path) -> str:
