@@ -11,7 +11,7 @@ from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 
 import tandem
 from tandem.advice import advice, in_command, named, written_settings
-from tandem.cli.arguments import ARGUMENTS, NAMED_OTHERWISE, options_of
+from tandem.cli.arguments import ARGUMENTS, NAMED_OTHERWISE, option_names
 from tandem.cli.main import COMMANDS, run
 from tandem.settings import dump_settings, known_keys
 
@@ -59,7 +59,7 @@ def strings(path: Path) -> list[tuple[str, int]]:
 def test_every_setting_in_advice_is_one() -> None:
     found = calls()
     assert len(found) > 25
-    known = {*known_keys(), *(name for command in COMMANDS for name in options_of(command))}
+    known = {*known_keys(), *(name for command in COMMANDS for name in option_names(command))}
     assert not [(name, where) for name, where in found if name not in known]
 
 
@@ -77,16 +77,16 @@ def test_no_message_writes_an_option_out() -> None:
 def test_what_a_command_is_told_to_use_it_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     there = accepted(command, capsys)
     settings = {name for name, _ in calls()}
-    with in_command(options_of(command)):
+    with in_command(option_names(command)):
         for name in sorted(settings):
             for value in ("", " false", " some value"):
                 said = advice(("use {}", name + value))
                 assert set(OPTION.findall(said)) <= there or value == " false", (name, said)
                 assert said == "" or said.startswith("; use --")
-    assert {option for key, option in options_of(command).items() if key not in NAMED_OTHERWISE} <= {
+    assert {option for key, option in option_names(command).items() if key not in NAMED_OTHERWISE} <= {
         *there,
-        *(option for option in options_of(command).values() if option.removeprefix("--") == "model"),
-        *(option for option in options_of(command).values() if option in ("--path", "--run-dir")),
+        *(option for option in option_names(command).values() if option.removeprefix("--") == "model"),
+        *(option for option in option_names(command).values() if option in ("--path", "--run-dir")),
     }
 
 
@@ -97,17 +97,17 @@ def test_every_command_has_its_arguments() -> None:
 def test_the_words_of_each_place() -> None:
     ways = ("make room", ("use {}", "contexts.method loop"), ("lower {}", "phase2.lr", "model.embed_dim"))
     assert advice(*ways) == "; make room, use contexts.method = loop, or lower phase2.lr or model.embed_dim"
-    with in_command(options_of("train")):
+    with in_command(option_names("train")):
         assert advice(*ways).endswith("use --contexts.method loop, or lower --phase2.lr or --model.embed-dim")
         assert named("device cuda:1") == "--device cuda:1"
         assert advice(("use {}", "save_models false")) == ""  # one training keeps its model
         assert advice(("give {}", "data.train a b.txt")) == "; give --data.train 'a b.txt'"
         with written_settings():
             assert advice(*ways) == "; make room"
-    with in_command(options_of("experiment")):
+    with in_command(option_names("experiment")):
         assert advice(("use {}", "save_models false")) == "; use --no-save-models"
         assert advice(("use {}", "phase2.shuffle false")) == "; use --phase2.no-shuffle"
-    with in_command(options_of("evaluate")):
+    with in_command(option_names("evaluate")):
         assert advice(*ways) == "; make room"
         assert advice(("with {}", "data.separator")) == "; with --separator"
         with written_settings(Path("m/settings.yaml"), ("contexts",)):

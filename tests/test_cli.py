@@ -295,7 +295,7 @@ BAD = {
     "unknown preset": (["experiment", "sead"], "did you mean 'seed'"),
     "missing settings file": (["experiment", "none.yaml"], "there is no settings file none.yaml"),
     "unknown option": (["experiment", "--phase2.lrr", "1"], "did you mean --phase2.lr"),
-    "unknown option of evaluate": (["evaluate", "{here}", "--seperator", "x"], "did you mean --separator"),
+    "unknown option of evaluate": (["evaluate", "m", "--data=x", "--seperator=y"], "mean --separator"),
     "preset last": (["experiment", "--device", "cpu", "{tiny}"], "comes first"),
     "name with a path": (["experiment", "--name", "a/../b"], "setting name"),
     "sampling seed": (["generate", "{here}", "--prompt", "x", "--temperature", "1e-300"], "--temperature"),

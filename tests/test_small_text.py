@@ -188,6 +188,6 @@ def test_all_wrong_settings_of_a_file_are_named(tmp_path: Path) -> None:
 def test_all_unknown_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["config", "--phase2.lrr", "1", "--phase1.lrx", "2", "--nothing"]) == 2
     said = capsys.readouterr().err
-    assert "--phase2.lrr; did you mean --phase2.lr?" in said
-    assert "--phase1.lrx; did you mean --phase1.lr?" in said
+    assert "--phase2.lrr; did you mean --phase2.lr" in said
+    assert "--phase1.lrx; did you mean --phase1.lr" in said
     assert "there is no option --nothing" in said

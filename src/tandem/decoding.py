@@ -19,6 +19,8 @@ import io
 import lzma
 import re
 import shlex
+import shutil
+import tempfile
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
@@ -94,8 +96,19 @@ def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
 
     Raises DataError where they cannot be unpacked, OSError where the file cannot be read.
     """
-    with path.open("rb") as raw:
-        file: IO[bytes] = raw if raw.seekable() else io.BytesIO(raw.read())  # a pipe is read once only
+    with path.open("rb") as raw, unpacked(raw, path, gzipped) as file:
+        yield file
+
+
+@contextmanager
+def unpacked(raw: IO[bytes], path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
+    """As `opened`, of what is open already; `path` names it in errors."""
+    with tempfile.TemporaryFile() as seekable:
+        file = raw
+        if not raw.seekable():  # a pipe is read once only
+            shutil.copyfileobj(raw, seekable)
+            seekable.seek(0)
+            file = seekable
         start = head(file)
         packed = _packed(start)
         if gzipped and start and (packed is None or packed[1] != "gzip"):
@@ -104,8 +117,8 @@ def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
             yield file
             return
         try:
-            with packed[2](file) as unpacked:
-                yield unpacked
+            with packed[2](file) as inner:
+                yield inner
         except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError):
             raise _torn(path, packed[1]) from None
         except OSError as error:

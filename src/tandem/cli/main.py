@@ -19,15 +19,17 @@ from tandem.cli.arguments import (
     GenerateArguments,
     ReportArguments,
     TrainArguments,
-    options_of,
+    option_names,
     parse,
     parse_with_preset,
 )
+from tandem.cli.grammar import no_such_command
 from tandem.cli.terminal import ERR, OUT
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
 from tandem.shown import holds_all_text, json_for, one_line
+from tandem.text.files import text_lines
 
 if TYPE_CHECKING:
     from tandem.experiment.estimate import Estimate
@@ -144,6 +146,7 @@ def train(args: Sequence[str]) -> None:
 def evaluate(args: Sequence[str]) -> None:
     """tandem evaluate MODEL --data SOURCE"""
     arguments = parse("evaluate", EvaluateArguments, args)
+    _say_what_is_awaited(arguments.data)
     from tandem.cli.summary import print_evaluation
     from tandem.experiment.evaluate import evaluate_model
 
@@ -166,11 +169,16 @@ def evaluate(args: Sequence[str]) -> None:
 def generate(args: Sequence[str]) -> None:
     """tandem generate MODEL --prompt TEXT"""
     arguments = parse("generate", GenerateArguments, args)
+    source = arguments.prompt_file or arguments.prompt
+    _say_what_is_awaited(source)
+    prompt = arguments.prompt
+    if arguments.prompt_file or source == "-":
+        prompt = "".join(text_lines(source)).removesuffix("\n")
     from tandem.experiment.generate import generate_text
 
     result = generate_text(
         arguments.model,
-        arguments.prompt,
+        prompt,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -228,7 +236,7 @@ def run(args: Sequence[str]) -> int:
 
     0, 1 where the audit fails, 2 for anything the user can mend, 130 when interrupted.
     """
-    with in_command(options_of(args[0] if args else "")):
+    with in_command(option_names(args[0] if args else "")):
         return _run(args)
 
 
@@ -238,17 +246,15 @@ def _run(args: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         if not args or args[0] in {"-h", "--help", "help"}:
+            if args[1:] and args[1] in COMMANDS:
+                COMMANDS[args[1]][0](["--help"])
             _usage()
             return 0
         if args[0] in {"-V", "--version"}:
             OUT.say(f"tandem {metadata.version('tandem-lm')}")
             return 0
         if args[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise SettingsError(f"there is no command '{args[0]}'{hint} (commands: {', '.join(COMMANDS)})")
+            raise SettingsError(no_such_command(args[0], list(args[1:]), list(COMMANDS)))
         COMMANDS[args[0]][0](args[1:])
         return 0
     except TandemError as error:
@@ -307,6 +313,12 @@ def _tell(quiet: bool) -> Callable[[str], None]:
 def _write_json(text: str) -> None:
     """To standard output, whole whatever its encoding."""
     _write(json_for(sys.stdout.encoding, text))
+
+
+def _say_what_is_awaited(source: str) -> None:
+    """A command that reads from a terminal would look as if it had stopped."""
+    if source == "-" and sys.stdin is not None and sys.stdin.isatty():
+        ERR.say("reading standard input up to Ctrl-D")
 
 
 def _write(text: str) -> None:

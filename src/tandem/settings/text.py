@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tandem.settings.section import Positive, PositiveFloat, Section
 
@@ -32,6 +32,15 @@ class DataSettings(Section):
     """The same for validation text; none: as `separator`."""
     allow_overlap: tuple[str, ...] = ()
     """Validation sources, named as in `validation`, whose documents may also occur in training."""
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _can_be_read_again(cls, value: str | None) -> str | None:
+        if value == "-":
+            raise ValueError(
+                "standard input can be read once only, and the audit reads the text again; save it in a file"
+            )
+        return value
 
 
 class TokenizerSettings(Section):

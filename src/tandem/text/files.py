@@ -3,14 +3,16 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from tandem.decoding import PARQUET, head, lines, opened
+from tandem.decoding import PARQUET, head, lines, opened, unpacked
 from tandem.errors import DataError, SettingsError
 from tandem.text.listing import find_files, known_kind
+from tandem.text.places import user_path
 from tandem.text.reading import Reading
 from tandem.text.rows import COLUMNS, record_text
 
@@ -38,6 +40,26 @@ def read_files(source: str, txt_documents: str, reading: Reading) -> Iterator[st
             yield from _read_file(path, splitter, reading)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def text_lines(source: str) -> Iterator[str]:
+    """Lines of one text file, of whatever name, or of standard input where `source` is `-`.
+
+    Raises DataError for a missing or unreadable file, or one that is not text.
+    """
+    if source == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise DataError("standard input is closed; give a file instead of -")
+        name = Path("standard input")
+        with unpacked(sys.stdin.buffer, name) as file:
+            yield from lines(file, name)
+        return
+    path = user_path(source)
+    try:
+        with opened(path) as file:
+            yield from lines(file, path)
+    except OSError as error:
+        raise DataError(f"cannot read {source}: {error.strerror or error}; check the path") from None
 
 
 def txt_splitter(txt_documents: str) -> Splitter:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.patience import Pace
-from tandem.text.files import read_files, txt_splitter
+from tandem.text.files import read_files, text_lines, txt_splitter
 from tandem.text.hub import hub_documents
 from tandem.text.python_docs import python_docs
 from tandem.text.reading import Reading
@@ -16,17 +16,19 @@ def open_documents(
 ) -> Iterator[str]:
     """The documents of `source` in a fixed order, blank ones passed over.
 
-    `source` is `python-docs`, a file, directory or glob pattern, or `hf:NAME[:SPLIT]`; `txt_documents` says
-    what a document is in `.txt` files (see `tandem.text.files.txt_splitter`). `on_progress` is told every
-    few seconds how much was read, and in the end what was passed over, and why.
+    `source` is `python-docs`, a file, directory or glob pattern, `hf:NAME[:SPLIT]`, or `-` (text on standard
+    input); `txt_documents` says what a document is in text (see `tandem.text.files.txt_splitter`).
+    `on_progress` is told every few seconds how much was read, and in the end what was passed over, and why.
 
     Raises DataError for a source that is missing, malformed or without any text, and SettingsError for an
     impossible `txt_documents`.
     """
     reading, pace = Reading(source), Pace(on_progress)
-    txt_splitter(txt_documents)  # refused even where no .txt file is read
+    splitter = txt_splitter(txt_documents)  # refused even where no .txt file is read
     if source == "python-docs":
         documents = python_docs()
+    elif source == "-":
+        documents = splitter(text_lines(source))
     elif source.startswith("hf:"):
         documents = hub_documents(source)
     elif source.strip():
