@@ -114,7 +114,7 @@ def test_spectral_of_hardly_any_text_is_finite(ids):
 
 
 def test_spectral_must_be_shorter_than_the_vocabulary(corpus):
-    with pytest.raises(DataError, match=r"vocabulary of 30, but --model\.embed-dim is 30"):
+    with pytest.raises(DataError, match=r"vocabulary of 30, but setting model\.embed_dim is 30"):
         embedding_table(EmbeddingSettings(), corpus, 30, None)
 
 

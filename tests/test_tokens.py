@@ -244,7 +244,7 @@ def test_too_few_tokens_and_no_end_of_text():
     with pytest.raises(DataError, match=r"here gives 1 token\(s\)"):
         encode(["a"], "")
     assert len(encode(["a"])) == 2
-    with pytest.raises(DataError, match=r"--data\.separator"):
+    with pytest.raises(DataError, match=r"data\.separator"):
         encode(["some text"], model=word_piece(None), eos=None)
 
 
@@ -369,7 +369,7 @@ def test_loaded_tokenizer(tmp_path, source):
     corpus = prepare_corpus(data, TokenizerSettings(source=str(tmp_path)), tmp_path / "cache")
     assert corpus.tokenizer_fingerprint == tokenizer.tokenizer_fingerprint(BPE)
     word_piece(None).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DataError, match=r"--data\.separator"):
+    with pytest.raises(DataError, match=r"data\.separator"):
         prepare_corpus(data, TokenizerSettings(source=str(tmp_path)), tmp_path / "cache")
 
 
