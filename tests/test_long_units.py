@@ -107,7 +107,7 @@ def test_a_large_document_is_encoded_batch_by_batch(monkeypatch: pytest.MonkeyPa
     told: list[int] = []
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100_000)
     text = LINES["base64"] * 4
-    Encoder(BPE, None, "").encode([text], 0, 1, told.append)
+    Encoder(BPE, None, "", told.append).encode([text], 0, 1)
     assert told == sizes
     assert sum(told) == len(text)
     assert max(sizes) <= encoding.BATCH_CHARACTERS + 2 * tokenizer.PIECE_CHARACTERS

@@ -52,16 +52,24 @@ class Encoder:
     """How the documents of one split become tokens.
 
     With separator `eos` the end-of-text token comes before every document: EOS doc1 EOS doc2 … Any other
-    separator is text, encoded with the document that it follows, and not after the last.
+    separator is text, encoded with the document that it follows, and not after the last. `on_encoded` is told
+    how many characters were encoded since it was last told.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos: str | None, separator: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        eos: str | None,
+        separator: str,
+        on_encoded: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Raises DataError if the separator is `eos` and the tokenizer has none."""
         # A copy, as the switch that takes special tokens in text literally belongs to the tokenizer object.
         self._tokenizer = plain(tokenizer)
         self._tokenizer.encode_special_tokens = True
         self._decoding = Decoding(tokenizer)
         self._cut = cutter(self._tokenizer)
+        self._on_encoded = on_encoded
         self._lead: list[int] = []
         self._between = separator
         self.dtype = ids_dtype(vocab_size(tokenizer))
@@ -74,17 +82,8 @@ class Encoder:
                 )
             self._lead, self._between = [eos_id], ""
 
-    def encode(
-        self,
-        documents: Sequence[str],
-        first: int,
-        last: int,
-        on_encoded: Callable[[int], None] = lambda _: None,
-    ) -> Encoded:
-        """The documents first..last-1 of all `documents`, as they stand in the stream of all.
-
-        `on_encoded` is told how many characters were encoded since it was last told.
-        """
+    def encode(self, documents: Sequence[str], first: int, last: int) -> Encoded:
+        """The documents first..last-1 of all `documents`, as they stand in the stream of all."""
         sizes = np.zeros(last - first, np.int64)
 
         def texts() -> Iterator[tuple[int, str]]:
@@ -108,7 +107,7 @@ class Encoder:
                 if units:
                     lost[number] += _bytes(units)
                     examples = such_as((*examples, *units))
-            on_encoded(sum(map(len, batch_texts)))
+            self._on_encoded(sum(map(len, batch_texts)))
         return Encoded(np.concatenate(parts), lengths, sizes, lost, examples)
 
     def _encode_batch(self, texts: list[str]) -> list[Encoding]:
@@ -182,8 +181,8 @@ def encode_documents(
     Raises DataError if the end-of-text token is asked for but `eos` is None, or if fewer than two tokens
     result.
     """
-    encoder = Encoder(tokenizer, eos, separator)
-    made = encoder.encode(documents, 0, len(documents), characters_told(on_progress))
+    encoder = Encoder(tokenizer, eos, separator, characters_told(on_progress))
+    made = encoder.encode(documents, 0, len(documents))
     lost = Lost(bytes=int(made.lost.sum()), such_as=made.such_as)
     scored = encoder.scored_bytes(documents, made.lengths, made.sizes, lost, source)
     return make_stream(chain, made.ids, np.cumsum(made.lengths) - made.lengths, made.sizes, scored, lost)
@@ -195,7 +194,7 @@ def _bytes(units: Counter[str]) -> int:
 
 
 def characters_told(on_progress: Callable[[str], None]) -> Callable[[int], None]:
-    """For `Encoder.encode`: tells every few seconds how many characters are encoded in all."""
+    """For an `Encoder`: tells every few seconds how many characters are encoded in all."""
     pace, done = Pace(on_progress), 0
 
     def encoded(characters: int) -> None:

@@ -186,7 +186,8 @@ def _tokenize(
     model = read_tokenizer(tokenizer)
     documents = {"train": splits.train, "validation": splits.validation}
     sources = {"train": splits.train_source, "validation": splits.validation_source}
-    encoders = {split: Encoder(model, eos, separators[split]) for split in documents}
+    told = characters_told(on_progress)
+    encoders = {split: Encoder(model, eos, separators[split], told) for split in documents}
     shards = Shards(tokenizer, chain, documents, encoders)
 
     def stream(split: str) -> StreamParts:
@@ -209,7 +210,7 @@ def _tokenize(
         )
         helpers = min(processes, len(missing)) - 1
         with encoding_helpers(max(0, helpers), tokenizer, chain, documents, eos, separators):
-            shards.make_missing(characters_told(on_progress))
+            shards.make_missing()
         with in_turn(work, "corpus"):
             if not tokenizer.exists():
                 raise FileNotFoundError(tokenizer)

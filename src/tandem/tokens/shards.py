@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +81,8 @@ class Shards:
         """Those that nobody has made yet."""
         return [shard for shard in self.all if not self._path(shard).exists()]
 
-    def make_missing(self, on_encoded: Callable[[int], None] = lambda _: None) -> None:
-        """Make those that nobody else makes, until all are there; `on_encoded` as of `Encoder.encode`.
+    def make_missing(self) -> None:
+        """Make those that nobody else makes, until all are there.
 
         Raises DataError where they cannot be written, FileNotFoundError when the folder is gone: another
         process has then completed the corpus.
@@ -94,7 +94,7 @@ class Shards:
                     if not self._tokenizer.exists():
                         raise FileNotFoundError(self._tokenizer)
                     if mine and not self._path(shard).exists():
-                        self._make(shard, on_encoded)
+                        self._make(shard)
                         busy = True
             if not busy:
                 time.sleep(WAIT_S)
@@ -127,10 +127,8 @@ class Shards:
                 self._path(shard).unlink(missing_ok=True)
                 yield shard, bad
 
-    def _make(self, shard: Shard, on_encoded: Callable[[int], None]) -> None:
-        encoded = self._encoders[shard.split].encode(
-            self._documents[shard.split], shard.first, shard.last, on_encoded
-        )
+    def _make(self, shard: Shard) -> None:
+        encoded = self._encoders[shard.split].encode(self._documents[shard.split], shard.first, shard.last)
         path = self._path(shard)
         draft = path.with_suffix(".partial")  # one alone, as it is claimed
         try:
