@@ -292,7 +292,7 @@ def test_text_and_prompt_that_are_lost_whole(tmp_path: Path) -> None:
         data={"separator": "\n"},
     )
     train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
-    with pytest.raises(SettingsError, match="--prompt cannot be tokenized"):
+    with pytest.raises(SettingsError, match="prompt cannot be tokenized"):
         generate_text(tmp_path / "model", CHINESE, device="cpu")
     (tmp_path / "page.txt").write_text(CHINESE, "utf-8")
     with pytest.raises(DataError, match="no tokens for the text of"):

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerFast
 
-from tandem.advice import written_settings
+from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
 from tandem.errors import SettingsError
@@ -105,8 +105,8 @@ def evaluate_model(
     settings, own = settings_for(folder, tokenizer, on_warning)
     if mix and not own:
         raise SettingsError(
-            f"--mix counts n-grams of the training text, which settings.yaml names, and there is none in "
-            f"{folder}; copy it there from the folder that `tandem train` wrote, or leave out --mix"
+            f"{named('mix')} counts n-grams of the training text, which settings.yaml names, and there is none in "
+            f"{folder}; copy it there from the folder that `tandem train` wrote, or leave it out"
         )
     keep_freed_memory()
     chosen = choose_device(device)
