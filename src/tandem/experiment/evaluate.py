@@ -105,8 +105,8 @@ def evaluate_model(
     settings, own = settings_for(folder, tokenizer, on_warning)
     if mix and not own:
         raise SettingsError(
-            f"{named('mix')} counts n-grams of the training text, which settings.yaml names, and there is none in "
-            f"{folder}; copy it there from the folder that `tandem train` wrote, or leave it out"
+            f"{named('mix')} counts n-grams of the training text, which settings.yaml names, and there is "
+            f"none in {folder}; copy it there from the folder that `tandem train` wrote, or leave it out"
         )
     keep_freed_memory()
     chosen = choose_device(device)
