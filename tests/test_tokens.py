@@ -91,7 +91,7 @@ def test_vocabulary_beyond_the_text_says_how_many_it_supports():
         DataError, match=r"supports a BPE vocabulary of (\d+) entries only, not 9000"
     ) as caught:
         train_bpe(TEXTS, 9000)
-    supported = int(str(caught.value).split("--tokenizer.vocab-size ")[1].split(",")[0])
+    supported = int(str(caught.value).split("tokenizer.vocab_size = ")[1].split(",")[0])
     assert train_bpe(TEXTS, supported).get_vocab_size() == supported
 
 
