@@ -22,15 +22,21 @@ STEPS = 10
 
 
 def misfits(
-    variants: Mapping[str | None, Settings], changes: Mapping[str, Mapping[str, Any]], corpus: Corpus
+    variants: Mapping[str | None, Settings],
+    changes: Mapping[str, Mapping[str, Any]],
+    corpus: Corpus,
+    baselines: bool,
 ) -> list[MisfitError]:
-    """All there are, of any variant; `changes` is what each variant sets."""
+    """All there are, of any variant; `changes` is what each variant sets; `baselines`: theirs as well."""
     found = [
         error if name is None else _of_variant(error, name, changes[name])
         for name, settings in variants.items()
         for error in (*_sizes(settings, corpus), *_rules(settings))
     ]
-    return found or list(_baselines(list(variants.values()), corpus))
+    # Of a model that is not possible no parameters can be counted.
+    if baselines and not any("--model.context-dim" in error.options for error in found):
+        found += _baselines(list(variants.values()), corpus)
+    return found
 
 
 def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:

@@ -73,7 +73,7 @@ def prepare(settings: Settings, on_progress: Callable[[str], None], splits: Spli
 
     Raises DataError for text that cannot be used, MisfitError for settings that do not fit it or each other.
     """
-    corpus = _fitting_corpus(settings, {None: settings}, on_progress, splits)
+    corpus = _fitting_corpus(settings, {None: settings}, False, on_progress, splits)
     return _prepared(settings, corpus, on_progress)
 
 
@@ -82,13 +82,14 @@ def prepare_variants(
 ) -> dict[str | None, Prepared]:
     """As `prepare`, for every variant of the settings by its name, all on the same tokens."""
     variants = {name: settings.with_variant(name) for name in settings.variant_names}
-    corpus = _fitting_corpus(settings, variants, on_progress, splits)
+    corpus = _fitting_corpus(settings, variants, True, on_progress, splits)
     return {name: _prepared(one, corpus, on_progress) for name, one in variants.items()}
 
 
 def _fitting_corpus(
     settings: Settings,
     variants: Mapping[str | None, Settings],
+    baselines: bool,
     on_progress: Callable[[str], None],
     splits: Splits | None,
 ) -> Corpus:
@@ -107,7 +108,7 @@ def _fitting_corpus(
             corpus = prepare_corpus(settings.data, tokenizer, cache, on_progress, splits)
         except DataError as other:
             raise MisfitError.of_all([error, MisfitError.of(str(other), {})]) from None
-    found += misfits(variants, settings.variants, corpus)
+    found += misfits(variants, settings.variants, corpus, baselines)
     if found:
         raise MisfitError.of_all(found)
     if (
