@@ -77,7 +77,7 @@ def test_parameters_of_baselines_are_checked_before_any_run(
     assert "gpt2 has" in said
     assert "phase 1" not in said  # nothing was trained
     advised = shlex.split(said.split("; add ")[1].split(", or give")[0])
-    assert {"--tokenizer.vocab-size", "--phase2.batch-positions", "--baselines.max-parameters"} <= {*advised}
+    assert {"--tokenizer.vocab-size", "--baselines.max-parameters"} <= {*advised}
     assert run([*args, *advised]) == 0, capsys.readouterr().err
 
 
