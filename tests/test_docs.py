@@ -236,6 +236,7 @@ def run_there(command: str, made: Path, folder: Path) -> subprocess.CompletedPro
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
         env=environment,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
