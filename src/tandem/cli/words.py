@@ -3,12 +3,13 @@
 import glob
 import itertools
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from tandem.folders import look
 from tandem.settings import preset_names
-from tandem.text.listing import SUFFIXES
+from tandem.shown import command as shown
+from tandem.text.listing import known_kind
 
 TEXTS = {"text", "text folder", "pattern", "source"}
 """Kinds of word that name a text."""
@@ -44,7 +45,7 @@ CONFIGURATION = re.compile(r"C(\d+)T(\d+)", re.IGNORECASE)
 
 def command_line(command: str, args: Sequence[str]) -> str:
     """`tandem command args…`, quoted for the shell."""
-    return shlex.join(["tandem", *([command] if command else []), *args])
+    return shown("tandem", *([command] if command else []), *args)
 
 
 def kind_of(word: str) -> str:
@@ -74,7 +75,7 @@ def kind_of(word: str) -> str:
 
 def is_text_name(word: str) -> bool:
     """Whether a file of this name is read as text."""
-    return word.lower().removesuffix(".gz").endswith(SUFFIXES)
+    return known_kind(Path(word)) is not None
 
 
 def pattern_of(words: Sequence[str]) -> str | None:
@@ -95,10 +96,9 @@ def pattern_of(words: Sequence[str]) -> str | None:
 
 
 def _kind_of_folder(path: Path) -> str:
-    if (path / "config.json").is_file():
-        return "model"
-    if (path / "manifest.json").is_file() or (path / "records.jsonl").is_file():
-        return "run"
+    own = {"model folder": "model", "foreign model": "model", "run directory": "run"}.get(look(path).kind)
+    if own is not None:
+        return own
     inside = itertools.islice(path.rglob("*"), LOOKED_AT)
     return "text folder" if any(is_text_name(file.name) for file in inside) else "folder"
 
