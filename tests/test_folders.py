@@ -11,7 +11,8 @@ from tandem.cli.main import run
 from tandem.errors import DataError, RunDirError
 from tandem.folders import check_reading, look
 from tandem.settings import dump_settings
-from tandem.text.files import find_files
+from tandem.text.listing import find_files
+from tandem.text.reading import Reading
 from tandem.tokens.prepare import default_cache_dir
 
 
@@ -74,6 +75,9 @@ WRITING = {
     ("train", "gpt2"): "gpt2 is a folder with a model of type 'gpt2', not a Tandem model",
     ("train", "mine"): "mine holds a settings.yaml that is not Tandem's, and a model folder has one",
     ("train", "text.jsonl"): "text.jsonl is a file, which is no place for a model folder",
+    ("train", "."): ". holds begun, model, run, so it is no place for a model folder itself",
+    ("experiment", "cache/corpora"): "cache/corpora lies in cache, a cache of prepared text",
+    ("train", "cache/embeddings/new"): "cache/embeddings/new lies in cache, a cache of prepared text",
 }  # fmt: skip
 
 
@@ -85,6 +89,16 @@ def test_what_would_mix_is_refused_before_the_work(
     told = refused(capsys, work, command, str(work / "tiny.yaml"), "--output", str(work / output), *way)
     assert told.startswith(WRITING[command, output])
     assert told.endswith("; give another --output")
+
+
+@pytest.mark.parametrize("command", ["experiment", "train"])
+def test_a_refusal_leaves_no_folder(tmp_path: Path, command: str) -> None:
+    """Whatever is refused after the place was looked at: text that is missing, or too small."""
+    (tmp_path / "small.txt").write_text("a b c", "utf-8")
+    for text in ("missing.txt", "small.txt"):
+        source = ("--data.train", str(tmp_path / text))
+        assert run([command, "predictive", *source, "--output", str(tmp_path / "deep" / "made")]) == 2
+        assert not (tmp_path / "deep").exists()
 
 
 def test_the_folder_of_the_text_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,16 +123,15 @@ def test_unrelated_files_stay(work: Path, tmp_path: Path) -> None:
 
 
 READING = {
-    ("evaluate", "run"): "is not a model folder: it is the run directory of an experiment; give one of its "
-    "models: run/models/C1T1-seed0",
-    ("generate", "run"): "give one of its models: run/models/C1T1-seed0",
+    ("evaluate", "run"): "takes a model folder here; give: tandem evaluate run/models/C1T1-seed0 --data text",
+    ("generate", "run"): "takes a model folder here; give: tandem generate run/models/C1T1-seed0 --prompt",
     ("generate", "begun"): "which keeps no models; train one with `tandem train`",
     ("evaluate", "run/models"): "give one of those in it: run/models/C1T1-seed0",
     ("evaluate", "gpt2"): "it is a folder with a model of type 'gpt2', not a Tandem model; give one that",
     ("evaluate", "text.jsonl"): "it is a file; give one that `tandem train` made",
     ("evaluate", "none"): "there is no model folder none; give one that `tandem train` made",
-    ("report", "model"): "not a run directory: it is a model folder; give one that `tandem experiment`",
-    ("report", "run/models/C1T1-seed0"): "it is a model folder; give run, in which it lies",
+    ("report", "model"): "takes a run directory here; give: tandem audit model",
+    ("report", "run/models/C1T1-seed0"): "here; give: tandem audit run/models/C1T1-seed0",
     ("report", "begun"): "holds no records yet",
     ("report", "notes"): "it is a folder that holds neither records nor a model of its own",
     ("audit", "."): "give one of those in it: begun, model, run",
@@ -127,8 +140,8 @@ READING = {
     ("audit", "text.jsonl"): "is neither a run directory nor a model folder: it is a file",
     ("audit", "empty"): "it is an empty folder",
     ("audit", "cache"): "it is a cache of prepared text",
-    ("experiment", "model"): "a model folder, and no settings file; its settings are in model/settings.yaml",
-    ("train", "run"): "is the run directory of an experiment, and no settings file",
+    ("experiment", "model"): "such as that model's own; give: tandem experiment model/settings.yaml",
+    ("train", "run"): "run is the run directory of an experiment, and `tandem train` takes a preset",
 }  # fmt: skip
 
 
@@ -143,9 +156,9 @@ def test_a_folder_of_another_kind_is_named(
 
 def test_a_run_directory_is_no_text_and_no_tokenizer(work: Path) -> None:
     with pytest.raises(DataError, match="is the run directory of an experiment, and no text"):
-        find_files(str(work / "run"))
+        find_files(str(work / "run"), Reading("run"))
     with pytest.raises(DataError, match="is a cache of prepared text, and no text"):
-        find_files(str(work / "cache"))
+        find_files(str(work / "cache"), Reading("cache"))
 
 
 def test_a_damaged_folder_is_still_of_its_kind(work: Path, tmp_path: Path) -> None:
@@ -173,7 +186,7 @@ def test_files_of_others_make_no_run_directory(tmp_path: Path) -> None:
     assert look(tmp_path).kind == "other"
     with pytest.raises(RunDirError, match="it is a folder that holds neither records nor a model"):
         check_reading(tmp_path, "run directory")
-    assert len(find_files(str(tmp_path))) == 1
+    assert len(find_files(str(tmp_path), Reading("texts"))) == 1
 
 
 def test_the_cache_of_this_session_is_one(work: Path) -> None:

@@ -176,7 +176,7 @@ def test_phase_2_is_never_worse_than_what_it_starts_from(
 ) -> None:
     more = {"phase2": {"lr": lr, "max_epochs": 2, "schedule": "constant"}, "prediction": {"max_epochs": 2}}
     record = train_one(
-        tiny(text_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path, Unwatched()
+        tiny(text_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Unwatched()
     )
     assert record.validation is not None
     assert record.phase2 is not None

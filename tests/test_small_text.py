@@ -154,7 +154,7 @@ def test_fewer_tokens_than_streams(tmp_path: Path, capsys: pytest.CaptureFixture
     advised = re.search(r"; add (--[^;]*?), or give more text$", capsys.readouterr().err.strip())
     assert advised
     assert run([*args, *sizes, *shlex.split(advised[1])]) == 0, capsys.readouterr().err
-    assert run([*args, *sizes, *shlex.split(advised[1]), "--data.separator", ""]) == 2
+    assert run([*args, *sizes[2:], *shlex.split(advised[1]), "--data.separator", ""]) == 2
     assert "1 token(s)" in capsys.readouterr().err
 
 

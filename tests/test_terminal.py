@@ -324,7 +324,7 @@ def test_one_line_escapes_what_would_leave_the_line() -> None:
 
 def test_errors_stay_on_their_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "no\nsuch\x1b[31m", "--prompt", "x"]) == 2
-    assert "no\\nsuch\\x1b[31m is not a model folder" in capsys.readouterr().err
+    assert "there is no model folder no\\nsuch\\x1b[31m" in capsys.readouterr().err
 
 
 def test_dumped_settings_hold_any_name(tmp_path: Path) -> None:

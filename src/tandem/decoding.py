@@ -18,7 +18,6 @@ import gzip
 import io
 import lzma
 import re
-import shlex
 import shutil
 import tempfile
 import unicodedata
@@ -29,7 +28,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from tandem.errors import DataError
+from tandem.shown import command
 
+STANDARD_INPUT = Path("standard input")
+"""How messages call it."""
 SNIFFED_BYTES = 1 << 14
 """From so many bytes the encoding is told."""
 BLOCK_BYTES = 1 << 20
@@ -145,6 +147,9 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
         raise DataError(f"{path} is {kind[1]}, not text; {kind[2]}")
     if start[257:262] == b"ustar":
         raise DataError(f"{path} is a tar archive, not text; unpack it with `tar -xf`")
+    if re.search(rb"\x1b(\$[@B]|\([BJ])", start):
+        convert = f"iconv -f ISO-2022-JP -t UTF-8 {command(path)}"
+        raise DataError(f"{path} is in ISO-2022-JP, not UTF-8; convert it first: `{convert}`")
     if packed := _packed(start):
         raise DataError(f"{path} is packed twice ({packed[1]} lies within); unpack it once")
     encoding = _encoding(start)
@@ -236,16 +241,13 @@ def _fault(file: IO[bytes], path: Path) -> str:
     probable = _guessed(sample)
     shown = f", but probably {probable}" if probable else ""
     new = path.with_name(f"utf8-{path.name.removesuffix('.gz')}")
+    if path == STANDARD_INPUT:
+        return f"{where}{shown}; convert it first: `iconv -f {probable or 'ENCODING'} -t UTF-8`"
     programs: dict[type, str] = {gzip.GzipFile: "gzip", bz2.BZ2File: "bzip2", lzma.LZMAFile: "xz"}
     program = programs.get(type(file))
-    unpacked = f"{program} -dc < {_quoted(path)} | " if program else ""
-    convert = f"iconv -f {probable or 'ENCODING'} -t UTF-8" + (f" {_quoted(path)}" if not program else "")
-    command = f"{unpacked}{convert} > {_quoted(new)}"
-    return f"{where}{shown}; convert the file to UTF-8: `{command}`"
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+    unpacked = f"{program} -dc < {command(path)} | " if program else ""
+    convert = command("iconv", "-f", probable or "ENCODING", "-t", "UTF-8", *([] if program else [path]))
+    return f"{where}{shown}; convert the file to UTF-8: `{unpacked}{convert} > {command(new)}`"
 
 
 def _guessed(sample: bytes) -> str | None:

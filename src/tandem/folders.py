@@ -56,7 +56,7 @@ def look(path: Path) -> Found:
         return Found(path, "run directory", "the run directory of an experiment", _models_of(path))
     if (model := _model(path)) is not None:
         return model
-    if (path / "corpus.json").is_file() or any(path.glob("corpora/*/corpus.json")):
+    if _is_cache(path):
         return Found(path, "cache", "a cache of prepared text")
     shown = [entry for entry in _entries(path) if not entry.name.startswith(".") and entry.name != "claims"]
     if not shown:
@@ -98,6 +98,8 @@ def check_writing(path: Path, wanted: Wanted) -> None:
         return
     elif found.kind != "other":
         said = f"is {found.what}, which is no place for a {wanted}"
+    elif found.inside:
+        said = f"holds {_shown(found.inside)}, so it is no place for a {wanted} itself"
     elif clash := [name for name in WRITTEN[wanted] if (path / name).exists()]:
         said = f"holds a {clash[0]} that is not Tandem's, and a {wanted} has one of its own"
     else:
@@ -106,11 +108,15 @@ def check_writing(path: Path, wanted: Wanted) -> None:
 
 
 def _around(path: Path) -> Found | None:
-    """The nearest run directory or model folder in which `path` lies, if any."""
+    """The nearest run directory, model folder or cache in which `path` lies, if any."""
     for parent in path.resolve().parents:
-        if _is_run(parent) or _is_model(parent):
+        if _is_run(parent) or _is_model(parent) or _is_cache(parent):
             return look(parent)
     return None
+
+
+def _is_cache(path: Path) -> bool:
+    return (path / "corpus.json").is_file() or any(path.glob("corpora/*/corpus.json"))
 
 
 def _is_run(path: Path) -> bool:

@@ -22,7 +22,7 @@ from tandem.experiment.baseline import measured_against
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device, code_fingerprint
 from tandem.experiment.prepared import Prepared, model_config, prepare_variants
-from tandem.experiment.run_dir import make_folder
+from tandem.experiment.run_dir import check_writable
 from tandem.experiment.runner import set_up_process
 from tandem.fingerprint import fingerprint
 from tandem.folders import check_reading
@@ -130,7 +130,7 @@ def _prepare(
 
     Each is compared with the records as soon as it is read, since all that follows depends on it.
     """
-    make_folder(folder)  # an unwritable place is said before the work, not after
+    check_writable(folder)  # said before the work, not after
     settings = _on_a_device_here(settings)
     set_up_process(settings)
     latest, data, tokenizer = records[-1], settings.data, settings.tokenizer.source
@@ -177,6 +177,7 @@ def _settings_check(written: Mapping[str, Any], records: Sequence[RunRecord]) ->
     found = settings_fingerprint(written)
     # The settings of a variant are worked out from those written down.
     names = {record.variant for record in records if record.variant is not None}
+    names |= set(written.get("variants") or ())  # of those that failed too: baselines may have their sizes
     variants = {name: settings_fingerprint(_variant_as_written(written, name)) for name in names}
     # A baseline is given the sizes of one of them.
     anyone = {found, *variants.values()}

@@ -83,7 +83,7 @@ def check(line: Line) -> None:
         meant = mistake.meant or mistake.without
     if not found:
         return
-    said = "; ".join(mistake.what for mistake in found)
+    said = "; ".join(dict.fromkeys(mistake.what for mistake in found))
     if any(mistake.meant is None for mistake in found):
         raise SettingsError(said)
     shown = command_line(meant.command, meant.args()) if isinstance(meant, Line) else meant
@@ -199,8 +199,10 @@ def stray_word(line: Line) -> Mistake | None:
         for number in range(len(part.strays)):
             if (at, number) == own:
                 continue
-            group = part.strays[number:]
-            rest = line.replaced(at, replace(part, strays=part.strays[:number]))
+            # The command's own word stays where it is.
+            kept = tuple(word for n, word in enumerate(part.strays) if n < number or (at, n) == own)
+            group = tuple(word for n, word in enumerate(part.strays) if n >= number and (at, n) != own)
+            rest = line.replaced(at, replace(part, strays=kept))
             return _placed(line, rest, at, group, taken=own is not None)
     return None
 
@@ -221,7 +223,7 @@ def other_place(line: Line) -> Mistake | None:
     if line.command == "report" and kind == "model":
         return Mistake(wrong, command_line("audit", [word]))
     if line.command in FIRST and kind == "run":
-        return Mistake(f"{wrong}; its report is shown by", command_line("report", [word]))
+        return Mistake(f"{wrong}; another command shows its report", command_line("report", [word]))
     if line.command in {"evaluate", "generate"} and kind == "run":
         models = sorted(path.parent for path in Path(word).glob("models/*/config.json"))
         return Mistake(wrong, _with_own(rest, str(models[0]))) if models else None
@@ -332,6 +334,10 @@ def _placed(line: Line, rest: Line, at: int, words: tuple[str, ...], taken: bool
     """A stray word where it belongs; `rest` is the line without these words, the first of which it is."""
     word, kind, source = words[0], kind_of(words[0]), SOURCES.get(line.command)
     more = words[1:]
+    if kind == "address" or (word == "-" and line.command in FIRST):
+        twice = "- is standard input, which training cannot read twice"
+        what = twice if word == "-" else f"{word} is {NAMES[kind]}"
+        return Mistake(f"{what}; save the text in a file, and give that")
     free = source if source and not rest.find(source) and not rest.find("--prompt") else None
     if free and _are_texts(words):
         return _from_pattern(rest, None, free, words)
@@ -418,7 +424,9 @@ def _may_be_settings(line: Line, word: str) -> bool:
     if kind == "missing file":
         return not is_text_name(word)
     option = f"--{word.partition('=')[0].replace('_', '-')}"
-    return kind in {*PRESETS, "model", "run", "word", "file", "folder"} and option not in line.options
+    if kind in PRESETS:
+        return True
+    return kind in {"model", "run", "word", "file", "folder"} and option not in line.options
 
 
 def _with_lists_ended(line: Line) -> Line:

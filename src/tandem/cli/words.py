@@ -22,6 +22,7 @@ NAMES = {
     "text": "a text file",
     "pattern": "a pattern of text files",
     "source": "a text source",
+    "address": "an address, and Tandem reads files alone",
     "file": "a file of another kind",
     "folder": "a folder without text",
     "missing file": "no file that is there",
@@ -58,6 +59,8 @@ def kind_of(word: str) -> str:
             return "preset"
         if path.is_file():
             return "settings file" if _settings(word) else "text" if is_text_name(word) else "file"
+        if re.match(r"(https?|ftp|s3|gs)://", word):
+            return "address"
         if word in {"python-docs", "-"} or word.startswith("hf:"):
             return "source"
         if glob.has_magic(word) and glob.glob(str(path), recursive=True):  # noqa: PTH207 (may be absolute)

@@ -12,7 +12,7 @@ from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
 from tandem.errors import SettingsError
-from tandem.experiment.artefacts import load_model, model_record
+from tandem.experiment.artefacts import load_model, model_record, unused_ids
 from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
 from tandem.metrics import (
@@ -103,6 +103,11 @@ def evaluate_model(
     check_options(data=source, separator=separator)
     model, tokenizer = load_model(folder)
     settings, own = settings_for(folder, tokenizer, on_warning)
+    if unused := len(unused_ids(model, tokenizer)):
+        on_warning(
+            f"the embedding has {unused:,} rows that no token uses; a score counts the probability that the "
+            "model gives them as lost"
+        )
     if mix and not own:
         raise SettingsError(
             f"{named('mix')} counts n-grams of the training text, which settings.yaml names, and there is "

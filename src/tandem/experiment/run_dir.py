@@ -1,6 +1,7 @@
 """The run directory: made or taken up again, checked to be writable, large enough, and of this experiment."""
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -48,13 +49,28 @@ def check_output(folder: Path, wanted: Wanted, data: DataSettings) -> None:
             )
 
 
+def check_writable(folder: Path) -> None:
+    """Raises RunDirError where `folder` cannot be made or written to. Nothing stays behind.
+
+    So this comes before all work, which may be refused for other reasons.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with _writing(folder), tempfile.TemporaryFile(dir=place):
+        pass
+
+
 def make_folder(folder: Path) -> None:
     """Make sure that `folder` exists and can be written to; raises RunDirError otherwise."""
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+    check_writable(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Within the block an OSError means that the folder cannot be written to."""
+    try:
+        yield
     except OSError as error:
         raise RunDirError(
             f"cannot write to {folder} ({error.strerror or error})"

@@ -50,6 +50,7 @@ from tandem.experiment.run_dir import (
     check_disk,
     check_output,
     check_same,
+    check_writable,
     keep_record,
     make_folder,
     open_run_dir,
@@ -116,7 +117,7 @@ def run_experiment(
     set_up_process(settings)
     if settings.output:
         check_output(Path(settings.output), "run directory", settings.data)
-        make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
+        check_writable(Path(settings.output))  # said before the work, not after
     prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
     first = next(iter(prepared.values()))
@@ -414,7 +415,7 @@ def train_one(
     settings = with_one_head(settings, configuration)
     with process_group(choose_device(settings.device)) as group, ExitStack() as claim:
         if group.leads:
-            make_folder(folder)  # an unwritable place is said before the work, not after
+            check_writable(folder)  # said before the work, not after
         else:
             watcher = Unwatched()
         prepared = prepare(settings, watcher.preparing)
@@ -424,6 +425,7 @@ def train_one(
         refused: RunDirError | DataError | None = None
         if group.leads:
             try:
+                make_folder(folder)
                 claim.enter_context(alone_in(folder))
                 check_no_other_model(folder, prepared, cell.name)
                 check_disk(folder, {None: prepared}, [cell])

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from tandem.decoding import PARQUET, head, lines, opened, unpacked
+from tandem.decoding import PARQUET, STANDARD_INPUT, head, lines, opened, unpacked
 from tandem.errors import DataError, SettingsError
 from tandem.text.listing import find_files, known_kind
 from tandem.text.places import user_path
@@ -50,9 +50,8 @@ def text_lines(source: str) -> Iterator[str]:
     if source == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise DataError("standard input is closed; give a file instead of -")
-        name = Path("standard input")
-        with unpacked(sys.stdin.buffer, name) as file:
-            yield from lines(file, name)
+        with unpacked(sys.stdin.buffer, STANDARD_INPUT) as file:
+            yield from lines(file, STANDARD_INPUT)
         return
     path = user_path(source)
     try:

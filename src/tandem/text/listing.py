@@ -43,7 +43,9 @@ def find_files(source: str, reading: Reading) -> list[Path]:
         return [path]
     if glob.has_magic(source):
         parts = Path(source).expanduser().parts
-        plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+        plain = 0  # so many parts are there as they are written, brackets and all
+        while plain < len(parts) - 1 and user_path(str(Path(*parts[: plain + 1]))).is_dir():
+            plain += 1
         files = _Listing(reading, user_path(str(Path(*parts[:plain])))).files(parts[plain:])
         if not files:
             raise DataError(

@@ -189,13 +189,10 @@ def _set_aside(distinct: Distinct, data: DataSettings, duplicates: int) -> Chose
             if duplicates
             else f"{data.train} is a single document"
         )
-        raise DataError(
-            f"{found}, so none can be set aside for validation"
-            + advice(
-                ("give another source with {}", "data.validation"),
-                ("cut the text into other documents with {}", "data.txt_documents"),
-            )
-        )
+        ways = [("give another source with {}", "data.validation")]
+        if not duplicates:  # text that is all alike gives nothing to validate on, however it is cut
+            ways.append(("cut the text into documents with {}", "data.txt_documents"))
+        raise DataError(f"{found}, so none can be set aside for validation" + advice(*ways))
     sizes = distinct.documents.sizes
     wanted = data.validation_fraction * int(sizes.sum())
     order = _drawn(distinct, data.split_seed, "validation")
