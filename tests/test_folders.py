@@ -75,7 +75,6 @@ WRITING = {
     ("train", "gpt2"): "gpt2 is a folder with a model of type 'gpt2', not a Tandem model",
     ("train", "mine"): "mine holds a settings.yaml that is not Tandem's, and a model folder has one",
     ("train", "text.jsonl"): "text.jsonl is a file, which is no place for a model folder",
-    ("train", "."): ". holds begun, model, run, so it is no place for a model folder itself",
     ("experiment", "cache/corpora"): "cache/corpora lies in cache, a cache of prepared text",
     ("train", "cache/embeddings/new"): "cache/embeddings/new lies in cache, a cache of prepared text",
 }  # fmt: skip
@@ -89,6 +88,11 @@ def test_what_would_mix_is_refused_before_the_work(
     told = refused(capsys, work, command, str(work / "tiny.yaml"), "--output", str(work / output), *way)
     assert told.startswith(WRITING[command, output])
     assert told.endswith("; give another --output")
+
+
+def test_a_folder_of_runs_and_models_is_none_itself(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, work, "train", str(work / "tiny.yaml"), "--output", str(work))
+    assert "holds begun, model, run, so it is no place for a model folder itself" in told
 
 
 @pytest.mark.parametrize("command", ["experiment", "train"])

@@ -67,11 +67,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.yaml").write_text("seeds: [0]\n", "utf-8")
     (tmp_path / "settings.txt").write_text("seeds: [0]\n", "utf-8")
     (tmp_path / "m" / "tiny").mkdir(parents=True)
-    (tmp_path / "m" / "tiny" / "config.json").write_text("{}", "utf-8")
+    (tmp_path / "m" / "tiny" / "config.json").write_text('{"model_type": "tandem"}', "utf-8")
     (tmp_path / "m" / "tiny" / "settings.yaml").write_text("seeds: [0]\n", "utf-8")
     (tmp_path / "runs" / "one" / "models" / "C1T1-seed0").mkdir(parents=True)
-    (tmp_path / "runs" / "one" / "records.jsonl").write_text("", "utf-8")
-    (tmp_path / "runs" / "one" / "models" / "C1T1-seed0" / "config.json").write_text("{}", "utf-8")
+    (tmp_path / "runs" / "one" / "records.jsonl").write_text('{"settings_fingerprint": ""}\n', "utf-8")
+    (tmp_path / "runs" / "one" / "models" / "C1T1-seed0" / "config.json").write_text(
+        '{"model_type": "tandem"}', "utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -184,9 +186,7 @@ MISTAKES = {
     "experiment --data.max-train-bytes 1,000": ("whole number", "experiment --data.max-train-bytes 1000"),
     "experiment --phase2.lr 0,01": ("a point", "experiment --phase2.lr 0.01"),
     "experiment --data.split-seed −3": ("whole number", "experiment --data.split-seed -3"),
-    "experiment --phase2.lr 0.1 --phase2.lr 0.2": ("keep one", "experiment --phase2.lr 0.2"),
-    "experiment --seeds 0 --seeds 1": ("keep one", "experiment --seeds 0 1"),
-    "train --phase2.shuffle --phase2.no-shuffle": ("keep one", "train --phase2.no-shuffle"),
+    "experiment --seeds 0 --seeds 1": ("give all values to one", "experiment --seeds 0 1"),
     # Several at once.
     "train my.txt -threads 1 --seed [3]": (
         "-threads begins with one hyphen",
@@ -223,7 +223,8 @@ TAKEN = [
     "experiment mine.yaml --seeds 0 1",
     "experiment --threads None --data.validation None",
     "experiment --phase2.lr 1e-3 --phase2.batch-positions 10_000",
-    "experiment --phase2.lr=0.1 --phase2.lr 0.1",
+    "experiment --phase2.lr=0.1 --phase2.lr 0.2",  # the last counts, so that adding one changes a command
+    "train --phase2.shuffle --phase2.no-shuffle",
     "experiment --data.split-seed -3 --description '“Quoted” – with a dash'",
     "experiment --data.separator '' --data.allow-overlap my.txt other.txt",
     "train --model.no-token-projection --data.train=my.txt",

@@ -31,8 +31,8 @@ from tandem.text import files, splits
 from tandem.text.sources import open_documents
 from tandem.tokens import encoding, tokenizer
 from tandem.tokens.encoding import Encoder, encode_documents
-from tandem.tokens.prepare import encode_prompt, prepare_corpus, tokenize_for_evaluation
-from tandem.tokens.tokenizer import END_OF_TEXT, cutter, may_be_cut, pieces, train_bpe
+from tandem.tokens.prepare import prepare_corpus, tokenize_for_evaluation
+from tandem.tokens.tokenizer import END_OF_TEXT, cutter, may_be_cut, pieces, plain, train_bpe
 
 DRAWS = random.Random(0)
 LENGTH = 100_000
@@ -193,7 +193,8 @@ def test_training_evaluation_prompts_and_audit_cut_alike(tmp_path: Path) -> None
     again = tokenize_for_evaluation(str(validation), data, corpus.tokenizer)
     assert np.array_equal(again.ids, corpus.validation.ids)
     ends = corpus.validation.document_starts[1]
-    assert encode_prompt(long + "T", corpus.tokenizer) == corpus.validation.ids[1:ends].tolist()
+    prompt = Encoder(plain(corpus.tokenizer), None, "").encode([long + "T"], 0, 1)
+    assert prompt.ids.tolist() == corpus.validation.ids[1:ends].tolist()
     whole = corpus.tokenizer.backend_tokenizer
     assert len(whole.encode(long + "T").ids) <= ends - 1
     model = Tokenizer.from_str(whole.to_str())

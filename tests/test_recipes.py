@@ -187,7 +187,7 @@ def test_phase_2_is_never_worse_than_what_it_starts_from(
     assert record.phase2.epochs == (1 if kept else 2)  # patience is 1
     assert (record.phase2.best_epoch == 0) is kept
     assert (record.validation.nll_nats < start.validation_nll_nats) is not kept
-    found = audit(tmp_path)
+    found = audit(tmp_path / "model")
     assert found.status == "pass", found.failed()
 
 

@@ -98,7 +98,7 @@ def test_every_encoding_gets_reports_help_and_errors(terminal: Terminals, run_di
         code, out, err = terminal.call(*args)
         assert (code, err) == (0, ""), args
         assert "tandem" in out
-    code, _, err = terminal.call("train", "demo", "--data.train", f"{FOREIGN}.txt", "--output", "none")
+    code, _, err = terminal.call("train", "demo", "--data.train", f"{FOREIGN}.txt", "--output", "m")
     assert code == 2
     assert err.splitlines()[-1].startswith("tandem: error: there is no file or directory ")
     assert terminal.shows(FOREIGN) in err

@@ -253,19 +253,16 @@ def value_as_meant(line: Line) -> Mistake | None:
 
 
 def given_twice(line: Line) -> Mistake | None:
-    """An option that is given again with another value."""
+    """An option of several values that is given again with others; of one with one value the last counts."""
     for at, part in enumerate(line.parts):
         again = part.option and next((o for o in line.parts[:at] if o.option == part.option), None)
-        if not again or not part.option:
-            continue
-        switched = part.option.kind == "switch" and again.given != part.given
-        if again.values == part.values and not switched:
+        if not again or not part.option or not part.option.many or again.values == part.values:
             continue
         one, other = (" ".join((p.given, *p.values)) for p in (again, part))
-        values = tuple(dict.fromkeys((*again.values, *part.values))) if part.option.many else part.values
+        values = tuple(dict.fromkeys((*again.values, *part.values)))
         kept = line.replaced(at, replace(part, values=values))
         kept = replace(kept, parts=tuple(p for p in kept.parts if p is not again))
-        return Mistake(f"{one} and {other} contradict each other, so keep one of the two", kept)
+        return Mistake(f"{one} and {other} contradict each other, so give all values to one", kept)
     return None
 
 

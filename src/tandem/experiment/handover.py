@@ -45,8 +45,9 @@ def phase1_state(model: TandemForCausalLM, recipe: Recipe) -> dict[str, torch.Te
 
 
 def take_phase1(model: TandemForCausalLM, state: dict[str, torch.Tensor]) -> None:
-    """Put what phase 1 left into a new model."""
-    unknown = model.load_state_dict(state, strict=False).unexpected_keys
+    """Put what phase 1 left into a new model; the weights of its heads, beside them, are not the model's."""
+    own = {name: state[name] for name in state if not name.startswith("head")}
+    unknown = model.load_state_dict(own, strict=False).unexpected_keys
     assert not unknown, f"phase 1 left {unknown}, which the model does not have"
 
 
