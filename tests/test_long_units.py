@@ -296,7 +296,8 @@ def test_work_in_a_thread_returns_raises_and_learns_that_nobody_waits() -> None:
 def test_an_interrupt_stops_the_library_within_its_longest_call() -> None:
     """One unit that the library needs minutes for, handed over on purpose."""
     code = (
-        "import random, sys\n"
+        "import random, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from tandem.tokens import tokenizer\n"
         "tokenizer.UNIT_CHARACTERS = tokenizer.PIECE_CHARACTERS = 1 << 30\n"
         "text = ''.join(map(chr, random.Random(0).choices(range(0x4E00, 0x5200), k=400_000)))\n"
@@ -312,10 +313,11 @@ def test_an_interrupt_stops_the_library_within_its_longest_call() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "handed over\n"
         time.sleep(1)
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    assert time.monotonic() - began < 10  # a second on an idle machine; the work itself takes minutes
+        try:
+            assert process.wait(60) == 130  # the work itself takes minutes
+        finally:
+            process.kill()
 
 
 # --- siblings: other places that see a whole document or line --------------------------------------
