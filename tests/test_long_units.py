@@ -201,15 +201,9 @@ def test_training_evaluation_prompts_and_audit_cut_alike(tmp_path: Path) -> None
     assert _encode_again(model, [long + "T", "and a sentence"], corpus.validation, "eos", 0) == (2, None)
 
 
-def byte_level_without_words() -> Tokenizer:
+def byte_level(**changed: bool) -> Tokenizer:
     rules = json.loads(BPE.to_str())
-    rules["pre_tokenizer"]["use_regex"] = False
-    return Tokenizer.from_str(json.dumps(rules))
-
-
-def with_a_space_before() -> Tokenizer:
-    rules = json.loads(BPE.to_str())
-    rules["pre_tokenizer"]["add_prefix_space"] = True
+    rules["pre_tokenizer"].update(changed)
     return Tokenizer.from_str(json.dumps(rules))
 
 
@@ -234,13 +228,12 @@ def word_piece() -> Tokenizer:
 def test_a_loaded_tokenizer_is_cut_in_long_runs_only_and_where_nobody_sees_it() -> None:
     text = "some words " * 9000
     run = "e" * 200_000
-    for make, cut in (
-        (byte_level_without_words, True),
-        (with_a_space_before, False),
-        (metaspace, False),
-        (word_piece, False),
+    for model, cut in (
+        (byte_level(use_regex=False), True),
+        (byte_level(add_prefix_space=True), False),
+        (metaspace(), False),
+        (word_piece(), False),
     ):
-        model = make()
         assert not may_be_cut(model)
         assert list(cutter(model)(text)) == [text]
         assert [len(piece) for piece in cutter(model)(run)] == ([1 << 16] * 3 + [3392] if cut else [200_000])
