@@ -7,7 +7,7 @@
     training         a trained token: ours, the LSTM's, the GPT-2's
     decoding         scoring a text, and generating token after token, beside GPT-2
     scaling          cost against the size of the text
-    windows          phase 1 of recipe seed, over the whole text and by windows
+    windows          phase 1 of recipe original, over the whole text and by windows
 
 `all` prints all of them. Candidates take turns within a round and are given as the median ratio with the
 smallest and largest of all rounds (bench/measuring.py). `--quick` makes everything small: it shows that the

@@ -59,9 +59,9 @@ NOT_RUN = {
     r"python3 bootstrap\.py ": "installs a gigabyte of packages from the network",
     r".*--executor slurm": "needs a Slurm cluster",
     r".*--executor ray": "starts a cluster with eight workers; tests/test_executors.py runs a small one",
-    r".*python bench/(wikitext|quality|seed_findings)\.py": "needs the corpora, and takes hours",
+    r".*python bench/(wikitext|quality|conclusions)\.py": "needs the corpora, and takes hours",
     r"tandem experiment (bench/ablation.yaml|predictive .*--seeds 0 1 2 3 4)": "is of twenty runs and more",
-    r"python bench/(performance|big_corpus|big_training|big_turns|distributed|estimate|seed_scale)\.py": (
+    r"python bench/(performance|big_corpus|big_training|big_turns|distributed|estimate|original_scale)\.py": (
         "measures for minutes to hours, and its figures mean something on a quiet machine only"
     ),
 }

@@ -89,7 +89,7 @@ def test_a_dry_run_is_of_one_process(
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk", "recompute"])
-@pytest.mark.parametrize("recipe", ["seed", "predictive"])
+@pytest.mark.parametrize("recipe", ["original", "predictive"])
 def test_contexts_are_computed_as_often_as_was_estimated(
     recipe: str, keep: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

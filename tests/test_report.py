@@ -244,7 +244,7 @@ MANIFESTS = {
     "one seed": make_manifest(),
     "both recipes": make_manifest(
         variants={
-            "seed": {"recipe": "seed"},
+            "original": {"recipe": "original"},
             "predictive": {"recipe": "predictive", "phase2": {"dropout": 0.5}},
         }
     ),

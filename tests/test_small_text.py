@@ -26,8 +26,8 @@ def small(tmp_path: Path) -> Path:
 FAST = ("--threads", "1", "--device", "cpu", "--phase2.max-epochs", "1", "--data.txt-documents", "blank-line")
 CASES = {
     "train": (("train",), ("tokenizer.vocab", "phase2.batch"), ("--prediction.max-epochs", "1")),
-    "train, recipe seed": (
-        ("train", "seed"),
+    "train, recipe original": (
+        ("train", "original"),
         ("vocabulary", "phase1.batch", "phase2.batch", "spectral"),
         ("--data.validation", "None", "--tokenizer.source", "bpe", "--embeddings.source", "spectral",
          "--phase1.max-iterations", "2", "--model.embed-dim", "700", "--model.context-dim", "16"),

@@ -16,7 +16,7 @@ from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
 from tandem.tokens.store import TokenStream
 
-# Inside the logarithm of the effective rank, as in the program that made the seed's figures.
+# Inside the logarithm of the effective rank, as in the program that made the original's figures.
 ENTROPY_EPS = 1e-10
 
 

@@ -58,7 +58,7 @@ class Evaluation(BaseModel):
 
     lost_bytes, lost_such_as                    of the text what its tokens cannot give back, and the first
                                                 characters of it; each byte costs 8 bits in bits_per_byte
-    convergence_rate, convergence_iterations    Conv%, of models that the recipe `seed` trained; else none
+    convergence_rate, convergence_iterations    Conv%, of models that the recipe `original` trained; else none
     """
 
     model: str
@@ -135,7 +135,9 @@ def evaluate_model(
         counted = tokenize_training_text(splits, data, tokenizer, on_progress)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = None, None
-    if own and settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge
+    if (
+        own and settings.recipe == "original"
+    ):  # phase 1 of the other recipe makes no sweeps that could converge
         rate, iterations = converge(model, stream, settings.phase1)
     return Evaluation(
         model=str(folder),

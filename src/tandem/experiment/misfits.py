@@ -43,7 +43,7 @@ def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
     """What is too large for the text."""
     tokens = len(corpus.train)
     swept = min(settings.phase1.tokens_per_step or tokens, tokens)
-    if settings.recipe == "seed" and settings.phase1.batch_positions > swept:
+    if settings.recipe == "original" and settings.phase1.batch_positions > swept:
         yield _large_batch("phase1", settings.phase1.batch_positions, swept, swept)
     if settings.phase2.batch_positions > tokens - 1:
         fits = max(1, (tokens - 1) // STEPS)
@@ -73,15 +73,15 @@ def _rules(settings: Settings) -> Iterator[MisfitError]:
             "layers",
             {"model.context_dim": shared * math.ceil(model.context_dim / shared)},
         )
-    if settings.recipe == "seed" and settings.phase2.start == "phase1":
+    if settings.recipe == "original" and settings.phase2.start == "phase1":
         yield MisfitError.of(
-            "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe seed has no "
+            "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe original has no "
             "token layers to start from",
             {"phase2.start": "random"},
         )
     if settings.recipe == "predictive" and settings.embeddings.trained:
         yield MisfitError.of(
-            "setting embeddings.trained = True belongs to recipe seed; the recipe predictive trains the "
+            "setting embeddings.trained = True belongs to recipe original; the recipe predictive trains the "
             "embedding in phase 1 in any case, and leaves it as it is in phase 2",
             {"embeddings.trained": "false"},
         )

@@ -244,7 +244,7 @@ class TokenLayer(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """`token_layers` TokenLayers; which context each one reads is `reads` (the seed's "G" plan).
+    """`token_layers` TokenLayers; which context each one reads is `reads` (the original's "G" plan).
 
     The last layer reads the current context; with two or more layers, the first reads the previous one;
     those between read none.

@@ -349,7 +349,7 @@ class RunRecord(_Record):
     """Where it was started, and relative paths of sources count from; none where that was not written."""
     kind: Literal["tandem"] | BaselineKind = "tandem"
     """`untrained` is a Tandem model whose phase 1 was left out; the other kinds are other models."""
-    recipe: Literal["seed", "predictive"] | None = "seed"
+    recipe: Literal["original", "predictive"] | None = "original"
     """How its blocks were trained; none of other models."""
     variant: str | None = None
     """The variant of the settings it was trained with; none where the experiment has no variants."""

@@ -31,7 +31,7 @@ from tandem.report.findings import (
     still_improving,
 )
 from tandem.report.memory import memory_sentences
-from tandem.report.original import load_original, seed_models
+from tandem.report.original import load_original, models_of_recipe_original
 from tandem.report.provenance import data_table, environment_table
 from tandem.report.recommendation import change_blocks, recommendation_sections
 from tandem.report.results import Analysis, Comparison
@@ -305,7 +305,7 @@ class _Writer:
         yield Paragraph(texts("variants.note"))
 
     def _original(self) -> Iterator[Block]:
-        texts, original, ours = self.texts, load_original(), seed_models(self.analysis)
+        texts, original, ours = self.texts, load_original(), models_of_recipe_original(self.analysis)
         if self.analysis.configurations and not ours:
             yield Paragraph(texts("original.none"))
             return

@@ -67,18 +67,18 @@ class Claim:
 @cache
 def load_original() -> OriginalReport:
     """The shipped figures."""
-    return OriginalReport.model_validate(yaml.safe_load(read_resource("seed_figures.yaml")))
+    return OriginalReport.model_validate(yaml.safe_load(read_resource("original_figures.yaml")))
 
 
-def seed_models(analysis: Analysis) -> list[ModelResult]:
-    """The configurations trained as the original's were: of recipe `seed`, in the first variant with it."""
-    seed = [c for c in analysis.configurations if c.recipe == "seed"]
-    return [c for c in seed if c.variant == seed[0].variant]
+def models_of_recipe_original(analysis: Analysis) -> list[ModelResult]:
+    """The configurations trained as the original's were: by recipe `original`, in its first variant."""
+    trained_so = [c for c in analysis.configurations if c.recipe == "original"]
+    return [c for c in trained_so if c.variant == trained_so[0].variant]
 
 
 def as_the_original(analysis: Analysis) -> dict[str, ModelResult]:
     """Those, by the name that the original report calls them."""
-    return {f"C{c.context_layers}T{c.token_layers}": c for c in seed_models(analysis)}
+    return {f"C{c.context_layers}T{c.token_layers}": c for c in models_of_recipe_original(analysis)}
 
 
 def claims(analysis: Analysis) -> Iterator[Claim]:
@@ -125,7 +125,7 @@ def _claim(
 
 
 def _speed_claim(analysis: Analysis) -> Claim:
-    variants = {c.variant for c in seed_models(analysis)}
+    variants = {c.variant for c in models_of_recipe_original(analysis)}
     comparison = next(
         (c for c in analysis.depth_comparisons if (c.a, c.b) == (1, 2) and c.variant in variants), None
     )

@@ -29,7 +29,7 @@ class ModelResult:
 
     name: str
     kind: Literal["tandem"] | BaselineKind
-    recipe: Literal["seed", "predictive"] | None
+    recipe: Literal["original", "predictive"] | None
     variant: str | None
     context_layers: int | None
     """None, like `token_layers`, of baselines that are no Tandem models."""

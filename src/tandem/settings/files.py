@@ -10,7 +10,7 @@ import yaml
 from tandem.decoding import read_text
 from tandem.errors import DataError, SettingsError
 from tandem.folders import SETTINGS, look
-from tandem.settings.experiment import Settings
+from tandem.settings.experiment import FORMER_NAMES, Settings
 
 
 def preset_names() -> list[str]:
@@ -44,7 +44,8 @@ def load_settings(preset_or_file: str) -> Settings:
         own = f"; its settings are in {path / SETTINGS}" if (path / SETTINGS).is_file() else ""
         raise SettingsError(f"{path} is {found.what}, and no settings file{own}")
     else:
-        near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
+        former = FORMER_NAMES.get(preset_or_file)
+        near = [former] if former else difflib.get_close_matches(preset_or_file, preset_names(), n=1)
         raise SettingsError(
             f"there is no preset or settings file '{preset_or_file}'"
             + (f"; did you mean '{near[0]}'?" if near else "")

@@ -67,7 +67,7 @@ class EmbeddingSettings(Section):
     """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens), `random`, or the
     input embedding of a causal LM: a hub name such as `gpt2`, a model folder, or a .safetensors file."""
     trained: bool = False
-    """Recipe `seed`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
+    """Recipe `original`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
     every epoch, and held in memory whatever `contexts.keep` says. (Recipe `predictive` trains it in phase 1,
     and phase 2 keeps it.)"""
     window: Positive = 4

@@ -1,7 +1,7 @@
-"""The conclusions of the original experiment, put to the test: all runs behind docs/seed-findings.md.
+"""The conclusions of the original experiment, put to the test: all runs behind docs/conclusions.md.
 
-    TANDEM_SHARED=… python bench/seed_findings.py run --output runs/findings
-    TANDEM_SHARED=… python bench/seed_findings.py tables --output runs/findings
+    TANDEM_SHARED=… python bench/conclusions.py run --output runs/findings
+    TANDEM_SHARED=… python bench/conclusions.py tables --output runs/findings
 
 `run` makes, for each of two corpora, the four configurations with the baselines; the same with each known
 defect of the original planted (they are those of tests/defects.py); and phase 1 stopped at several
@@ -25,7 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from findings_tables import print_tables
+from conclusions_tables import print_tables
 
 from tandem.settings import Settings
 from tandem.shown import tolerate_any_encoding
