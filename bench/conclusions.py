@@ -1,4 +1,4 @@
-"""The conclusions of the original experiment, put to the test: all runs behind docs/conclusions.md.
+"""The conclusions of the original experiment, put to the test: all runs behind docs/results/conclusions.md.
 
     TANDEM_SHARED=… python bench/conclusions.py run --output runs/findings
     TANDEM_SHARED=… python bench/conclusions.py tables --output runs/findings

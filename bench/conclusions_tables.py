@@ -1,4 +1,4 @@
-"""The tables of docs/conclusions.md, from the records of bench/conclusions.py."""
+"""The tables of docs/results/conclusions.md, from the records of bench/conclusions.py."""
 
 import math
 from collections.abc import Callable, Sequence

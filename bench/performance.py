@@ -1,4 +1,4 @@
-"""How fast Tandem is, in ratios that are measured side by side: the tables of docs/performance.md.
+"""How fast Tandem is, in ratios that are measured side by side: the tables of docs/results/performance.md.
 
     python bench/performance.py TABLE … [--threads 1] [--device cpu] [--quick]
 

@@ -19,7 +19,7 @@ class Phase1Settings(Section):
     tokens_per_step: Positive | None = None
     """Sweep over this many training tokens, in windows of `batch_positions` spread evenly over the text;
     none: over all of it, as the original does. Two windows of 10,000 come closer to what the whole text
-    gives than four of 5,000 (docs/performance.md). (Once called max_tokens, which files may still say.)"""
+    gives than four of 5,000 (docs/results/performance.md). (Once called max_tokens, which files may still say.)"""
     lr: PositiveFloat = 0.002
     """Adam's learning rate; one step an iteration."""
     max_grad_norm: PositiveFloat = 2.0
