@@ -314,7 +314,7 @@ BAD = {
     "not YAML": (["experiment", "{not_yaml}"], "line 3 is not valid YAML"),
     "no layers": (["experiment", "--configurations", "0", "1"], "configurations"),
     "negative rate": (["experiment", "--phase2.lr", "-1"], "setting phase2.lr = -1.0 is not possible"),
-    "not a number": (["experiment", "--phase2.lr", "fast"], "--phase2.lr"),
+    "not a number": (["experiment", "--phase2.lr", "fast"], "setting phase2.lr = 'fast' is not"),
     "text as a number": (["experiment", "{words}"], "phase2.lr = 'fast' is not possible: it must be"),
     "no section": (["experiment", "{no_section}"], "setting data = 'text.txt' is not possible: it must be a"),
     "number as a name": (["experiment", "{numbered}"], "names of settings are texts, and data.1 is not one"),
@@ -402,16 +402,23 @@ def test_too_little_disk_is_said_before_training(
 
 @pytest.mark.parametrize("command", ["experiment", "train"])
 def test_too_little_disk_for_contexts_is_said_before_training(
-    command: str, capsys: pytest.CaptureFixture[str], preset: str, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    preset: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     real, little = os.statvfs, os.statvfs_result((1, 1, 200_000, 0, 200_000, 0, 0, 0, 0, 255))
     cache = default_cache_dir()
     monkeypatch.setattr(os, "statvfs", lambda path: little if path == cache else real(path))
-    code, _, err = call(capsys, command, preset, "--contexts.keep", "disk")
+    output = str(tmp_path / "new" / "folder")
+    code, _, err = call(capsys, command, preset, "--contexts.keep", "disk", "--output", output)
     assert code == 2
     assert f"contexts cannot be kept in {cache} (0 MB are free): they take" in err
     assert "use --contexts.keep recompute" in err
     assert "phase 1" not in err
+    if command == "train":
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_failed_run_makes_the_command_fail(capsys: pytest.CaptureFixture[str], preset: str) -> None:

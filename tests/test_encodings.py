@@ -77,6 +77,22 @@ def test_an_encoding_without_mark_is_said(tmp_path: Path) -> None:
     assert read(put(tmp_path / "b.txt", chinese.encode("utf-16-be"))) == [chinese]
 
 
+def test_what_seems_to_be_utf7_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    text = "caf+AOk- +AGE- ol+AOk-"
+    assert read(put(tmp_path / "a.txt", text.encode()), said=said) == [text]
+    assert "1 in what seems to be UTF-7, read as it stands; `iconv -f UTF-7" in said[0]
+    said.clear()
+    for other in (
+        "C++ and CD4+CD25- cells",
+        "+foo-bar",
+        "1+1=2, +358 40 and +49-30-12, +44-20",
+        "a+abs(b)+sin(c)",
+    ):
+        read(put(tmp_path / "a.txt", other.encode()), said=said)
+    assert said == []
+
+
 def test_zero_bytes_in_other_text_are_said_and_kept(tmp_path: Path) -> None:
     said: list[str] = []
     path = put(tmp_path / "a.txt", b"one \0 two\nthree words \0 follow\n")
@@ -173,6 +189,8 @@ REFUSED = {
     "within UTF-8": ("日本\r\rcafé\r\nab".encode() + b"\xe9c\n", r"line 4 .*, while text before"),
     "a torn end": ("ab\n日本".encode()[:-1], r"line 2 .*the file ends within a character"),
     "a torn UTF-16": (TEXT.encode("utf-16")[:-1], r"is not whole UTF-16 text"),
+    "UTF-7": (b"+/v8-caf+AOk-", "is in UTF-7, not UTF-8; convert it first: `iconv -f UTF-7 -t UTF-8"),
+    "ISO-2022-KR": ("한국".encode("iso2022-kr"), "is in ISO-2022-KR, not UTF-8"),
     "zip": (b"PK\x03\x04 and more", "is a zip archive or an office document, not text; unpack it"),
     "zstd": (b"\x28\xb5\x2f\xfd more", "is packed with zstd, not text; unpack it with `zstd -d`"),
     "pdf": (b"%PDF-1.7 more", "is a PDF document, not text; .*pdftotext"),

@@ -218,6 +218,12 @@ def test_a_mistake_is_named_with_the_right_command(capsys: pytest.CaptureFixture
         parsed(shlex.split(right))  # the command's own parser takes what is advised
 
 
+def test_a_line_end_is_typed_as_the_shell_knows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "--data.separator", r"\n\n"]) == 2
+    said = r"--data.separator \n\n is no line end but a backslash and a letter; give: tandem config "
+    assert said + r"--data.separator $'\n\n'" in capsys.readouterr().err
+
+
 TAKEN = [
     "experiment settings.txt",
     "experiment mine.yaml --seeds 0 1",

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 IDS = torch.randint(1, 40, (2, 12), generator=torch.Generator().manual_seed(3))
 
 
-def model_of(cell: str) -> TandemForCausalLM:
+def model_of(cell: str, output_bias: bool = True) -> TandemForCausalLM:
     torch.manual_seed(1)
     sizes = {"vocab_size": 40, "embed_dim": 12, "context_dim": 8, "context_layers": 2, "token_layers": 2}
     return TandemForCausalLM(
-        TandemConfig(**sizes, cell=cell, token_projection=True, output_bias=True, pad_token_id=0)
+        TandemConfig(**sizes, cell=cell, token_projection=True, output_bias=output_bias, pad_token_id=0)
     ).eval()
 
 
@@ -72,6 +72,15 @@ def test_adapters_train_and_come_back_from_a_folder(
     merged.save_pretrained(tmp_path / "merged")
     again = TandemForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(again(IDS).logits, logits, rtol=0, atol=1e-4)
+
+
+def test_single_tokens_are_trained_without_the_bias_of_the_head() -> None:
+    """What the library leaves out there (docs/faq.md); without a bias its adapter starts as nothing."""
+    for bias in (True, False):
+        base = model_of("gated", output_bias=bias)
+        plain, missing = base(IDS).logits.detach(), 0.0 if base.lm_head.bias is None else base.lm_head.bias
+        adapted = get_peft_model(base, LoraConfig(target_modules=["projection"], trainable_token_indices=[3]))
+        torch.testing.assert_close(adapted(input_ids=IDS).logits, plain - missing)
 
 
 @pytest.mark.parametrize("cell", ["residual", "gated"])

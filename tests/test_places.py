@@ -74,6 +74,27 @@ def kept(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_the_settings_of_a_model_name_the_same_files_from_anywhere(
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(Path("held.jsonl"), sentences(2, seed=77))
+    args = ["config", str(kept / "model" / "settings.yaml"), "--embeddings.source", "random", "--json"]
+    assert run(args) == 0
+    settings = json.loads(capsys.readouterr().out)
+    held = str(kept / "held.jsonl")
+    assert settings["data"]["train"] == str(kept / "texts")
+    assert (settings["data"]["validation"], settings["data"]["allow_overlap"]) == (held, [held])
+    assert settings["tokenizer"]["source"] == str(kept / "own" / "tokenizer.json")
+    assert settings["embeddings"]["source"] == "random"  # of this command
+    monkeypatch.chdir(kept)
+    assert run(args) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["train"] == "texts"
+    shutil.rmtree("texts")
+    monkeypatch.chdir(kept.parent)
+    assert run(["train", *args[1:4], "--output", "other"]) == 2
+    assert f"no file or directory {kept / 'texts'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", ["run", "model", "run/models/C1T1-seed0"])
 def test_a_recorded_source_is_found_from_anywhere(kept: Path, what: str) -> None:
     assert audit(kept / what).status != "fail"

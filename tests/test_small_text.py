@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WORDS, sentences, write_jsonl
+from safetensors.torch import save_file
 
 from tandem.cli.main import run
 from tandem.errors import DataError, MisfitError, SettingsError
@@ -145,11 +147,43 @@ def test_text_that_is_no_text(
     assert says in capsys.readouterr().err
 
 
+def test_an_embedding_that_does_not_fit_is_said_with_the_rest(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.safetensors"
+    save_file({"embedding.weight": torch.zeros(90, 6)}, table)
+    args = ["train", *FAST, "--data.train", str(small), "--embeddings.source", str(table)]
+    assert run([*args, "--output", str(tmp_path / "m")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    for part in ("a BPE vocabulary of", "phase2.batch_positions =", "of length 6", "has 90 rows"):
+        assert part in said
+    assert re.search(
+        "; add --tokenizer.* --model.embed-dim 6, or .*use the tokenizer of the same model", said
+    )
+
+
+def test_text_that_no_settings_fit_is_said_to_be_too_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("a b c d\n\ne f g h", "utf-8")
+    args = ["train", *FAST, "--data.train", str(tmp_path / "text.txt"), "--output", str(tmp_path / "m")]
+    assert run(args) == 2
+    said = capsys.readouterr().err
+    assert "text.txt has 5 tokens, too few to learn from; give at least 81" in said
+    assert "--phase2" not in said
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"text.txt"}
+    assert not any("lock" in name or "partial" in name for name in left)
+    assert not list((tmp_path / "cache" / "preparing").iterdir())
+    assert not (tmp_path / "m").exists()
+
+
 def test_fewer_tokens_than_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two short documents, read in 32 streams; one token is scored."""
     source = write_jsonl(tmp_path / "text.jsonl", [" ".join(WORDS[:6]), "the"])
     args = ["train", *FAST, "--data.train", str(source), "--output", str(tmp_path / "m")]
     sizes = ["--data.separator", "eos", "--model.embed-dim", "16", "--prediction.max-epochs", "1"]
+    sizes += ["--phase2.batch-positions", "1"]
     assert run([*args, *sizes]) == 2
     advised = re.search(r"; add (--[^;]*?), or give more text$", capsys.readouterr().err.strip())
     assert advised
@@ -184,6 +218,25 @@ def test_all_wrong_settings_of_a_file_are_named(tmp_path: Path) -> None:
         "variants.b.data",
     ):
         assert name in str(refused.value)
+
+
+def test_all_impossible_values_of_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--phase2.lr", "-1", "--phase2.dropout", "2", "--model.embed-dim", "x", "--seeds", "0", "y"]
+    assert run(["config", *wrong, "--configurations", "1", "0", "--precision", "low"]) == 2
+    said = capsys.readouterr().err
+    for name in (
+        "phase2.lr",
+        "phase2.dropout",
+        "model.embed_dim",
+        "seeds.1",
+        "configurations.0.1",
+        "precision",
+    ):
+        assert f"setting {name} = " in said
+    assert run(["generate", "m", "--prompt", "x", "--top-k", "few", "--temperature", "hot"]) == 2
+    said = capsys.readouterr().err
+    assert "--top-k takes a number, not few" in said
+    assert "--temperature takes a number, not hot" in said
 
 
 def test_all_unknown_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,6 +285,14 @@ def test_a_shell_reads_what_was_named(name: str) -> None:
     assert os.fsdecode(done.stdout) == ("./-x" if name == "-x" else name)
 
 
+def test_windows_shells_read_what_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("train", "C:\\a b\\", 'a "b"', "it's", "C:\\a", "", "a;b", "\n\n")
+    monkeypatch.setattr("os.name", "nt")
+    typed = command(*words)
+    monkeypatch.undo()
+    assert typed == r'train "C:\a b\\" "a \"b\"" "it' + r"'" + r's" "C:\a" "" "a;b" "`n`n"'
+
+
 def test_a_console_shows_text_as_it_is() -> None:
     said = io.StringIO()
     console = Terminal(file=said)

@@ -4,6 +4,7 @@ What `tandem train` takes as `--contexts.method loop`, `tandem evaluate` reads f
 as it was recorded. So messages never write an option out: they give the setting's name here.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -98,7 +99,7 @@ def _followed(setting: str) -> str:
     if (written := _written.get()) is not None:
         if written.file is None or not name.startswith(tuple(f"{section}." for section in written.sections)):
             return ""
-        return f"{name}{f': {value}' if value else ''} in {written.file}"
+        return f"{name}{f': {_in_yaml(value)}' if value else ''} in {written.file}"
     if (options := _options.get()) is None:
         return _plain(setting)
     if name not in options:
@@ -111,4 +112,9 @@ def _followed(setting: str) -> str:
 
 
 def _plain(setting: str) -> str:
-    return " = ".join(setting.split(" ", 1))
+    return " = ".join(map(_in_yaml, setting.split(" ", 1)))
+
+
+def _in_yaml(value: str) -> str:
+    """A value as it stands in a settings file; in quotes where it has what could not be seen."""
+    return value if value.isprintable() else json.dumps(value)

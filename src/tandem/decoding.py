@@ -68,6 +68,12 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_OF_ASCII = {
+    rb"\x1b(\$[@B]|\([BJ])": "ISO-2022-JP",
+    rb"\x1b\$\)C": "ISO-2022-KR",
+    rb"\A\+/v[89+/]": "UTF-7",
+}
+"""What tells encodings whose bytes are all ASCII."""
 _COMMON = (
     ("cp932", "のにはをがでたとしいるれさなかっ、。", 0.4),
     ("euc_jp", "のにはをがでたとしいるれさなかっ、。", 0.4),
@@ -147,14 +153,17 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
         raise DataError(f"{path} is {kind[1]}, not text; {kind[2]}")
     if start[257:262] == b"ustar":
         raise DataError(f"{path} is a tar archive, not text; unpack it with `tar -xf`")
-    if re.search(rb"\x1b(\$[@B]|\([BJ])", start):
-        convert = f"iconv -f ISO-2022-JP -t UTF-8 {command(path)}"
-        raise DataError(f"{path} is in ISO-2022-JP, not UTF-8; convert it first: `{convert}`")
+    for marks, encoding in _OF_ASCII.items():
+        if re.search(marks, start):
+            convert = command("iconv", "-f", encoding, "-t", "UTF-8", path)
+            raise DataError(f"{path} is in {encoding}, not UTF-8; convert it first: `{convert}`")
     if packed := _packed(start):
         raise DataError(f"{path} is packed twice ({packed[1]} lies within); unpack it once")
     encoding = _encoding(start)
     if encoding != "utf-8-sig":
         on_encoding(encoding.upper())
+    elif _seems_utf7(start):
+        on_encoding("what seems to be UTF-7, read as it stands; `iconv -f UTF-7 -t UTF-8` converts it")
     text = io.TextIOWrapper(file, encoding, newline=None)
     try:
         yield from text
@@ -197,6 +206,11 @@ def _encoding(start: bytes) -> str:
             if _decodes(start, encoding):
                 return encoding
     return "utf-8-sig"
+
+
+def _seems_utf7(start: bytes) -> bool:
+    """Whether these bytes are ASCII in which plus signs, more than one, all begin encoded characters."""
+    return start.isascii() and len(re.findall(rb"\+[\w+/]{3}", start)) > 1 and _decodes(start, "utf-7")
 
 
 def _decodes(start: bytes, encoding: str) -> bool:

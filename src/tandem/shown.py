@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def one_line(text: str) -> str:
 def command(*words: object) -> str:
     """A command, or options of one, as it is typed into a shell; every word is quoted where it has to be.
 
-    A Path is never taken for an option.
+    A Path is never taken for an option. On Windows it is for PowerShell, and for cmd where that can say it.
     """
     return " ".join(
         _quoted(f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word))
@@ -55,6 +56,10 @@ def command(*words: object) -> str:
 
 
 def _quoted(word: str) -> str:
+    if os.name == "nt" and word != shlex.quote(word):
+        spaced = " " + one_line(word.replace("\n", "`n").replace("\t", "`t"))
+        # The space makes it a word to quote, also where only a shell would read something into it.
+        return f'"{subprocess.list2cmdline([spaced])[2:]}'
     if not _CONTROLS.search(word):
         return shlex.quote(word)
     plain = word.replace("\\", "\\\\").replace("'", "\\'")

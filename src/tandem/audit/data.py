@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tandem.audit.leakage import measure_leakage
 from tandem.experiment.prepared import Prepared
 from tandem.records import Check, RunRecord
-from tandem.text.splits import Splits
+from tandem.text.splits import Splits, overlap_allowed
 from tandem.tokens.store import Ids, TokenStream, token_counts
 from tandem.tokens.tokenizer import cutter, plain
 
@@ -28,7 +28,7 @@ CONTAINED = 0.01
 def data_checks(prepared: Prepared, splits: Splits) -> Iterator[Check]:
     """`leakage` and `tokens`."""
     data = prepared.settings.data
-    yield _leakage(splits, allowed=data.validation in data.allow_overlap)
+    yield _leakage(splits, allowed=overlap_allowed(data))
     yield _tokens(prepared, splits)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -12,7 +12,8 @@ import tyro
 from pydantic import Field
 
 from tandem.cli.grammar import check
-from tandem.cli.line import Line, options_of
+from tandem.cli.line import Line, Option, options_of
+from tandem.cli.values import reads
 from tandem.cli.words import PRESETS, kind_of
 from tandem.errors import SettingsError
 from tandem.settings import (
@@ -25,6 +26,7 @@ from tandem.settings import (
     known_keys,
     load_settings,
 )
+from tandem.text.recorded import named_from_here
 
 Arguments = TypeVar("Arguments")
 Json = Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff]
@@ -181,23 +183,52 @@ def parse_with_preset(
 
     Raises SettingsError for what cannot be understood; `--help` prints and raises SystemExit(0).
     """
-    options = options_of(kind, hidden_settings(kind))
+    line = Line.of(command, options_of(kind, hidden_settings(kind)), args)
     given = bool(args) and not args[0].startswith("-")
     preset, rest = (args[0], args[1:]) if given else (default_preset, args)
     if _asks_for_help(args):
         rest = ["--help"]
         preset = preset if kind_of(preset) in PRESETS else default_preset
     else:
-        check(Line.of(command, options, args))
+        check(line)
     own = _own(kind)
-    base = load_settings(preset).model_dump(exclude=hidden_settings(kind) - {"variants", "configurations"})
+    loaded = named_from_here(load_settings(preset), Path(preset))
+    base = loaded.model_dump(exclude=hidden_settings(kind) - {"variants", "configurations"})
     prog = f"tandem {command} [PRESET|FILE]"
-    arguments = _parse(prog, kind, rest, default=kind(**base))
+    try:
+        arguments = _parse(prog, kind, rest, default=kind(**base))
+    except SettingsError:
+        kind(**_with_options(base, line))  # tyro says what is wrong with one section alone, this with all
+        raise
     settings = Settings(**arguments.model_dump(exclude=own))
     if getattr(arguments, "all_baselines", False):
         every = settings.baselines.model_copy(update={"models": get_args(Baseline)})
         settings = settings.model_copy(update={"baselines": every})
     return settings, arguments
+
+
+def _with_options(values: dict[str, Any], line: Line) -> dict[str, Any]:
+    """Settings with what a line says otherwise; a text stays one where it is not what it should be."""
+    for part in line.parts:
+        if part.option is None or part.option.kind == "switch" or not part.values:
+            continue
+        *sections, key = part.option.name.removeprefix("--").replace("-", "_").split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        given = [_value(part.option, word) for word in part.values]
+        if key in ("configurations", "untrained"):
+            section[key] = [given[at : at + 2] for at in range(0, len(given), 2)]
+        else:
+            section[key] = given if part.option.many and given != [None] else given[0]
+    return values
+
+
+def _value(option: Option, word: str) -> str | float | None:
+    read: Callable[[str], float] | None = {"int": int, "float": float}.get(option.kind)
+    if option.none and word == "None":
+        return None
+    return read(word) if read and reads(read, word) else word
 
 
 def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments:

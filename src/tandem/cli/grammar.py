@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tandem.cli.line import Line, Part, is_option
-from tandem.cli.values import as_meant
+from tandem.cli.values import as_meant, reads
 from tandem.cli.words import (
     CONFIGURATION,
     HYPHENS,
@@ -252,6 +252,15 @@ def value_as_meant(line: Line) -> Mistake | None:
     return None
 
 
+def no_number(line: Line) -> Mistake | None:
+    """A text where a command without settings takes a number; of settings all that is wrong is said later."""
+    for at, part in enumerate(line.parts):
+        numeric = part.option and part.option.kind in {"int", "float"} and line.command not in FIRST
+        if numeric and part.values and not reads(float, part.values[0]):
+            return Mistake(f"{part.given} takes a number, not {part.values[0]}", without=line.replaced(at))
+    return None
+
+
 def given_twice(line: Line) -> Mistake | None:
     """An option of several values that is given again with others; of one with one value the last counts."""
     for at, part in enumerate(line.parts):
@@ -295,6 +304,7 @@ CHECKS: tuple[Callable[[Line], Mistake | None], ...] = (
     several_words,
     stray_word,
     other_place,
+    no_number,
     given_twice,
     two_prompts,
     missing,

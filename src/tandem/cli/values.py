@@ -21,6 +21,9 @@ def as_meant(part: Part) -> tuple[str, Part | None] | None:
     assert option is not None
     if option.kind == "switch":
         return _switch(option, part)
+    if "separator" in option.name and "\\n" in "".join(part.values):
+        what = f"{part.given} {part.values[0]} is no line end but a backslash and a letter"
+        return what, replace(part, values=(part.values[0].replace("\\n", "\n"),))
     if option.free:
         return None
     given = (*part.values, *part.strays)
@@ -71,7 +74,7 @@ def _number(option: Option, part: Part) -> tuple[str, Part] | None:
     """A number with another minus, with commas, with a unit, or a whole one as `1e6`."""
     word = part.values[0]
     read: Callable[[str], float] = int if option.kind == "int" else float
-    if _reads(read, word):
+    if reads(read, word):
         return None
     text = word.strip().strip("[](){}'\"")
     for hyphen in HYPHENS:
@@ -81,17 +84,18 @@ def _number(option: Option, part: Part) -> tuple[str, Part] | None:
     elif re.fullmatch(r"-?\d*,\d+", text):
         text = text.replace(",", ".")
     sized = re.fullmatch(r"([\d.]+)\s*([kmg]b?)", text, re.IGNORECASE)
-    if sized and _reads(float, sized[1]):
+    if sized and reads(float, sized[1]):
         text = str(float(sized[1]) * SIZES[sized[2].lower()])
-    if option.kind == "int" and _reads(float, text) and float(text).is_integer():
+    if option.kind == "int" and reads(float, text) and float(text).is_integer():
         text = str(int(float(text)))
-    if text == word or not _reads(read, text):
+    if text == word or not reads(read, text):
         return None
     kind = "a whole number in digits" if option.kind == "int" else "a number with a point"
     return f"{part.given} takes {kind}, not {word}", replace(part, values=(text,))
 
 
-def _reads(read: Callable[[str], float], text: str) -> bool:
+def reads(read: Callable[[str], float], text: str) -> bool:
+    """Whether a text is a number of the kind that `read` makes."""
     try:
         read(text)
     except (ValueError, OverflowError):

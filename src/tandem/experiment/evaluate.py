@@ -30,7 +30,7 @@ from tandem.model import TandemForCausalLM
 from tandem.records import Unbounded
 from tandem.settings import DataSettings, Phase1Settings, Settings, check_options, load_settings
 from tandem.text.places import counted_from
-from tandem.text.recorded import folder_of, read_recorded
+from tandem.text.recorded import folder_of, read_recorded, whereabouts
 from tandem.text.splits import Splits, split_documents
 from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
 from tandem.tokens.store import TokenStream
@@ -130,7 +130,6 @@ def evaluate_model(
     score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
     mixture = None
     if mix:
-        on_progress(f"counting n-grams of {data.train}")
         splits = _training_text(folder, data, on_progress, on_warning)
         counted = tokenize_training_text(splits, data, tokenizer, on_progress)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
@@ -171,6 +170,7 @@ def _training_text(
     sources = [source for source in (data.train, data.validation) if source]
     place = None if record is None else folder_of(record.folder, sources, folder)
     with counted_from(place), written_settings():
+        on_progress(f"counting n-grams of {whereabouts(data.train)}")
         if record is None:
             on_warning(
                 f"{folder} has no readable record.json, so it is not known whether {data.train} is still the "

@@ -42,7 +42,7 @@ def generate_text(
     lacks. Returns prompt, text (without the prompt) and the number of tokens of both. Raises SettingsError
     for sampling settings that are impossible, RunDirError for a folder that is no model.
     """
-    for name, value, fits, rule in (
+    checked = (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
         (
             "temperature",
@@ -53,9 +53,13 @@ def generate_text(
         ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
         ("seed", seed, 0 <= seed < 1 << 63, "at least 0 and below 2**63"),
-    ):
-        if not fits:
-            raise SettingsError(f"{named(name)} {value} is not possible: it must be {rule}")
+    )
+    if wrong := [
+        f"{named(name)} {value} is not possible: it must be {rule}"
+        for name, value, fits, rule in checked
+        if not fits
+    ]:
+        raise SettingsError("; ".join(wrong))
     check_options(prompt=prompt)
     model, tokenizer = load_model(folder)
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types

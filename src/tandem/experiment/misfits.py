@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from tandem.baselines import gpt2, lstm
-from tandem.errors import MisfitError
+from tandem.errors import DataError, MisfitError
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.settings import Configuration, Settings
-from tandem.tokens.embeddings import check_length
+from tandem.tokens.embeddings import check_fit
 from tandem.tokens.prepare import Corpus
 
 MORE_TEXT = "give more text"
-STEPS = 10
-"""Optimizer steps that an epoch has with the size of batch that is advised."""
+STEPS, LEAST_BATCH = 10, 8
+"""Optimizer steps that an epoch has with the size of batch that is advised, and the smallest such size."""
 
 
 def misfits(
@@ -27,7 +27,10 @@ def misfits(
     corpus: Corpus,
     baselines: bool,
 ) -> list[MisfitError]:
-    """All there are, of any variant; `changes` is what each variant sets; `baselines`: theirs as well."""
+    """All there are, of any variant; `changes` is what each variant sets; `baselines`: theirs as well.
+
+    Raises DataError for so little text that no size of batch can be advised.
+    """
     found = [
         error if name is None else _of_variant(error, name, changes[name])
         for name, settings in variants.items()
@@ -46,12 +49,16 @@ def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
     if settings.recipe == "original" and settings.phase1.batch_positions > swept:
         yield _large_batch("phase1", settings.phase1.batch_positions, swept, swept)
     if settings.phase2.batch_positions > tokens - 1:
-        fits = max(1, (tokens - 1) // STEPS)
+        if (fits := (tokens - 1) // STEPS) < LEAST_BATCH:
+            raise DataError(
+                f"the training text {corpus.train_source} has {tokens} tokens, too few to learn from; give "
+                f"at least {STEPS * LEAST_BATCH + 1}"
+            )
         yield _large_batch("phase2", settings.phase2.batch_positions, tokens - 1, fits)
     try:
-        check_length(settings.embeddings, corpus.vocab_size, settings.model.embed_dim)
-    except MisfitError as error:
-        yield error
+        check_fit(settings.embeddings, corpus.vocab_size, settings.model.embed_dim)
+    except DataError as error:
+        yield error if isinstance(error, MisfitError) else MisfitError.of(str(error), {})
 
 
 def _large_batch(phase: str, batch: int, there: int, fits: int) -> MisfitError:

@@ -80,7 +80,13 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within the block no other training makes a model in this folder. Raises RunDirError where one does."""
+    """Within the block the folder is there, and no other training makes a model in it.
+
+    What was made for that goes where nothing was put into it. Raises RunDirError where another training does,
+    or the folder cannot be made or written to.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    make_folder(folder)
     with claimed(folder, "training") as free:
         if not free:
             raise RunDirError(
@@ -92,7 +98,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         finally:  # a model folder is to hold what belongs to the model; other claims, of an experiment, stay
             with suppress(OSError):
                 (folder / CLAIMS / "training.lock").unlink()
-                (folder / CLAIMS).rmdir()
+                for place in (folder / CLAIMS, *made):
+                    place.rmdir()
 
 
 def open_run_dir(

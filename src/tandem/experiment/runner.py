@@ -52,7 +52,6 @@ from tandem.experiment.run_dir import (
     check_same,
     check_writable,
     keep_record,
-    make_folder,
     open_run_dir,
 )
 from tandem.experiment.workers import threads_each
@@ -425,7 +424,6 @@ def train_one(
         refused: RunDirError | DataError | None = None
         if group.leads:
             try:
-                make_folder(folder)
                 claim.enter_context(alone_in(folder))
                 check_no_other_model(folder, prepared, cell.name)
                 check_disk(folder, {None: prepared}, [cell])

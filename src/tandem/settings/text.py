@@ -27,7 +27,8 @@ class DataSettings(Section):
     """What a document is in .txt files: `file`, `blank-line` (paragraphs), or `start:REGEX` (a document
     starts at every line that matches within its first 4,096 characters)."""
     separator: str = "eos"
-    """What stands between documents: `eos` (the end-of-text token before each) or a text (may be empty)."""
+    """What stands between documents: `eos` (the end-of-text token before each) or a text (may be empty). A
+    blank line is $'\\n\\n' in a shell, "`n`n" in PowerShell and "\\n\\n" in a settings file."""
     validation_separator: str | None = None
     """The same for validation text; none: as `separator`."""
     allow_overlap: tuple[str, ...] = ()

@@ -42,21 +42,22 @@ def read_files(source: str, txt_documents: str, reading: Reading) -> Iterator[st
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def text_lines(source: str) -> Iterator[str]:
+def text_lines(source: str, on_encoding: Callable[[str], None] = lambda _: None) -> Iterator[str]:
     """Lines of one text file, of whatever name, or of standard input where `source` is `-`.
 
+    `on_encoding` is told of one other than UTF-8.
     Raises DataError for a missing or unreadable file, or one that is not text.
     """
     if source == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise DataError("standard input is closed; give a file instead of -")
         with unpacked(sys.stdin.buffer, STANDARD_INPUT) as file:
-            yield from lines(file, STANDARD_INPUT)
+            yield from lines(file, STANDARD_INPUT, on_encoding)
         return
     path = user_path(source)
     try:
         with opened(path) as file:
-            yield from lines(file, path)
+            yield from lines(file, path, on_encoding)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}; check the path") from None
 
@@ -117,7 +118,7 @@ def _read_file(path: Path, splitter: Splitter, reading: Reading) -> Iterator[str
         if kind == ".parquet":
             yield from _parquet_rows(file, path)
             return
-        text = lines(file, path, lambda encoding: reading.noted(f"in {encoding}"))
+        text = lines(file, path, reading.encoded)
         yield from splitter(text) if kind == ".txt" else _json_lines(text, path)
 
 

@@ -33,6 +33,10 @@ class Reading:
         """Something was read in a way that should be known; `what` completes "3 …"."""
         _count(self._noted, what, self.place, count)
 
+    def encoded(self, encoding: str) -> None:
+        """A file is of another encoding than UTF-8."""
+        self.noted(f"in {encoding}")
+
     def left_out(self) -> str:
         """What was passed over, as the end of a sentence; '' for nothing."""
         if not self._passed_over:

@@ -1,12 +1,15 @@
 """Sources that were written down before: where they are now, and whether they are what they were."""
 
 import glob
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tandem.decoding import read_text
 from tandem.errors import DataError, StorageError
-from tandem.settings import DataSettings
+from tandem.folders import RECORD, SETTINGS
+from tandem.settings import DataSettings, Settings
 from tandem.text.hub import parse_hub_source
 from tandem.text.listing import find_files
 from tandem.text.places import counted_from, source_folder, user_path
@@ -58,6 +61,40 @@ def folder_of(recorded: str | None, sources: Iterable[str], beside: Path) -> Pat
             return sum(local_path(source) is not None for source in wanted)
 
     return max((Path(recorded), Path.cwd(), *beside.resolve().parents), key=there)
+
+
+def named_from_here(settings: Settings, file: Path) -> Settings:
+    """Settings of a file; where it is of a model folder, its relative sources by their whole paths.
+
+    They count from where that model was made; from there they stay as they are.
+    """
+    try:
+        recorded = json.loads(read_text(file.with_name(RECORD)))["folder"] if file.name == SETTINGS else None
+    except (OSError, DataError, ValueError, LookupError, TypeError):
+        return settings
+    data, tokenizer, embeddings = settings.data, settings.tokenizer, settings.embeddings
+    texts = [source for source in (data.train, data.validation, *data.allow_overlap) if source]
+    place = folder_of(recorded, [*texts, tokenizer.source, embeddings.source], file.parent)
+    if place is None or place == Path.cwd():
+        return settings
+
+    def here(source: str) -> str:
+        hub = "hf:" if source.startswith("hf:") else ""
+        with counted_from(place):
+            there = local_path(source) is not None or (source in texts and not hub and source not in WORDS)
+            return hub + str(user_path(source.removeprefix(hub))) if there else source
+
+    named = {
+        "train": here(data.train),
+        "validation": data.validation and here(data.validation),
+        "allow_overlap": tuple(map(here, data.allow_overlap)),
+    }
+    changed = {
+        "data": data.model_copy(update=named),
+        "tokenizer": tokenizer.model_copy(update={"source": here(tokenizer.source)}),
+        "embeddings": embeddings.model_copy(update={"source": here(embeddings.source)}),
+    }
+    return settings.model_copy(update=changed)
 
 
 def read_recorded(

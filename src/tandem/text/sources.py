@@ -28,7 +28,7 @@ def open_documents(
     if source == "python-docs":
         documents = python_docs()
     elif source == "-":
-        documents = splitter(text_lines(source))
+        documents = splitter(text_lines(source, reading.encoded))
     elif source.startswith("hf:"):
         documents = hub_documents(source)
     elif source.strip():

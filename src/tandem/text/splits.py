@@ -18,6 +18,7 @@ from tandem.errors import DataError
 from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
 from tandem.text.documents import Documents, put_down
+from tandem.text.places import user_path
 from tandem.text.sources import open_documents
 
 Digests = npt.NDArray[np.uint64]
@@ -205,10 +206,20 @@ def _set_aside(distinct: Distinct, data: DataSettings, duplicates: int) -> Chose
     return aside
 
 
+def overlap_allowed(data: DataSettings) -> bool:
+    """Whether the validation text is among `data.allow_overlap`, under whatever name of its file."""
+
+    def places(*sources: str | None) -> set[str | Path]:
+        named = [source for source in sources if source]
+        return {*named, *(user_path(source).resolve() for source in named if not source.startswith("hf:"))}
+
+    return not places(data.validation).isdisjoint(places(*data.allow_overlap))
+
+
 def _count_overlap(train: Distinct, validation: Distinct, data: DataSettings) -> int:
     classes = _classes(np.concatenate((train.digests, validation.digests)))
     shared = np.flatnonzero(np.isin(classes[len(train) :], classes[: len(train)]))
-    if len(shared) and data.validation not in data.allow_overlap:
+    if len(shared) and not overlap_allowed(data):
         first = " ".join(validation.documents[int(shared[0])].strip()[:SHOWN_CHARACTERS].split())
         shown = first if len(first) <= 60 else first[:60] + "…"
         raise DataError(

@@ -13,7 +13,7 @@ import scipy.sparse as sparse
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tandem.advice import advice
+from tandem.advice import advice, together
 from tandem.decoding import read_text
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
@@ -64,7 +64,7 @@ def embedding_table(
     does not fit the vocabulary or `embed_dim`.
     """
     if settings.source == "spectral":
-        check_length(settings, corpus.vocab_size, embed_dim)
+        check_fit(settings, corpus.vocab_size, embed_dim)
         request = {"window": settings.window, "norm": settings.norm, "embed_dim": embed_dim, "seed": seed}
         table = _cached(
             cache,
@@ -80,8 +80,10 @@ def embedding_table(
     return table, fingerprint("embeddings", table)
 
 
-def check_length(settings: EmbeddingSettings, vocab_size: int, embed_dim: int) -> None:
-    """Raises MisfitError if spectral embeddings cannot be so long."""
+def check_fit(settings: EmbeddingSettings, vocab_size: int, embed_dim: int) -> None:
+    """Raises MisfitError if spectral embeddings cannot be so long; as `pretrained` for those of a model."""
+    if settings.source not in MADE_HERE:
+        pretrained(settings.source, vocab_size, embed_dim)
     if settings.source == "spectral" and embed_dim >= vocab_size:
         raise MisfitError.of(
             f"spectral embeddings must be shorter than the vocabulary of {vocab_size}, but setting "
@@ -118,8 +120,8 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     `source` is a .safetensors file, a model folder (safetensors or PyTorch weights, in one file or several),
     or a hub name. Rows beyond `vocab_size` are cut off.
 
-    Raises DataError if there is no such model, no tensor can be told to be the embedding, or it has fewer
-    rows than `vocab_size` or values that are not finite; MisfitError for another width than `embed_dim`.
+    Raises DataError if there is no such model, no tensor can be told to be the embedding, or it has values
+    that are not finite; MisfitError for another width than `embed_dim`, or fewer rows than `vocab_size`.
     """
     path = user_path(source)
 
@@ -139,17 +141,16 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     else:
         table = _read_from_hub(source)
     rows, width = table.shape
+    found = []
     if width != embed_dim:
-        raise MisfitError.of(
-            f"the embedding of {source} has vectors of length {width}, but setting model.embed_dim is "
-            f"{embed_dim}",
-            {"model.embed_dim": width},
-        )
+        said = f"has vectors of length {width}, but setting model.embed_dim is {embed_dim}"
+        found.append(MisfitError.of(f"the embedding of {source} {said}", {"model.embed_dim": width}))
     if rows < vocab_size:
-        raise DataError(
-            f"the embedding of {source} has {rows} rows, but the vocabulary has {vocab_size} tokens"
-            + advice(("use the tokenizer of the same model with {}", "tokenizer.source"))
-        )
+        said = f"has {rows} rows, but the vocabulary has {vocab_size} tokens"
+        use = together("use the tokenizer of the same model with {}", "tokenizer.source")
+        found.append(MisfitError.of(f"the embedding of {source} {said}", {}, use))
+    if found:
+        raise MisfitError.of_all(found)
     table = table[:vocab_size]
     if not torch.isfinite(table).all():
         raise DataError(f"the embedding of {source} holds values that are not finite; use an undamaged copy")

@@ -78,7 +78,7 @@ class Encoder:
             if eos_id is None:
                 raise DataError(
                     "the tokenizer has no end-of-text token to stand between documents"
-                    + advice(("give a text for it with {}, such as a blank line", "data.separator"))
+                    + advice(("give a text for it, such as a blank line by {}", "data.separator \n\n"))
                 )
             self._lead, self._between = [eos_id], ""
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, __version__
 from transformers import PreTrainedTokenizerFast
 
 from tandem.claims import in_turn
-from tandem.errors import DataError
+from tandem.errors import DataError, StorageError
 from tandem.fingerprint import fingerprint
 from tandem.settings import DataSettings, TokenizerSettings
 from tandem.text.documents import Documents, put_down
@@ -135,6 +135,10 @@ def prepare_corpus(
             raise DataError(
                 f"{work} was removed while tokens were made there; give the command again"
             ) from None
+    except DataError as error:
+        if not isinstance(error, StorageError):  # the same text would be refused again, whatever is there
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     except OSError as error:
         raise store.unwritten("tokens", work, error) from None
     return _corpus(_read_back(folder, chain), splits, on_progress)
