@@ -1,6 +1,6 @@
 """docs/settings.md says what the settings are: it is written from their schema.
 
-    python tests/test_settings_page.py > docs/settings.md
+python tests/test_settings_page.py > docs/settings.md
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 HEAD = """\
 # Every setting
 
-A settings file is YAML. `tandem config` prints one with every setting, and `tandem config demo` prints a preset. On the
-command line a setting is an option: `phase2.lr` is `--phase2.lr`. Words there take hyphens: `model.embed-dim`.
+A settings file is YAML. `tandem config demo` prints one with every setting of a preset. On the command line a
+setting is an option: `phase2.lr` is `--phase2.lr`. Words there take hyphens: `--model.embed-dim`.
 
-`null` means that a setting has no value; on the command line it is `None`. This page is written from the settings
-themselves: `python tests/test_settings_page.py > docs/settings.md`.
+`null` means that a setting has no value; on the command line it is `None`. This page is written from the
+settings themselves: `python tests/test_settings_page.py > docs/settings.md`.
 """
 
 
@@ -48,12 +48,17 @@ def section_of(field: FieldInfo) -> type[Section] | None:
 
 
 def row(name: str, field: FieldInfo) -> str:
-    return f"| `{name}` | `{shown(field.get_default(call_default_factory=True))}` | {sentence(field.description)} |"
+    default = shown(field.get_default(call_default_factory=True))
+    return f"| `{name}` | `{default}` | {sentence(field.description)} |"
 
 
 def shown(value: Any) -> str:
     """A default as YAML has it, on one line."""
-    plain = [list(part) if isinstance(part, tuple) else part for part in value] if isinstance(value, tuple) else value
+    plain = (
+        [list(part) if isinstance(part, tuple) else part for part in value]
+        if isinstance(value, tuple)
+        else value
+    )
     return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tandem.records import (
-    BaselineKind,
     DataRecord,
     Environment,
     Manifest,
@@ -28,7 +27,7 @@ class ModelResult:
     """One configuration, or one baseline, over its seeds. `runs` and all spreads cover finished runs only."""
 
     name: str
-    kind: Literal["tandem"] | BaselineKind
+    kind: str
     recipe: Literal["original", "predictive"] | None
     variant: str | None
     context_layers: int | None

@@ -17,9 +17,9 @@ class Phase1Settings(Section):
     batch_positions: Annotated[int, Field(ge=2)] = 5000
     """Consecutive positions of one OACD batch; gradients are averaged over all batches of a sweep."""
     tokens_per_step: Positive | None = None
-    """Sweep over this many training tokens, in windows of `batch_positions` spread evenly over the text;
-    none: over all of it, as the original does. Two windows of 10,000 come closer to what the whole text
-    gives than four of 5,000 (docs/results/performance.md). (Once called max_tokens, which files may still say.)"""
+    """Sweep over this many training tokens, in windows of `batch_positions` spread evenly over the text. None:
+    over all of it, as the original does. Two windows of 10,000 come closer to the whole text's contexts than
+    four of 5,000 (docs/results/performance.md). Files may also call it max_tokens."""
     lr: PositiveFloat = 0.002
     """Adam's learning rate; one step an iteration."""
     max_grad_norm: PositiveFloat = 2.0
