@@ -290,7 +290,7 @@ def test_windows_shells_read_what_was_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("os.name", "nt")
     typed = command(*words)
     monkeypatch.undo()
-    assert typed == r'train "C:\a b\\" "a \"b\"" "it' + r"'" + r's" "C:\a" "" "a;b" "`n`n"'
+    assert typed == r'''train "C:\a b\\" "a \"b\"" "it's" "C:\a" "" "a;b" "`n`n"'''
 
 
 def test_a_console_shows_text_as_it_is() -> None:
