@@ -205,7 +205,7 @@ def _starts_at(part: PartRecord, wanted: tuple[float, ...]) -> bool:
 
 def _ranks(subject: Subject) -> list[str]:
     """Whether the recorded effective rank of validation contexts recomputes."""
-    said = subject.record.phase1
+    said = subject.record.contexts
     # Embeddings that phase 2 trained give other contexts than those that phase 1 ended with.
     moved = subject.prepared.settings.embeddings.trained
     if said is None or moved or not subject.exact or len(subject.validation) < RANKED:

@@ -57,7 +57,7 @@ def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
         {
             "text": _text(record.data),
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
-            "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
+            "phase 1": f"{_phase1(record.phase1)}, ER {record.contexts.effective_rank_validation:.1%}",
             "contexts": KEPT[record.contexts.train.kept],
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",

@@ -1,6 +1,6 @@
 """One run, from tokens to record: phase 1 for each depth and seed, phase 2 for each run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from tandem.experiment.handover import (
     take_phase1,
 )
 from tandem.experiment.prepared import Prepared, new_model, streams
-from tandem.metrics import effective_rank, perplexity, score_stream, validation_record
+from tandem.metrics import score_stream, validation_record
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import (
     ContextsRecord,
@@ -87,23 +87,16 @@ def train_contexts(
     heads = new_heads(prepared, context_layers, seed)
     train, validation = streams(prepared, model)
     if saved is None:
-        record_of = train_phase1(prepared, model, heads, train, seed, on_tick)
+        phase1 = train_phase1(prepared, model, heads, train, seed, on_tick)
     else:
-        record_of = _taken(model, heads, saved)
+        weights, phase1 = saved
+        take_phase1(model, weights)
+        load_heads(heads, weights)
     train_split, validation_split, contexts = contexts_of(prepared, model, train, validation)
-    phase1 = record_of(train_split, validation_split)
+    if saved is None and heads:
+        scored = _scored(prepared, model, heads, validation_split)
+        phase1 = phase1.model_copy(update={"heads": scored})
     return TrainedContexts(model, train_split, validation_split, phase1, contexts, tuple(heads))
-
-
-RecordOf = Callable[[Split, Split], Phase1Record | PredictionRecord]
-"""Makes the record of a phase 1 that is done, once the contexts of both splits are there."""
-
-
-def _taken(model: TandemForCausalLM, heads: Sequence[TokenBlock], saved: SavedPhase1) -> RecordOf:
-    weights, record = saved
-    take_phase1(model, weights)
-    load_heads(heads, weights)
-    return lambda _train, _validation: record
 
 
 def train_phase1(
@@ -113,36 +106,15 @@ def train_phase1(
     stream: Stream,
     seed: int,
     on_tick: OnTick,
-) -> RecordOf:
+) -> Phase1Record | PredictionRecord:
     """Phase 1 alone, of the settings' recipe, in place. Raises NonFiniteLossError."""
     settings, execution = prepared.settings, prepared.execution
     if settings.recipe == "predictive":
         chunk = settings.phase2.chunk_positions
-        predicted = train_predictive_contexts(
+        return train_predictive_contexts(
             model, heads, stream, settings.prediction, seed, chunk, on_tick, execution
         )
-        return lambda train, validation: PredictionRecord(
-            parts=predicted.parts,
-            micro_batches=predicted.micro_batches,
-            epochs=predicted.epochs,
-            positions=predicted.positions,
-            tokens=len(stream),
-            heads=_scored(prepared, model, heads, validation),
-            **_ranks(train, validation, settings),
-            seconds_s=predicted.seconds_s,
-            history=predicted.history,
-        )
-    swept = train_context_block(model, stream, settings.phase1, seed, on_tick, execution)
-    return lambda train, validation: Phase1Record(
-        iterations=swept.iterations,
-        stopped=swept.stopped,
-        convergence_rate=swept.convergence_rate,
-        **_ranks(train, validation, settings),
-        tokens=swept.tokens,
-        seconds_s=swept.seconds_s,
-        history=swept.history,
-        parts=swept.parts,
-    )
+    return train_context_block(model, stream, settings.phase1, seed, on_tick, execution)
 
 
 def _scored(
@@ -161,15 +133,6 @@ def _scored(
         )
 
     return tuple(map(record, heads))
-
-
-def _ranks(train: Split, validation: Split, settings: Settings) -> dict[str, float]:
-    """Effective rank of both splits' contexts."""
-    positions = settings.phase1.rank_positions
-    return {
-        "effective_rank_train": effective_rank(train.contexts, positions),
-        "effective_rank_validation": effective_rank(validation.contexts, positions),
-    }
 
 
 def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> TrainedContexts:
@@ -219,21 +182,8 @@ def train_tokens(
         on_tick=on_tick,
         execution=prepared.execution,
     )
-    phase2 = TrainingRecord(
-        best_epoch=result.best_epoch,
-        epochs=result.history[-1].epoch,
-        stopped=result.stopped,
-        train_nll_nats=result.train_nll_nats,
-        train_perplexity=perplexity(result.train_nll_nats),
-        seconds_s=result.seconds_s,
-        history=result.history,
-        parts=result.parts,
-        positions=result.positions,
-        first_loss_nats=result.first_loss_nats,
-        micro_batches=result.micro_batches,
-    )
     validation = validation_record(result.validation, prepared.corpus.validation)
-    return TrainedTokens(model, phase2, validation, result.contexts, head)
+    return TrainedTokens(model, result.training, validation, result.contexts, head)
 
 
 _COUNTED = {"lm_head": "head"}

@@ -104,7 +104,7 @@ class Trial:
         found = []
         if trained:
             found.append(Part(what=f"{name}{depth}, phase 1", times=seeds, seconds_s=self._phase1(seed)))
-        contexts = self._contexts(model, trained)
+        contexts = self._contexts(model)
         heads = len(settings.prediction.head_layers) if trained and settings.recipe == "predictive" else 0
         found.append(
             Part(
@@ -134,7 +134,7 @@ class Trial:
         train, _ = streams(prepared, model)
         return seconds_of(lambda on_tick: train_phase1(prepared, model, heads, train, seed, on_tick)) / share
 
-    def _contexts(self, model: TandemForCausalLM, ranked: bool) -> _Contexts:
+    def _contexts(self, model: TandemForCausalLM) -> _Contexts:
         """Both splits' contexts and what is measured on them, by those of the beginning of the text."""
         settings, (train, validation) = self.prepared.settings, streams(self.prepared, model)
         in_memory = settings.contexts.model_copy(update={"keep": "memory"})
@@ -166,10 +166,9 @@ class Trial:
                 made += timed(lambda: contexts.on_disk(default_cache_dir())) * len(train) / size
             else:
                 train_again = a_token * len(train)
-        if ranked:
-            some_of_it = min(len(contexts), settings.phase1.rank_positions)
-            seconds = timed(lambda: effective_rank(contexts, some_of_it))
-            made += 2 * seconds * settings.phase1.rank_positions / some_of_it
+        ranked = min(len(contexts), settings.phase1.rank_positions)
+        seconds = timed(lambda: effective_rank(contexts, ranked))
+        made += 2 * seconds * settings.phase1.rank_positions / ranked
         chunk = settings.phase2.chunk_positions
         some = begun.first(min(size, 4 * chunk))
         score = timed(lambda: score_stream(model, some, contexts, chunk)) / (len(some) - 1) * len(validation)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -89,8 +89,6 @@ class Phase1Record(_Record):
     iterations: int
     stopped: Literal["converged", "max_iterations"]
     convergence_rate: float
-    effective_rank_train: float
-    effective_rank_validation: float
     tokens: int
     seconds_s: float
     history: tuple[Phase1Iteration, ...]
@@ -130,10 +128,8 @@ class PredictionRecord(_Record):
     """Tokens predicted in an epoch."""
     tokens: int
     """Of the training text."""
-    heads: Annotated[tuple[HeadRecord, ...], Field(min_length=1)]
-    """Through which it predicted, the shallowest first."""
-    effective_rank_train: float
-    effective_rank_validation: float
+    heads: tuple[HeadRecord, ...] = ()
+    """Through which it predicted, the shallowest first; scored once the contexts are there."""
     seconds_s: float
     history: tuple[PredictionEpoch, ...]
     micro_batches: int = 1
@@ -282,6 +278,9 @@ class ContextsRecord(_Record):
     validation: ScanRecord
     memory: tuple[MemoryPoint, ...] = ()
     """Measured on validation text; empty in older records, and where that text is too short."""
+    effective_rank_train: float
+    """Of the contexts of each split."""
+    effective_rank_validation: float
     seconds_s: float
 
 

@@ -78,7 +78,7 @@ class ModelResult:
     @property
     def effective_rank(self) -> Spread | None:
         """On validation contexts."""
-        return spread(p.effective_rank_validation for p in self._phase1)
+        return spread(r.contexts.effective_rank_validation for r in self.runs.values() if r.contexts)
 
     @property
     def over_head(self) -> Spread | None:

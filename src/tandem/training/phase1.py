@@ -9,7 +9,6 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,26 +17,26 @@ from tandem.contexts import Stream, swept
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import convergence_rate
 from tandem.model import TandemForCausalLM
-from tandem.records import PartRecord, Phase1Iteration
+from tandem.records import Phase1Iteration, Phase1Record
 from tandem.settings import Phase1Settings
 from tandem.training.execution import PLAIN, Execution
+from tandem.training.gradients import GradientAccumulator
 from tandem.training.initialization import START_SIZES, generator_for
+from tandem.training.optimizer import clip_gradients
 from tandem.training.progress import OnTick, Tick, silent
-from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
 
 
 @dataclass(frozen=True)
-class Phase1Result:
-    """How phase 1 ended. An exhausted budget (`max_iterations`) is not called converged."""
+class Sweep:
+    """One Jacobi sweep over consecutive positions [n]: their contexts before it, and after it.
 
-    iterations: int
-    stopped: Literal["converged", "max_iterations"]
-    convergence_rate: float
-    tokens: int
-    seconds_s: float
-    history: tuple[Phase1Iteration, ...]
-    parts: tuple[PartRecord, ...]
+    lead    [C] context of the position before the first one
+    """
+
+    before: Tensor
+    after: Tensor
+    lead: Tensor
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float = 0.1) -> Tensor:
@@ -59,7 +58,7 @@ def train_context_block(
     seed: int,
     on_tick: OnTick = silent,
     execution: Execution = PLAIN,
-) -> Phase1Result:
+) -> Phase1Record:
     """Train model.context_block in place, on `tokens_per_step` tokens of the stream, or on all of them.
 
     Embedding and embed_norm are read and never changed; `embed_norm` is frozen throughout Tandem, and not
@@ -71,67 +70,40 @@ def train_context_block(
     stream = windows_of(stream, settings)
     batches = math.ceil(len(stream) / size)
     group.check_enough(batches, "phase1.batch_positions")
-    # From here on positions are those of the process's own batches, which follow on each other.
     own = group.share(batches)
+    # From here on positions are those of the process's own batches, which follow on each other.
     shard = slice(own.start * size, min(own.stop * size, len(stream)))
-    depth = len(block.layers)
-    start = torch.randn(
-        (len(stream), block.context_dim), generator=generator_for(seed, "phase1 start", depth)
-    )
-    contexts = (start[shard] * settings.start_std).to(model.device)
-    del start  # as large as the contexts
-    ids = stream.ids[shard]
-    restart = None if stream.restart is None else stream.restart[shard]
-    draws = torch.Generator(model.device).manual_seed(
-        generator_for(seed, "phase1 noise", depth).initial_seed()
-    )
+    ids, restart = stream.ids[shard], None if stream.restart is None else stream.restart[shard]
+    contexts = (_start(model, len(stream), seed)[shard] * settings.start_std).to(model.device)
+    noise = _Noise(model, settings, seed)
     history: list[Phase1Iteration] = []
-    rate = 0.0
 
-    def embeds(positions: slice) -> Tensor:
-        return model.embed(ids[positions])
+    def forward(sweep: Sweep, batch: slice) -> Tensor:
+        """The loss of one batch, a scalar with gradients; its new contexts go to the sweep."""
+        first = (batch.start - own.start) * size
+        positions = slice(first, min(first + size, len(ids)))
+        embeds = partial(_embeds, model, ids)
+        new = swept(block, sweep.before, positions, embeds, restart, noise.draw, sweep.lead)
+        sweep.after[positions] = new.detach()
+        return oacd_loss(new, settings.centroid_weight)
 
-    def noise(read: Tensor) -> Tensor:
-        return settings.noise_std * torch.randn(read.shape, generator=draws, device=read.device)
-
-    def pass_over(first: int, last: int) -> None:
-        """Draw the noise of other processes' batches, so that a sweep has the same noise for any number."""
-        for batch in range(first, last):
-            count = min(size, len(stream) - batch * size)
-            noise(contexts.new_empty(1).expand(count, block.context_dim))
-
-    with training_only(model, block) as trained:
-        optimizer = torch.optim.Adam(trained.parameters, lr=settings.lr)
-        steps = Steps(
-            [block],
-            trained.parameters,
-            optimizer,
-            None,
-            settings.max_grad_norm,
-            execution,
-            own.stop - own.start,
-        )
+    with training_only(model, block) as trainable:
+        gradients = GradientAccumulator(trainable.parameters, execution, own.stop - own.start)
+        optimizer = torch.optim.Adam(trainable.parameters, lr=settings.lr)
         for iteration in range(2, settings.max_iterations + 1):  # the random start was the first
-            new = torch.empty_like(contexts)
-            # The last context before the shard; before the first position comes the last (SPEC section 3).
+            # Before the shard comes the one before it; before the first position the last (SPEC section 3).
             lead = group.joined(contexts[-1:], group.size)[group.rank - 1]
-
-            def loss_of(
-                batch: slice, contexts: Tensor = contexts, new: Tensor = new, lead: Tensor = lead
-            ) -> Tensor:
-                first = (batch.start - own.start) * size
-                positions = slice(first, min(first + size, len(contexts)))
-                made = swept(block, contexts, positions, embeds, restart, noise, lead)
-                new[positions] = made.detach()
-                return oacd_loss(made, settings.centroid_weight)
-
-            pass_over(0, own.start)
-            loss, gradient_norm = steps.take(batches, loss_of, partial(_not_finite, history))
-            del loss_of  # which holds on to the contexts before
-            pass_over(own.stop, batches)
-            still = round(convergence_rate(contexts, new, settings.convergence_mse) * len(contexts))
+            sweep = Sweep(contexts, torch.empty_like(contexts), lead)
+            noise.pass_over(shard.start)
+            loss = gradients.backward(partial(forward, sweep), batches)
+            noise.pass_over(len(stream) - shard.stop)
+            gradient_norm = clip_gradients(trainable.parameters, settings.max_grad_norm)
+            _check_finite(loss, gradient_norm, history)
+            optimizer.step()
+            still = round(convergence_rate(contexts, sweep.after, settings.convergence_mse) * len(contexts))
             rate = int(group.total(torch.tensor(still, device=model.device))) / len(stream)
-            contexts = new
+            contexts = sweep.after
+            del sweep  # before the next one is made: contexts are large
             history.append(
                 Phase1Iteration(
                     iteration=iteration,
@@ -141,23 +113,58 @@ def train_context_block(
                     seconds_s=time.perf_counter() - began,
                 )
             )
-            figures = {"loss": loss, "converged": rate}
-            on_tick(Tick("phase 1", iteration, settings.max_iterations, "iteration", figures))
+            metrics = {"loss": loss, "converged": rate}
+            on_tick(Tick("phase 1", iteration, settings.max_iterations, "iteration", metrics))
             if rate >= settings.convergence_stop:
                 break
 
-    return Phase1Result(
-        iterations=history[-1].iteration,
+    # An exhausted budget (`max_iterations`) is not called converged.
+    return Phase1Record(
+        iterations=iteration,
         stopped="converged" if rate >= settings.convergence_stop else "max_iterations",
         convergence_rate=rate,
         tokens=len(stream),
         seconds_s=time.perf_counter() - began,
         history=tuple(history),
-        parts=trained.parts,
+        parts=trainable.parts,
     )
 
 
-def _not_finite(history: list[Phase1Iteration], loss: float) -> NoReturn:
+def _start(model: TandemForCausalLM, positions: int, seed: int) -> Tensor:
+    """Random contexts [T, C] of standard deviation 1, on the CPU."""
+    block = model.context_block
+    draws = generator_for(seed, "phase1 start", len(block.layers))
+    return torch.randn((positions, block.context_dim), generator=draws)
+
+
+def _embeds(model: TandemForCausalLM, ids: Tensor, positions: slice) -> Tensor:
+    """e_t [n, E] at these positions."""
+    return model.embed(ids[positions])
+
+
+class _Noise:
+    """The noise that is added to the contexts which a sweep reads."""
+
+    def __init__(self, model: TandemForCausalLM, settings: Phase1Settings, seed: int) -> None:
+        block = model.context_block
+        self._std, self._width, self._batch = settings.noise_std, block.context_dim, settings.batch_positions
+        purpose = generator_for(seed, "phase1 noise", len(block.layers))
+        self._draws = torch.Generator(model.device).manual_seed(purpose.initial_seed())
+
+    def draw(self, contexts: Tensor) -> Tensor:
+        """For contexts [n, C]."""
+        return self._std * torch.randn(contexts.shape, generator=self._draws, device=contexts.device)
+
+    def pass_over(self, positions: int) -> None:
+        """Draw what other processes need for these positions: a sweep has the same noise for any number."""
+        for first in range(0, positions, self._batch):
+            count = min(self._batch, positions - first)
+            torch.randn(count, self._width, generator=self._draws, device=self._draws.device)
+
+
+def _check_finite(loss: float, gradient_norm: float, history: list[Phase1Iteration]) -> None:
+    if loss < math.inf and math.isfinite(gradient_norm):
+        return
     last = (
         f"last good values: iteration {history[-1].iteration}, loss {history[-1].loss:.4g}, "
         f"converged {history[-1].convergence_rate:.1%}"

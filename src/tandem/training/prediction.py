@@ -12,24 +12,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from tandem.contexts import Stream
-from tandem.cross_entropy import StepLoss, training_loss
+from tandem.cross_entropy import Loss, training_loss
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import perplexity
 from tandem.model import TandemForCausalLM, TokenBlock
-from tandem.records import PartRecord, PredictionEpoch
+from tandem.records import PredictionEpoch, PredictionRecord
 from tandem.settings import PredictionSettings
-from tandem.training.dropout import Dropouts, dropped
+from tandem.training.dropout import DropoutMasks, StepMasks
 from tandem.training.execution import PLAIN, Execution
+from tandem.training.gradients import GradientAccumulator
 from tandem.training.initialization import START_SIZES, generator_for
-from tandem.training.optimizer import adamw, linear_share
+from tandem.training.optimizer import adamw, clip_gradients, linear_share
 from tandem.training.progress import OnTick, Tick, silent
-from tandem.training.steps import Steps
 from tandem.training.trainable import training_only
 
 WARM_UP_STEPS = 100
@@ -37,20 +36,19 @@ BETAS = (0.9, 0.95)
 """Of AdamW: with few steps in all, the second moment must not look back over most of them."""
 
 
-@dataclass(frozen=True)
-class PredictionResult:
-    """How phase 1 ended.
+@dataclass
+class Batch:
+    """One window [B, W] of all streams.
 
-    positions        tokens predicted in an epoch
-    micro_batches    as of Phase2Result
+    positions    [B, W] in the text
+    before       [B, C] the context of each stream before the window; none at the start of an epoch: zero
+    after        [B, C] the context after it, as far as it has been computed
     """
 
-    epochs: int
-    positions: int
-    seconds_s: float
-    history: tuple[PredictionEpoch, ...]
-    parts: tuple[PartRecord, ...]
-    micro_batches: int
+    stream: Stream
+    positions: Tensor
+    before: Tensor | None
+    after: Tensor
 
 
 def train_predictive_contexts(
@@ -62,7 +60,7 @@ def train_predictive_contexts(
     chunk_positions: int = 512,
     on_tick: OnTick = silent,
     execution: Execution = PLAIN,
-) -> PredictionResult:
+) -> PredictionRecord:
     """Train model.context_block, the embedding with its norm and the output bias in place, through `heads`.
 
     The loss is the mean over the heads, which are trained in place as well. `chunk_positions` bounds the
@@ -74,102 +72,92 @@ def train_predictive_contexts(
     count = len(stream) - 1
     window, streams = settings.window, min(settings.streams, count)
     execution.group.check_enough(streams, "prediction.streams")
-    length = math.ceil(count / streams)
-    epoch_steps = math.ceil(length / window)
+    epoch_steps = math.ceil(math.ceil(count / streams) / window)
     steps = settings.max_epochs * epoch_steps
     depth = len(model.context_block.layers)
     draws = generator_for(seed, "prediction", depth)
-    drops = Dropouts(settings, seed, "prediction", depth, along=1)
-    counts = stream.ids.counts(model.config.vocab_size)
-    loss_of = training_loss(counts, streams * window, settings, draws, chunk_positions)
-    history: list[PredictionEpoch] = []
-    step = 0
+    dropout = DropoutMasks(settings, seed, "prediction", depth, along=1)
+    token_counts = stream.ids.counts(model.config.vocab_size)
+    loss_of_targets = training_loss(token_counts, streams * window, settings, draws, chunk_positions)
     learners = nn.ModuleDict(
         {
             **{name: part for name, part in model.named_children() if name != "token_block"},
             **{head_name(head): head for head in heads},
         }
     )
-    with training_only(learners, learners) as trained:
+    history: list[PredictionEpoch] = []
+
+    with training_only(learners, learners) as trainable:
+        gradients = GradientAccumulator(trainable.parameters, execution)
         decay = settings.decay_per_epoch / (settings.lr * epoch_steps)
-        optimizer = adamw(trained.parameters, decay, settings.lr, BETAS)
+        optimizer = adamw(trainable.parameters, decay, settings.lr, BETAS)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
         )
-        taken = Steps([learners], trained.parameters, optimizer, schedule, settings.max_grad_norm, execution)
         for epoch in range(1, settings.max_epochs + 1):
-            total, norms = torch.zeros(2, dtype=torch.float64), 0
-            contexts = None  # of all streams; a process has those of its own share
-            for at in windows(count, streams, window, draws):
-                at = at.to(model.device)
-                step_loss = _StepLoss(model, heads, stream, at, contexts, loss_of, drops)
-                value, norm = taken.take(streams, step_loss, partial(_not_finite, history, step))
-                contexts = step_loss.contexts
-                step += 1
-                norms += 1
-                total += torch.tensor([value, norm])
-                figures = {"train PPL": perplexity(float(total[0]) / norms), **taken.figures}
-                on_tick(
-                    Tick("phase 1", step / steps * settings.max_epochs, settings.max_epochs, "epoch", figures)
-                )
-            mean_loss, mean_norm = (total / norms).tolist()
+            loss_sum = norm_sum = 0.0
+            seen, contexts = 0, None  # of all streams; a process has those of its own share
+            for step, positions in enumerate(windows(count, streams, window, draws), start=1):
+                after = torch.empty(streams, model.config.context_dim, device=model.device, dtype=model.dtype)
+                batch = Batch(stream, positions.to(model.device), contexts, after)
+                loss_of_rows = loss_of_targets(stream.ids[batch.positions + 1].flatten())
+                forward = partial(_forward, model, heads, batch, loss_of_rows, dropout.next_step(streams))
+                loss = gradients.backward(forward, streams)
+                gradient_norm = clip_gradients(trainable.parameters, settings.max_grad_norm)
+                _check_finite(loss, gradient_norm, history, step)
+                optimizer.step()
+                schedule.step()
+                contexts = batch.after
+                loss_sum += loss
+                norm_sum += gradient_norm
+                seen += positions.numel()
+                done = epoch - 1 + step / epoch_steps
+                metrics = {"train PPL": perplexity(loss_sum / step), **gradients.metrics}
+                on_tick(Tick("phase 1", done, settings.max_epochs, "epoch", metrics))
             history.append(
                 PredictionEpoch(
                     epoch=epoch,
-                    train_nll_nats=mean_loss,
-                    grad_norm=mean_norm,
+                    train_nll_nats=loss_sum / step,
+                    grad_norm=norm_sum / step,
                     seconds_s=time.perf_counter() - began,
                 )
             )
-    return PredictionResult(
+    return PredictionRecord(
         epochs=len(history),
-        positions=streams * length,
+        positions=seen,
+        tokens=len(stream),
         seconds_s=time.perf_counter() - began,
         history=tuple(history),
-        parts=trained.parts,
-        micro_batches=taken.parts,
+        parts=trainable.parts,
+        micro_batches=gradients.micro_batches,
     )
 
 
-class _StepLoss:
-    """The loss of one window [B, W] of all streams, for any of them, and what contexts they end with.
+def _forward(
+    model: TandemForCausalLM,
+    heads: Sequence[TokenBlock],
+    batch: Batch,
+    loss: Loss,
+    masks_of_rows: StepMasks,
+    rows: slice,
+) -> Tensor:
+    """Mean NLL in nats over the heads of what these streams read next, a scalar with gradients.
 
-    contexts    [B, C] after the window, of the streams that were read; before it, of all or none
+    Also leaves the contexts that they end with in `batch.after`.
     """
-
-    def __init__(
-        self,
-        model: TandemForCausalLM,
-        heads: Sequence[TokenBlock],
-        stream: Stream,
-        at: Tensor,
-        before: Tensor | None,
-        loss_of: StepLoss,
-        drops: Dropouts,
-    ) -> None:
-        self._model, self._heads, self._stream, self._at, self._before = model, heads, stream, at, before
-        self._loss = loss_of(stream.ids[at + 1].flatten())
-        self._drops = drops
-        drops.begin_step()
-        self.contexts = torch.empty(len(at), model.config.context_dim, device=at.device, dtype=model.dtype)
-
-    def __call__(self, rows: slice) -> Tensor:
-        model, at = self._model, self._at[rows]
-        drops = self._drops.rows(rows, len(self._at))
-        restart = None if self._stream.restart is None else self._stream.restart[at]
-        embeds = dropped(drops.embeds, model.embed(self._stream.ids[at]))
-        before = None if self._before is None else self._before[rows]
-        previous, current = model.context_block.unroll(embeds, before, restart, drop=drops.contexts)
-        self.contexts[rows] = current[:, -1].detach()
-        width = at.shape[1]
-        positions = slice(rows.start * width, rows.stop * width)
-        losses = []
-        for head in self._heads:
-            hidden = dropped(drops.output, head(previous, current, embeds, drops.contexts))
-            losses.append(
-                self._loss(hidden.flatten(0, 1), model.lm_head.weight, model.lm_head.bias, positions)
-            )
-        return torch.stack(losses).mean()
+    positions, masks = batch.positions[rows], masks_of_rows(rows)
+    embeds = masks.embeds(model.embed(batch.stream.ids[positions]))
+    restart = None if batch.stream.restart is None else batch.stream.restart[positions]
+    before = None if batch.before is None else batch.before[rows]
+    previous, current = model.context_block.unroll(embeds, before, restart, drop=masks.contexts)
+    batch.after[rows] = current[:, -1].detach()
+    width = positions.shape[1]
+    predicted = slice(rows.start * width, rows.stop * width)
+    losses = []
+    for head in heads:
+        hidden = masks.output(head(previous, current, embeds, masks.contexts))
+        losses.append(loss(hidden.flatten(0, 1), model.lm_head.weight, model.lm_head.bias, predicted))
+    return torch.stack(losses).mean()
 
 
 def head_name(head: TokenBlock) -> str:
@@ -191,16 +179,14 @@ def windows(count: int, streams: int, window: int, draws: torch.Generator) -> It
         yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
 
 
-def _not_finite(history: list[PredictionEpoch], step: int, loss: float) -> NoReturn:
-    last = (
-        "no epoch before it was good"
-        if not history
-        else f"last good values: epoch {history[-1].epoch}, "
-        f"training PPL {perplexity(history[-1].train_nll_nats):.4g}"
-    )
+def _check_finite(loss: float, gradient_norm: float, history: list[PredictionEpoch], step: int) -> None:
+    if loss < math.inf and math.isfinite(gradient_norm):
+        return
+    last = "no epoch before it was good"
+    if history:
+        perplexity_then = perplexity(history[-1].train_nll_nats)
+        last = f"last good values: epoch {history[-1].epoch}, training PPL {perplexity_then:.4g}"
+    lower = ("prediction.lr",) if history or step > 1 else START_SIZES
     raise NonFiniteLossError.of(
-        f"phase 1 was stopped in epoch {len(history) + 1}, step {step + 1}",
-        loss,
-        last,
-        *(("prediction.lr",) if step else START_SIZES),
+        f"phase 1 was stopped in epoch {len(history) + 1}, step {step}", loss, last, *lower
     )
