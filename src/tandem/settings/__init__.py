@@ -9,6 +9,7 @@ from tandem.settings.executors import RaySettings, SlurmSettings
 from tandem.settings.experiment import Configuration, Recipe, Settings, chosen_variant, settings_fingerprint
 from tandem.settings.files import dump_settings, load_settings, preset_names
 from tandem.settings.model import ContextSettings, ModelSettings
+from tandem.settings.names import OneOf
 from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
 from tandem.settings.section import Positive, Section, Seed, check_options, known_keys, nearest_key
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
@@ -23,6 +24,7 @@ __all__ = [
     "Gpt2Settings",
     "LstmSettings",
     "ModelSettings",
+    "OneOf",
     "Phase1Settings",
     "Phase2Settings",
     "Positive",
