@@ -48,6 +48,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from measuring import byte_size, number, print_table, start, timed
 from speed.inputs import random_model, zipf_ids
+from tandem.training.phase1 import train_context_block
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import ScanError
@@ -57,7 +58,6 @@ from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings, load_settings
 from tandem.shown import tolerate_any_encoding
 from tandem.training.execution import Execution
-from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
 
 TOKENS = 2_400_000

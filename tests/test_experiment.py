@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
+from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
 
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
-from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.fingerprint import fingerprint

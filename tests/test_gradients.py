@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tandem.training.prediction import train_predictive_contexts
 from test_prediction import model_and_stream as gated_model_and_stream
 from test_training import model_and_stream, split_of
 from torch import nn
@@ -19,7 +20,6 @@ from tandem.training import phase2, prediction
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.phase2 import train_token_block
-from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import Tick
 
 

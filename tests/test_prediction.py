@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tandem.training.prediction import train_predictive_contexts, windows
 from torch.nn import functional as F
 
 from tandem.contexts import Stream, compute_contexts
@@ -19,7 +20,6 @@ from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
 from tandem.training.dropout import Dropout, DropoutMasks, Masks
 from tandem.training.initialization import generator_for
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts, windows
 from tandem.training.progress import Tick
 
 PLAIN = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tandem.training.phase1 import oacd_loss, train_context_block
 from torch.nn import functional as F
 
 from tandem import metrics
@@ -21,7 +22,6 @@ from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings
 from tandem.tokens.store import make_stream
 from tandem.training import phase2
 from tandem.training.initialization import generator_for, initialize_block
-from tandem.training.phase1 import oacd_loss, train_context_block
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import Tick
 

@@ -1,39 +1,21 @@
 """One run, from tokens to record: phase 1 for each depth and seed, phase 2 for each run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from tandem.contexts import ContextsSample, Stream
+from tandem.contexts import ContextsSample
 from tandem.experiment.contexts import contexts_of
-from tandem.experiment.handover import (
-    PHASE1_PARTS,
-    SavedPhase1,
-    head_for,
-    head_state,
-    load_heads,
-    new_heads,
-    phase1_state,
-    take_phase1,
-)
+from tandem.experiment.phase1_checkpoint import SavedPhase1, load_phase1_state, new_heads, phase1_state
 from tandem.experiment.prepared import Prepared, new_model, streams
-from tandem.metrics import score_stream, validation_record
+from tandem.metrics import Score, score_stream, validation_record
 from tandem.model import TandemForCausalLM, TokenBlock
-from tandem.records import (
-    ContextsRecord,
-    HeadRecord,
-    Parameters,
-    Phase1Record,
-    PredictionRecord,
-    TrainingRecord,
-    ValidationRecord,
-)
+from tandem.objectives import OBJECTIVES
+from tandem.records import ContextsRecord, Parameters, Phase1Record, TrainingRecord, ValidationRecord
 from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
-from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import OnTick, silent
 
 
@@ -42,15 +24,15 @@ class TrainedContexts:
     """Phase 1 of one (context_layers, seed): its model, the contexts of both splits, and how it went.
 
     phase1    none of a control: its ContextBlock has the weights it started with
-    heads     through which a phase 1 by prediction predicted
+    heads     that phase 1 trained beside the model
     """
 
     model: TandemForCausalLM
     train: Split
     validation: Split
-    phase1: Phase1Record | PredictionRecord | None
+    phase1: Phase1Record | None
     contexts: ContextsRecord
-    heads: tuple[TokenBlock, ...] = ()
+    heads: nn.ModuleDict
 
     @property
     def seconds_s(self) -> float:
@@ -83,56 +65,25 @@ def train_contexts(
 
     Raises NonFiniteLossError or ScanError.
     """
+    settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
     train, validation = streams(prepared, model)
     if saved is None:
-        phase1 = train_phase1(prepared, model, heads, train, seed, on_tick)
+        phase1 = objective.train(model, heads, train, settings, seed, on_tick, prepared.execution)
     else:
         weights, phase1 = saved
-        take_phase1(model, weights)
-        load_heads(heads, weights)
+        load_phase1_state(weights, model, heads)
     train_split, validation_split, contexts = contexts_of(prepared, model, train, validation)
-    if saved is None and heads:
-        scored = _scored(prepared, model, heads, validation_split)
-        phase1 = phase1.model_copy(update={"heads": scored})
-    return TrainedContexts(model, train_split, validation_split, phase1, contexts, tuple(heads))
 
+    def score(head: nn.Module) -> Score:
+        assert isinstance(head, TokenBlock)
+        chunk, group = settings.phase2.chunk_positions, prepared.execution.group
+        return score_stream(model, validation, validation_split.contexts, chunk, head, group)
 
-def train_phase1(
-    prepared: Prepared,
-    model: TandemForCausalLM,
-    heads: Sequence[TokenBlock],
-    stream: Stream,
-    seed: int,
-    on_tick: OnTick,
-) -> Phase1Record | PredictionRecord:
-    """Phase 1 alone, of the settings' recipe, in place. Raises NonFiniteLossError."""
-    settings, execution = prepared.settings, prepared.execution
-    if settings.recipe == "predictive":
-        chunk = settings.phase2.chunk_positions
-        return train_predictive_contexts(
-            model, heads, stream, settings.prediction, seed, chunk, on_tick, execution
-        )
-    return train_context_block(model, stream, settings.phase1, seed, on_tick, execution)
-
-
-def _scored(
-    prepared: Prepared, model: TandemForCausalLM, heads: Sequence[TokenBlock], validation: Split
-) -> tuple[HeadRecord, ...]:
-    """What each head of phase 1 reaches on validation text: as good as training end to end gets."""
-    chunk, group = prepared.settings.phase2.chunk_positions, prepared.execution.group
-
-    def record(head: TokenBlock) -> HeadRecord:
-        score = score_stream(model, validation.stream, validation.contexts, chunk, head, group)
-        return HeadRecord(
-            token_layers=len(head.layers),
-            parameters=sum(p.numel() for p in head.parameters()),
-            nll_nats=score.nll_nats,
-            accuracy=score.accuracy,
-        )
-
-    return tuple(map(record, heads))
+    if saved is None:
+        phase1 = objective.score_heads(phase1, heads, score)
+    return TrainedContexts(model, train_split, validation_split, phase1, contexts, heads)
 
 
 def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> TrainedContexts:
@@ -142,7 +93,7 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     splits = contexts_of(prepared, model, *streams(prepared, model))
-    return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2])
+    return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2], heads=nn.ModuleDict())
 
 
 def train_tokens(
@@ -156,13 +107,15 @@ def train_tokens(
 
     Raises NonFiniteLossError; ScanError where contexts are recomputed for a trained embedding.
     """
-    settings = prepared.settings
+    settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, configuration, seed)
-    take_phase1(model, phase1_state(shared.model, settings.recipe))
+    load_phase1_state(phase1_state(shared.model, objective), model)
     head = None
-    if settings.phase2.start == "phase1" and shared.phase1 is not None:
-        started_from = head_for(shared.heads, configuration.token_layers)
-        head = head_state(started_from)
+    if settings.phase2.start == "phase1" and shared.heads:
+        name = objective.head_for(shared.heads, configuration.token_layers)
+        started_from = shared.heads[name]
+        assert isinstance(started_from, TokenBlock)
+        head = nn.ModuleDict({name: started_from}).state_dict()
         start_from_head(model.token_block, started_from)
 
     def refresh() -> tuple[Split, Split]:
@@ -195,7 +148,7 @@ def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool 
     counts = model.num_params()
     return Parameters(
         **counts,
-        trained_phase1=sum(counts[_COUNTED.get(part, part)] for part in PHASE1_PARTS[settings.recipe])
+        trained_phase1=sum(counts[_COUNTED.get(part, part)] for part in OBJECTIVES[settings.recipe].parts)
         if phase1
         else 0,
         trained_phase2=counts["token_block"] + (counts["embedding"] if settings.embeddings.trained else 0),

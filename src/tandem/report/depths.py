@@ -6,7 +6,9 @@ from math import log
 from statistics import fmean
 from typing import TypeVar
 
-from tandem.records import ContextsRecord, Phase1Record, PredictionRecord, RunRecord, ScanRecord
+from tandem.objectives.original import DispersionRecord
+from tandem.objectives.predictive import PredictionRecord
+from tandem.records import ContextsRecord, Phase1Record, RunRecord, ScanRecord
 from tandem.report.statistics import Spread, perplexity, spread
 
 Shared = TypeVar("Shared")
@@ -33,7 +35,7 @@ class Phase1AtDepth(AtDepth):
     """Phase 1 over its seeds, whatever its objective."""
 
     used_by: tuple[str, ...]
-    phase1: Mapping[int, Phase1Record | PredictionRecord]
+    phase1: Mapping[int, Phase1Record]
     """By seed, in order."""
     contexts: Mapping[int, ContextsRecord]
     """By seed, in order."""
@@ -58,7 +60,7 @@ class Phase1AtDepth(AtDepth):
 class DepthResult(Phase1AtDepth):
     """Phase 1 by dispersion over its seeds: run once per seed, shared by all token depths."""
 
-    phase1: Mapping[int, Phase1Record]
+    phase1: Mapping[int, DispersionRecord]
 
     @property
     def iterations(self) -> Spread | None:
@@ -179,7 +181,7 @@ def dispersion_results(places: Sequence[Place], records: Sequence[RunRecord]) ->
     """Of every place that phase 1 by dispersion was for, runs that failed before its end included."""
     for place in places:
         own = _at(place, records)
-        runs = _by_seed(own, lambda r: r.phase1 if isinstance(r.phase1, Phase1Record) else None)
+        runs = _by_seed(own, lambda r: r.phase1 if isinstance(r.phase1, DispersionRecord) else None)
         if not _predicts(own):
             yield DepthResult(*place, _names(own), runs, _by_seed(own, lambda r: r.contexts))
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tandem.objectives.original import DispersionRecord
+from tandem.objectives.predictive import PredictionRecord
 from tandem.records import (
     BaselineKind,
     DataRecord,
@@ -12,7 +14,6 @@ from tandem.records import (
     Manifest,
     Parameters,
     Phase1Record,
-    PredictionRecord,
     RunRecord,
     TrainingRecord,
     ValidationRecord,
@@ -29,7 +30,7 @@ class ModelResult:
 
     name: str
     kind: Literal["tandem"] | BaselineKind
-    recipe: Literal["original", "predictive"] | None
+    recipe: str | None
     variant: str | None
     context_layers: int | None
     """None, like `token_layers`, of baselines that are no Tandem models."""
@@ -63,12 +64,12 @@ class ModelResult:
     @property
     def iterations(self) -> Spread | None:
         """Of phase 1 by dispersion."""
-        return spread(p.iterations for p in self._phase1 if isinstance(p, Phase1Record))
+        return spread(p.iterations for p in self._phase1 if isinstance(p, DispersionRecord))
 
     @property
     def convergence_rate(self) -> Spread | None:
         """Of phase 1 by dispersion, at its end."""
-        return spread(p.convergence_rate for p in self._phase1 if isinstance(p, Phase1Record))
+        return spread(p.convergence_rate for p in self._phase1 if isinstance(p, DispersionRecord))
 
     @property
     def prediction_epochs(self) -> Spread | None:
@@ -167,7 +168,7 @@ class ModelResult:
         return self.nll is not None and math.isfinite(self.nll.mean)
 
     @property
-    def _phase1(self) -> list[Phase1Record | PredictionRecord]:
+    def _phase1(self) -> list[Phase1Record]:
         return [r.phase1 for r in self.runs.values() if r.phase1 is not None]
 
 

@@ -6,7 +6,7 @@ This module imports neither torch nor transformers, so that `--help` answers at 
 
 from tandem.settings.baselines import Baseline, BaselineSettings, Gpt2Settings, LstmSettings
 from tandem.settings.executors import RaySettings, SlurmSettings
-from tandem.settings.experiment import Configuration, Recipe, Settings, chosen_variant, settings_fingerprint
+from tandem.settings.experiment import Configuration, Settings, chosen_variant, settings_fingerprint
 from tandem.settings.files import dump_settings, load_settings, preset_names
 from tandem.settings.model import ContextSettings, ModelSettings
 from tandem.settings.names import OneOf
@@ -30,7 +30,6 @@ __all__ = [
     "Positive",
     "PredictionSettings",
     "RaySettings",
-    "Recipe",
     "Section",
     "Seed",
     "Settings",
