@@ -34,7 +34,7 @@ def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> st
         "phase1",
         settings.recipe,
         settings.model.model_dump(mode="json"),
-        getattr(settings, section).model_dump(mode="json") if section else {},
+        settings.section(section).model_dump(mode="json") if section else {},
         prepared.corpus.fingerprint,
         prepared.table_fingerprint,
         prepared.execution.bfloat16,

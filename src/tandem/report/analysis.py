@@ -5,7 +5,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from tandem.records import AuditRecord, BaselineKind, Manifest, RunRecord
+from tandem.baselines import BASELINES
+from tandem.records import AuditRecord, Manifest, RunRecord
 from tandem.report.compare import compare_configurations, compare_depths, compare_with_baselines
 from tandem.report.depths import dispersion_results, memory_results, prediction_results, scan_results
 from tandem.report.planned import trains_plainly
@@ -15,7 +16,6 @@ from tandem.report.trust import judge
 Item = TypeVar("Item", bound=Hashable)
 APART = {"embeddings": "", "embeddings_trained": False, "embeddings_fingerprint": ""}
 """What records of one experiment may differ in: variants have their own embeddings, random ones seeds too."""
-BASELINE_ORDER: tuple[BaselineKind, ...] = ("kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram")
 
 
 def analyse(
@@ -91,7 +91,7 @@ def _variants(records: Sequence[RunRecord], manifest: Manifest | None) -> list[s
 
 def _place(record: RunRecord, variants: Sequence[str | None]) -> tuple[int, int, int, int, str, int]:
     """Where a record stands: configurations by variant and depth, then baselines by kind, then seeds."""
-    kind = 0 if record.kind == "tandem" else 1 + BASELINE_ORDER.index(record.kind)
+    kind = 0 if record.kind == "tandem" else 1 + list(BASELINES).index(record.kind)
     variant = variants.index(record.variant) if record.variant in variants else len(variants)
     seed = -1 if record.seed is None else record.seed
     depths = (record.token_layers or 0, record.context_layers or 0)

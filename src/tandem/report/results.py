@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from tandem.objectives.original import DispersionRecord
 from tandem.objectives.predictive import PredictionRecord
 from tandem.records import (
-    BaselineKind,
     DataRecord,
     Environment,
     Manifest,
@@ -29,7 +27,7 @@ class ModelResult:
     """One configuration, or one baseline, over its seeds. `runs` and all spreads cover finished runs only."""
 
     name: str
-    kind: Literal["tandem"] | BaselineKind
+    kind: str
     recipe: str | None
     variant: str | None
     context_layers: int | None

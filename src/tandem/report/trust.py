@@ -67,7 +67,7 @@ def judge(audit: AuditRecord | None, records: Sequence[RunRecord]) -> Trust:
         warned=tuple(dict.fromkeys(c.name for c in checks if c.counts.get("warn"))),
         untrusted=tuple(r.run for r in records if None in bad or r.run in bad),
         unaudited=tuple(run for run in finished if run not in covered),
-        unrecomputed=tuple(r.run for r in records if r.kind in ("tandem", "untrained") and r.run in no_model),
+        unrecomputed=tuple(r.run for r in records if r.is_tandem and r.run in no_model),
     )
 
 

@@ -4,9 +4,16 @@ A preset is a YAML file of these settings; the command line overrides single one
 This module imports neither torch nor transformers, so that `--help` answers at once.
 """
 
-from tandem.settings.baselines import Baseline, BaselineSettings, Gpt2Settings, LstmSettings
+from tandem.settings.baselines import BaselineSettings, Gpt2Settings, LstmSettings
 from tandem.settings.executors import RaySettings, SlurmSettings
-from tandem.settings.experiment import Configuration, Settings, chosen_variant, settings_fingerprint
+from tandem.settings.experiment import (
+    Configuration,
+    Settings,
+    add_section,
+    chosen_variant,
+    settings_fingerprint,
+)
+from tandem.settings.extensions import load_extensions
 from tandem.settings.files import dump_settings, load_settings, preset_names
 from tandem.settings.model import ContextSettings, ModelSettings
 from tandem.settings.names import OneOf
@@ -15,7 +22,6 @@ from tandem.settings.section import Positive, Section, Seed, check_options, know
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
 __all__ = [
-    "Baseline",
     "BaselineSettings",
     "Configuration",
     "ContextSettings",
@@ -35,10 +41,12 @@ __all__ = [
     "Settings",
     "SlurmSettings",
     "TokenizerSettings",
+    "add_section",
     "check_options",
     "chosen_variant",
     "dump_settings",
     "known_keys",
+    "load_extensions",
     "load_settings",
     "nearest_key",
     "preset_names",

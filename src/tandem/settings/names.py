@@ -17,6 +17,7 @@ class OneOf(PrimitiveConstructorSpec[str]):
     """
 
     nargs = 1
+    __eq__, __hash__ = object.__eq__, object.__hash__  # not by the choices, which come later
     _registry: str | Mapping[str, Any]
     _former: Mapping[str, str]
 
