@@ -6,7 +6,9 @@ from math import log
 from statistics import fmean
 from typing import TypeVar
 
-from tandem.records import Phase1Record, PredictionRecord, RunRecord, ScanRecord
+from tandem.objectives.original import DispersionRecord
+from tandem.objectives.predictive import PredictionRecord
+from tandem.records import ContextsRecord, Phase1Record, RunRecord, ScanRecord
 from tandem.report.statistics import Spread, perplexity, spread
 
 Shared = TypeVar("Shared")
@@ -33,18 +35,20 @@ class Phase1AtDepth(AtDepth):
     """Phase 1 over its seeds, whatever its objective."""
 
     used_by: tuple[str, ...]
-    phase1: Mapping[int, Phase1Record | PredictionRecord]
+    phase1: Mapping[int, Phase1Record]
+    """By seed, in order."""
+    contexts: Mapping[int, ContextsRecord]
     """By seed, in order."""
 
     @property
     def effective_rank_train(self) -> Spread | None:
         """On training contexts."""
-        return spread(p.effective_rank_train for p in self.phase1.values())
+        return spread(c.effective_rank_train for c in self.contexts.values())
 
     @property
     def effective_rank_validation(self) -> Spread | None:
         """On validation contexts."""
-        return spread(p.effective_rank_validation for p in self.phase1.values())
+        return spread(c.effective_rank_validation for c in self.contexts.values())
 
     @property
     def seconds(self) -> Spread | None:
@@ -56,7 +60,7 @@ class Phase1AtDepth(AtDepth):
 class DepthResult(Phase1AtDepth):
     """Phase 1 by dispersion over its seeds: run once per seed, shared by all token depths."""
 
-    phase1: Mapping[int, Phase1Record]
+    phase1: Mapping[int, DispersionRecord]
 
     @property
     def iterations(self) -> Spread | None:
@@ -177,9 +181,9 @@ def dispersion_results(places: Sequence[Place], records: Sequence[RunRecord]) ->
     """Of every place that phase 1 by dispersion was for, runs that failed before its end included."""
     for place in places:
         own = _at(place, records)
-        runs = _by_seed(own, lambda r: r.phase1 if isinstance(r.phase1, Phase1Record) else None)
+        runs = _by_seed(own, lambda r: r.phase1 if isinstance(r.phase1, DispersionRecord) else None)
         if not _predicts(own):
-            yield DepthResult(*place, _names(own), runs)
+            yield DepthResult(*place, _names(own), runs, _by_seed(own, lambda r: r.contexts))
 
 
 def prediction_results(places: Sequence[Place], records: Sequence[RunRecord]) -> Iterator[PredictionResult]:
@@ -188,7 +192,7 @@ def prediction_results(places: Sequence[Place], records: Sequence[RunRecord]) ->
         own = _at(place, records)
         runs = _by_seed(own, lambda r: r.phase1 if isinstance(r.phase1, PredictionRecord) else None)
         if _predicts(own):
-            yield PredictionResult(*place, _names(own), runs)
+            yield PredictionResult(*place, _names(own), runs, _by_seed(own, lambda r: r.contexts))
 
 
 def scan_results(places: Sequence[Place], records: Sequence[RunRecord]) -> Iterator[ScanResult]:

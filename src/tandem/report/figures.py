@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from tandem.records import Phase1Iteration
+from tandem.objectives.original import Phase1Iteration
 from tandem.report.drawing import INK, draw_curves, drawn_svg, finish, legend, look
 from tandem.report.memory import SHARES
 from tandem.report.results import Analysis, ModelResult

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from tandem.objectives.original import DispersionRecord
+from tandem.objectives.predictive import PredictionRecord
 from tandem.records import (
     DataRecord,
     Environment,
     Manifest,
     Parameters,
     Phase1Record,
-    PredictionRecord,
     RunRecord,
     TrainingRecord,
     ValidationRecord,
@@ -28,7 +28,7 @@ class ModelResult:
 
     name: str
     kind: str
-    recipe: Literal["original", "predictive"] | None
+    recipe: str | None
     variant: str | None
     context_layers: int | None
     """None, like `token_layers`, of baselines that are no Tandem models."""
@@ -62,12 +62,12 @@ class ModelResult:
     @property
     def iterations(self) -> Spread | None:
         """Of phase 1 by dispersion."""
-        return spread(p.iterations for p in self._phase1 if isinstance(p, Phase1Record))
+        return spread(p.iterations for p in self._phase1 if isinstance(p, DispersionRecord))
 
     @property
     def convergence_rate(self) -> Spread | None:
         """Of phase 1 by dispersion, at its end."""
-        return spread(p.convergence_rate for p in self._phase1 if isinstance(p, Phase1Record))
+        return spread(p.convergence_rate for p in self._phase1 if isinstance(p, DispersionRecord))
 
     @property
     def prediction_epochs(self) -> Spread | None:
@@ -77,7 +77,7 @@ class ModelResult:
     @property
     def effective_rank(self) -> Spread | None:
         """On validation contexts."""
-        return spread(p.effective_rank_validation for p in self._phase1)
+        return spread(r.contexts.effective_rank_validation for r in self.runs.values() if r.contexts)
 
     @property
     def over_head(self) -> Spread | None:
@@ -166,7 +166,7 @@ class ModelResult:
         return self.nll is not None and math.isfinite(self.nll.mean)
 
     @property
-    def _phase1(self) -> list[Phase1Record | PredictionRecord]:
+    def _phase1(self) -> list[Phase1Record]:
         return [r.phase1 for r in self.runs.values() if r.phase1 is not None]
 
 

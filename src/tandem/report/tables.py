@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from tandem.records import Phase1Record, RunRecord, ScanRecord
+from tandem.objectives.original import DispersionRecord
+from tandem.records import RunRecord, ScanRecord
 from tandem.report.blocks import Table
 from tandem.report.cells import MARK, baseline_text, make_table, name_text, recommended_rows
 from tandem.report.choice import Choice
@@ -184,7 +185,7 @@ def runs_table(analysis: Analysis, texts: Texts) -> Table:
             literal(r.run) + (f" {MARK}" if r.run in analysis.trust.untrusted else ""),
             _whole(r.seed),
             texts(f"status.{r.status}"),
-            number(r.phase1.iterations, 0) if isinstance(r.phase1, Phase1Record) else NONE,
+            number(r.phase1.iterations, 0) if isinstance(r.phase1, DispersionRecord) else NONE,
             number(r.trained.best_epoch, 0) if r.trained else NONE,
             perplexity_text(r.validation.perplexity) if r.validation else NONE,
             percent(r.validation.accuracy) if r.validation else NONE,
