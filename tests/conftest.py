@@ -6,6 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; read as torch loads
+
 import torch
 
 from tandem.settings import Settings

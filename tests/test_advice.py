@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
+from warm import python
 
 import tandem
 from tandem.advice import advice, in_command, named, written_settings
@@ -162,7 +163,7 @@ sys.exit(run(sys.argv[2:]))
 def limited(size: int, *args: str) -> "subprocess.CompletedProcess[str]":
     """A command that can write no file larger than `size` bytes, as where the disk is full."""
     return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(size), *args], capture_output=True, text=True, check=False
+        [python(), "-c", LIMITED, str(size), *args], capture_output=True, text=True, check=False
     )
 
 
@@ -216,6 +217,6 @@ def test_a_full_place_for_one_file(model: Path) -> None:
     assert "--" not in told
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "tandem", "config", "demo"], stdout=full, stderr=subprocess.PIPE, text=True
+            [python(), "-m", "tandem", "config", "demo"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert one_sentence(done) == "tandem: error: the output: No space left on device; make room there"

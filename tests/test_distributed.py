@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import tiny
+from warm import python
 
 from tandem.experiment.runner import Unwatched, train_one
 from tandem.records import RunRecord
@@ -50,7 +50,7 @@ Path(f"{settings}.{process_rank()}").write_text(json.dumps([ticks, steps]), "utf
 def launched(processes: int, script: Path, *arguments: object) -> str:
     """Standard output of a script that torchrun starts; a single process is started as usual."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *map(str, arguments)]
+    command = [python(), *(torchrun if processes > 1 else []), str(script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": str(script) + ".error"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def torchrun_tandem(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc-per-node 2 -m tandem …`."""
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tandem"]
     return subprocess.run(
-        [sys.executable, "-m", *launch, *map(str, arguments)],
+        [python(), "-m", *launch, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from conftest import sentences, write_jsonl
 from filelock import FileLock
@@ -67,7 +68,7 @@ NOT_RUN = {
 }
 """Lines that do not run here, and why; that their programs take them is checked all the same."""
 
-SHIM = """#!{python}
+SHIM = """#!{python} -IS
 import os, sys
 small, experiment, name, real = {small!r}, {experiment!r}, {name!r}, {real!r}
 args = sys.argv[1:]
@@ -85,11 +86,16 @@ if (at or name == "tandem") and args[at] in ("train", "experiment"):
             args += [option, *value.split()]
 if name == "torchrun":
     args = ["--standalone", *args]
+if name != "python":
+    args, real = [real, *args], os.environ["WARM"]
+elif args[0] != "snippet.py":
+    real = os.environ["WARM"]
 os.execv(real, [real, *args])
 """
 """A program that adds the small settings to a training and starts the real one.
 
-Of several seeds it leaves one, and of several workers two.
+Of several seeds it leaves one, and of several workers two. All start as `warm` has it, but the snippets of
+Python, which are also about what an import does.
 """
 
 
@@ -228,7 +234,7 @@ def run_there(command: str, made: Path, folder: Path) -> subprocess.CompletedPro
         "PATH": f"{made / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(made / "package"),
         "TANDEM_CACHE": str(made / "cache"),
-        "OMP_NUM_THREADS": "1",
+        "WARM": warm.python(),
         "D": "corpus",
         "W": "corpus",
     }

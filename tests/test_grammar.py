@@ -5,11 +5,11 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import PREDICTIVE, sentences, tiny, write_jsonl
+from warm import python
 
 from tandem.cli.arguments import (
     AuditArguments,
@@ -283,7 +283,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def piped(text: bytes, *args: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", "tandem", *args], input=text, capture_output=True)
+    return subprocess.run([python(), "-m", "tandem", *args], input=text, capture_output=True)
 
 
 def test_the_prompt_comes_from_standard_input_or_a_file(

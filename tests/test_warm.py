@@ -1,0 +1,46 @@
+"""The Python that other tests start processes with does what the real one does."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from warm import python
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is the real one")
+
+SAYS = "import os, sys; print(sys.argv, os.getcwd(), os.environ['X'], sys.stdin.read(), flush=True); "
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(7)", "1 / 0", "sys.exit('why')", "os.kill(os.getpid(), 9)"])
+def test_it_does_what_the_real_one_does(end: str, tmp_path: Path) -> None:
+    """Arguments, folder, environment, input, output and the end, whether by a code, an error or a signal."""
+    (tmp_path / "script.py").write_text(SAYS + end, "utf-8")
+    for args in (["-c", SAYS + end, "a b", ""], ["script.py", "-x"], ["-u", "-m", "script", "-x"]):
+        ours, real = (
+            subprocess.run(
+                [program, *args], cwd=tmp_path, env={"X": "ü"}, input="typed", capture_output=True, text=True
+            )
+            for program in (python(), sys.executable)
+        )
+        assert (ours.returncode, ours.stdout) == (real.returncode, real.stdout), ours.stderr
+        assert ours.stderr.splitlines()[-1:] == real.stderr.splitlines()[-1:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signals_reach_the_process(number: int) -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    with subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.send_signal(number)
+        process.communicate()  # to the end of its output, which the child has alone
+        assert process.returncode == -number
+    assert child != process.pid
+
+
+def test_tandem_is_imported_anew_and_libraries_are_not() -> None:
+    code = "import sys; print([name in sys.modules for name in ('torch', 'tandem', 'conftest')])"
+    for program, loaded in ((python(), "[True, False, False]"), (sys.executable, "[False, False, False]")):
+        assert subprocess.check_output([program, "-c", code], text=True).strip() == loaded
