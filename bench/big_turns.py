@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from big_corpus import write_text
 from big_training import MODEL
 from measuring import Spread
-from tandem.experiment.handover import new_heads
 
 from tandem.cli.arguments import TrainArguments, parse_with_preset
 from tandem.experiment import stopwatch
 from tandem.experiment.contexts import contexts_of
-from tandem.experiment.pipeline import train_phase1
+from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import new_model, prepare, streams
-from tandem.experiment.runner import set_up_process, with_one_head
+from tandem.experiment.runner import set_up_process
+from tandem.objectives import OBJECTIVES
 from tandem.settings import Configuration
 from tandem.shown import tolerate_any_encoding
 from tandem.training.phase2 import Split, train_token_block
@@ -44,7 +44,7 @@ class Text:
         options = {**MODEL, "--data.train": text, "--threads": threads}
         arguments = [str(part) for option in options.items() for part in option]
         settings, _ = parse_with_preset("train", TrainArguments, arguments, "predictive")
-        self.settings = with_one_head(settings, CONFIGURATION)
+        self.settings = OBJECTIVES[settings.recipe].for_one_run(settings, CONFIGURATION.token_layers)
         set_up_process(self.settings)
         self.prepared = prepare(self.settings, lambda what: print(what, file=sys.stderr))
         self.tokens = len(self.prepared.corpus.train)
@@ -56,7 +56,8 @@ class Text:
         train, _ = streams(self.prepared, model)
 
         def begin(on_tick: OnTick) -> None:
-            train_phase1(self.prepared, model, heads, train, 0, on_tick)
+            objective = OBJECTIVES[self.settings.recipe]
+            objective.train(model, heads, train, self.settings, 0, on_tick, self.prepared.execution)
 
         return stopwatch.seconds_of(begin)
 

@@ -9,7 +9,8 @@ from measuring import print_table
 
 from tandem.contexts import ContextsSample
 from tandem.metrics import effective_rank
-from tandem.records import Phase1Record, RunRecord, read_audit, read_manifest, read_records
+from tandem.objectives.original import DispersionRecord
+from tandem.records import RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse
 from tandem.report.crossed import Effect, over_seeds_and_documents
 
@@ -81,12 +82,12 @@ def _nll_spread(runs: Runs) -> str:
 
 
 def _iterations(record: RunRecord) -> float | None:
-    return record.phase1.iterations if isinstance(record.phase1, Phase1Record) else None
+    return record.phase1.iterations if isinstance(record.phase1, DispersionRecord) else None
 
 
 def _converged(record: RunRecord) -> float | None:
     """In percent."""
-    return 100 * record.phase1.convergence_rate if isinstance(record.phase1, Phase1Record) else None
+    return 100 * record.phase1.convergence_rate if isinstance(record.phase1, DispersionRecord) else None
 
 
 def effect(a: Runs, b: Runs) -> Effect:

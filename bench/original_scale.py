@@ -48,17 +48,19 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from measuring import byte_size, number, print_table, start, timed
 from speed.inputs import random_model, zipf_ids
-from tandem.training.phase1 import train_context_block
+from torch import nn
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import ScanError
 from tandem.experiment.machine import PeakMemory, choose_device, environment, uses_bfloat16
 from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.objectives import OBJECTIVES
 from tandem.records import ScanRecord
-from tandem.settings import Configuration, ContextSettings, load_settings
+from tandem.settings import Configuration, ContextSettings, Settings, load_settings
 from tandem.shown import tolerate_any_encoding
 from tandem.training.execution import Execution
 from tandem.training.phase2 import Split, train_token_block
+from tandem.training.progress import silent
 
 TOKENS = 2_400_000
 FEW_TOKENS, QUICK_TOKENS = 20_000, 2_048
@@ -215,9 +217,10 @@ class OriginalScale:
     def _phase1(
         self, model: TandemForCausalLM, stream: Stream, layers: int, how: str, tokens_per_step: int | None
     ) -> None:
-        settings = self.phase1.model_copy(update={"tokens_per_step": tokens_per_step})
+        phase1 = self.phase1.model_copy(update={"tokens_per_step": tokens_per_step})
+        settings, train = Settings(phase1=phase1), OBJECTIVES["original"].train
         result, seconds, peak = self._timed(
-            lambda: train_context_block(model, stream, settings, 0, execution=self.execution)
+            lambda: train(model, nn.ModuleDict(), stream, settings, 0, silent, self.execution)
         )
         work = phase1_work(layers, result.tokens, result.iterations - 1, self.precision)
         projected = seconds * (self.scale if how == "literal" else 1)

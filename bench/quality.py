@@ -213,7 +213,7 @@ class Bench:
         """One configuration of Tandem, as `tandem train` trains it."""
         from tandem.experiment.evaluate import evaluate_model
         from tandem.experiment.runner import Unwatched, train_one
-        from tandem.records import PredictionRecord
+        from tandem.objectives.predictive import PredictionRecord
 
         key = {**self.key, "model": configuration.name, "seed": seed}
         if self.results.find(**key) is not None:

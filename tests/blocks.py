@@ -1,10 +1,18 @@
 """Small blocks and the stream that they read, and its contexts by the sequential loop."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import nn
 
 from tandem.contexts import Stream
-from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
+from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock, sequential_contexts
+from tandem.objectives import OBJECTIVES
+from tandem.settings import Phase1Settings, PredictionSettings, Settings
+from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, initialize_block
+from tandem.training.progress import OnTick, silent
 
 TOKENS = 3000
 
@@ -26,3 +34,22 @@ def loop(model: TandemForCausalLM, stream: Stream) -> torch.Tensor:
     with torch.no_grad():
         embeds = model.embed(stream.ids[:])[None]
         return sequential_contexts(model.context_block, embeds, restart=restart)[1][0]
+
+
+def train_phase1(
+    model: TandemForCausalLM,
+    stream: Stream,
+    own: Phase1Settings | PredictionSettings,
+    seed: int = 0,
+    heads: Sequence[TokenBlock] | None = None,
+    on_tick: OnTick = silent,
+    execution: Execution = PLAIN,
+    chunk_positions: int = 512,
+) -> Any:
+    """Phase 1 of the recipe whose section `own` is; by prediction through the model's own TokenBlock."""
+    (recipe,) = (name for name, objective in OBJECTIVES.items() if objective.section == own.path)
+    settings = Settings(recipe=recipe, phase2={"chunk_positions": chunk_positions})
+    settings = settings.model_copy(update={own.path: own})
+    heads = heads or ([model.token_block] if recipe == "predictive" else [])
+    named = nn.ModuleDict({f"head{len(head.layers)}": head for head in heads})
+    return OBJECTIVES[recipe].train(model, named, stream, settings, seed, on_tick, execution)

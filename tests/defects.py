@@ -23,6 +23,7 @@ from tandem.experiment import contexts as both_splits
 from tandem.experiment import pipeline, prepared, runner
 from tandem.metrics import Score, perplexity
 from tandem.model import modeling_tandem
+from tandem.objectives import OBJECTIVES
 from tandem.text import splits
 from tandem.tokens import prepare
 from tandem.training import phase2
@@ -320,13 +321,12 @@ def a_third_of_the_text(patch: Patch) -> None:
 
 def phase1_on_a_few_tokens(patch: Patch) -> None:
     """Phase 1 sweeps over less text than the settings say."""
-    for name in ("train_context_block", "train_predictive_contexts"):
-        real = getattr(pipeline, name)
+    for objective in OBJECTIVES.values():
 
-        def less(*args: Any, _real: Any = real) -> Any:
+        def less(*args: Any, _real: Any = objective.train) -> Any:
             return _real(*(arg.first(600) if isinstance(arg, Stream) else arg for arg in args))
 
-        patch.setattr(pipeline, name, less)
+        patch.setattr(objective, "train", less)
 
 
 def norm_counted_as_trained(patch: Patch) -> None:

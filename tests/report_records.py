@@ -1,6 +1,5 @@
 """Made-up records for the tests of the report: sizes of the original experiment, values by the seed alone."""
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -8,23 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
+from tandem.objectives.original import DispersionRecord, Phase1Iteration
+from tandem.objectives.predictive import HeadRecord, PredictionEpoch, PredictionRecord
 from tandem.records import (
     AuditRecord,
-    BaselineKind,
     Check,
     ContextsRecord,
     DataRecord,
     DocumentScores,
     Environment,
     Epoch,
-    HeadRecord,
     Manifest,
     MemoryPoint,
     Parameters,
-    Phase1Iteration,
     Phase1Record,
-    PredictionEpoch,
-    PredictionRecord,
     RunAudit,
     RunRecord,
     ScanRecord,
@@ -58,7 +54,7 @@ def make_validation(model: str, seed: int, nll: float, *, documents: bool = True
         scores = DocumentScores.pack(TOKENS, (nll + deviation) * TOKENS)
     wobble = random.Random(f"{model} {seed}").gauss(0, 0.0008)
     return ValidationRecord(
-        tokens=int(TOKENS.sum()) if documents else None,
+        tokens=int(TOKENS.sum()),
         nll_nats=nll,
         perplexity=perplexity(nll),
         accuracy=max(0.04, 0.247 - 0.12 * (nll - 4.85) + wobble),
@@ -67,9 +63,10 @@ def make_validation(model: str, seed: int, nll: float, *, documents: bool = True
     )
 
 
-def make_dispersion(noise: random.Random, iterations: int, stopped: str) -> Phase1Record:
+def make_dispersion(noise: random.Random, iterations: int, stopped: str) -> DispersionRecord:
     """Phase 1 as the original has it."""
-    return Phase1Record(
+    return DispersionRecord(
+        parts=(),
         iterations=iterations,
         stopped=stopped,
         convergence_rate=0.92 if stopped == "converged" else 0.71,
@@ -163,7 +160,7 @@ def make_record(
     iterations = iterations or (30 if context_layers == 1 else 14) + random.Random(seed).randint(-1, 1)
     context_block, token_block = context_layers * 635_500, token_layers * 976_128
     total = V * E + 2 * E + context_block + token_block
-    phase1: Phase1Record | PredictionRecord = (
+    phase1: Phase1Record = (
         make_dispersion(noise, iterations, stopped)
         if recipe == "original"
         else make_prediction(context_layers, seed, nll + 0.05)
@@ -243,7 +240,7 @@ def make_record(
 
 
 # All that a baseline's record holds: label, NLL, whether it has seeds, parameters.
-BASELINES: dict[BaselineKind, tuple[str, float, bool, int]] = {
+BASELINES: dict[str, tuple[str, float, bool, int]] = {
     "kneser-ney": ("KN-5", 5.02, False, 3_911_204),
     "lstm": ("LSTM", 4.70, True, 40_190_000),
     "gpt2": ("GPT-2", 4.81, True, 40_205_000),
@@ -254,7 +251,7 @@ BASELINES: dict[BaselineKind, tuple[str, float, bool, int]] = {
 
 
 def make_baseline(
-    kind: BaselineKind, seed: int = 0, *, nll: float | None = None, variant: str | None = None
+    kind: str, seed: int = 0, *, nll: float | None = None, variant: str | None = None
 ) -> RunRecord:
     """A record of a baseline on the data of `make_record`; `seed` counts only where it has seeds.
 
@@ -301,27 +298,10 @@ def make_baselines(
     return list({r.run: r for r in records}.values())
 
 
-def as_schema_1(record: RunRecord) -> RunRecord:
-    """What is read from a line that the last version wrote: validation in `phase2`, no documents."""
-    values = record.model_dump(mode="json")
-    for new in ("kind", "training"):
-        del values[new]
-    validation = values.pop("validation")
-    names = ("nll_nats", "perplexity", "accuracy", "bits_per_byte")
-    values["phase2"] |= {f"validation_{name}": validation[name] for name in names}
-    return RunRecord.model_validate_json(json.dumps({**values, "schema_version": 1}))
-
-
-def as_before_variants(record: RunRecord) -> RunRecord:
-    """What is read from a line written before there were recipes, variants and memory."""
-    values = record.model_dump(mode="json")
-    for new in ("recipe", "variant"):
-        del values[new]
-    if values["phase1"]:
-        del values["phase1"]["objective"]
-    if values["contexts"]:
-        del values["contexts"]["memory"]
-    return RunRecord.model_validate_json(json.dumps(values))
+def without_documents(record: RunRecord) -> RunRecord:
+    """A record without the scores of single documents."""
+    assert record.validation is not None
+    return record.model_copy(update={"validation": record.validation.model_copy(update={"documents": None})})
 
 
 def make_audit(

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blocks import TOKENS, block_and_stream, loop
-from tandem.training.phase1 import train_context_block
+from blocks import TOKENS, block_and_stream, loop, train_phase1
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tandem.contexts import (
@@ -29,7 +28,6 @@ from tandem.contexts import stream as stream_module
 from tandem.contexts.stream import Restarts
 from tandem.errors import ScanError
 from tandem.model import modeling_tandem, sequential_contexts
-from tandem.records import ScanRecord
 from tandem.settings import ContextSettings, Phase1Settings
 
 
@@ -37,7 +35,7 @@ from tandem.settings import ContextSettings, Phase1Settings
 @pytest.mark.parametrize("depth", [1, 2])
 def test_scan_equals_loop_after_phase_1(boundary: str, depth: int) -> None:
     model, stream = block_and_stream(boundary, context_layers=depth)
-    train_context_block(model, stream, Phase1Settings(batch_positions=1000, max_iterations=20), seed=0)
+    train_phase1(model, stream, Phase1Settings(batch_positions=1000, max_iterations=20), seed=0)
     contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
     true_error = float((contexts.whole() - loop(model, stream)).abs().max())
     assert true_error <= 1e-5
@@ -270,14 +268,6 @@ def test_contexts_on_disk_are_those_computed_rounded_to_bf16(
     for ours, theirs in zip(on_disk.window(499, 1301).around(at, stream.restart), expected, strict=True):
         assert torch.equal(ours, theirs)
     assert not list(tmp_path.iterdir())  # nothing is left behind, whoever is killed
-
-
-def test_records_that_told_of_held_contexts_are_read() -> None:
-    model, stream = block_and_stream()
-    _, record = compute_contexts(model, stream, ContextSettings(segment_length=100))
-    values = record.model_dump(exclude={"kept", "rounding"})
-    for held, kept in ((True, "memory"), (False, "recompute")):
-        assert ScanRecord.model_validate({**values, "held": held}).kept == kept
 
 
 @pytest.mark.parametrize("boundary", ["carry", "reset"])

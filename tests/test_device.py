@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 import far_device
+from blocks import train_phase1
 from tandem.contexts import Stream, compute_contexts, linear
 from tandem.metrics import effective_rank, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings
 from tandem.training.initialization import generator_for, initialize_block
-from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts
 
 far_device.register()
 linear.ON_GPU = linear.Cut(128, 4)  # so that this text has several chunks, and they segments of segments
@@ -44,13 +43,13 @@ def trained(device, cell, boundary):
     figures = []
     if cell == "residual":
         settings = Phase1Settings(batch_positions=100, max_iterations=4, tokens_per_step=300, noise_std=0)
-        figures += [step.loss for step in train_context_block(model, stream, settings, 0).history]
+        figures += [step.loss for step in train_phase1(model, stream, settings, 0).history]
     else:
         settings = PredictionSettings(
             streams=8, window=16, max_epochs=2, negatives=20, dropout=0, embed_dropout=0, output_dropout=0
         )
         heads = [model.token_block, TokenBlock(config).to(device)]
-        result = train_predictive_contexts(model, heads, stream, settings, 0, 64)
+        result = train_phase1(model, stream, settings, 0, heads, chunk_positions=64)
         figures += [epoch.train_nll_nats for epoch in result.history]
     for keep in ("recompute", "memory"):
         kept = ContextSettings(segment_length=50, check_tokens=50, keep=keep)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import sentences, tiny, write_jsonl
-from tandem.experiment.artefacts import load_model, unused_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,6 +16,7 @@ import tandem
 from tandem.audit import audit
 from tandem.cli.main import run
 from tandem.errors import RunDirError, SettingsError
+from tandem.experiment.checkpoints import load_model, unused_ids
 from tandem.experiment.evaluate import Evaluation, evaluate_model
 from tandem.experiment.generate import generate_text
 from tandem.experiment.runner import Unwatched, train_one
@@ -73,7 +73,7 @@ def test_every_loader_is_one_that_states_what_it_promises() -> None:
         if loads.search(line) and "import" not in line and not line.strip().startswith('"""')
     }
     assert found == {
-        ("experiment/artefacts.py", "loaded: Any = TandemForCausalLM.from_pretrained("),
+        ("experiment/checkpoints.py", "loaded: Any = TandemForCausalLM.from_pretrained("),
         (
             "tokens/tokenizer.py",
             "loaded = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)",
@@ -198,12 +198,12 @@ def test_a_folder_without_settings_evaluates_and_says_what_was_assumed(
     said = " ".join(shown.err.split())
     assert "has no settings.yaml" in said
     assert "a .txt file is one document, <|endoftext|> begins each document" in said
-    assert "Conv" not in shown.out
+    assert "convergence" not in shown.out
     assert run([*call, "--json"]) == 0
     shown = capsys.readouterr()
     assert "has no settings.yaml" in shown.err
     result = json.loads(shown.out)
-    assert (result["documents"], result["convergence_rate"]) == (1, None)
+    assert (result["documents"], result["phase1"]) == (1, {})
 
 
 def test_it_scores_as_the_model_does_that_it_came_from(trained: Path, plain: Path, held: Path) -> None:
@@ -212,7 +212,7 @@ def test_it_scores_as_the_model_does_that_it_came_from(trained: Path, plain: Pat
     write_jsonl(lines, sentences(6, seed=9))
     assert scored(plain, lines).documents == 6
     assert scored(plain, held, txt_documents="blank-line").documents == 6
-    assert scored(trained, held).convergence_rate is not None
+    assert "convergence_rate" in scored(trained, held).phase1
 
 
 def test_generate_works_there_and_says_so(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:

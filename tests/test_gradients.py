@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tandem.training.prediction import train_predictive_contexts
+from blocks import train_phase1
 from test_prediction import model_and_stream as gated_model_and_stream
 from test_training import model_and_stream, split_of
 from torch import nn
@@ -16,7 +16,7 @@ from tandem.cross_entropy import mean_nll
 from tandem.errors import is_out_of_memory
 from tandem.model import TandemForCausalLM
 from tandem.settings import Phase2Settings, PredictionSettings
-from tandem.training import phase2, prediction
+from tandem.training import gradients, phase2
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.phase2 import train_token_block
@@ -34,7 +34,7 @@ class ThreeMicroBatches(GradientAccumulator):
 def phase_1(model: TandemForCausalLM, on_tick: Callable[[Tick], None]) -> None:
     settings = PredictionSettings(max_epochs=1, streams=8, window=16, negatives=16)
     _, stream = model_and_stream()
-    train_predictive_contexts(model, [model.token_block], stream, settings, 0, on_tick=on_tick)
+    train_phase1(model, stream, settings, 0, on_tick=on_tick)
 
 
 def phase_2(model: TandemForCausalLM, on_tick: Callable[[Tick], None]) -> None:
@@ -52,7 +52,7 @@ def test_a_step_in_micro_batches_is_the_same_step(
     results = []
     for accumulator in (GradientAccumulator, ThreeMicroBatches):
         monkeypatch.setattr(phase2, "GradientAccumulator", accumulator)
-        monkeypatch.setattr(prediction, "GradientAccumulator", accumulator)
+        monkeypatch.setattr(gradients, "GradientAccumulator", accumulator)
         model, _ = model_and_stream()
         losses: list[float] = []
         phase(model, lambda tick, to=losses: to.append(tick.figures["train PPL"]))
@@ -77,9 +77,7 @@ def test_bf16_trains_almost_as_float32_does(negatives: int | None) -> None:
         def on_tick(tick: Tick, to: list[float] = losses) -> None:
             to.append(tick.figures["train PPL"])
 
-        train_predictive_contexts(
-            model, [model.token_block], stream, first, 0, on_tick=on_tick, execution=execution
-        )
+        train_phase1(model, stream, first, 0, on_tick=on_tick, execution=execution)
         result = train_token_block(model, split, split, second, 0, on_tick=on_tick, execution=execution)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
         results.append((losses, result.validation.nll_nats))

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tandem.training.phase1 import oacd_loss
 from torch import Tensor
 
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
 from tandem.metrics import convergence_rate, effective_rank, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
+from tandem.objectives.original import oacd_loss
 from tandem.settings import ContextSettings
 
 

@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
+from blocks import train_phase1
 from hypothesis import given
 from hypothesis import strategies as st
-from tandem.training.prediction import train_predictive_contexts, windows
 from torch.nn import functional as F
 
 from tandem.contexts import Stream, compute_contexts
@@ -16,6 +16,7 @@ from tandem.cross_entropy import SampledSoftmax, training_loss
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
+from tandem.objectives.predictive import windows
 from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
 from tandem.training.dropout import Dropout, DropoutMasks, Masks
 from tandem.training.initialization import generator_for
@@ -166,9 +167,7 @@ def test_sample_positions_says_how_many_share_a_sample(
 def test_it_trains_what_it_leaves_and_the_layer_it_throws_away(cell: str) -> None:
     model, stream = model_and_stream(cell)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = train_predictive_contexts(
-        model, [model.token_block], stream, PredictionSettings(max_epochs=1, streams=8), 0
-    )
+    result = train_phase1(model, stream, PredictionSettings(max_epochs=1, streams=8), 0)
     unchanged = [name for name, tensor in model.state_dict().items() if torch.equal(before[name], tensor)]
     assert not unchanged
     assert all(part.trained and part.gradient and part.before != part.after for part in result.parts)
@@ -182,7 +181,7 @@ def test_it_learns_what_the_text_says() -> None:
     model, stream = model_and_stream()
     ticks: list[Tick] = []
     settings = PredictionSettings(max_epochs=30, streams=8, lr=0.02, **PLAIN)
-    result = train_predictive_contexts(model, [model.token_block], stream, settings, 0, on_tick=ticks.append)
+    result = train_phase1(model, stream, settings, 0, on_tick=ticks.append)
     assert [epoch.epoch for epoch in result.history] == list(range(1, 31))
     assert result.history[-1].train_nll_nats < 0.6 * result.history[0].train_nll_nats
     assert ticks[-1].done == pytest.approx(30)
@@ -200,7 +199,7 @@ def test_the_first_step_is_the_plain_loss_of_its_first_windows() -> None:
         previous, current = sequential_contexts(model.context_block, embeds)
         logits = model.lm_head(model.token_block(previous, current, embeds))
         expected = F.cross_entropy(logits.flatten(0, 1), stream.ids[at + 1].flatten())
-    result = train_predictive_contexts(model, [model.token_block], stream, settings, 3)
+    result = train_phase1(model, stream, settings, 3)
     assert result.history[0].train_nll_nats == pytest.approx(float(expected), abs=1e-5)
     assert result.positions == at.numel()
 
@@ -218,7 +217,7 @@ def test_contexts_are_carried_from_window_to_window(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(model.context_block, "unroll", watched)
     settings = PredictionSettings(max_epochs=1, streams=4, window=7, lr=1e-12, **PLAIN)
-    train_predictive_contexts(model, [model.token_block], stream, settings, 0)
+    train_phase1(model, stream, settings, 0)
     at = torch.cat(list(windows(len(stream) - 1, 4, 7, generator_for(0, "prediction", 2))), dim=1)
     with torch.no_grad():
         _, whole = sequential_contexts(model.context_block, model.embed(stream.ids[at]))
@@ -230,9 +229,8 @@ def test_it_depends_on_the_seed_and_on_nothing_drawn_before() -> None:
     for seed in (0, 0, 1):
         model, stream = model_and_stream()
         torch.manual_seed(len(results))
-        train_predictive_contexts(
+        train_phase1(
             model,
-            [model.token_block],
             stream,
             PredictionSettings(max_epochs=1, streams=8, negatives=16),
             seed,
@@ -249,10 +247,9 @@ def test_several_heads_share_contexts_and_the_loss_is_their_mean() -> None:
     heads = [model.token_block, TandemForCausalLM(config).token_block]
     settings = PredictionSettings(max_epochs=1, streams=4, window=2000, **PLAIN)
     single = [
-        train_predictive_contexts(copy.deepcopy(model), [copy.deepcopy(head)], stream, settings, 0)
-        for head in heads
+        train_phase1(copy.deepcopy(model), stream, settings, 0, [copy.deepcopy(head)]) for head in heads
     ]
-    both = train_predictive_contexts(model, heads, stream, settings, 0)
+    both = train_phase1(model, stream, settings, 0, heads)
     assert both.history[0].train_nll_nats == pytest.approx(
         sum(result.history[0].train_nll_nats for result in single) / 2, abs=1e-5
     )
@@ -266,12 +263,12 @@ def test_a_step_that_is_not_finite_is_refused() -> None:
         model.context_block.layers[0].linear.bias[0] = math.nan
     before = model.embedding.weight.clone()
     with pytest.raises(NonFiniteLossError, match=r"in epoch 1, step 1:.*lower embeddings.norm or model.w"):
-        train_predictive_contexts(model, [model.token_block], stream, PredictionSettings(streams=8), 0)
+        train_phase1(model, stream, PredictionSettings(streams=8), 0)
     assert torch.equal(model.embedding.weight, before)
     model, stream = model_and_stream()
     settings = PredictionSettings(streams=8, lr=1e38)
     with pytest.raises(NonFiniteLossError, match=r"step \d+:.*try a lower prediction.lr$") as stopped:
-        train_predictive_contexts(model, [model.token_block], stream, settings, 0)
+        train_phase1(model, stream, settings, 0)
     assert str(pickle.loads(pickle.dumps(stopped.value))) == str(stopped.value)  # as it comes from a worker
 
 
@@ -304,7 +301,7 @@ def test_the_learning_rate_rises_and_falls_and_the_decay_is_that_of_an_epoch(
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     model, stream = model_and_stream()
     settings = PredictionSettings(max_epochs=4, streams=8, window=4, lr=0.5e-3, decay_per_epoch=0.3)
-    train_predictive_contexts(model, [model.token_block], stream, settings, 0)
+    train_phase1(model, stream, settings, 0)
     peak = rates.index(max(rates))
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)

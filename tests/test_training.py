@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tandem.training.phase1 import oacd_loss, train_context_block
+from blocks import train_phase1
 from torch.nn import functional as F
 
 from tandem import metrics
@@ -18,6 +18,7 @@ from tandem.cross_entropy import mean_nll, token_nll
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import convergence_rate, effective_rank, perplexity, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.objectives.original import oacd_loss
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings
 from tandem.tokens.store import make_stream
 from tandem.training import phase2
@@ -105,7 +106,7 @@ def test_phase_1_changes_the_context_block_only() -> None:
     before = state(model)
     ticks: list[Tick] = []
     settings = Phase1Settings(max_iterations=5, batch_positions=400)
-    result = train_context_block(model, stream, settings, seed=0, on_tick=ticks.append)
+    result = train_phase1(model, stream, settings, seed=0, on_tick=ticks.append)
     assert changed(before, model) == {"context_block"}
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert (result.iterations, result.stopped) == (5, "max_iterations")  # a spent budget is not convergence
@@ -115,7 +116,7 @@ def test_phase_1_changes_the_context_block_only() -> None:
 
 def test_phase_1_lowers_its_loss_and_settles() -> None:
     model, stream = model_and_stream()
-    result = train_context_block(model, stream, Phase1Settings(batch_positions=900), seed=0)
+    result = train_phase1(model, stream, Phase1Settings(batch_positions=900), seed=0)
     assert result.history[-1].loss < result.history[1].loss - 0.01
     assert result.history[-1].convergence_rate > result.history[1].convergence_rate
 
@@ -123,7 +124,7 @@ def test_phase_1_lowers_its_loss_and_settles() -> None:
 def test_phase_1_stops_when_enough_positions_have_converged() -> None:
     model, stream = model_and_stream()
     settings = Phase1Settings(batch_positions=900, convergence_mse=0.5, convergence_stop=0.2)
-    result = train_context_block(model, stream, settings, seed=0)
+    result = train_phase1(model, stream, settings, seed=0)
     rates = [entry.convergence_rate for entry in result.history]
     assert result.stopped == "converged"
     assert rates[-1] == result.convergence_rate >= 0.2
@@ -135,7 +136,7 @@ def test_one_step_of_phase_1_is_one_step_of_adam_on_the_averaged_gradient() -> N
     model, stream = model_and_stream(tokens=100)
     settings = Phase1Settings(max_iterations=2, batch_positions=30, noise_std=0.0)
     plain = copy.deepcopy(model)
-    train_context_block(model, stream, settings, seed=0)
+    train_phase1(model, stream, settings, seed=0)
 
     start = torch.randn((100, 16), generator=generator_for(0, "phase1 start", 1)) * settings.start_std
     new = plain.context_block(start.roll(1, 0), plain.embed(stream.ids[:]).detach())
@@ -292,7 +293,7 @@ def test_a_non_finite_loss_is_refused_with_the_last_good_values() -> None:
     with pytest.raises(
         NonFiniteLossError, match=r"phase 1 was stopped at iteration 2: .*no iteration before"
     ):
-        train_context_block(broken, stream, Phase1Settings(batch_positions=300), seed=0)
+        train_phase1(broken, stream, Phase1Settings(batch_positions=300), seed=0)
     kept = broken.state_dict()
     assert all(torch.equal(before[name].nan_to_num(7), kept[name].nan_to_num(7)) for name in before)
 
@@ -330,7 +331,3 @@ def test_initial_weights_follow_the_specification() -> None:
 def test_perplexity_overflows_to_infinity() -> None:
     assert perplexity(math.log(50.0)) == pytest.approx(50.0)
     assert perplexity(1e6) == math.inf
-
-
-def test_settings_that_still_say_max_tokens_are_read() -> None:
-    assert Phase1Settings.model_validate({"max_tokens": 700}).tokens_per_step == 700

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from measuring import Candidate, Spread, interleaved, number, print_table
-from tandem.training.phase1 import train_context_block
-from torch import Tensor
+from torch import Tensor, nn
 
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, sequential_contexts
+from tandem.objectives import OBJECTIVES
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings
+from tandem.training.execution import PLAIN
+from tandem.training.progress import silent
 
 from .inputs import python_docs
 
@@ -79,13 +81,14 @@ def table(quick: bool, device: torch.device) -> None:
 def _model(case: Case, prepared: Prepared, sizes: Sizes) -> TandemForCausalLM:
     model = new_model(prepared, Configuration(case.context_layers), seed=0)
     if case.name == "residual":
-        settings = prepared.settings.phase1
+        phase1 = prepared.settings.phase1
         changes = {
             "max_iterations": sizes.phase1_iterations,
-            "batch_positions": min(settings.batch_positions, sizes.sweep_tokens),
+            "batch_positions": min(phase1.batch_positions, sizes.sweep_tokens),
         }
+        settings = prepared.settings.model_copy(update={"phase1": phase1.model_copy(update=changes)})
         stream = Stream.of(model, prepared.corpus.train.ids)
-        train_context_block(model, stream, settings.model_copy(update=changes), seed=0)
+        OBJECTIVES["original"].train(model, nn.ModuleDict(), stream, settings, 0, silent, PLAIN)
     return model
 
 

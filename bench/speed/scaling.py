@@ -13,13 +13,15 @@ from typing import Literal
 import numpy as np
 import torch
 from measuring import Candidate, Spread, Timings, interleaved, number, print_table
-from tandem.training.phase1 import train_context_block
-from tandem.training.prediction import train_predictive_contexts
+from torch import nn
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings
+from tandem.objectives import OBJECTIVES
+from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings, Settings
+from tandem.training.execution import PLAIN
 from tandem.training.phase2 import Split, train_token_block
+from tandem.training.progress import silent
 
 from .inputs import random_model, zipf_ids
 
@@ -94,17 +96,19 @@ def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
         return lambda n: compute_contexts(model, whole.first(n), again)[0].whole
 
     def sweeps(tokens_per_step: int | None) -> Part:
-        settings = Phase1Settings(
+        phase1 = Phase1Settings(
             tokens_per_step=tokens_per_step,
             batch_positions=1_000,
             max_iterations=ITERATIONS,
             convergence_stop=2.0,
         )
-        return lambda n: lambda: train_context_block(residual, whole.first(n), settings, seed=0)
+        settings, train = Settings(phase1=phase1), OBJECTIVES["original"].train
+        return lambda n: lambda: train(residual, nn.ModuleDict(), whole.first(n), settings, 0, silent, PLAIN)
 
     def prediction(n: int) -> Callable[[], object]:
-        settings = PredictionSettings(max_epochs=1, head_layers=(1,))
-        return lambda: train_predictive_contexts(gated, [gated.token_block], whole.first(n), settings, seed=0)
+        settings = Settings(prediction=PredictionSettings(max_epochs=1, head_layers=(1,)))
+        heads, train = nn.ModuleDict({"head1": gated.token_block}), OBJECTIVES["predictive"].train
+        return lambda: train(gated, heads, whole.first(n), settings, 0, silent, PLAIN)
 
     def phase2(n: int) -> Callable[[], object]:
         settings = Phase2Settings(max_epochs=1, batch_positions=512)

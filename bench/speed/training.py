@@ -11,18 +11,19 @@ from functools import partial
 
 import torch
 from measuring import Candidate, Spread, Timings, interleaved, number, print_table
-from tandem.experiment.handover import new_heads
-from tandem.training.prediction import train_predictive_contexts
 
 from tandem.baselines import Task
 from tandem.baselines.gpt2_network import fit_gpt2
 from tandem.baselines.lstm_network import fit_lstm
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
+from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import Prepared, new_model, total_parameters
+from tandem.objectives import OBJECTIVES
 from tandem.settings import Configuration, ContextSettings, Gpt2Settings, LstmSettings
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.phase2 import Split, train_token_block
+from tandem.training.progress import silent
 
 from .inputs import python_docs
 
@@ -53,6 +54,7 @@ class Ours:
     def __init__(self, prepared: Prepared, tokens: int) -> None:
         settings = prepared.settings
         one_epoch = {"max_epochs": 1}
+        self.settings = settings
         self.prediction = settings.prediction.model_copy(update=one_epoch)
         self.phase2 = settings.phase2.model_copy(update=one_epoch)
         self.model = new_model(prepared, CONFIGURATION, seed=0)
@@ -64,9 +66,10 @@ class Ours:
 
     def phase1(self, negatives: int | None, execution: Execution = PLAIN) -> None:
         """One epoch by prediction."""
-        settings = self.prediction.model_copy(update={"negatives": negatives})
-        chunk = self.phase2.chunk_positions
-        train_predictive_contexts(self.model, self.heads, self.train, settings, 0, chunk, execution=execution)
+        prediction = self.prediction.model_copy(update={"negatives": negatives})
+        settings = self.settings.model_copy(update={"prediction": prediction})
+        train = OBJECTIVES["predictive"].train
+        train(self.model, self.heads, self.train, settings, 0, silent, execution)
 
     def contexts(self) -> None:
         """Of the training text, as they are computed between the phases."""

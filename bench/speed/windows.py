@@ -14,7 +14,8 @@ from measuring import Spread, number, print_table
 
 from tandem.experiment.pipeline import train_contexts, train_tokens
 from tandem.experiment.prepared import Prepared
-from tandem.records import Phase1Record, TrainingRecord
+from tandem.objectives.original import DispersionRecord
+from tandem.records import TrainingRecord
 from tandem.settings import Configuration
 
 from .inputs import python_docs
@@ -45,7 +46,7 @@ QUICK = Sizes(60_000, 1024, ((1_000, 500), (4_000, 1_000)), 1_000, 8, 1, (0, 1))
 class Outcome:
     """Of one procedure with one seed."""
 
-    phase1: Phase1Record
+    phase1: DispersionRecord
     phase2: TrainingRecord
     nll_nats: float
     perplexity: float
@@ -95,7 +96,7 @@ def _prepared(
 def _outcome(prepared: Prepared, seed: int) -> Outcome:
     contexts = train_contexts(prepared, CONFIGURATION.context_layers, seed)
     trained = train_tokens(prepared, contexts, CONFIGURATION, seed)
-    assert isinstance(contexts.phase1, Phase1Record)
+    assert isinstance(contexts.phase1, DispersionRecord)
     validation = trained.validation
     return Outcome(contexts.phase1, trained.phase2, validation.nll_nats, validation.perplexity)
 

@@ -170,7 +170,7 @@ def _ranks(subject: Subject) -> list[str]:
     moved = subject.prepared.settings.embeddings.trained
     if said is None or moved or not subject.exact or len(subject.validation) < RANKED:
         return []
-    positions = subject.prepared.settings.phase1.rank_positions
+    positions = subject.prepared.settings.contexts.rank_positions
     rank = effective_rank(subject.validation.current, positions)
     off = abs(rank - said.effective_rank_validation) > RANK_TOLERANCE
     return [f"ER {said.effective_rank_validation:.1%}, recomputed {rank:.1%}"] if off else []

@@ -116,8 +116,8 @@ def contexts_of(
             train=train_scan,
             validation=validation_scan,
             memory=measure_memory(model, validation, group),
-            effective_rank_train=effective_rank(train_contexts, settings.phase1.rank_positions),
-            effective_rank_validation=effective_rank(validation_contexts, settings.phase1.rank_positions),
+            effective_rank_train=effective_rank(train_contexts, settings.contexts.rank_positions),
+            effective_rank_validation=effective_rank(validation_contexts, settings.contexts.rank_positions),
             seconds_s=train_scan.seconds_s + validation_scan.seconds_s,
         ),
     )

@@ -142,7 +142,7 @@ def evaluate_model(
         nll_nats=score.nll_nats,
         accuracy=score.accuracy,
         bits_per_byte=score.bits_per_byte(tokens),
-        effective_rank=effective_rank(contexts, settings.phase1.rank_positions),
+        effective_rank=effective_rank(contexts, settings.contexts.rank_positions),
         phase1=OBJECTIVES[settings.recipe].evaluate(model, stream, settings) if own else {},
         scan_error=max(scan.loop_error, scan.join_error),
         mixture=mixture,

@@ -163,9 +163,9 @@ class Trial:
                 made += timed(lambda: contexts.on_disk(default_cache_dir())) * len(train) / size
             else:
                 train_again = a_token * len(train)
-        ranked = min(len(contexts), settings.phase1.rank_positions)
+        ranked = min(len(contexts), settings.contexts.rank_positions)
         seconds = timed(lambda: effective_rank(contexts, ranked))
-        made += 2 * seconds * settings.phase1.rank_positions / ranked
+        made += 2 * seconds * settings.contexts.rank_positions / ranked
         chunk = settings.phase2.chunk_positions
         some = begun.first(min(size, 4 * chunk))
         score = timed(lambda: score_stream(model, some, contexts, chunk)) / (len(some) - 1) * len(validation)

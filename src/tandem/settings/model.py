@@ -52,3 +52,5 @@ class ContextSettings(Section):
     """Largest allowed difference (absolute, per element) between scan and loop; more is an error."""
     check_tokens: Positive = 2048
     """Tokens on which the scan is compared with the loop, each time; four segments at least."""
+    rank_positions: Positive = 10_000
+    """Effective rank is computed on at most this many positions."""

@@ -34,8 +34,6 @@ class Phase1Settings(Section):
     """A position has converged when its mean squared change between two iterations is below this."""
     convergence_stop: Annotated[float, Field(gt=0)] = 0.9
     """Stop when this share of positions has converged; above 1: never."""
-    rank_positions: Positive = 10_000
-    """Effective rank is computed on at most this many positions."""
 
 
 class PredictionSettings(Section):
