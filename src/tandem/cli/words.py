@@ -10,6 +10,7 @@ from tandem.folders import look
 from tandem.settings import preset_names
 from tandem.shown import command as shown
 from tandem.text.listing import known_kind
+from tandem.text.sources import source_of
 
 TEXTS = {"text", "text folder", "pattern", "source"}
 """Kinds of word that name a text."""
@@ -61,7 +62,7 @@ def kind_of(word: str) -> str:
             return "settings file" if _settings(word) else "text" if is_text_name(word) else "file"
         if re.match(r"(https?|ftp|s3|gs)://", word):
             return "address"
-        if word in {"python-docs", "-"} or word.startswith("hf:"):
+        if source_of(word) is not None:
             return "source"
         if glob.has_magic(word) and glob.glob(str(path), recursive=True):  # noqa: PTH207 (may be absolute)
             return "pattern"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tandem.baselines import BASELINES
 from tandem.report.beside import against_others, against_untrained, ratio_text
 from tandem.report.blocks import Table
 from tandem.report.cells import MARK, make_table, name_text
@@ -105,7 +106,7 @@ def baseline_table(analysis: Analysis, texts: Texts) -> Table:
             plus_minus(b.train_perplexity, perplexity_text, b.mean_train_perplexity),
             plus_minus(b.best_epoch, count_text),
             plus_minus(b.seconds_alone, seconds_text),
-            texts(f"baseline.{b.kind}"),
+            texts.of(f"baseline.{b.kind}") or BASELINES[b.kind].description,
         ]
         for b in analysis.baselines
     ]

@@ -18,7 +18,17 @@ from tandem.settings.files import dump_settings, load_settings, preset_names
 from tandem.settings.model import ContextSettings, ModelSettings
 from tandem.settings.names import OneOf
 from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
-from tandem.settings.section import Positive, Section, Seed, check_options, known_keys, nearest_key
+from tandem.settings.section import (
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+    Seed,
+    check_options,
+    known_keys,
+    nearest_key,
+)
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
 __all__ = [
@@ -30,11 +40,14 @@ __all__ = [
     "Gpt2Settings",
     "LstmSettings",
     "ModelSettings",
+    "NonNegativeFloat",
     "OneOf",
     "Phase1Settings",
     "Phase2Settings",
     "Positive",
+    "PositiveFloat",
     "PredictionSettings",
+    "Probability",
     "RaySettings",
     "Section",
     "Seed",

@@ -10,24 +10,25 @@ from tandem.decoding import read_text
 from tandem.errors import DataError, StorageError
 from tandem.folders import RECORD, SETTINGS
 from tandem.settings import DataSettings, Settings
-from tandem.text.hub import parse_hub_source
 from tandem.text.listing import find_files
 from tandem.text.places import counted_from, source_folder, user_path
 from tandem.text.reading import Reading
+from tandem.text.sources import Source, source_of
 from tandem.text.splits import Splits, split_documents
 
-WORDS = ("python-docs", "bpe", "spectral", "random")
-"""Sources that are made, not read."""
+MADE = ("bpe", "spectral", "random")
+"""Sources of tokenizers and embeddings that are made, not read."""
 
 
 def local_path(source: str) -> Path | None:
     """The path of a source on this machine: a file, a folder, or that in which a glob begins; else None."""
-    if source in WORDS:
+    if source in MADE:
         return None
-    path = user_path(parse_hub_source(source)[0] if source.startswith("hf:") else source)
-    if path.exists():
+    own = source_of(source)
+    path = user_path(source) if own is None else own.path(source)
+    if path is None or path.exists():
         return path
-    if source.startswith("hf:") or not glob.has_magic(source):
+    if own is not None or not glob.has_magic(source):
         return None
     try:
         find_files(source, Reading(source))
@@ -79,10 +80,11 @@ def named_from_here(settings: Settings, file: Path) -> Settings:
         return settings
 
     def here(source: str) -> str:
-        hub = "hf:" if source.startswith("hf:") else ""
+        own = source_of(source)
+        prefix = "" if own is None else f"{source.partition(':')[0]}:"
         with counted_from(place):
-            there = local_path(source) is not None or (source in texts and not hub and source not in WORDS)
-            return hub + str(user_path(source.removeprefix(hub))) if there else source
+            there = local_path(source) is not None or (own is None and source in texts)
+            return f"{prefix}{user_path(source.removeprefix(prefix))}" if there else source
 
     named = {
         "train": here(data.train),
@@ -129,7 +131,8 @@ def as_it_was(what: str, run: str, *sources: str | None) -> Iterator[None]:
 
 def changed(what: str, run: str, *sources: str | None, because: str = "") -> DataError:
     """The error to raise where a run's text, tokenizer or embedding is no longer the recorded one."""
-    again = "use the Python of its training" if "python-docs" in sources else "put back what was there"
+    own = [source_of(source) or Source for source in sources if source is not None]
+    again = " and ".join(dict.fromkeys(one.restored for one in own))
     return DataError(
         f"the {what} of {whereabouts(*sources)} is no longer what {run} was trained and scored on{because}; "
         f"{again}"
@@ -139,5 +142,5 @@ def changed(what: str, run: str, *sources: str | None, because: str = "") -> Dat
 def whereabouts(*sources: str | None) -> str:
     """Recorded sources, and the folder that they count from where that matters."""
     named = [source for source in sources if source is not None]
-    local = [source for source in named if not source.startswith(("hf:", "/", "~")) and source not in WORDS]
+    local = [s for s in named if s not in MADE and not s.startswith(("/", "~")) and source_of(s) is None]
     return " and ".join(named) + (f" (in {source_folder()})" if local else "")

@@ -1,14 +1,45 @@
 """The one way to text: a source's name in, its documents out."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.patience import Pace
-from tandem.text.files import read_files, text_lines, txt_splitter
-from tandem.text.hub import hub_documents
+from tandem.text.files import Splitter, read_files, text_lines, txt_splitter
+from tandem.text.hub import hub_documents, parse_hub_source
+from tandem.text.places import user_path
 from tandem.text.python_docs import python_docs
 from tandem.text.reading import Reading
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text that is no file, directory or glob pattern.
+
+    documents    gives the documents of a source, by its whole name; the splitter cuts lines into documents,
+                 and the Reading is told what is odd about the text
+    path         where a source lies on this machine, by its whole name; None: nowhere
+    restored     what to do where it is no longer what it was
+    """
+
+    documents: Callable[[str, Splitter, Reading], Iterator[str]]
+    path: Callable[[str], Path | None] = lambda _: None
+    restored: str = "put back what was there"
+
+
+SOURCES: dict[str, Source] = {
+    "python-docs": Source(lambda *_: python_docs(), restored="use the Python of its training"),
+    "-": Source(lambda name, splitter, reading: splitter(text_lines(name, reading.encoded))),
+    "hf:": Source(lambda name, *_: hub_documents(name), lambda name: user_path(parse_hub_source(name)[0])),
+}
+"""By whole name, or by what a name begins with up to its first colon."""
+
+
+def source_of(name: str) -> Source | None:
+    """The source of this name; None for a file, directory or glob pattern."""
+    return SOURCES.get(name) or SOURCES.get("".join(name.partition(":")[:2]))
 
 
 def open_documents(
@@ -16,8 +47,8 @@ def open_documents(
 ) -> Iterator[str]:
     """The documents of `source` in a fixed order, blank ones passed over.
 
-    `source` is `python-docs`, a file, directory or glob pattern, `hf:NAME[:SPLIT]`, or `-` (text on standard
-    input); `txt_documents` says what a document is in text (see `tandem.text.files.txt_splitter`).
+    `source` is one of SOURCES, or a file, directory or glob pattern; `txt_documents` says what a document is
+    in text (see `tandem.text.files.txt_splitter`).
     `on_progress` is told every few seconds how much was read, and in the end what was passed over, and why.
 
     Raises DataError for a source that is missing, malformed or without any text, and SettingsError for an
@@ -25,12 +56,8 @@ def open_documents(
     """
     reading, pace = Reading(source), Pace(on_progress)
     splitter = txt_splitter(txt_documents)  # refused even where no .txt file is read
-    if source == "python-docs":
-        documents = python_docs()
-    elif source == "-":
-        documents = splitter(text_lines(source, reading.encoded))
-    elif source.startswith("hf:"):
-        documents = hub_documents(source)
+    if (own := source_of(source)) is not None:
+        documents = own.documents(source, splitter, reading)
     elif source.strip():
         documents = read_files(source, txt_documents, reading)
     else:

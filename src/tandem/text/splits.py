@@ -19,7 +19,7 @@ from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
 from tandem.text.documents import Documents, put_down
 from tandem.text.places import user_path
-from tandem.text.sources import open_documents
+from tandem.text.sources import open_documents, source_of
 
 Digests = npt.NDArray[np.uint64]
 """[D, 2] uint64: of the words of each document; as numbers in the order of the bytes."""
@@ -211,7 +211,7 @@ def overlap_allowed(data: DataSettings) -> bool:
 
     def places(*sources: str | None) -> set[str | Path]:
         named = [source for source in sources if source]
-        return {*named, *(user_path(source).resolve() for source in named if not source.startswith("hf:"))}
+        return {*named, *(user_path(source).resolve() for source in named if source_of(source) is None)}
 
     return not places(data.validation).isdisjoint(places(*data.allow_overlap))
 

@@ -20,7 +20,18 @@ from tandem.text.places import source_folder
 
 EXECUTORS: dict[str, type[Executor]] = {"local": Local, "slurm": Slurm, "ray": Ray}
 
-__all__ = ["EXECUTORS", "JOBS", "Executor", "Ray", "Slurm", "Worker", "executor_of", "helped", "threads_each"]
+__all__ = [
+    "EXECUTORS",
+    "JOBS",
+    "Executor",
+    "Ray",
+    "Slurm",
+    "Tell",
+    "Worker",
+    "executor_of",
+    "helped",
+    "threads_each",
+]
 
 
 def executor_of(settings: Settings) -> Executor:
