@@ -360,13 +360,17 @@ def test_foreign_text_is_no_markup():
     assert inline_html("[a](http://b.c) ![d](http://e.f)") == "[a](http://b.c) ![d](http://e.f)"
 
 
-def test_a_section_can_be_added(monkeypatch: pytest.MonkeyPatch):
+def test_a_section_can_be_added():
     def mine(report: Report):
         yield "## My section"
         yield f"Of {len(report.analysis.records)} runs."
 
-    monkeypatch.setattr("tandem.report.document.SECTIONS", [*SECTIONS[:2], mine, *SECTIONS[2:]])
-    document = compose(analyse([make_record()], None), Texts("en"), frozenset())
+    analysis = analyse([make_record()], None)
+    SECTIONS.insert(2, mine)
+    try:
+        document = compose(analysis, Texts("en"), frozenset())
+    finally:
+        SECTIONS.remove(mine)
     assert list(document.sections)[2] == "mine"
     assert "\n\n## My section\n\nOf 1 runs.\n\n## " in str(document)
     page = render_html(document, {})

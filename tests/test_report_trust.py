@@ -116,7 +116,7 @@ def test_a_baseline_with_mixed_settings_uses_the_newest():
     assert {b.name: b.seeds for b in analysis.baselines} == {"KN-5": (), "LSTM": (0, 2), "GPT-2": SEEDS}
     assert [r.run for r in analysis.left_out] == ["LSTM-seed1"]
     assert analysis.baselines[1].nll.high == 4.6
-    assert analysis.against_baseline("LSTM", "C1T1").nll.seeds == (0, 2)
+    assert analysis.compare("LSTM", "C1T1").nll.seeds == (0, 2)
     assert not analysis.untrusted("LSTM")  # what is left out does not mark what is shown
     english, japanese = words(records), words(records, lang="ja")
     assert "**Runs with other settings:** LSTM-seed1." in english

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ValidationRecord
 from tandem.records.audit import Status
+from tandem.report.crossed import Effect, Floats, over_seeds, over_seeds_and_documents
 from tandem.report.phase1 import OBJECTIVES, ORIGINAL, objective_of
 from tandem.report.results import (
     BASELINES,
@@ -27,16 +28,7 @@ from tandem.report.results import (
     Phase1OverSeeds,
     ScanResult,
 )
-from tandem.report.statistics import (
-    Effect,
-    Floats,
-    Verdict,
-    holm,
-    over_seeds,
-    over_seeds_and_documents,
-    paired,
-    verdict,
-)
+from tandem.report.statistics import Verdict, holm, paired, verdict
 
 Item = TypeVar("Item", bound=Hashable)
 Shared = TypeVar("Shared")
@@ -115,7 +107,7 @@ def _variants(records: Sequence[RunRecord], manifest: Manifest | None) -> list[s
 
 def _order(record: RunRecord, variants: Sequence[str | None]) -> tuple[int, int, int, int, str, int]:
     """Configurations by variant and depth, then baselines by kind; each by seed."""
-    kind = 0 if record.kind == "tandem" else 1 + list(BASELINES).index(record.kind)
+    kind = ["tandem", *BASELINES].index(record.kind)
     variant = variants.index(record.variant) if record.variant in variants else len(variants)
     seed = -1 if record.seed is None else record.seed
     depths = (record.token_layers or 0, record.context_layers or 0)

@@ -1,8 +1,11 @@
 """The Markdown that the report is made of. `render` makes the page from it and from nothing else.
 
-A section yields blocks: strings of Markdown. Four of its habits have a form of their own in the page: a quote
-is a callout, and one that begins with `[!WARNING]` a warning; a table follows its caption in bold; a row
-whose name is in bold or in italics stands out or apart; an image with its caption in italics is a figure.
+A section yields blocks, which are strings of Markdown. Some of their forms mean more in the page:
+
+- A quote is a callout. One that begins with `[!WARNING]` is a warning.
+- A table follows its caption in bold.
+- A row with its name in bold stands out, one in italics stands apart.
+- An image, followed by its caption in italics, is a figure.
 """
 
 import re

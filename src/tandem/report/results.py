@@ -1,7 +1,7 @@
 """What the analysis of an experiment holds: figures over seeds, comparisons, the audit, the records."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -20,7 +20,8 @@ from tandem.records import (
     ValidationRecord,
 )
 from tandem.records.audit import Status
-from tandem.report.statistics import Effect, Paired, Spread, Verdict, perplexity, spread
+from tandem.report.crossed import Effect
+from tandem.report.statistics import Paired, Spread, Verdict, perplexity, spread
 from tandem.report.wording import Message
 
 Phase1 = TypeVar("Phase1", bound=Phase1Record | PredictionRecord)
@@ -37,7 +38,7 @@ class BaselineWords:
     """Whether it is a configuration without its phase 1, and no other model."""
 
 
-BASELINES: dict[BaselineKind, BaselineWords] = {
+BASELINES: dict[str, BaselineWords] = {
     "kneser-ney": BaselineWords("baseline.kneser-ney"),
     "lstm": BaselineWords("baseline.lstm"),
     "gpt2": BaselineWords("baseline.gpt2"),
@@ -45,7 +46,7 @@ BASELINES: dict[BaselineKind, BaselineWords] = {
     "bigram": BaselineWords("baseline.bigram"),
     "unigram": BaselineWords("baseline.unigram"),
 }
-"""In the order of the report. Their names are those of the records."""
+"""By the `kind` of the records, in the order of the report. Their names stand in the records."""
 
 
 class OverSeeds:
@@ -106,9 +107,9 @@ class ModelResult:
         return self.variant, self.context_layers, self.token_layers
 
     @property
-    def control(self) -> bool:
-        """Whether it is a baseline that is a configuration without its phase 1."""
-        return self.kind != "tandem" and BASELINES[self.kind].control
+    def baseline(self) -> BaselineWords | None:
+        """What is said of it as a baseline; None of a configuration."""
+        return BASELINES.get(self.kind)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -369,17 +370,17 @@ class Analysis:
         """
         return len(self.data) == 1 and len(self.settings) == len({variant for variant, _ in self.settings})
 
-    def configuration(self, name: str) -> ModelResult | None:
-        """The configuration of this name."""
-        return next((c for c in self.configurations if c.name == name), None)
+    @property
+    def models(self) -> dict[str, ModelResult]:
+        """Configurations and baselines by name."""
+        return {model.name: model for model in (*self.configurations, *self.baselines)}
 
     def compare(self, a: str, b: str) -> Comparison | None:
-        """Configuration `b` against `a`, whichever way round the pair was tested."""
-        return _find(self.comparisons, a, b)
-
-    def against_baseline(self, baseline: str, configuration: str) -> Comparison | None:
-        """A configuration against a baseline."""
-        return _find(self.baseline_comparisons, baseline, configuration)
+        """Model `b` against `a`, whichever way round the pair was tested; None where it was not."""
+        for c in (*self.comparisons, *self.baseline_comparisons):
+            if {c.a, c.b} == {a, b}:
+                return c if c.a == a else c.reversed
+        return None
 
     def untrusted(self, name: str) -> bool:
         """Whether the audit failed for a run that the figures of this configuration or baseline include."""
@@ -391,10 +392,3 @@ class Analysis:
     def all_untrusted(self) -> bool:
         """Whether the audit failed for every run, as it does where a check of the shared data fails."""
         return len(self.audit.untrusted) == len(self.records)
-
-
-def _find(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | None:
-    for c in comparisons:
-        if {c.a, c.b} == {a, b}:
-            return c if c.a == a else c.reversed
-    return None

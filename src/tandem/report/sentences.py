@@ -1,13 +1,13 @@
 """What the records show, as messages: every claim among them rests on a verdict, and none goes beyond it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from tandem.report import wording
 from tandem.report.analysis import Choice
 from tandem.report.phase1 import objectives_of
-from tandem.report.results import BASELINES, Analysis, Comparison, MemoryResult, ModelResult
+from tandem.report.results import Analysis, Comparison, MemoryResult, ModelResult
 from tandem.report.statistics import Verdict, mean
 from tandem.report.wording import Message, Texts, Value, interval_text, literal, perplexity_text
 
@@ -135,14 +135,11 @@ def _effects(axis: str, pairs: Sequence[Comparison]) -> Iterator[Message]:
 
 def _pairs_along(analysis: Analysis, axis: str) -> list[Comparison]:
     """Pairs of one variant from fewer to more layers of one block, with equal depth of the other."""
-    chosen = []
+    other, chosen = 1 if axis == "context" else 0, []
     for comparison in analysis.comparisons:
-        a, b = analysis.configuration(comparison.a), analysis.configuration(comparison.b)
-        if a is None or b is None or a.variant != b.variant:
-            continue
+        a, b = analysis.models[comparison.a], analysis.models[comparison.b]
         of_a, of_b = ((c.context_layers or 0, c.token_layers or 0) for c in (a, b))
-        other = 1 if axis == "context" else 0
-        if of_a[other] == of_b[other]:
+        if a.variant == b.variant and of_a[other] == of_b[other]:
             chosen.append(comparison if of_a < of_b else comparison.reversed)
     return chosen
 
@@ -188,28 +185,24 @@ def _with_results(analysis: Analysis) -> list[str]:
 def against_others(analysis: Analysis, choice: Choice) -> list[Comparison]:
     """Best and recommended configuration against every baseline that is another model."""
     names = dict.fromkeys([choice.best.name, choice.recommended.name])
-    return _against(analysis, [(b.name, name) for name in names for b in analysis.baselines if not b.control])
+    others = [b.name for b in analysis.baselines if b.baseline and not b.baseline.control]
+    found = [analysis.compare(other, name) for name in names for other in others]
+    return [c for c in found if c is not None]
 
 
 def against_controls(analysis: Analysis) -> list[Comparison]:
     """Every configuration against itself without phase 1: what phase 1 adds."""
-    controls = [b for b in analysis.baselines if b.control]
-    return _against(
-        analysis, [(b.name, c.name) for c in analysis.configurations for b in controls if b.place == c.place]
-    )
-
-
-def _against(analysis: Analysis, pairs: Iterable[tuple[str, str]]) -> list[Comparison]:
-    return [found for pair in pairs if (found := analysis.against_baseline(*pair)) is not None]
+    controls = [b for b in analysis.baselines if b.baseline and b.baseline.control]
+    pairs = [(b.name, c.name) for c in analysis.configurations for b in controls if b.place == c.place]
+    return [c for c in (analysis.compare(*pair) for pair in pairs) if c is not None]
 
 
 def baseline_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
     """One sentence for the best configuration against each baseline, and one for each phase 1."""
-    models = {model.name: model for model in (*analysis.configurations, *analysis.baselines)}
+    models = analysis.models
     own = [c for c in against_others(analysis, choice) if c.b == choice.best.name]
     for c in (*own, *against_controls(analysis)):
-        kind = models[c.a].kind
-        if kind != "tandem":
+        if baseline := models[c.a].baseline:
             values = {
                 "name": c.b,
                 "baseline": c.a,
@@ -219,7 +212,7 @@ def baseline_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
                 "difference": wording.nats_text(c.effect.difference),
                 "interval": interval_text(c.effect.interval),
             }
-            yield Message(f"{BASELINES[kind].finding}.{c.verdict}", values)
+            yield Message(f"{baseline.finding}.{c.verdict}", values)
 
 
 def baseline_summary(analysis: Analysis, choice: Choice) -> Iterator[Message]:

@@ -1,19 +1,16 @@
-"""Numbers over seeds, and the difference of two models over seeds and documents, with its verdict.
+"""Numbers over seeds: the spread of one model, the difference of two, Holm's correction, verdicts.
 
-Nothing is called better or worse on fewer than three common seeds. Its p-value, corrected for all comparisons
-of its family, must be below 0.05. Validation losses are compared over seeds and documents (`Effect`). What is
-known by seed only, such as iterations, is compared by the paired t-test (`Paired`).
+Nothing is called better or worse on fewer than three common seeds. Its p-value, corrected for all
+comparisons of its family, must be below 0.05. Validation losses are compared over seeds and documents
+(`crossed`). What is known by seed only, such as iterations, is compared by the paired t-test (`Paired`).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-from scipy import special, stats
+from scipy import stats
 
 MIN_SEEDS = 3
 """Common seeds. With fewer nothing is called better or worse."""
@@ -23,7 +20,6 @@ CONFIDENCE = 0.95
 """Level of every interval."""
 RESOLUTION = 1e-6
 """Nats per token. A smaller difference is rounding of single-precision arithmetic."""
-Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
 
@@ -77,35 +73,8 @@ class Paired:
     @property
     def reversed(self) -> "Paired":
         """The same comparison as `a − b`."""
-        difference, interval = _negated(self.difference, self.interval)
+        difference, interval = negated(self.difference, self.interval)
         return Paired(self.seeds, self.mean_b, self.mean_a, difference, self.sd, interval, self.p)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The difference b − a of two models in validation NLL, nats per token."""
-
-    basis: Literal["seeds_documents", "seeds"]
-    """What the interval generalises to: other seeds and other documents, or other seeds only."""
-    by_seed: Mapping[int, float]
-    """The difference of every common seed."""
-    documents: int | None
-    """Documents with scored tokens; None where documents are not used."""
-    difference: float | None
-    """Mean over common seeds; None without one."""
-    interval: Interval | None
-    """95%; None below two seeds, or where a difference is not finite."""
-    df: float | None
-    """Degrees of freedom of `interval` and `p`."""
-    p: float | None
-    """Two-sided, uncorrected; None below three seeds, or without an interval."""
-
-    @property
-    def reversed(self) -> "Effect":
-        """The same as a − b."""
-        difference, interval = _negated(self.difference, self.interval)
-        by_seed = {seed: -value for seed, value in self.by_seed.items()}
-        return replace(self, by_seed=by_seed, difference=difference, interval=interval)
 
 
 def spread(values: Iterable[float]) -> Spread | None:
@@ -176,7 +145,8 @@ def perplexity(nll_nats: float) -> float:
         return math.inf
 
 
-def _negated(difference: float | None, interval: Interval | None) -> tuple[float | None, Interval | None]:
+def negated(difference: float | None, interval: Interval | None) -> tuple[float | None, Interval | None]:
+    """A difference and its interval the other way round."""
     return (
         None if difference is None else -difference,
         None if interval is None else (-interval[1], -interval[0]),
@@ -197,130 +167,3 @@ def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 def _interval(mean: float, sd: float, n: int) -> Interval:
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
     return mean - half, mean + half
-
-
-# Seeds × documents
-
-
-@dataclass(frozen=True)
-class CrossedEstimate:
-    """A mean difference, its standard error (both in nats per token) and the error's degrees of freedom."""
-
-    difference: float
-    standard_error: float
-    df: float
-
-    @property
-    def p(self) -> float:
-        """Two-sided p of no difference."""
-        if self.standard_error == 0:
-            return 1.0 if self.difference == 0 else 0.0
-        return float(2 * special.stdtr(self.df, -abs(self.difference) / self.standard_error))
-
-    @property
-    def interval(self) -> Interval:
-        """Its 95% interval."""
-        half = float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2)) * self.standard_error
-        return self.difference - half, self.difference + half
-
-
-def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: float = 0.0) -> CrossedEstimate:
-    """The mean difference of two models over seeds × documents. Both are samples, and both make it uncertain.
-
-    `differences` [S, D] are nats, summed over each document's scored `tokens` [D]. The standard error never
-    goes below `resolution / √(6 S)`, what rounding to steps of `resolution` (nats per token) leaves
-    uncertain; see `paired`. One document gives the paired t-test over seeds. Raises ValueError below two
-    seeds, without a document, and for a document without tokens.
-
-    A seed stands for another training, a document for another validation text. Every pair of trainings scores
-    the same documents, so the two factors are crossed, once each. This is a two-way random-effects analysis
-    of variance without replication. Documents are the unit, never tokens: the tokens of a document resemble
-    each other.
-
-    Let d[s, i] be the NLL of document i under b less that under a with seed s, n[i] its tokens, and N = Σ n.
-    The estimate weighs tokens equally, as perplexity does:
-
-        δ[s] = Σ_i d[s, i] / N,    δ = mean of δ[s]
-
-    It is a ratio of sums, and long documents weigh more. Its residuals are those of the jackknife over
-    documents (Tukey's pseudo-values less δ[s]), which for documents of one length are plain deviations from
-    the mean:
-
-        e[s, i] = (D − 1) (d[s, i] − δ[s] n[i]) / (N − n[i])
-
-        MS_seed = D Σ_s (δ[s] − δ)² / (S − 1)
-        MS_doc  = S Σ_i ē[i]² / (D − 1)                              ē[i] = mean of e[s, i] over s
-        MS_e    = Σ_si (e[s, i] − ē[i])² / ((S − 1) (D − 1))
-
-        variance of δ = (MS_seed + MS_doc − MS_e) / (S D)
-
-    The degrees of freedom are Satterthwaite's, (MS_seed + MS_doc − MS_e)² over the sum of each MS² / df, but
-    at least the smaller of S − 1 and D − 1. A mean square of seeds or documents below MS_e is a variance
-    estimated as negative. It is left out together with MS_e, and the other one stands alone with its own
-    degrees of freedom. Of two such mean squares the larger one stands. So the variance is never below what
-    either factor gives.
-
-    Satterthwaite, F. E. (1946). An approximate distribution of estimates of variance components. Biometrics
-    Bull. 2, 110–114. Cochran, W. G. (1977). Sampling Techniques, 3rd ed., sections 6.4 and 6.17 (ratios).
-    `bench/false_positives.py` holds the rule to its nominal 5%.
-    """
-    seeds, documents = differences.shape
-    if seeds < 2 or documents < 1 or tokens.min() < 1:
-        raise ValueError("an estimate needs two seeds, a document, and tokens in every document")
-    total = tokens.sum()
-    by_seed = differences.sum(axis=1) / total
-    difference = float(by_seed.mean())
-    of_seeds = documents * float(np.square(by_seed - difference).sum()) / (seeds - 1)
-    if documents == 1:
-        variance, df = of_seeds, seeds - 1.0
-    else:
-        residuals = (documents - 1) * (differences - by_seed[:, None] * tokens) / (total - tokens)
-        of_documents = residuals.mean(axis=0)
-        variance, df = _variance(
-            of_seeds,
-            seeds * float(np.square(of_documents).sum()) / (documents - 1),
-            float(np.square(residuals - of_documents).sum()) / ((seeds - 1) * (documents - 1)),
-            seeds - 1,
-            documents - 1,
-        )
-    least = resolution / math.sqrt(6 * seeds)
-    return CrossedEstimate(difference, max(math.sqrt(variance / (seeds * documents)), least), df)
-
-
-def _variance(
-    seed: float, document: float, rest: float, df_seed: int, df_document: int
-) -> tuple[float, float]:
-    """S D times the variance of the mean, and its degrees of freedom, from the three mean squares."""
-    if document <= rest and document <= seed:
-        return seed, df_seed
-    if seed <= rest:
-        return document, df_document
-    variance = seed + document - rest
-    uncertainty = seed**2 / df_seed + document**2 / df_document + rest**2 / (df_seed * df_document)
-    return variance, max(variance**2 / uncertainty, min(df_seed, df_document))
-
-
-def over_seeds_and_documents(
-    differences: Mapping[int, Floats], tokens: npt.NDArray[np.int64], resolution: float = RESOLUTION
-) -> Effect:
-    """The effect from every seed's differences [D] in nats per document, of documents with `tokens` [D].
-
-    Documents without scored tokens are not used.
-    """
-    scored = tokens > 0
-    of_documents = np.stack([row[scored] for row in differences.values()])
-    values = of_documents.sum(axis=1) / tokens.sum()
-    by_seed = {seed: float(value) for seed, value in zip(differences, values, strict=True)}
-    documents, interval, df, p = int(scored.sum()), None, None, None
-    if len(by_seed) > 1 and np.isfinite(of_documents).all():
-        found = estimate(of_documents, tokens[scored], resolution)
-        interval, df = found.interval, found.df
-        p = found.p if len(by_seed) >= MIN_SEEDS else None
-    mean = sum(by_seed.values()) / len(by_seed)
-    return Effect("seeds_documents", by_seed, documents, mean, interval, df, p)
-
-
-def over_seeds(test: Paired, by_seed: Mapping[int, float]) -> Effect:
-    """The effect where no scores of documents are known: the paired t-test, on this validation text only."""
-    df = None if test.interval is None else len(test.seeds) - 1.0
-    return Effect("seeds", by_seed, None, test.difference, test.interval, df, test.p)

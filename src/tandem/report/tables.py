@@ -9,7 +9,7 @@ from tandem.report.analysis import STATUSES, Choice
 from tandem.report.markdown import UNTRUSTED, Column, Mark, Table, make_table, spread_column
 from tandem.report.original import Claim, as_the_original, claims, load_original
 from tandem.report.phase1 import OBJECTIVES, ORIGINAL, objective_of, objectives_of
-from tandem.report.results import BASELINES, Analysis, CheckResult, Comparison, ModelResult, ScanResult
+from tandem.report.results import Analysis, CheckResult, Comparison, ModelResult, ScanResult
 from tandem.report.statistics import Paired, mean, perplexity
 from tandem.report.wording import NONE, Texts, code, literal
 
@@ -51,7 +51,7 @@ def _name_column(analysis: Analysis, key: str = "config") -> Model:
 def _mark(model: ModelResult, choice: Choice | None) -> Mark:
     """The recommended configuration stands out, baselines stand apart."""
     recommended = choice is not None and model is choice.recommended
-    return "*" if model.kind != "tandem" else "**" if recommended else ""
+    return "*" if model.baseline else "**" if recommended else ""
 
 
 # Models
@@ -62,7 +62,7 @@ def summary_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Ta
 
     def name(m: ModelResult) -> str:
         shown = name_text(analysis, m.name)
-        return shown if m.kind == "tandem" else texts("baseline_label", name=shown)
+        return texts("baseline_label", name=shown) if m.baseline else shown
 
     def seeds(m: ModelResult) -> str:
         """Finished of planned seeds, as far as is known; none where nothing is drawn at random."""
@@ -140,7 +140,7 @@ def baselines_table(analysis: Analysis, texts: Texts) -> Table:
         spread_column("seconds", lambda m: m.seconds_alone, wording.seconds_text),
         Column(
             "what",
-            lambda m: NONE if m.kind == "tandem" else texts(BASELINES[m.kind].description),
+            lambda m: texts(m.baseline.description) if m.baseline else NONE,
             numeric=False,
         ),
     ]
