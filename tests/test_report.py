@@ -61,7 +61,7 @@ def with_nll(values: dict[tuple[int, int], Sequence[float]]) -> list[RunRecord]:
 
 def test_mean_perplexity_is_geometric():
     analysis = analyse(with_nll({(1, 1): [4.0, 5.0, 6.0]}), None)
-    assert analysis.configurations[0].mean_perplexity == pytest.approx(math.exp(5.0))
+    assert analysis.configurations[0].perplexity.mean == pytest.approx(math.exp(5.0))
 
 
 def test_smallest_not_shown_worse_is_recommended():

@@ -18,7 +18,7 @@ from tandem.records import MemoryPoint, RunRecord
 from tandem.report.analysis import analyse, choose
 from tandem.report.document import compose
 from tandem.report.figures import draw_figures
-from tandem.report.phase1 import mean_head_perplexity, over_head
+from tandem.report.phase1 import head_perplexity, over_head
 from tandem.report.results import MemoryResult
 from tandem.report.sentences import memory_sentences, phase2_findings
 from tandem.report.wording import Texts
@@ -49,7 +49,7 @@ def test_a_predictive_run_has_a_prediction_table_and_no_iterations():
     assert "by dispersion" not in part
     one = analysis.phase1["prediction"][0]
     heads = [r.phase1.heads[-1].nll_nats for r in records if r.configuration == "C1T1"]
-    assert mean_head_perplexity(one) == pytest.approx(math.exp(sum(heads) / 3))
+    assert head_perplexity(one).mean == pytest.approx(math.exp(sum(heads) / 3))
     assert one.used_by == ("C1T1", "C1T2")
     names = draw_figures(analysis, Texts("en")).keys()
     assert "phase1_prediction" in names

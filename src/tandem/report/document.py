@@ -340,7 +340,7 @@ def _configuration(report: Report, name: str, c: ModelResult, reasons: Iterable[
     yield report.heading(name, 3, name=c.name, **depths)
     yield fenced(_selecting_settings(c, report.texts), "python")
     figures = [
-        Message("choice.perplexity", {"value": wording.perplexity_text(c.mean_perplexity)}),
+        Message("choice.perplexity", {"value": wording.perplexity_text(mean(c.perplexity))}),
         Message("choice.accuracy", {"value": wording.percent(mean(c.accuracy))}),
         Message("choice.parameters", {"value": wording.count_short(c.total_parameters)}),
         OBJECTIVES[c.objective or ORIGINAL].fact(c),

@@ -168,11 +168,8 @@ def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
 def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
     """A line for the mean of every baseline near enough not to squeeze the configurations together."""
     low, high = axes.get_ylim()
-    near = {
-        b.name: b.mean_perplexity
-        for b in analysis.baselines
-        if b.mean_perplexity is not None and low / NEAR < b.mean_perplexity < high * NEAR
-    }
+    means = {b.name: b.perplexity.mean for b in analysis.baselines if b.perplexity}
+    near = {name: mean for name, mean in means.items() if low / NEAR < mean < high * NEAR}
     for mean in near.values():
         axes.axhline(mean, color=INK, lw=1, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
     axes.autoscale_view()
@@ -298,7 +295,7 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _finite(c: ModelResult) -> bool:
-    return c.rankable and math.isfinite(c.mean_perplexity or math.inf)
+    return c.rankable and c.perplexity is not None and math.isfinite(c.perplexity.mean)
 
 
 def _finite_perplexities(c: ModelResult) -> list[float]:

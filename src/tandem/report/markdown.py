@@ -66,13 +66,15 @@ class Column(Generic[Row]):
 
 
 def spread_column(
-    key: str,
-    figure: Callable[[Row], Spread | None],
-    text: Callable[[float | None], str],
-    mean: Callable[[Row], float | None] = lambda _: None,
+    key: str, figure: Callable[[Row], Spread | None], text: Callable[[float | None], str]
 ) -> Column[Row]:
-    """A figure over seeds as `mean ± sd`; `mean` may replace the arithmetic mean."""
-    return Column(key, lambda row: plus_minus(figure(row), text, mean(row)))
+    """A figure over seeds as `mean ± sd`."""
+    return Column(key, lambda row: plus_minus(figure(row), text))
+
+
+def word_column(key: str, cell: Callable[[Row], str]) -> Column[Row]:
+    """A column of words."""
+    return Column(key, cell, numeric=False)
 
 
 @dataclass(frozen=True)

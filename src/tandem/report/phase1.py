@@ -8,9 +8,20 @@ from typing import Any
 
 from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.report import wording
-from tandem.report.markdown import Column, spread_column
-from tandem.report.results import Analysis, DepthComparison, ModelResult, Phase1OverSeeds, perplexity_of_mean
-from tandem.report.statistics import Paired, Spread, Verdict, holm, mean, paired, perplexity, spread, verdict
+from tandem.report.markdown import Column, spread_column, word_column
+from tandem.report.results import Analysis, DepthComparison, ModelResult, Phase1OverSeeds
+from tandem.report.statistics import (
+    Paired,
+    Spread,
+    Verdict,
+    holm,
+    mean,
+    paired,
+    perplexities,
+    perplexity,
+    spread,
+    verdict,
+)
 from tandem.report.wording import NONE, Message, Texts, Value
 
 
@@ -95,7 +106,7 @@ def _usual_columns(texts: Texts, *own: Column[Any]) -> list[Column[Any]]:
 
     return [
         Column("context_depth", lambda d: d.name),
-        Column("used_by", lambda d: texts("joined", names=d.used_by), numeric=False),
+        word_column("used_by", lambda d: texts("joined", names=d.used_by)),
         *own,
         rank_column("rank_validation", lambda p: p.effective_rank_validation),
         rank_column("rank_train", lambda p: p.effective_rank_train),
@@ -165,7 +176,7 @@ class DispersionReport(ObjectiveReport):
         convergence: Column[Dispersion] = spread_column(
             "convergence", lambda d: d.over_seeds(lambda p: p.convergence_rate), wording.percent
         )
-        last = [Column("stopped", stopped, numeric=False), Column("speed", speed, numeric=False)]
+        last = [word_column("stopped", stopped), word_column("speed", speed)]
         return [*_usual_columns(texts, iterations, convergence), *last]
 
     def lead(self, analysis: Analysis) -> Iterator[Message]:
@@ -240,9 +251,10 @@ def _speeds(a: int, b: int, test: Paired, p: float | None) -> dict[str, Value]:
 Prediction = Phase1OverSeeds[PredictionRecord]
 
 
-def mean_head_perplexity(result: Prediction) -> float | None:
-    """exp of the mean validation NLL over seeds of the deepest head."""
-    return perplexity_of_mean(result.over_seeds(lambda p: p.heads[-1].nll_nats))
+def head_perplexity(result: Prediction) -> Spread | None:
+    """Validation perplexity of the deepest head, with the geometric mean."""
+    losses = [p.heads[-1].nll_nats for p in result.phase1.values()]
+    return perplexities((perplexity(nll), nll) for nll in losses)
 
 
 def over_head(model: ModelResult) -> Spread | None:
@@ -275,12 +287,7 @@ class PredictionReport(ObjectiveReport):
         epochs: Column[Prediction] = spread_column(
             "epochs", lambda d: d.over_seeds(lambda p: p.epochs), wording.count_text
         )
-        head: Column[Prediction] = spread_column(
-            "head_perplexity",
-            lambda d: d.over_seeds(lambda p: perplexity(p.heads[-1].nll_nats)),
-            wording.perplexity_text,
-            mean_head_perplexity,
-        )
+        head = spread_column("head_perplexity", head_perplexity, wording.perplexity_text)
         return _usual_columns(texts, epochs, head)
 
     def lead(self, analysis: Analysis) -> Iterator[Message]:

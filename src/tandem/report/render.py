@@ -128,9 +128,11 @@ def _styled(tokens: Sequence[Token], figures: Mapping[str, str]) -> Iterator[Tok
             elif inline.content == "</details>":
                 yield _raw("</details>\n")
                 place += 2
-            elif [child.type for child in children] == ["image"]:
-                yield _figure(str(children[0].attrs["src"]), inline_html(children[0].content), figures)
-                place += 5  # the caption follows in italics
+            elif [child.type for child in children] == ["image"] and (svg := figures.get(_name(children[0]))):
+                yield _figure(svg, inline_html(children[0].content))
+                place += 2
+                if place + 1 < len(tokens) and _mark(tokens[place + 1]) == "em":
+                    place += 3  # its caption, which the page shows inside the figure
             elif after == "table_open" and _mark(inline) == "strong":
                 end = next(i for i in range(place, len(tokens)) if tokens[i].type == "table_close")
                 yield from _table(inline_html(inline.content[2:-2]), tokens[place + 3 : end])
@@ -174,8 +176,12 @@ def _table(caption: str, tokens: Sequence[Token]) -> Iterator[Token]:
     yield _raw("</table>\n</div>\n")
 
 
-def _figure(file: str, caption: str, figures: Mapping[str, str]) -> Token:
-    svg = figures[file.removeprefix("figures/").partition(".")[0]]
+def _name(image: Token) -> str:
+    """Name of the figure that an image shows."""
+    return str(image.attrs["src"]).removeprefix("figures/").partition(".")[0]
+
+
+def _figure(svg: str, caption: str) -> Token:
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")  # implied inside a page
     card = f'<div class="card" role="img" aria-label="{_plain(caption)}">\n{svg}</div>'
     return _raw(f"<figure>\n{card}\n<figcaption>{caption}</figcaption>\n</figure>\n")

@@ -21,7 +21,7 @@ from tandem.records import (
 )
 from tandem.records.audit import Status
 from tandem.report.crossed import Effect
-from tandem.report.statistics import Paired, Spread, Verdict, perplexity, spread
+from tandem.report.statistics import Paired, Spread, Verdict, perplexities, perplexity, spread
 from tandem.report.wording import Message
 
 Phase1 = TypeVar("Phase1", bound=Phase1Record | PredictionRecord)
@@ -84,16 +84,12 @@ class ModelResult:
     """A share, on validation contexts."""
     nll = OverSeeds(lambda m: [v.nll_nats for v in m.validation.values()])
     """Validation, nats per token."""
-    perplexity = OverSeeds(lambda m: [v.perplexity for v in m.validation.values()])
-    """Validation."""
     accuracy = OverSeeds(lambda m: [v.accuracy for v in m.validation.values()])
     """Validation, a share."""
     bits_per_byte = OverSeeds(lambda m: [v.bits_per_byte for v in m.validation.values()])
     """Validation."""
     train_nll = OverSeeds(lambda m: [t.train_nll_nats for t in m.training.values()])
     """At the best epoch, nats per token."""
-    train_perplexity = OverSeeds(lambda m: [t.train_perplexity for t in m.training.values()])
-    """At the best epoch."""
     best_epoch = OverSeeds(lambda m: [t.best_epoch for t in m.training.values()])
     """Best epoch of phase 2, or of the training of a baseline."""
     training_seconds = OverSeeds(lambda m: [t.seconds_s for t in m.training.values()])
@@ -132,14 +128,14 @@ class ModelResult:
         return {seed: r.validation for seed, r in self.runs.items() if r.validation is not None}
 
     @property
-    def mean_perplexity(self) -> float | None:
-        """exp of the mean NLL over seeds: the geometric mean of the perplexities."""
-        return perplexity_of_mean(self.nll)
+    def perplexity(self) -> Spread | None:
+        """Validation, with the geometric mean."""
+        return perplexities((v.perplexity, v.nll_nats) for v in self.validation.values())
 
     @property
-    def mean_train_perplexity(self) -> float | None:
-        """As `mean_perplexity`, of the training figures at the best epoch."""
-        return perplexity_of_mean(self.train_nll)
+    def train_perplexity(self) -> Spread | None:
+        """At the best epoch, with the geometric mean."""
+        return perplexities((t.train_perplexity, t.train_nll_nats) for t in self.training.values())
 
     @property
     def gap(self) -> float | None:
@@ -157,11 +153,6 @@ class ModelResult:
     def rankable(self) -> bool:
         """Whether it has a finite validation loss, so that it can be best or recommended."""
         return self.nll is not None and math.isfinite(self.nll.mean)
-
-
-def perplexity_of_mean(nll: Spread | None) -> float | None:
-    """exp of a mean NLL in nats per token."""
-    return None if nll is None else perplexity(nll.mean)
 
 
 @dataclass(frozen=True)

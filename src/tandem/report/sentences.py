@@ -73,7 +73,7 @@ def warnings(analysis: Analysis) -> Iterator[Message]:
 def phase2_findings(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
     """Lowest perplexity, what it is against training and phase 1, and which may still be improving."""
     if choice is not None:
-        lowest = perplexity_text(choice.best.mean_perplexity)
+        lowest = perplexity_text(mean(choice.best.perplexity))
         yield Message("phase2.lowest", {"name": choice.best.name, "perplexity": lowest})
     gaps = [(c.gap, c.name) for c in analysis.configurations if c.gap is not None and math.isfinite(c.gap)]
     if len(gaps) > 1:
@@ -206,8 +206,8 @@ def baseline_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
             values = {
                 "name": c.b,
                 "baseline": c.a,
-                "perplexity": perplexity_text(models[c.b].mean_perplexity),
-                "other": perplexity_text(models[c.a].mean_perplexity),
+                "perplexity": perplexity_text(mean(models[c.b].perplexity)),
+                "other": perplexity_text(mean(models[c.a].perplexity)),
                 "ratio": wording.ratio_text(c.effect.difference),
                 "difference": wording.nats_text(c.effect.difference),
                 "interval": interval_text(c.effect.interval),
@@ -236,7 +236,7 @@ def standing(analysis: Analysis, choice: Choice) -> Message:
     untested = [name for name, r in rivals.items() if r is None or r.verdict is Verdict.TOO_FEW_SEEDS]
     values: Mapping[str, Value] = {
         "name": best.name,
-        "perplexity": perplexity_text(best.mean_perplexity),
+        "perplexity": perplexity_text(mean(best.perplexity)),
         "accuracy": wording.percent(mean(best.accuracy)),
         "beaten": beaten,
         "others": [
@@ -287,7 +287,7 @@ def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message
 def avoid_findings(choice: Choice) -> Iterator[Message]:
     """What is shown worse, and than what."""
     for c, than in choice.avoid:
-        values = {"name": c.name, "than": than, "perplexity": perplexity_text(c.mean_perplexity)}
+        values = {"name": c.name, "than": than, "perplexity": perplexity_text(mean(c.perplexity))}
         yield Message("avoid.shown_worse", values)
     if not choice.avoid:
         yield Message("avoid.none")

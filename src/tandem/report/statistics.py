@@ -7,7 +7,7 @@ comparisons of its family, must be below 0.05. Validation losses are compared ov
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from scipy import stats
@@ -85,6 +85,16 @@ def spread(values: Iterable[float]) -> Spread | None:
     center, sd = _mean_and_sd(values)
     interval = None if sd is None else _interval(center, sd, len(values))
     return Spread(values, center, sd, interval, min(values), max(values))
+
+
+def perplexities(figures: Iterable[tuple[float, float]]) -> Spread | None:
+    """Spread of perplexities, each given with its NLL in nats per token.
+
+    Their mean is exp of the mean NLL, that is the geometric mean.
+    """
+    figures = tuple(figures)
+    found, nll = spread(value for value, _ in figures), spread(loss for _, loss in figures)
+    return None if found is None or nll is None else replace(found, mean=perplexity(nll.mean))
 
 
 def mean(figure: Spread | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import TypeVar
 from tandem.records import DataRecord, Environment, Parameters, RunRecord, ScanRecord
 from tandem.report import wording
 from tandem.report.analysis import STATUSES, Choice
-from tandem.report.markdown import UNTRUSTED, Column, Mark, Table, make_table, spread_column
+from tandem.report.markdown import UNTRUSTED, Column, Mark, Table, make_table, spread_column, word_column
 from tandem.report.original import Claim, as_the_original, claims, load_original
 from tandem.report.phase1 import OBJECTIVES, ORIGINAL, objective_of, objectives_of
 from tandem.report.results import Analysis, CheckResult, Comparison, ModelResult, ScanResult
@@ -21,14 +21,9 @@ PARAMS: Model = Column("params", lambda m: wording.count_short(m.total_parameter
 RANK: Model = spread_column("rank", lambda m: m.effective_rank, wording.percent)
 BEST_EPOCH: Model = spread_column("best_epoch", lambda m: m.best_epoch, wording.count_text)
 TRAIN_PERPLEXITY: Model = spread_column(
-    "train_perplexity",
-    lambda m: m.train_perplexity,
-    wording.perplexity_text,
-    lambda m: m.mean_train_perplexity,
+    "train_perplexity", lambda m: m.train_perplexity, wording.perplexity_text
 )
-PERPLEXITY: Model = spread_column(
-    "perplexity", lambda m: m.perplexity, wording.perplexity_text, lambda m: m.mean_perplexity
-)
+PERPLEXITY: Model = spread_column("perplexity", lambda m: m.perplexity, wording.perplexity_text)
 ACCURACY: Model = spread_column("accuracy", lambda m: m.accuracy, wording.percent)
 BITS: Model = spread_column("bits", lambda m: m.bits_per_byte, wording.bits_text)
 TOTAL_TIME: Model = spread_column("total_time", lambda m: m.seconds_alone, wording.seconds_text)
@@ -138,11 +133,7 @@ def baselines_table(analysis: Analysis, texts: Texts) -> Table:
         TRAIN_PERPLEXITY,
         BEST_EPOCH,
         spread_column("seconds", lambda m: m.seconds_alone, wording.seconds_text),
-        Column(
-            "what",
-            lambda m: texts(m.baseline.description) if m.baseline else NONE,
-            numeric=False,
-        ),
+        word_column("what", lambda m: texts(m.baseline.description) if m.baseline else NONE),
     ]
     return make_table(texts, "baselines", columns, analysis.baselines)
 
@@ -171,10 +162,10 @@ def effects_table(analysis: Analysis, texts: Texts, name: str, comparisons: Sequ
         Column("difference", lambda c: wording.nats_text(c.effect.difference)),
         Column("crossed_interval", interval),
         Column("ratio", ratio),
-        Column("by_seed", by_seed, numeric=False),
+        word_column("by_seed", by_seed),
         Column("df", lambda c: wording.number(c.effect.df, 1 if (c.effect.df or 0) < 100 else 0)),
         Column("p", lambda c: wording.p_text(c.corrected_p)),
-        Column("verdict", lambda c: texts(f"verdict.{c.verdict}", name=c.b), numeric=False),
+        word_column("verdict", lambda c: texts(f"verdict.{c.verdict}", name=c.b)),
     ]
     return make_table(texts, name, columns, comparisons)
 
@@ -221,14 +212,14 @@ def scans_table(analysis: Analysis, texts: Texts) -> Table:
 
     columns: list[Column[ScanResult]] = [
         Column("context_depth", lambda s: s.name),
-        Column("split", lambda s: texts(f"split.{s.split}"), numeric=False),
-        Column("method", lambda s: texts("joined", names=sorted({*map(method, s.scans)})), numeric=False),
+        word_column("split", lambda s: texts(f"split.{s.split}")),
+        word_column("method", lambda s: texts("joined", names=sorted({*map(method, s.scans)}))),
         Column("segments", lambda s: wording.range_text([scan.segments for scan in s.scans])),
         Column("burn_in", lambda s: wording.range_text([scan.burn_in for scan in s.scans])),
         Column("loop_error", lambda s: wording.error_text(max(scan.loop_error for scan in s.scans))),
         Column("join_error", lambda s: wording.error_text(max(scan.join_error for scan in s.scans))),
         Column("tolerance", lambda s: wording.error_text(min(scan.tolerance for scan in s.scans))),
-        Column("exactness", lambda s: texts(f"scan.{'within' if s.within else 'beyond'}"), numeric=False),
+        word_column("exactness", lambda s: texts(f"scan.{'within' if s.within else 'beyond'}")),
     ]
     return make_table(texts, "scans", columns, analysis.scans)
 
@@ -250,11 +241,11 @@ def audit_table(analysis: Analysis, texts: Texts) -> Table:
 
     columns = [
         Column("check", lambda r: literal(r.name)),
-        Column("shown", shown, numeric=False),
-        Column("outcome_here", lambda r: texts(f"audit.status.{r.check.status}"), numeric=False),
-        Column("figure", lambda r: literal(r.check.figure), numeric=False),
-        Column("counts", counts, numeric=False),
-        Column("looked_at", lambda r: literal(r.check.looked_at), numeric=False),
+        word_column("shown", shown),
+        word_column("outcome_here", lambda r: texts(f"audit.status.{r.check.status}")),
+        word_column("figure", lambda r: literal(r.check.figure)),
+        word_column("counts", counts),
+        word_column("looked_at", lambda r: literal(r.check.looked_at)),
     ]
     return make_table(texts, "audit", columns, analysis.audit.checks)
 
@@ -264,7 +255,7 @@ def runs_table(analysis: Analysis, texts: Texts) -> Table:
     columns: list[Column[RunRecord]] = [
         Column("run", lambda r: run_text(analysis, r.run)),
         Column("seed", lambda r: wording.number(r.seed)),
-        Column("status", lambda r: texts(f"status.{r.status}"), numeric=False),
+        word_column("status", lambda r: texts(f"status.{r.status}")),
         *(column for objective in OBJECTIVES.values() for column in objective.run_columns),
         Column("best_epoch", lambda r: wording.number(r.trained.best_epoch) if r.trained else NONE),
         Column(
@@ -282,7 +273,7 @@ def failures_table(analysis: Analysis, texts: Texts) -> Table:
     """Failed runs and why."""
     columns: list[Column[RunRecord]] = [
         Column("run", lambda r: literal(r.run)),
-        Column("reason", lambda r: literal(r.failure or NONE), numeric=False),
+        word_column("reason", lambda r: literal(r.failure or NONE)),
         Column("spent", lambda r: wording.seconds_text(r.seconds_spent_s)),
     ]
     return make_table(texts, "failures", columns, analysis.failed)
@@ -303,7 +294,7 @@ def original_table(analysis: Analysis, texts: Texts) -> Table:
     ours = {name: model for name, model in as_the_original(analysis).items() if model.validation}
     theirs = [{**row, "source": texts("source.original")} for row in load_original().rows]
     rows = [row for printed in theirs for row in (printed, ours.get(printed["config"])) if row]
-    source: Model = Column("source", lambda _: texts("source.here"), numeric=False)
+    source: Model = word_column("source", lambda _: texts("source.here"))
     columns = [_name_column(analysis), source, PARAMS, *OBJECTIVES[ORIGINAL].model_columns, RANK, BEST_EPOCH]
     columns += [TRAIN_PERPLEXITY, PERPLEXITY, ACCURACY, TOTAL_TIME]
     return make_table(
@@ -315,8 +306,8 @@ def claims_table(analysis: Analysis, texts: Texts) -> Table:
     """The original report's claims against these records."""
     columns: list[Column[Claim]] = [
         Column("claim", lambda c: texts(f"claim.{c.key}")),
-        Column("outcome", lambda c: texts(f"outcome.{c.outcome}"), numeric=False),
-        Column("evidence", lambda c: " ".join(map(texts.say, c.evidence)) or NONE, numeric=False),
+        word_column("outcome", lambda c: texts(f"outcome.{c.outcome}")),
+        word_column("evidence", lambda c: " ".join(map(texts.say, c.evidence)) or NONE),
     ]
     return make_table(texts, "claims", columns, [*claims(analysis)])
 

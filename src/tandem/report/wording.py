@@ -194,11 +194,11 @@ def range_text(counts: Sequence[int]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def plus_minus(spread: Spread | None, text: Callable[[float | None], str], mean: float | None = None) -> str:
-    """`mean ± sd`; the mean alone for one seed. `mean` replaces the arithmetic mean."""
+def plus_minus(spread: Spread | None, text: Callable[[float | None], str]) -> str:
+    """`mean ± sd`; the mean alone for one seed."""
     if spread is None:
         return NONE
-    shown = text(spread.mean if mean is None else mean)
+    shown = text(spread.mean)
     if spread.sd is None:
         return shown
     figure, unit = _unit(shown)
