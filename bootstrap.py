@@ -9,6 +9,7 @@ Run as often as you like: what is installed already is not installed again.
 
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,10 @@ BIN = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin")
 PYTHON = os.path.join(BIN, "python.exe" if os.name == "nt" else "python")
 CONSTRAINTS = os.path.join(ROOT, "constraints.txt")
 OLDEST = (3, 11)
+
+for stream in (sys.stdout, sys.stderr):  # a terminal of another encoding shows ? for what it lacks
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
 
 
 def say(text):
@@ -118,7 +123,7 @@ def main(arguments):
         install("dev")
         return test(arguments[1:])
     install("")
-    say("tandem " + " ".join(arguments))
+    say("tandem " + " ".join(map(shlex.quote, arguments)))
     return call(["-m", "tandem", *arguments])
 
 

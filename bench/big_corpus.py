@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tandem.shown import tolerate_any_encoding
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 SYLLABLES = [a + b for a in "bdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "in", "ol")]
@@ -114,7 +116,7 @@ def main() -> None:
             done = subprocess.run(
                 [sys.executable, __file__, "--prepare", str(text), *options],
                 stdout=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 check=True,
             )
             made = json.loads(done.stdout.splitlines()[-1])
@@ -133,4 +135,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from big_corpus import write_text
 
+from tandem.shown import tolerate_any_encoding
+
 MODEL = {
     "--tokenizer.vocab-size": 4096,
     "--model.embed-dim": 64,
@@ -125,4 +127,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -30,6 +30,7 @@ from tandem.experiment.pipeline import train_phase1
 from tandem.experiment.prepared import new_model, prepare, streams
 from tandem.experiment.runner import set_up_process, with_one_head
 from tandem.settings import Configuration
+from tandem.shown import tolerate_any_encoding
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import OnTick
 
@@ -134,4 +135,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+from tandem.shown import tolerate_any_encoding
+
 SETTINGS: tuple[dict[str, str], ...] = (
     {},
     {"GOMP_SPINCOUNT": "1000"},
@@ -52,7 +54,7 @@ def measure(setting: dict[str, str], processes: int) -> float:
     environment = {k: v for k, v in os.environ.items() if k not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
     command = [sys.executable, __file__, "--worker"]
     running = [
-        subprocess.Popen(command, env=environment | setting, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env=environment | setting, stdout=subprocess.PIPE, encoding="utf-8")
         for _ in range(processes)
     ]
     outputs = [process.communicate()[0] for process in running]
@@ -74,4 +76,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

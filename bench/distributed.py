@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from tandem.settings import load_settings
+from tandem.shown import tolerate_any_encoding
 
 BATCHES = ("prediction.streams", "phase2.batch_positions")
-"""What grows with the processes in weak scaling; phase 1's `batch_positions` are those of recipe seed."""
+"""What grows with the processes in weak scaling; phase 1's `batch_positions` are those of recipe original."""
 PARTS = ("phase1", "contexts", "phase2", "whole", "command")
 
 
@@ -108,4 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -16,12 +16,13 @@ import tempfile
 from pathlib import Path
 
 from tandem.records import RunRecord, read_records
+from tandem.shown import tolerate_any_encoding
 
 
 def tandem(*arguments: object) -> str:
     """What the command prints, in a process of its own."""
     command = [sys.executable, "-m", "tandem", *map(str, arguments)]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
 
 
 def records_in(folder: Path, command: str) -> list[RunRecord]:
@@ -62,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

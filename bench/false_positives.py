@@ -25,6 +25,7 @@ import numpy as np
 
 from tandem.report.crossed import estimate
 from tandem.report.statistics import ALPHA
+from tandem.shown import tolerate_any_encoding
 
 SEEDS, DOCUMENTS = (3, 5, 8), (20, 100, 500)
 SCENARIOS: Mapping[str, tuple[float, float, float, float]] = {
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tandem.shown import tolerate_any_encoding
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -120,7 +122,7 @@ def in_subprocess(function: Callable[..., Any], **arguments: Any) -> Any:
     done = subprocess.run(
         [*command, str(torch.get_num_threads()), json.dumps(arguments)],
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
@@ -186,4 +188,5 @@ def _answer(module: str, function: str, threads: str, arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     _answer(*sys.argv[1:])

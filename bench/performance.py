@@ -7,7 +7,7 @@
     training         a trained token: ours, the LSTM's, the GPT-2's
     decoding         scoring a text, and generating token after token, beside GPT-2
     scaling          cost against the size of the text
-    windows          phase 1 of recipe seed, over the whole text and by windows
+    windows          phase 1 of recipe original, over the whole text and by windows
 
 `all` prints all of them. Candidates take turns within a round and are given as the median ratio with the
 smallest and largest of all rounds (bench/measuring.py). `--quick` makes everything small: it shows that the
@@ -23,6 +23,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from measuring import start
+
+from tandem.shown import tolerate_any_encoding
 
 TABLES = {
     "contexts": "speed.contexts",
@@ -61,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

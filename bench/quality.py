@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.settings import Configuration, LstmSettings, Settings, load_settings
+from tandem.shown import tolerate_any_encoding
 
 TRAIN_BYTES = 800_000
 TEST_BYTES = 200_000
@@ -199,7 +200,7 @@ class Bench:
             **key,
             "parameters": fitted.embedding_parameters + fitted.other_parameters,
             "validation_nll": fitted.score.nll_nats,
-            "validation_bits": fitted.score.bits_per_byte(self.corpus.validation.scored_bytes),
+            "validation_bits": fitted.score.bits_per_byte(self.corpus.validation),
             "best_epoch": fitted.training.best_epoch if fitted.training else None,
             "seconds": fitted.seconds_s,
             **self.about,
@@ -326,4 +327,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -35,6 +35,7 @@ from tandem.experiment.artefacts import load_model  # noqa: E402
 from tandem.experiment.runner import Unwatched, train_one  # noqa: E402
 from tandem.metrics import score_stream  # noqa: E402
 from tandem.settings import Configuration, Settings, load_settings  # noqa: E402
+from tandem.shown import tolerate_any_encoding  # noqa: E402
 from tandem.tokens.prepare import tokenize_for_evaluation  # noqa: E402
 from tandem.training.progress import Tick  # noqa: E402
 
@@ -173,4 +174,5 @@ def test_nll(folder: Path, settings: Settings) -> tuple[float, int]:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

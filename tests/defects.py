@@ -2,7 +2,7 @@
 
 `plant(name, patch)` puts one in place through pytest's MonkeyPatch (or anything with its `setattr`), for as
 long as that lasts. The audit must name every one (tests/test_audit.py); three of them are those of the
-original experiment, whose effect bench/seed_findings.py measures.
+original experiment, whose effect bench/conclusions.py measures.
 """
 
 import json

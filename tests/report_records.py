@@ -134,7 +134,7 @@ def make_record(
     device_name: str = "NVIDIA L4",
     text_fingerprint: str = "5f0c1a9be2d7",
     documents: bool = True,
-    recipe: str = "seed",
+    recipe: str = "original",
     variant: str | None = None,
     half_life: float | None = None,
 ) -> RunRecord:
@@ -153,7 +153,7 @@ def make_record(
     total = V * E + 2 * E + context_block + token_block
     phase1: Phase1Record | PredictionRecord = (
         make_dispersion(noise, iterations, stopped)
-        if recipe == "seed"
+        if recipe == "original"
         else make_prediction(context_layers, seed, nll + 0.05)
     )
     epochs = 9 + noise.randint(-2, 2)
@@ -204,8 +204,8 @@ def make_record(
             validation_documents=20, validation_tokens=22_723, validation_bytes=102_411,
             duplicates_dropped=3, overlap_documents=0, vocab_size=V, tokenizer="gpt2",
             text_fingerprint=text_fingerprint, tokenizer_fingerprint="0b77", tokens_fingerprint="c0ffee12",
-            embeddings="gpt2" if recipe == "seed" else "spectral", embeddings_trained=False,
-            embeddings_fingerprint="77ab" if recipe == "seed" else "88cd",
+            embeddings="gpt2" if recipe == "original" else "spectral", embeddings_trained=False,
+            embeddings_fingerprint="77ab" if recipe == "original" else "88cd",
         ),
         environment=Environment(
             device="cuda", device_name=device_name, device_memory_bytes=23_800_000_000,
@@ -346,7 +346,7 @@ def make_grid(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[RunRecord]:
 
 Variants = Mapping[str, str]
 """Recipes by variant."""
-BOTH: Variants = {"seed": "seed", "predictive": "predictive"}
+BOTH: Variants = {"original": "original", "predictive": "predictive"}
 ABLATIONS: Variants = dict.fromkeys(
     ("full", "no_dropout", "no_decay", "residual", "one_epoch", "carry", "all_negatives", "no_memory"),
     "predictive",

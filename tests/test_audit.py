@@ -150,7 +150,7 @@ def failed(found: AuditRecord) -> dict[str, str]:
     return {check.name: check.figure for _, check in found.failed()}
 
 
-@pytest.mark.parametrize("recipe", ["seed", "predictive"])
+@pytest.mark.parametrize("recipe", ["original", "predictive"])
 @pytest.mark.parametrize("name", PLANTED)
 def test_every_planted_defect_is_named(
     name: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -227,11 +227,9 @@ def test_parameters_are_reported(kind: str, fitted: dict[str, Fitted]) -> None:
 
 
 def test_too_few_parameters_are_refused() -> None:
-    with pytest.raises(
-        SettingsError, match=r"LSTM has 360 parameters even at width 1,.*--baselines\.max-par"
-    ):
+    with pytest.raises(SettingsError, match=r"LSTM has 360 parameters even at width 1,.*baselines\.max_par"):
         fit_lstm(TASK, 12, 359, LSTM, 0, CPU)
-    with pytest.raises(SettingsError, match=r"GPT-2 has .* at width 2, .*--baselines\.max-parameters"):
+    with pytest.raises(SettingsError, match=r"GPT-2 has .* at width 2, .*baselines\.max_parameters"):
         fit_gpt2(TASK, 100, GPT2, 0, CPU)
 
 
@@ -304,7 +302,7 @@ def test_streams_shorter_than_a_window(kind: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("kind", ["lstm", "gpt2"])
 def test_non_finite_steps_are_refused(kind: str) -> None:
-    with pytest.raises(NonFiniteLossError, match=rf"not finite .*--baselines.{kind}.lr"):
+    with pytest.raises(NonFiniteLossError, match=rf"not finite .*baselines.{kind}.lr"):
         fit(kind, lr=1e30)
 
 

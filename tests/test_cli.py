@@ -50,7 +50,7 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
 
 
 def test_every_preset_loads_and_prints_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert preset_names() == ["demo", "dialogue", "predictive", "seed"]
+    assert preset_names() == ["demo", "dialogue", "original", "predictive"]
     for name in preset_names():
         code, out, _ = call(capsys, "config", name)
         assert code == 0
@@ -64,7 +64,7 @@ def test_every_preset_loads_and_prints_itself(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_seed_preset_is_the_seed() -> None:
-    seed = load_settings("seed")
+    seed = load_settings("original")
     assert seed.data.train.endswith("ultrachat_200k:train_sft[:2000]")
     assert seed.data.validation.endswith("ultrachat_200k:train_sft[50000:50020]")
     assert (seed.data.separator, seed.data.validation_separator) == ("", "\n\n")
@@ -134,7 +134,7 @@ def test_mixing_is_reported_apart(
     write_jsonl(text_file, sentences(60, seed=10))
     code, _, err = call(capsys, "evaluate", model, "--data", held, "--mix")
     assert code == 2
-    assert "not what the model was trained on" in err
+    assert "is no longer what C1T1-seed0 was trained" in err
     text_file.unlink()
     code, _, err = call(capsys, "evaluate", model, "--data", held, "--mix")
     assert code == 2
@@ -292,10 +292,11 @@ def test_all_baselines_by_one_flag() -> None:
 
 BAD = {
     "unknown command": (["experimnet"], "did you mean 'experiment'"),
-    "unknown preset": (["experiment", "sead"], "did you mean 'seed'"),
+    "unknown preset": (["experiment", "orignal"], "did you mean 'original'"),
+    "former preset": (["experiment", "seed"], "did you mean 'original'"),
     "missing settings file": (["experiment", "none.yaml"], "there is no settings file none.yaml"),
     "unknown option": (["experiment", "--phase2.lrr", "1"], "did you mean --phase2.lr"),
-    "unknown option of evaluate": (["evaluate", "{here}", "--seperator", "x"], "did you mean --separator"),
+    "unknown option of evaluate": (["evaluate", "m", "--data=x", "--seperator=y"], "mean --separator"),
     "preset last": (["experiment", "--device", "cpu", "{tiny}"], "comes first"),
     "name with a path": (["experiment", "--name", "a/../b"], "setting name"),
     "sampling seed": (["generate", "{here}", "--prompt", "x", "--temperature", "1e-300"], "--temperature"),

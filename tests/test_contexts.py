@@ -287,7 +287,7 @@ def test_how_soon_a_block_forgets_is_told_by_two_streams_at_several_places(cell:
     model, stream = block_and_stream(boundary, cell=cell, context_layers=1)
     if cell == "gated":
         with torch.no_grad():
-            model.context_block.layers[0].bias[:30] = 4.0
+            model.context_block.layers[0].linear.bias[:30] = 4.0
     _, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
     count = 32 if cell == "residual" else 8
     places = torch.linspace(0, TOKENS - 1, count + 1)[:-1].long()
@@ -311,8 +311,8 @@ def test_how_soon_a_block_forgets_is_told_by_two_streams_at_several_places(cell:
 def test_a_gated_block_forgets_even_with_its_gates_wide_open() -> None:
     model, stream = block_and_stream(cell="gated", context_layers=1)
     with torch.no_grad():
-        model.context_block.layers[0].weight.zero_()
-        model.context_block.layers[0].bias[:30] = 50.0
+        model.context_block.layers[0].linear.weight.zero_()
+        model.context_block.layers[0].linear.bias[:30] = 50.0
     _, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
     # (127/128)^n = 1e-5 / 4 at n = 1,645, from a difference of up to some 3; and half of that more.
     assert 1.5 * 1645 < record.burn_in < 1.5 * 2000
@@ -323,7 +323,7 @@ def test_a_gated_block_that_never_forgets_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(modeling_tandem.GatedLayer, "most_kept", 1.0)
     model, stream = block_and_stream(cell="gated", context_layers=1)
     with torch.no_grad():
-        model.context_block.layers[0].bias[0] = 50.0
+        model.context_block.layers[0].linear.bias[0] = 50.0
     contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200))
     assert record.burn_in == TOKENS
     assert float((contexts.whole() - loop(model, stream)).abs().max()) <= 1e-5
@@ -333,8 +333,8 @@ def test_memory_is_what_is_left_of_one_changed_token() -> None:
     model, stream = block_and_stream(cell="gated", context_layers=1)
     with torch.no_grad():
         layer = model.context_block.layers[0]
-        layer.weight[:30].zero_()  # every forget gate is then the same at all tokens
-        layer.bias[:30] = torch.logit(torch.tensor(0.9))
+        layer.linear.weight[:30].zero_()  # every forget gate is then the same at all tokens
+        layer.linear.bias[:30] = torch.logit(torch.tensor(0.9))
     curve = {point.distance: point.change for point in measure_memory(model, stream)}
     assert curve[0] > 0.3
     for distance in (1, 4, 16, 64):
@@ -343,8 +343,8 @@ def test_memory_is_what_is_left_of_one_changed_token() -> None:
     model, stream = block_and_stream(cell="gated", context_layers=2)
     with torch.no_grad():
         for layer in model.context_block.layers:
-            layer.weight[:15].zero_()
-            layer.bias[:15] = -60.0
+            layer.linear.weight[:15].zero_()
+            layer.linear.bias[:15] = -60.0
     curve = {point.distance: point.change for point in measure_memory(model, stream)}
     assert curve[1] > 0.1  # the upper layer reads the lower one's state before the token
     assert curve[2] == pytest.approx(0.0, abs=1e-12)

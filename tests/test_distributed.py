@@ -70,7 +70,7 @@ def trained(processes: int, settings: Settings, folder: Path) -> tuple[list[list
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "seed": {"recipe": "seed", "phase1": {"batch_positions": 200, "max_iterations": 15}},
+    "original": {"recipe": "original", "phase1": {"batch_positions": 200, "max_iterations": 15}},
     "predictive": {
         "recipe": "predictive",
         "model": {"embed_dim": 16, "context_dim": 12, "cell": "gated", "output_bias": True},

@@ -114,7 +114,7 @@ def test_spectral_of_hardly_any_text_is_finite(ids):
 
 
 def test_spectral_must_be_shorter_than_the_vocabulary(corpus):
-    with pytest.raises(DataError, match=r"vocabulary of 30, but --model\.embed-dim is 30"):
+    with pytest.raises(DataError, match=r"vocabulary of 30, but setting model\.embed_dim is 30"):
         embedding_table(EmbeddingSettings(), corpus, 30, None)
 
 
@@ -192,7 +192,7 @@ def test_transformers_model_folder(tmp_path):
     ("tensors", "expected"),
     [
         ({"wte.weight": WEIGHT[:20]}, "20 rows, but the vocabulary has 30"),
-        ({"wte.weight": WEIGHT[:, :5].contiguous()}, "length 5, but --model.embed-dim is 8"),
+        ({"wte.weight": WEIGHT[:, :5].contiguous()}, "length 5, but setting model.embed_dim is 8"),
         ({"wte.weight": WEIGHT.where(WEIGHT != 7, torch.nan)}, "not finite"),
         ({"a": WEIGHT, "b": WEIGHT + 1}, "candidates: a, b"),
         ({"encoder.embed_tokens.weight": WEIGHT, "decoder.embed_tokens.weight": WEIGHT + 1}, "candidates: "),

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from conftest import PREDICTIVE, merged, tiny
-from rich.console import Console
 from torch import Tensor
 
 from tandem.cli.main import run
 from tandem.cli.summary import print_estimate
+from tandem.cli.terminal import Terminal
 from tandem.contexts import Stream, compute_contexts, gated, linear, segments
 from tandem.experiment import stopwatch, trial
 from tandem.experiment.baseline import run_baseline
@@ -89,7 +89,7 @@ def test_a_dry_run_is_of_one_process(
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk", "recompute"])
-@pytest.mark.parametrize("recipe", ["seed", "predictive"])
+@pytest.mark.parametrize("recipe", ["original", "predictive"])
 def test_contexts_are_computed_as_often_as_was_estimated(
     recipe: str, keep: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +172,7 @@ def test_workers_share_the_time(text_file: Path, monkeypatch: pytest.MonkeyPatch
     told = estimate_experiment(settings, Unwatched())
     assert told.seconds_s == pytest.approx(sum(p.times * p.seconds_s for p in told.parts) / 2)
     said = io.StringIO()
-    print_estimate(Console(file=said, width=160), told)
+    print_estimate(Terminal(file=said), told)
     assert "GB at its peak in each of 2 workers" in said.getvalue()
 
 

@@ -314,7 +314,7 @@ def test_a_ray_cluster_that_does_not_answer_is_said(
 
 
 def test_an_executor_without_further_workers_is_an_error(text_file: Path) -> None:
-    with pytest.raises(SettingsError, match="--workers 2"):
+    with pytest.raises(SettingsError, match="give workers = 2 or more"):
         executor_of(tiny(text_file, executor="slurm"))
 
 

@@ -246,7 +246,7 @@ def test_batches_through_the_saved_tokenizer_equal_single_texts(text_file: Path,
     [
         ({"phase1": {"batch_positions": 10**6}}, SettingsError, "phase1.batch_positions = 1000000 is larger"),
         ({"phase2": {"batch_positions": 10**6}}, SettingsError, "phase2.batch_positions = 1000000 is larger"),
-        ({"tokenizer": {"vocab_size": 5000}}, DataError, "lower it with --tokenizer.vocab-size"),
+        ({"tokenizer": {"vocab_size": 5000}}, DataError, "add tokenizer.vocab_size"),
         ({"device": "cuda:7"}, SettingsError, "there is no device 'cuda:7'"),
         ({"model": {"boundary": "reset"}, "data": {"separator": ""}}, SettingsError, "needs data.separator"),
         ({"embeddings": {"source": "nowhere.safetensors"}}, DataError, "nowhere.safetensors"),

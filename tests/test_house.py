@@ -1,6 +1,7 @@
 """The house: data flows one way, and a module imports only from rooms above its own."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,15 @@ import tandem
 ROOT = Path(tandem.__file__).parent
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
+    ("shown",),
+    ("advice",),
     ("errors", "fingerprint", "launch"),
-    ("claims", "group"),
+    ("claims", "decoding", "folders", "group", "patience"),
     ("settings", "records"),
     ("text",),
     ("tokens",),
     ("model",),
+    ("registration",),
     ("contexts",),
     ("cross_entropy",),
     ("metrics",),
@@ -60,6 +64,89 @@ def test_help_and_report_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_training_never_imports_plotting() -> None:
-    code = "import sys, tandem.experiment.runner\nassert 'matplotlib' not in sys.modules\n"
+SOURCES = sorted(ROOT.rglob("*.py"))
+SCRIPTS = [*sorted((ROOT.parents[1] / "bench").rglob("*.py")), ROOT.parents[1] / "bootstrap.py"]
+
+
+def calls(path: Path) -> list[ast.Call]:
+    """All calls in a file."""
+    return [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+
+
+def called(call: ast.Call) -> str:
+    """The last name of what is called."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def test_only_a_report_imports_plotting() -> None:
+    """What the other commands import, to their end, does not need it."""
+    plotting = {"matplotlib", "matplotlib.figure"}
+    found = {path.name for path in SOURCES if "import matplotlib" in path.read_text("utf-8")}
+    found |= {path.name for path in SOURCES if "from matplotlib" in path.read_text("utf-8")}
+    assert found == {"figures.py"}
+    code = (
+        "import sys\n"
+        "import tandem.experiment.runner, tandem.experiment.evaluate, tandem.experiment.generate\n"
+        "import tandem.audit, tandem.cli.main, tandem.cli.summary, tandem.cli.progress\n"
+        "import tandem.report.render\n"
+        f"assert not {plotting!r} & set(sys.modules)\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.name)
+def test_no_file_is_read_in_the_encoding_of_the_machine(path: Path) -> None:
+    """Ruff sees only files whose type it knows."""
+    for call in calls(path):
+        named = {keyword.arg for keyword in call.keywords}
+        values = [node.value for node in call.args if isinstance(node, ast.Constant)]
+        place = f"{path.name}:{call.lineno}"
+        if called(call) == "read_text":
+            assert call.args or "encoding" in named, place
+        elif called(call) == "write_text" and path.name != "big_corpus.py":
+            assert len(call.args) > 1 or "encoding" in named, place
+        elif called(call) == "open":
+            binary = any("b" in str(value) and len(str(value)) <= 3 for value in values)
+            assert binary or "encoding" in named or "devnull" in ast.unparse(call), place
+        if "text" in named or "universal_newlines" in named:
+            assert called(call) not in {"run", "Popen", "check_output"} or "encoding" in named, place
+
+
+def test_text_of_others_is_never_markup() -> None:
+    for path in SOURCES:
+        text = path.read_text("utf-8")
+        assert path.name == "terminal.py" or "from rich.console" not in text, path
+        assert "rich.markup" not in text, path
+        assert "from_markup" not in text, path
+        for call in calls(path):
+            assert called(call) != "TextColumn" or any(k.arg == "markup" for k in call.keywords), path
+    marked = r"\[/?(bold|dim|italic|red|green|yellow|cyan|blue|magenta)?[^\]\w]*\](?=[^\]]*\[/)"
+    assert not [path for path in SOURCES if re.search(marked + r"|\[/\]", path.read_text("utf-8"))]
+
+
+def shown_parts(text: ast.JoinedStr) -> str:
+    """An f-string with `{}` for what it fills in, but for what `command` has quoted."""
+    parts = []
+    for part in text.values:
+        if isinstance(part, ast.Constant):
+            parts.append(str(part.value))
+        else:
+            assert isinstance(part, ast.FormattedValue)
+            quoted = isinstance(part.value, ast.Call) and called(part.value) == "command"
+            parts.append("" if quoted else "{!r}" if part.conversion == ord("r") else "{}")
+    return "".join(parts)
+
+
+def test_commands_to_type_are_quoted_in_one_place() -> None:
+    """`shown.command` quotes what stands in a command; an f-string does not."""
+    typed = re.compile(r"tandem [a-z]+ [^`;]*\{\}|--[a-z][a-z.-]*[ =]\{\}")
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                assert not typed.search(shown_parts(node)), f"{path.name}:{node.lineno}"
+
+
+def test_scripts_print_in_any_encoding() -> None:
+    for path in SCRIPTS:
+        if "__main__" in (text := path.read_text("utf-8")) and path.name != "bootstrap.py":
+            assert "    tolerate_any_encoding()\n" in text, path

@@ -1,12 +1,14 @@
 """The Hugging Face model: sizes, which context is read, state, generation, saving."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from tandem import TandemConfig, TandemForCausalLM
+from tandem import TandemCache, TandemConfig, TandemForCausalLM
 from tandem.contexts import Stream, compute_contexts
 from tandem.model import sequential_contexts
 from tandem.model.modeling_tandem import linear_recurrence
@@ -129,6 +131,43 @@ def test_a_stream_can_be_cut_anywhere(cell: str) -> None:
         rest.past_key_values.crop(1)
 
 
+def test_a_cache_does_what_caches_of_transformers_do(cell: str) -> None:
+    model = model_of(cell=cell)
+    ids = torch.randint(40, (2, 5))
+    cache = TandemCache()
+    assert (len(cache), bool(cache), cache.batch_size, cache.has_previous_state()) == (0, False, -1, False)
+    assert cache.get_mask_sizes(3, 0) == (3, 0)
+    with torch.no_grad():
+        model(ids, past_key_values=cache, use_cache=True)
+    assert (len(cache), bool(cache), cache.batch_size, cache.has_previous_state(0)) == (1, True, 2, True)
+    assert cache.get_mask_sizes(3, 0) == (cache.get_query_offset() + 3, 0) == (8, 0)
+    assert (cache.get_max_length(), cache.is_compileable, cache.is_croppable) == (-1, False, False)
+    assert cache.context is not None
+    for copied in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(copied.context, cache.context)
+        assert copied.get_seq_length() == 5
+    cache.batch_repeat_interleave(2)
+    assert torch.equal(cache.context[0], cache.context[1])
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    assert cache.batch_size == 2
+    cache.reset()
+    assert (len(cache), cache.get_seq_length(), cache.is_initialized) == (0, 0, False)
+    # one of another kind cannot hold a context
+    with pytest.raises(ValueError, match="a DynamicCache, which cannot hold a context"):
+        model(ids, past_key_values=DynamicCache())
+
+
+def test_a_configuration_has_the_names_that_tools_read(tmp_path: Path) -> None:
+    config = TandemConfig(hidden_size=6, num_hidden_layers=3, context_dim=4)
+    assert (config.embed_dim, config.depths) == (6, (1, 3))
+    config.hidden_size = 8
+    config.save_pretrained(tmp_path)
+    read = AutoConfig.from_pretrained(tmp_path)
+    assert (read.hidden_size, read.embed_dim, read.num_hidden_layers, read.token_layers) == (8, 8, 3, 3)
+    assert read.get_text_config() is read
+    assert not hasattr(read, "num_attention_heads")
+
+
 def test_padding_freezes_the_state(cell: str) -> None:
     model = model_of(cell=cell)
     ids = torch.randint(40, (2, 6))
@@ -202,7 +241,7 @@ def test_saved_and_loaded_gives_identical_logits(cell: str, tmp_path: Path) -> N
     automatic = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(automatic(ids).logits, model(ids).logits)
     # what travels with a model imports nothing of Tandem but its neighbours
-    for name in ("modeling_tandem.py", "configuration_tandem.py"):
+    for name in ("modeling_tandem.py", "configuration_tandem.py", "cache_tandem.py"):
         source = (tmp_path / name).read_text("utf-8")
         assert "from tandem" not in source
         assert "import tandem" not in source
@@ -230,8 +269,8 @@ def test_a_new_model_starts_with_the_weights_of_the_specification() -> None:
         TandemConfig(vocab_size=40, embed_dim=48, context_dim=32, cell="gated", weight_init_std=None)
     )
     layer = gated.context_block.layers[0]
-    assert float(layer.weight.std()) == pytest.approx(48**-0.5, rel=0.1)
-    torch.testing.assert_close(layer.bias[:32], torch.linspace(-2, 4, 32))
+    assert float(layer.linear.weight.std()) == pytest.approx(48**-0.5, rel=0.1)
+    torch.testing.assert_close(layer.linear.bias[:32], torch.linspace(-2, 4, 32))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

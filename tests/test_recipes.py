@@ -22,7 +22,7 @@ from tandem.records import PredictionRecord, RunRecord, nearest_head, read_manif
 from tandem.settings import Configuration, Settings, chosen_variant
 from tandem.training.initialization import start_from_head
 
-BOTH = {"seed": {}, "predictive": PREDICTIVE}
+BOTH = {"original": {}, "predictive": PREDICTIVE}
 
 
 def run(settings: Settings) -> dict[str, RunRecord]:
@@ -37,9 +37,9 @@ def test_both_recipes_in_one_experiment(text_file: Path, tmp_path: Path) -> None
     assert list(records) == [f"{v}-{c}-seed0" for v in BOTH for c in ("C1T1", "C2T1")]
     manifest = read_manifest(tmp_path / "both")
     assert manifest is not None
-    assert manifest.configurations == ("seed-C1T1", "seed-C2T1", "predictive-C1T1", "predictive-C2T1")
-    one, other = records["predictive-C1T1-seed0"], records["seed-C1T1-seed0"]
-    assert (one.recipe, one.variant, other.recipe) == ("predictive", "predictive", "seed")
+    assert manifest.configurations == ("original-C1T1", "original-C2T1", "predictive-C1T1", "predictive-C2T1")
+    one, other = records["predictive-C1T1-seed0"], records["original-C1T1-seed0"]
+    assert (one.recipe, one.variant, other.recipe) == ("predictive", "predictive", "original")
     assert isinstance(one.phase1, PredictionRecord)
     assert one.parameters is not None
     assert other.parameters is not None
@@ -53,9 +53,9 @@ def test_both_recipes_in_one_experiment(text_file: Path, tmp_path: Path) -> None
 
 def test_a_variant_is_what_it_would_be_alone(text_file: Path, tmp_path: Path) -> None:
     both = run(tiny(text_file, output=str(tmp_path / "both"), seeds=(0,), variants=BOTH))
-    alone = run(tiny(text_file, output=str(tmp_path / "seed"), seeds=(0,)))
+    alone = run(tiny(text_file, output=str(tmp_path / "original"), seeds=(0,)))
     predictive = run(tiny(text_file, **merged(PREDICTIVE, {"output": str(tmp_path / "p"), "seeds": (0,)})))
-    for variant, single in (("seed", alone), ("predictive", predictive)):
+    for variant, single in (("original", alone), ("predictive", predictive)):
         for name, record in single.items():
             twin = both[f"{variant}-{name}"]
             assert twin.validation == record.validation
@@ -66,8 +66,8 @@ def test_only_a_changed_variant_is_made_again(text_file: Path, tmp_path: Path) -
     settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,), variants=BOTH)
     before = run(settings)
     changed = merged(PREDICTIVE, {"prediction": {"dropout": 0.1}})
-    after = run(settings.model_copy(update={"variants": {"seed": {}, "predictive": changed}}))
-    assert before["seed-C1T1-seed0"] == after["seed-C1T1-seed0"]
+    after = run(settings.model_copy(update={"variants": {"original": {}, "predictive": changed}}))
+    assert before["original-C1T1-seed0"] == after["original-C1T1-seed0"]
     again = after["predictive-C1T1-seed0"]
     assert again.settings_fingerprint != before["predictive-C1T1-seed0"].settings_fingerprint
     assert again.phase1_computed_here
@@ -176,7 +176,7 @@ def test_phase_2_is_never_worse_than_what_it_starts_from(
 ) -> None:
     more = {"phase2": {"lr": lr, "max_epochs": 2, "schedule": "constant"}, "prediction": {"max_epochs": 2}}
     record = train_one(
-        tiny(text_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path, Unwatched()
+        tiny(text_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Unwatched()
     )
     assert record.validation is not None
     assert record.phase2 is not None
@@ -187,7 +187,7 @@ def test_phase_2_is_never_worse_than_what_it_starts_from(
     assert record.phase2.epochs == (1 if kept else 2)  # patience is 1
     assert (record.phase2.best_epoch == 0) is kept
     assert (record.validation.nll_nats < start.validation_nll_nats) is not kept
-    found = audit(tmp_path)
+    found = audit(tmp_path / "model")
     assert found.status == "pass", found.failed()
 
 
@@ -207,6 +207,7 @@ def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> Non
 @pytest.mark.parametrize(
     ("more", "says"),
     [
+        ({"recipe": "seed"}, "this recipe is called 'original' now"),
         ({"variants": {"a": {"data": {"train": "x"}}}}, r"variants.a.data is not possible: .*recipe, emb"),
         ({"variants": {"a": {"model": {"cel": "gated"}}}}, r"variants.a: .*'model.cell'"),
         ({"variants": {"a-b": {}}}, "variants"),
@@ -222,7 +223,7 @@ def test_impossible_variants_are_one_sentence(text_file: Path, more: dict[str, o
     ("more", "says"),
     [
         ({"phase2": {"start": "phase1"}}, "belongs to recipe predictive"),
-        (merged(PREDICTIVE, {"embeddings": {"trained": True}}), "belongs to recipe seed"),
+        (merged(PREDICTIVE, {"embeddings": {"trained": True}}), "belongs to recipe original"),
         (
             merged(PREDICTIVE, {"model": {"context_dim": 15}, "configurations": ((2, 1),)}),
             "context_dim = 15 cannot be shared evenly by 2 gated layers",

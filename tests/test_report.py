@@ -248,7 +248,7 @@ MANIFESTS = {
     "one seed": make_manifest(),
     "both recipes": make_manifest(
         variants={
-            "seed": {"recipe": "seed"},
+            "original": {"recipe": "original"},
             "predictive": {"recipe": "predictive", "phase2": {"dropout": 0.5}},
         }
     ),
@@ -430,7 +430,7 @@ def test_summary_rows():
 def test_errors_are_one_sentence(tmp_path: Path):
     with pytest.raises(RunDirError, match="no run directory"):
         write_report(tmp_path / "missing")
-    with pytest.raises(RunDirError, match="no records"):
+    with pytest.raises(RunDirError, match="not a run directory"):
         write_report(tmp_path)
     with pytest.raises(RunDirError, match="language 'fr'"):
         write_report(tmp_path, "fr")

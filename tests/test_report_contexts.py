@@ -24,7 +24,10 @@ from tandem.report.sentences import memory_sentences, phase2_findings
 from tandem.report.wording import Texts
 
 SEEDS = (0, 1, 2)
-DROPOUT = {"seed": {"recipe": "seed"}, "predictive": {"recipe": "predictive", "phase2": {"dropout": 0.5}}}
+DROPOUT = {
+    "original": {"recipe": "original"},
+    "predictive": {"recipe": "predictive", "phase2": {"dropout": 0.5}},
+}
 
 
 def words(records: list[RunRecord]) -> str:
@@ -64,7 +67,7 @@ def test_both_objectives_stand_apart():
     assert by_dispersion.startswith(" (training the ContextBlock)\n\n**Phase 1 by dispersion**")
     assert "| predictive-C1 |" not in by_dispersion
     assert "| predictive-C1 | predictive-C1T1, predictive-C1T2 |" in by_prediction
-    assert "| seed-C1 |" not in by_prediction
+    assert "| original-C1 |" not in by_prediction
 
 
 def test_runs_that_failed_stand_where_their_recipe_says():
@@ -99,10 +102,10 @@ def test_training_figures_of_another_kind_are_not_held_against_validation():
     records = make_variants(seeds=SEEDS)
     analysis = analyse(records, make_manifest(SEEDS, variants=DROPOUT))
     gaps = {c.name: c.gap is not None for c in analysis.configurations}
-    assert gaps == {c.name: c.variant == "seed" for c in analysis.configurations}
+    assert gaps == {c.name: c.variant == "original" for c in analysis.configurations}
     told = {m.key: m.values for m in phase2_findings(analysis, choose(analysis))}
     assert told["phase2.unlike"] == {"names": ["predictive"]}
-    assert told["phase2.gap"]["high_name"].startswith("seed-")
+    assert told["phase2.gap"]["high_name"].startswith("original-")
     assert all(c.gap is not None for c in analyse(records, None).configurations)
 
 
@@ -148,7 +151,12 @@ def test_forgetting_beyond_what_was_measured_at_once_and_for_good():
 def test_memory_is_the_mean_over_seeds_of_each_variant_and_depth():
     records = make_variants(seeds=SEEDS)
     analysis = analyse(records, None)
-    assert [m.name for m in analysis.memories] == ["seed-C1", "seed-C2", "predictive-C1", "predictive-C2"]
+    assert [m.name for m in analysis.memories] == [
+        "original-C1",
+        "original-C2",
+        "predictive-C1",
+        "predictive-C2",
+    ]
     first = analysis.memories[0]
     assert first.seeds == SEEDS
     starts = [make_memory(4, s)[0].change for s in SEEDS]

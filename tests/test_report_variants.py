@@ -18,9 +18,9 @@ from report_records import (
     make_variants,
     write_run_dir,
 )
-from rich.console import Console
 
 from tandem.cli.summary import print_run
+from tandem.cli.terminal import Terminal
 from tandem.records import Manifest, RunRecord
 from tandem.report import summary_rows, write_report
 from tandem.report.analysis import analyse, changed_settings, choose, trains_plainly
@@ -77,12 +77,12 @@ def test_two_settings_in_one_variant_are_not_compared():
 
 def test_order_is_the_manifests_then_depth():
     records = make_variants(seeds=SEEDS)
-    manifest = make_manifest(SEEDS, variants={"predictive": {}, "seed": {}})
+    manifest = make_manifest(SEEDS, variants={"predictive": {}, "original": {}})
     _, rows = summary_rows(records, manifest)
     names = ["C1T1", "C2T1", "C1T2", "C2T2"]
-    assert [row[0] for row in rows] == [f"{v}-{name}" for v in ("predictive", "seed") for name in names]
-    assert analyse(records, manifest).variants == ("predictive", "seed")
-    assert analyse(records[::-1], None).variants == ("predictive", "seed")  # as recorded
+    assert [row[0] for row in rows] == [f"{v}-{name}" for v in ("predictive", "original") for name in names]
+    assert analyse(records, manifest).variants == ("predictive", "original")
+    assert analyse(records[::-1], None).variants == ("predictive", "original")  # as recorded
 
 
 def test_summary_has_no_iterations_where_phase_1_predicts():
@@ -90,35 +90,40 @@ def test_summary_has_no_iterations_where_phase_1_predicts():
     shown = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
     assert shown["predictive-C1T1"]["Phase1 Iter"] == shown["predictive-C1T1"]["Conv%"] == "–"
     assert shown["predictive-C1T1"]["ER%"].startswith("42.5")
-    assert shown["seed-C1T1"]["Phase1 Iter"].startswith("29.3")
+    assert shown["original-C1T1"]["Phase1 Iter"].startswith("29.3")
     assert {row[-1] for row in rows} == {"3/3"}
 
 
 def test_depths_are_compared_within_a_variant():
-    variants = {"seed": "seed", "wide": "seed", "predictive": "predictive"}
+    variants = {"original": "original", "wide": "original", "predictive": "predictive"}
     analysis = analyse(make_variants(variants, seeds=SEEDS), None)
-    assert [d.name for d in analysis.phase1["dispersion"]] == ["seed-C1", "seed-C2", "wide-C1", "wide-C2"]
+    assert [d.name for d in analysis.phase1["dispersion"]] == [
+        "original-C1",
+        "original-C2",
+        "wide-C1",
+        "wide-C2",
+    ]
     assert [d.name for d in analysis.phase1["prediction"]] == ["predictive-C1", "predictive-C2"]
     assert analysis.phase1["dispersion"][2].used_by == ("wide-C1T1", "wide-C1T2")
-    assert [(c.variant, c.a, c.b) for c in analysis.depth_comparisons] == [("seed", 1, 2), ("wide", 1, 2)]
+    assert [(c.variant, c.a, c.b) for c in analysis.depth_comparisons] == [("original", 1, 2), ("wide", 1, 2)]
     assert [s.name for s in analysis.scans[::2]] == [
-        "seed-C1", "seed-C2", "wide-C1", "wide-C2", "predictive-C1", "predictive-C2",
+        "original-C1", "original-C2", "wide-C1", "wide-C2", "predictive-C1", "predictive-C2",
     ]  # fmt: skip
     pairs = [p for m in effect_findings(analysis) for p in m.values["pairs"]]
     assert pairs
     assert all(len(set(re.findall(r"(\w+)-C\dT\d", pair))) == 1 for pair in pairs)
     said = [Texts("en").say(m) for m in OBJECTIVES["dispersion"].findings(analysis)]
-    assert said[2].startswith("seed: **2 context layers converge faster than 1**")
+    assert said[2].startswith("original: **2 context layers converge faster than 1**")
 
 
 def test_an_alternative_of_another_variant_is_no_faster_one():
-    seed = [make_record(1, 1, s, nll=4.8 + 0.01 * s, variant="seed") for s in SEEDS]
-    seed += [make_record(2, 1, s, nll=5.0 + 0.01 * s, variant="seed") for s in SEEDS]
+    seed = [make_record(1, 1, s, nll=4.8 + 0.01 * s, variant="original") for s in SEEDS]
+    seed += [make_record(2, 1, s, nll=5.0 + 0.01 * s, variant="original") for s in SEEDS]
     wide = [make_record(2, 1, s, nll=4.79 + 0.02 * s * (s < 2), variant="wide") for s in SEEDS]
     wide += [make_record(1, 1, s, nll=5.0 + 0.01 * s, variant="wide") for s in SEEDS]
     analysis = analyse(seed + wide, None)
     choice = choose(analysis)
-    assert (choice.recommended.name, choice.alternative.name) == ("seed-C1T1", "wide-C2T1")
+    assert (choice.recommended.name, choice.alternative.name) == ("original-C1T1", "wide-C2T1")
     assert analysis.depth_comparisons[0].verdict is Verdict.BETTER
     assert [m.key for m in alternative_findings(analysis, choice)] == ["alternative.lowest_perplexity"]
 
@@ -189,13 +194,13 @@ def test_long_tables_of_pairs_are_folded_only_beside_variants():
 
 
 def test_settings_of_variants_are_those_of_the_manifest():
-    variants = {"full": {}, "bad": {"phase2": {"lr": 0.1, "negatives": None}, "recipe": "seed"}}
+    variants = {"full": {}, "bad": {"phase2": {"lr": 0.1, "negatives": None}, "recipe": "original"}}
     manifest = make_manifest(variants=variants, phase2={"dropout": 0.5})
     assert changed_settings(manifest, "full") == changed_settings(manifest, "unknown") == ()
     assert changed_settings(manifest, "bad") == (
         "phase2.lr = 0.1",
         "phase2.negatives = null",
-        'recipe = "seed"',
+        'recipe = "original"',
     )
     assert not trains_plainly(manifest, "bad")
     assert trains_plainly(
@@ -219,13 +224,13 @@ def test_training_figures_of_epoch_0_are_exact_whatever_the_dropout():
 
 def test_facts_that_differ_by_variant_are_told_of_each():
     records = [
-        changed(r, context_dim=120) if r.variant == "seed" else r for r in make_variants(seeds=SEEDS)
+        changed(r, context_dim=120) if r.variant == "original" else r for r in make_variants(seeds=SEEDS)
     ] + make_baselines(SEEDS, variants=BOTH)
     text = words(records)
-    assert "- Context dim: seed: 120, predictive: 500" in text
+    assert "- Context dim: original: 120, predictive: 500" in text
     assert "- Embedding dim: 768" in text
-    assert "- Variants: seed (recipe `seed`), predictive (recipe `predictive`)" in text
-    assert "| Embeddings | seed: `gpt2` (frozen), predictive: `spectral` (trained in phase 1) |" in text
+    assert "- Variants: original (recipe `original`), predictive (recipe `predictive`)" in text
+    assert "| Embeddings | original: `gpt2` (frozen), predictive: `spectral` (trained in phase 1) |" in text
     assert "predictive: `9a1de07744c2predictive`, baselines: `9a1de07744c2` |" in text
     alike = words(make_variants(ABLATIONS, [(1, 1)], SEEDS))
     assert "- Variants: full, no_dropout," in alike
@@ -237,7 +242,7 @@ def test_facts_that_differ_by_variant_are_told_of_each():
 
 
 def test_claims_are_of_the_first_variant_trained_as_the_original():
-    variants = {"predictive": "predictive", "first": "seed", "second": "seed"}
+    variants = {"predictive": "predictive", "first": "original", "second": "original"}
     analysis = analyse(make_variants(variants), None)
     ours = as_the_original(analysis)
     assert {name: c.name for name, c in ours.items()} == {f"C{c}T{t}": f"first-C{c}T{t}" for c, t in GRID}
@@ -253,8 +258,8 @@ def test_without_the_original_recipe_nothing_is_held_against_it():
     records = [make_record(*depths, s, recipe="predictive") for depths in GRID for s in SEEDS]
     assert {claim.outcome for claim in claims(analyse(records, None))} == {Outcome.NOT_TESTED}
     assert "300.8" not in words(records)
-    assert "by recipe `seed`; these records have none." in words(records)
-    assert "レシピ`seed`" in words(records, lang="ja")
+    assert "by recipe `original`; these records have none." in words(records)
+    assert "レシピ`original`" in words(records, lang="ja")
 
 
 @pytest.mark.parametrize(
@@ -276,10 +281,10 @@ def test_controls_belong_to_their_variant():
     controls = [make_baseline("untrained", s, variant=v) for v in BOTH for s in SEEDS]
     analysis = analyse(make_variants(seeds=SEEDS) + controls, None)
     assert [(c.a, c.b) for c in against_controls(analysis)] == [
-        ("seed-C1T1-untrained", "seed-C1T1"),
+        ("original-C1T1-untrained", "original-C1T1"),
         ("predictive-C1T1-untrained", "predictive-C1T1"),
     ]
-    assert [b.variant for b in analysis.baselines] == ["seed", "predictive"]
+    assert [b.variant for b in analysis.baselines] == ["original", "predictive"]
 
 
 # Older records, and one run in the terminal
@@ -296,7 +301,7 @@ def test_records_from_before_variants_give_the_same_report(tmp_path: Path):
 
 def printed(record: RunRecord) -> str:
     out = io.StringIO()
-    print_run(Console(file=out, width=160), record, Path("models/x"))
+    print_run(Terminal(file=out), record, Path("models/x"))
     return " ".join(out.getvalue().split())
 
 

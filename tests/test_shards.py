@@ -175,6 +175,15 @@ def test_tokens_by_shards_are_those_of_all_documents_at_once(
 def test_documents_are_read_from_their_file() -> None:
     documents = ["one", "zwölf 🐱", "", "three"]
     there = put_down(iter(documents), None)
+    # what a Sequence promises
+    assert (there[-1], list(reversed(there))) == (documents[-1], documents[::-1])
+    assert list(there[::2]) == documents[::2]
+    assert documents[1] in there
+    assert "no such document" not in there
+    assert there.index(documents[1]) == documents.index(documents[1])
+    for outside in (len(documents), -len(documents) - 1):
+        with pytest.raises(IndexError):
+            there[outside]
     assert list(there) == documents
     assert (there[1], there[-1], list(there[1:3])) == (documents[1], "three", documents[1:3])
     assert list(there.chosen(np.array([True, False, False, True]))) == ["one", "three"]

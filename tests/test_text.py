@@ -112,7 +112,7 @@ BAD_FILES = {
     "empty.txt": (b"", "holds no text"),
     "blank.jsonl": (b"\n\n", "holds no text"),
     "latin.txt": (b"ok\ncaf\xe9 au lait\n", "line 2 is not UTF-8 text (byte 0xe9"),
-    "wide.txt": ("text".encode("utf-16"), "line 1 is not UTF-8"),
+    "wide.txt": ("text".encode("utf-16")[:-1], "is not whole UTF-16 text"),
     "latin.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', "line 2 is not UTF-8"),
     "syntax.jsonl": (b'{"text": "a"}\n\n{"text": \n', "line 3 is not valid JSON"),
     "deep.jsonl": (b"[" * 200_000, "line 1"),
@@ -362,7 +362,7 @@ def test_overlap_is_refused_unless_allowed_by_name(tmp_path):
     train = put(tmp_path / "t.txt", "one\n\ntwo\n\nthree")
     validation = put(tmp_path / "v.txt", "new\n\n two \n\none")
     data = {"train": str(train), "validation": str(validation), "txt_documents": "blank-line"}
-    with pytest.raises(DataError, match=r"2 of 3 .*the first: 'two'.*--data\.allow-overlap .*v\.txt"):
+    with pytest.raises(DataError, match=r"2 of 3 .*the first: 'two'.*data\.allow_overlap = .*v\.txt"):
         split_documents(DataSettings(**data))
     with pytest.raises(DataError, match="2 of 3"):
         split_documents(DataSettings(**data, allow_overlap=("other.txt",)))
@@ -371,7 +371,7 @@ def test_overlap_is_refused_unless_allowed_by_name(tmp_path):
 
 def test_single_document_cannot_be_split(tmp_path):
     path = put(tmp_path / "a.txt", "all of it")
-    with pytest.raises(DataError, match=r"single document.*--data\.validation.*--data\.txt-documents"):
+    with pytest.raises(DataError, match=r"single document.*data\.validation.*data\.txt_documents"):
         split_documents(DataSettings(train=str(path)))
 
 

@@ -91,7 +91,7 @@ def test_vocabulary_beyond_the_text_says_how_many_it_supports():
         DataError, match=r"supports a BPE vocabulary of (\d+) entries only, not 9000"
     ) as caught:
         train_bpe(TEXTS, 9000)
-    supported = int(str(caught.value).split("--tokenizer.vocab-size ")[1].split(",")[0])
+    supported = int(str(caught.value).split("tokenizer.vocab_size = ")[1].split(",")[0])
     assert train_bpe(TEXTS, supported).get_vocab_size() == supported
 
 
@@ -244,7 +244,7 @@ def test_too_few_tokens_and_no_end_of_text():
     with pytest.raises(DataError, match=r"here gives 1 token\(s\)"):
         encode(["a"], "")
     assert len(encode(["a"])) == 2
-    with pytest.raises(DataError, match=r"--data\.separator"):
+    with pytest.raises(DataError, match=r"data\.separator"):
         encode(["some text"], model=word_piece(None), eos=None)
 
 
@@ -369,7 +369,7 @@ def test_loaded_tokenizer(tmp_path, source):
     corpus = prepare_corpus(data, TokenizerSettings(source=str(tmp_path)), tmp_path / "cache")
     assert corpus.tokenizer_fingerprint == tokenizer.tokenizer_fingerprint(BPE)
     word_piece(None).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DataError, match=r"--data\.separator"):
+    with pytest.raises(DataError, match=r"data\.separator"):
         prepare_corpus(data, TokenizerSettings(source=str(tmp_path)), tmp_path / "cache")
 
 

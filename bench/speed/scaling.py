@@ -24,7 +24,7 @@ from tandem.training.prediction import train_predictive_contexts
 from .inputs import random_model, zipf_ids
 
 ITERATIONS = 4
-"""Of phase 1 of recipe seed, the start included; its number does not follow from the size of the text."""
+"""Of phase 1 of recipe original, the start included; its number does not follow from the size of the text."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def table(quick: bool, device: torch.device) -> None:
         f"Cost against the size of the text; 1× is {sizes.tokens:,} tokens",
         ("what", *(f"{n}×, s" for n in sizes.multiples), f"ns per token at {largest}×", "exponent"),
         rows,
-        f"{sizes.rounds} rounds; {Spread.how}. Phase 1 of recipe seed: {ITERATIONS - 1} iterations.",
+        f"{sizes.rounds} rounds; {Spread.how}. Phase 1 of recipe original: {ITERATIONS - 1} iterations.",
     )
 
 
@@ -116,8 +116,8 @@ def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
         "contexts, gated (linear scan with its checks)": scan(gated),
         "… read again, residual": scan_alone(residual),
         "… read again, gated": scan_alone(gated),
-        "phase 1 of recipe seed, whole text": sweeps(None),
-        "phase 1 of recipe seed, 1,000 tokens in windows": sweeps(1_000),
+        "phase 1 of recipe original, whole text": sweeps(None),
+        "phase 1 of recipe original, 1,000 tokens in windows": sweeps(1_000),
         "phase 1 by prediction, an epoch": prediction,
         "phase 2, an epoch": phase2,
     }

@@ -1,4 +1,4 @@
-"""Phase 1 of recipe `seed`: the literal procedure, over the whole text, beside sweeps over less of it.
+"""Phase 1 of recipe `original`: the literal procedure, over the whole text, beside sweeps over less of it.
 
 `whole text` sweeps over all positions and makes one optimizer step a sweep, as the original does. The others
 sweep over so many tokens, in windows spread over the text (`phase1.tokens_per_step`). All are trained with
@@ -63,7 +63,7 @@ def table(quick: bool, device: torch.device) -> None:
             outcomes[name].append(_outcome(made, seed))
     tokens = len(prepared[LITERAL].corpus.train)
     print_table(
-        f"Phase 1 of recipe seed, {CONFIGURATION.name}, {tokens:,} tokens of python-docs",
+        f"Phase 1 of recipe original, {CONFIGURATION.name}, {tokens:,} tokens of python-docs",
         (
             *("sweeps over", "phase 1, s", "time ÷ whole text", "iterations", "Conv%", "ER% on validation"),
             *("phase 2 epochs", "Val PPL, each seed", "Val PPL ÷ whole text"),

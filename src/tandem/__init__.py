@@ -1,9 +1,12 @@
 """Tandem: language models made of two blocks, a ContextBlock and a TokenBlock.
 
-The model classes load on first use, so that `import tandem` and `tandem --help` need no torch.
+The model classes load on first use, so that `import tandem` and `tandem --help` need no torch. Transformers'
+Auto classes know them in any case.
 """
 
 from typing import TYPE_CHECKING, Any
+
+from tandem.registration import register_when_imported
 
 if TYPE_CHECKING:
     from tandem.model import TandemCache, TandemConfig, TandemForCausalLM
@@ -17,3 +20,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(model, name)
     raise AttributeError(f"module 'tandem' has no attribute '{name}'")
+
+
+register_when_imported()

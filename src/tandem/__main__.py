@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """Entry point of the command line."""
     try:
+        from tandem.shown import tolerate_any_encoding
+
+        tolerate_any_encoding()
         from tandem.cli.main import run
 
         code = run(sys.argv[1:])

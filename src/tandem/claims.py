@@ -25,6 +25,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from tandem.errors import TandemError
+from tandem.shown import one_line, tolerate_any_encoding
 
 CLAIMS = "claims"
 """The folder of the locks within that folder; it may be deleted when nobody works there."""
@@ -122,8 +123,9 @@ def _interrupts_ignored() -> Iterator[None]:
 
 def _help(work: Callable[..., None], *given: Any) -> None:
     """A helper's whole life. What stops it stops the others too, or only concerns its own process."""
+    tolerate_any_encoding()
     try:
         work(*given)
     except TandemError as error:
-        sys.stderr.write(f"tandem: a worker stopped: {error}\n")
+        sys.stderr.write(f"tandem: a worker stopped: {one_line(str(error))}\n")
         raise SystemExit(2) from None

@@ -4,6 +4,11 @@ Every one is a single sentence (or two) that says what was wrong, where, and wha
 prints it without a traceback and exits with code 2; as a library they are ordinary exceptions.
 """
 
+import re
+from collections.abc import Mapping, Sequence
+
+from tandem.advice import advice, together
+
 
 class TandemError(Exception):
     """Something the user can mend: bad input, an impossible setting, an unwritable place."""
@@ -17,6 +22,42 @@ class DataError(TandemError):
     """A text, tokenizer or embedding source is missing, malformed, or does not fit the settings."""
 
 
+class StorageError(DataError):
+    """What is made of a text cannot be written down: there is no room, or the place cannot be written to."""
+
+
+class MisfitError(SettingsError, DataError):
+    """Settings that do not fit the text or each other, and the settings that do.
+
+    said       what does not fit
+    fitting    settings by dotted name, such as `phase2.batch_positions`, each with a value that fits
+    or_else    what else would mend it
+    """
+
+    said: str
+    fitting: Mapping[str, int | str]
+    or_else: str
+
+    @classmethod
+    def of(cls, said: str, fitting: Mapping[str, int | str], or_else: str = "") -> "MisfitError":
+        """One misfit. (No __init__, as in NonFiniteLossError.)"""
+        settings = (f"{name} {value}" for name, value in fitting.items())
+        error = cls(said + advice(together("add {}", *settings), or_else))
+        error.said, error.fitting, error.or_else = said, fitting, or_else
+        return error
+
+    @classmethod
+    def of_all(cls, found: Sequence["MisfitError"]) -> "MisfitError":
+        """Several as one, with all settings that mend them; of one that several name, the smallest value."""
+        fitting: dict[str, int | str] = {}
+        for name, value in (item for error in found for item in error.fitting.items()):
+            before = fitting.get(name, value)
+            smaller = isinstance(before, int) and isinstance(value, int) and before < value
+            fitting[name] = before if smaller else value
+        others = dict.fromkeys(error.or_else for error in found if error.or_else)
+        return cls.of("; ".join(dict.fromkeys(error.said for error in found)), fitting, ", or ".join(others))
+
+
 class ScanError(TandemError):
     """The segment-parallel scan disagrees with the sequential loop by more than its tolerance."""
 
@@ -25,13 +66,14 @@ class NonFiniteLossError(TandemError):
     """A loss or gradient was NaN or infinite; the step was refused before the optimizer saw it."""
 
     @classmethod
-    def of(cls, stopped: str, loss: float, last: str, lower: str) -> "NonFiniteLossError":
-        """What was stopped where, the loss there, the last good values if any, and the setting to lower.
+    def of(cls, stopped: str, loss: float, last: str, *lower: str) -> "NonFiniteLossError":
+        """What was stopped where, the loss there, the last good values if any, and the settings to lower.
 
         No __init__, as errors of workers are pickled, which calls that with the sentence alone.
         """
         return cls(
-            f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}; try a lower {lower}"
+            f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}"
+            + advice(("try a lower {}", *lower))
         )
 
 
@@ -44,14 +86,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(error: BaseException, training: bool = True) -> str:
+def out_of_memory(error: BaseException) -> str:
     """What to tell of such an error."""
     said = str(error).strip().split("\n")[0]
-    advice = (
-        ", or hold less at once: lower --prediction.streams, --phase1.batch-positions, "
-        "--phase2.batch-positions or the sizes of --model, or give --contexts.keep recompute"
+    streams = ("prediction.streams", "phase1.batch_positions", "phase2.batch_positions")
+    sizes = ("model.embed_dim", "model.context_dim")
+    return f"memory ran out{f' ({said})' if said else ''}" + advice(
+        "make room", ("lower {}", *streams, *sizes), ("give {}", "contexts.keep recompute")
     )
-    return f"memory ran out{f' ({said})' if said else ''}; make room{advice if training else ''}"
+
+
+def is_out_of_storage(error: BaseException) -> bool:
+    """Whether an error says that a file could not be written or read."""
+    # Libraries written in Rust raise what they please; what the system said stands in its words.
+    return isinstance(error, OSError) or "(os error " in str(error)
+
+
+def storage_reason(error: BaseException) -> str:
+    """What the system said in such an error, for a message."""
+    said = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+    return re.sub(r" \(os error \d+\)", "", said.rpartition("I/O error: ")[2])
 
 
 class RunDirError(TandemError):

@@ -16,7 +16,7 @@ from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
 from tandem.tokens.store import TokenStream
 
-# Inside the logarithm of the effective rank, as in the program that made the seed's figures.
+# Inside the logarithm of the effective rank, as in the program that made the original's figures.
 ENTROPY_EPS = 1e-10
 
 
@@ -70,14 +70,22 @@ class Score:
         """exp(mean NLL), per token of the tokenizer used; infinite where it overflows."""
         return perplexity(self.nll_nats)
 
-    def bits_per_byte(self, scored_bytes: int) -> float:
-        """Total NLL in bits over the UTF-8 bytes that the scored tokens stand for."""
-        return self.nll_nats * self.tokens / (math.log(2) * scored_bytes)
+    def bits_per_byte(self, stream: TokenStream) -> float:
+        """As of the function of this name, for the stream that was scored."""
+        return bits_per_byte(self.nll_nats * self.tokens, stream)
 
 
 def perplexity(nll_nats: float) -> float:
     """exp(nll), infinite instead of an overflow error."""
     return math.exp(nll_nats) if nll_nats < 700 else math.inf
+
+
+def bits_per_byte(nll_nats: float, stream: TokenStream) -> float:
+    """What the text of a stream costs by the total NLL of its scored tokens, in bits per UTF-8 byte.
+
+    Bytes that the tokens cannot give back cost 8 bits each, as the likelihood of the tokens leaves them out.
+    """
+    return (nll_nats / math.log(2) + 8 * stream.lost.bytes) / stream.scored_bytes
 
 
 @torch.no_grad()
@@ -141,7 +149,7 @@ def validation_record(score: Score, tokens: TokenStream) -> ValidationRecord:
         nll_nats=score.nll_nats,
         perplexity=score.perplexity,
         accuracy=score.accuracy,
-        bits_per_byte=score.bits_per_byte(tokens.scored_bytes),
+        bits_per_byte=score.bits_per_byte(tokens),
         documents=DocumentScores.pack(*by_document(score.losses, tokens.document_starts)),
     )
 

@@ -11,6 +11,7 @@ from tandem.experiment.prepared import Prepared
 from tandem.records import Check, RunRecord
 from tandem.text.splits import Splits
 from tandem.tokens.store import Ids, TokenStream, token_counts
+from tandem.tokens.tokenizer import cutter, plain
 
 Integers = npt.NDArray[np.int64]
 
@@ -61,7 +62,7 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
 
 def _tokens(prepared: Prepared, splits: Splits) -> Check:
     corpus, data = prepared.corpus, prepared.settings.data
-    tokenizer = Tokenizer.from_str(corpus.tokenizer.backend_tokenizer.to_str())
+    tokenizer = plain(corpus.tokenizer)
     tokenizer.encode_special_tokens = True
     separators = {
         "training": data.separator,
@@ -90,7 +91,7 @@ def _encode_again(
     tokenizer: Tokenizer, documents: Sequence[str], stream: TokenStream, separator: str, eos: int | None
 ) -> tuple[int, str | None]:
     """Documents compared, from the first on, and what was wrong with the first that differs."""
-    taken = 0
+    taken, cut = 0, cutter(tokenizer)
     ends = [*stream.document_starts[1:].tolist(), len(stream)]
     for number, document in enumerate(documents):
         if number >= len(ends):
@@ -100,7 +101,9 @@ def _encode_again(
         taken += len(document.encode())
         last = number == len(documents) - 1
         text = document if separator == "eos" or last else document + separator
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        for piece in cut(text):
+            ids += tokenizer.encode(piece, add_special_tokens=False).ids
         if separator == "eos" and eos is not None:
             ids = [eos, *ids]
         there = np.asarray(stream.ids[stream.document_starts[number] : ends[number]])

@@ -89,9 +89,8 @@ def _perplexity(subject: Subject) -> Check:
     losses, right = subject.validation_losses
     nll = float(losses.mean(dtype=np.float64))
     accuracy = float(right.mean())
-    bits = float(losses.sum(dtype=np.float64)) / (
-        math.log(2) * subject.prepared.corpus.validation.scored_bytes
-    )
+    text = subject.prepared.corpus.validation
+    bits = (float(losses.sum(dtype=np.float64)) / math.log(2) + 8 * text.lost.bytes) / text.scored_bytes
     wrong = []
     if not abs(said.nll_nats - nll) <= NLL_TOLERANCE:
         why = explain_nll(subject, said)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tandem.text.splits import document_parts
+
 Integers = NDArray[np.int64]
 
 CONTAINED_PERCENT = 80
@@ -70,7 +72,7 @@ def measure_leakage(train: Sequence[str], validation: Sequence[str], order: int 
 
 
 def _fold(document: str) -> str:
-    return " ".join(document.split())
+    return " ".join(words for part in document_parts(document) if (words := " ".join(part.split())))
 
 
 def _folded_in_both(train: Iterable[str], wanted: set[str]) -> set[str]:
@@ -78,9 +80,10 @@ def _folded_in_both(train: Iterable[str], wanted: set[str]) -> set[str]:
     return {text for text in map(_fold, train) if text in wanted}
 
 
-def _words(document: str) -> list[str]:
+def _words(document: str) -> Iterator[str]:
     """Lower-case words between white space, their punctuation and symbols taken out."""
-    return _PUNCTUATION.sub("", document.lower()).split()
+    for part in document_parts(document):
+        yield from _PUNCTUATION.sub("", part.lower()).split()
 
 
 @dataclass(frozen=True)

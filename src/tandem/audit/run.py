@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tokenizers import Tokenizer
 
+from tandem.advice import written_settings
 from tandem.audit.baselines import consistency_check, ngram_check
 from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
@@ -15,19 +15,26 @@ from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
-from tandem.errors import DataError, RunDirError, TandemError
+from tandem.decoding import read_text
+from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
 from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.baseline import measured_against
 from tandem.experiment.evaluate import model_settings
-from tandem.experiment.machine import code_fingerprint
+from tandem.experiment.machine import choose_device, code_fingerprint
 from tandem.experiment.prepared import Prepared, model_config, prepare_variants
-from tandem.experiment.run_dir import make_folder
+from tandem.experiment.run_dir import check_writable
 from tandem.experiment.runner import set_up_process
+from tandem.fingerprint import fingerprint
+from tandem.folders import check_reading
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
+from tandem.records.audit import Status
 from tandem.settings import Settings, settings_fingerprint
-from tandem.text.splits import Splits, split_documents
+from tandem.text.places import counted_from
+from tandem.text.recorded import as_it_was, changed, folder_of, read_recorded, whereabouts
+from tandem.text.splits import Splits
+from tandem.tokens.embeddings import MADE_HERE, pretrained
 from tandem.tokens.prepare import default_cache_dir
-from tandem.tokens.tokenizer import tokenizer_fingerprint
+from tandem.tokens.tokenizer import load_tokenizer, plain, tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
 CONFIG = (
@@ -37,6 +44,7 @@ CONFIG = (
     *("layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 """What config.json says of a model that changes what it computes."""
+SAVED_MODEL = "the saved model"
 
 
 def audit(path: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
@@ -45,14 +53,17 @@ def audit(path: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     Raises RunDirError for a folder that is neither, that has nothing to audit or cannot be written to;
     DataError where the text is no longer there, or no longer what the runs were trained on.
     """
-    if not path.is_dir():
-        raise RunDirError(f"there is no folder {path}; give a run directory or a model folder")
-    make_folder(path)
-    record = audit_model(path, on_progress) if _is_model(path) else audit_run_dir(path, on_progress)
+    found = check_reading(path, "run directory", "model folder")
+    of_kind = audit_model if found.kind == "model folder" else audit_run_dir
+    with written_settings():
+        record = of_kind(path, on_progress)
     try:
         write_audit(path, record)
     except OSError as error:
-        raise RunDirError(f"cannot write {path / 'audit.json'} ({error.strerror or error})") from None
+        raise RunDirError(
+            f"cannot write {path / 'audit.json'} ({storage_reason(error)}); make room or mend the place, and "
+            "audit again"
+        ) from None
     return record
 
 
@@ -61,13 +72,12 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
     manifest = read_manifest(run_dir)
     if manifest is None:
         raise RunDirError(
-            f"{run_dir} is neither a run directory (it has no manifest.json) nor a model folder; give what "
-            "`tandem experiment` or `tandem train` wrote"
+            f"{run_dir} has records but no manifest.json, so nothing says what they should be; restore it"
         )
     records = [record for record in read_records(run_dir) if record.status == "finished"]
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
-    variants, splits = _prepare(Settings(**manifest.settings), records[0], on_progress)
+    variants, splits = _prepare(Settings(**manifest.settings), records, run_dir, on_progress)
     reference = measured_against(variants.values())
     gaps = baseline_gaps(reference, records)
     shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(reference, splits), "data")]
@@ -90,17 +100,18 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
 def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     """Every check of one trained model, from its folder alone. Raises as `audit` does."""
     try:
-        written = yaml.safe_load((folder / "settings.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        written = yaml.safe_load(read_text(folder / "settings.yaml"))
+    except (OSError, DataError, yaml.YAMLError):
         written = None
     record = model_record(folder)
-    if record is None or written is None:
+    settings = model_settings(folder) if isinstance(written, dict) else None
+    if record is None or settings is None:
         raise RunDirError(
             f"{folder} has no readable record.json and settings.yaml, so there is nothing to audit its "
-            "figures against; train the model again"
+            "figures against; give the folder that `tandem train` wrote, or train the model again"
         )
     load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
-    variants, splits = _prepare(model_settings(folder), record, on_progress)
+    variants, splits = _prepare(settings, [record], folder, on_progress)
     prepared = variants[None]
     on_progress(f"auditing {record.run}")
     shared = [_settings_check(written, [record]), *_guarded(data_checks(prepared, splits), "data")]
@@ -112,24 +123,53 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
     )
 
 
-def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file()
-
-
 def _prepare(
-    settings: Settings, record: RunRecord, on_progress: OnProgress
+    settings: Settings, records: Sequence[RunRecord], folder: Path, on_progress: OnProgress
 ) -> tuple[dict[str | None, Prepared], Splits]:
-    """Text, tokens and embeddings again, by variant. Raises DataError where the text is another one."""
+    """Text, tokens and embeddings again, by variant. Raises DataError where one of them is another one.
+
+    Each is compared with the records as soon as it is read, since all that follows depends on it.
+    """
+    check_writable(folder)  # said before the work, not after
+    settings = _on_a_device_here(settings)
     set_up_process(settings)
-    on_progress(f"reading {settings.data.train}")
-    splits = split_documents(settings.data, default_cache_dir())
-    prepared = prepare_variants(settings, on_progress, splits)
-    if next(iter(prepared.values())).corpus.text_fingerprint != record.data.text_fingerprint:
-        raise DataError(
-            f"the text of {settings.data.train} is no longer what {record.run} was trained and scored on, so "
-            "its figures cannot be recomputed; restore the text"
+    latest, data, tokenizer = records[-1], settings.data, settings.tokenizer.source
+    ours = (record for record in records if record.kind == "tandem")
+    of_variants = {record.variant: record for record in ours if record.variant in settings.variant_names}
+    embeddings = {name: settings.with_variant(name).embeddings.source for name in of_variants}
+    sources = [data.train, data.validation or data.train, tokenizer, *embeddings.values()]
+    with counted_from(folder_of(latest.folder, sources, folder)):
+        on_progress(f"reading {whereabouts(data.train, data.validation)}")
+        splits = read_recorded(
+            data, latest.data.text_fingerprint, latest.run, default_cache_dir(), on_progress
         )
-    return prepared, splits
+        if tokenizer != "bpe":
+            with as_it_was("tokenizer", latest.run, tokenizer):
+                found = tokenizer_fingerprint(load_tokenizer(tokenizer)[0])
+            if found != latest.data.tokenizer_fingerprint:
+                raise changed("tokenizer", latest.run, tokenizer)
+        for name, record in of_variants.items():
+            if (source := embeddings[name]) not in MADE_HERE:
+                _check_embeddings(source, record)
+        return prepare_variants(settings, on_progress, splits), splits
+
+
+def _on_a_device_here(settings: Settings) -> Settings:
+    """The settings, with any device where the runs' own is not here."""
+    try:
+        choose_device(settings.device)
+    except SettingsError:
+        return settings.model_copy(update={"device": "auto"})
+    return settings
+
+
+def _check_embeddings(source: str, record: RunRecord) -> None:
+    """DataError where the embedding in a file, folder or the hub is no longer what a run began with."""
+    assert record.embed_dim is not None
+    with as_it_was("embedding", record.run, source):
+        table = pretrained(source, record.data.vocab_size, record.embed_dim)
+    if fingerprint("embeddings", table) != record.data.embeddings_fingerprint:
+        raise changed("embedding", record.run, source)
 
 
 def _settings_check(written: Mapping[str, Any], records: Sequence[RunRecord]) -> Check:
@@ -137,6 +177,7 @@ def _settings_check(written: Mapping[str, Any], records: Sequence[RunRecord]) ->
     found = settings_fingerprint(written)
     # The settings of a variant are worked out from those written down.
     names = {record.variant for record in records if record.variant is not None}
+    names |= set(written.get("variants") or ())  # of those that failed too: baselines may have their sizes
     variants = {name: settings_fingerprint(_variant_as_written(written, name)) for name in names}
     # A baseline is given the sizes of one of them.
     anyone = {found, *variants.values()}
@@ -173,39 +214,57 @@ def _audit_run(
     gaps: dict[str, float],
     contexts: Contexts,
 ) -> RunAudit:
-    looked_at = "the saved model"
     if record.kind in ("kneser-ney", "bigram", "unigram"):
         checks: tuple[Check, ...] = (counts_check(prepared, record), ngram_check(prepared, record))
     elif record.kind not in ("tandem", "untrained") or not folder.is_dir():
         wanted = record.kind in ("tandem", "untrained") and prepared.settings.save_models
-        missing = "no model is kept, so its figures were not recomputed"
-        checks = (
-            Check(name="model", looked_at=looked_at, figure=missing, status="warn" if wanted else "skip"),
-            counts_check(prepared, record),
-            consistency_check(record),
-        )
+        checks = _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
     else:
         try:
             subject = Subject.load(prepared, record, siblings, folder, contexts)
         except TandemError as error:
-            checks = (Check(name="model", looked_at=looked_at, figure=str(error), status="fail"),)
+            checks = (Check(name="model", looked_at=SAVED_MODEL, figure=str(error), status="fail"),)
         else:
+            changed = subject.saved_again
             checks = (
-                _saved_check(subject),
-                *_guarded(weight_checks(subject), "weights"),
-                *_guarded(behaviour_checks(subject), "behaviour"),
-                *_guarded(context_checks(subject), "contexts"),
-                *_guarded(figure_checks(subject, gaps), "figures"),
+                _record_checks(prepared, record, changed, "warn")
+                if changed is not None
+                else _model_checks(subject, gaps)
             )
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=checks)
+
+
+def _record_checks(prepared: Prepared, record: RunRecord, why: str, status: Status) -> tuple[Check, ...]:
+    """Of a run whose figures cannot be recomputed from a model, and `why`."""
+    return (
+        Check(
+            name="model",
+            looked_at=SAVED_MODEL,
+            figure=f"{why}, so its figures were not recomputed",
+            status=status,
+        ),
+        counts_check(prepared, record),
+        consistency_check(record),
+    )
+
+
+def _model_checks(subject: Subject, gaps: dict[str, float]) -> tuple[Check, ...]:
+    """Of a run whose model is there as it was trained."""
+    return (
+        _saved_check(subject),
+        *_guarded(weight_checks(subject), "weights"),
+        *_guarded(behaviour_checks(subject), "behaviour"),
+        *_guarded(context_checks(subject), "contexts"),
+        *_guarded(figure_checks(subject, gaps), "figures"),
+    )
 
 
 def _saved_check(subject: Subject) -> Check:
     """`model`: whether configuration, tokenizer and record in the model's folder are the run's own."""
     corpus, model = subject.prepared.corpus, subject.model
     wrong = []
-    ours = Tokenizer.from_str(subject.tokenizer.backend_tokenizer.to_str())
-    if tokenizer_fingerprint(ours) != corpus.tokenizer_fingerprint:
+    ours, theirs = (tokenizer_fingerprint(plain(one)) for one in (subject.tokenizer, corpus.tokenizer))
+    if ours != theirs:
         wrong.append("its tokenizer is not the one it was trained with")
     wanted = model_config(subject.prepared, subject.configuration).to_dict()
     said = model.config.to_dict()

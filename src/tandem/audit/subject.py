@@ -85,6 +85,17 @@ class Subject:
         return cls(prepared, record, siblings, folder, model, tokenizer, load_sample(folder), contexts)
 
     @property
+    def saved_again(self) -> str | None:
+        """How a later program changed the model when it saved it again: nothing recomputes then; or none."""
+        rows, entries = self.model.config.vocab_size, self.prepared.corpus.vocab_size
+        if rows > entries:
+            return f"its embedding has {rows} rows, and {entries} when it was trained"
+        for dtype in (torch.bfloat16, torch.float16):
+            if all(torch.equal(weight, weight.to(dtype).float()) for weight in self.model.parameters()):
+                return f"its weights were rounded to {str(dtype).removeprefix('torch.')} after its training"
+        return None
+
+    @property
     def configuration(self) -> Configuration:
         """The depths that the record names."""
         assert self.record.context_layers is not None

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.advice import advice
 from tandem.contexts import Tokens
 from tandem.cross_entropy import token_nll
 from tandem.errors import SettingsError
@@ -22,7 +23,7 @@ def widest(total: Callable[[int], int], widths: range, max_parameters: int, titl
             return width
     raise SettingsError(
         f"the {title} has {total(widths[0])} parameters even at width {widths[0]}, more than the "
-        f"{max_parameters} it may have; raise --baselines.max-parameters"
+        f"{max_parameters} it may have" + advice(("raise {}", "baselines.max_parameters"))
     )
 
 

@@ -1,7 +1,6 @@
 """Command-line arguments: settings of a preset, each of which can be overridden, and a command's own."""
 
 import contextlib
-import difflib
 import inspect
 import io
 from collections.abc import Sequence
@@ -12,6 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import tyro
 from pydantic import Field
 
+from tandem.cli.grammar import check
+from tandem.cli.line import Line, options_of
+from tandem.cli.words import PRESETS, kind_of
 from tandem.errors import SettingsError
 from tandem.settings import (
     Baseline,
@@ -22,7 +24,6 @@ from tandem.settings import (
     SlurmSettings,
     known_keys,
     load_settings,
-    nearest_key,
 )
 
 Arguments = TypeVar("Arguments")
@@ -94,7 +95,7 @@ class EvaluateArguments:
     model: Annotated[Path, tyro.conf.Positional]
     """Model folder, as `tandem train` writes it."""
     data: str
-    """Text to score: any source that the setting data.train takes."""
+    """Text to score: any source that the setting data.train takes, or `-`: text on standard input."""
     txt_documents: str | None = None
     """What a document is in .txt files (`file`, `blank-line`, `start:REGEX`); none: as in training."""
     separator: str | None = None
@@ -114,8 +115,11 @@ class GenerateArguments:
 
     model: Annotated[Path, tyro.conf.Positional]
     """Model folder, as `tandem train` writes it."""
-    prompt: str
-    """Text to continue; may be empty where the model has an end-of-text token to start from."""
+    prompt: str = ""
+    """Text to continue (`-`: what standard input holds); may be empty where the model has an end-of-text
+    token to start from. This or `--prompt-file` must be given."""
+    prompt_file: str | None = None
+    """File that holds the text to continue, of any length; its last line end is not part of it."""
     max_new_tokens: Annotated[int, tyro.conf.arg(metavar="TOKENS")] = 100
     """Tokens to generate at most; the end-of-text token ends earlier."""
     temperature: float = 1.0
@@ -154,6 +158,22 @@ class ReportArguments:
     """Print the paths of the report's files as JSON."""
 
 
+ARGUMENTS: dict[str, type[Any]] = {
+    "experiment": ExperimentArguments,
+    "train": TrainArguments,
+    "evaluate": EvaluateArguments,
+    "generate": GenerateArguments,
+    "audit": AuditArguments,
+    "report": ReportArguments,
+    "config": ConfigArguments,
+}
+"""What each command takes."""
+NAMED_OTHERWISE = ("json_output", "all_baselines")
+"""Arguments whose options are not called as they are."""
+OF_SCORED_TEXT = {"data.train": "data", "data.txt_documents": "txt_documents", "data.separator": "separator"}
+"""Arguments of `tandem evaluate` that say of its text what these settings say of training text."""
+
+
 def parse_with_preset(
     command: str, kind: type[Settings], args: Sequence[str], default_preset: str
 ) -> tuple[Settings, Any]:
@@ -161,13 +181,17 @@ def parse_with_preset(
 
     Raises SettingsError for what cannot be understood; `--help` prints and raises SystemExit(0).
     """
+    options = options_of(kind, hidden_settings(kind))
     given = bool(args) and not args[0].startswith("-")
     preset, rest = (args[0], args[1:]) if given else (default_preset, args)
-    own = {name for name in kind.model_fields if name not in Settings.model_fields}
-    base = load_settings(preset).model_dump(exclude=_hidden(kind) - {"variants", "configurations"})
+    if _asks_for_help(args):
+        rest = ["--help"]
+        preset = preset if kind_of(preset) in PRESETS else default_preset
+    else:
+        check(Line.of(command, options, args))
+    own = _own(kind)
+    base = load_settings(preset).model_dump(exclude=hidden_settings(kind) - {"variants", "configurations"})
     prog = f"tandem {command} [PRESET|FILE]"
-    keys = {*known_keys(), *own} - _hidden(kind)
-    _check_options(rest, keys | {"no-save-models", "phase2.no-shuffle", "embeddings.no-trained"}, command)
     arguments = _parse(prog, kind, rest, default=kind(**base))
     settings = Settings(**arguments.model_dump(exclude=own))
     if getattr(arguments, "all_baselines", False):
@@ -178,7 +202,10 @@ def parse_with_preset(
 
 def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments:
     """Arguments of a command that has no preset. Raises SettingsError for what cannot be understood."""
-    _check_options(args, set(inspect.signature(kind).parameters), command)
+    if _asks_for_help(args):
+        args = ["--help"]
+    else:
+        check(Line.of(command, options_of(kind, hidden_settings(kind)), args))
     return _parse(f"tandem {command}", kind, args)
 
 
@@ -195,36 +222,44 @@ def _parse(
         if stop.code in (0, None):
             raise
         sentence = _first_sentence(said.getvalue())
-        if sentence.startswith("Unrecognized options:") and "[PRESET|FILE]" in prog:
-            sentence += "; a preset or settings file comes first, before all options"
-        if sentence.startswith("Missing value"):
-            sentence += " (one that begins with a hyphen is written --option=-value)"
         raise SettingsError(f"{sentence}; see {prog.split(' [')[0]} --help") from None
 
 
-def _hidden(kind: type[Settings]) -> set[str]:
+def option_names(command: str) -> dict[str, str]:
+    """The options of a command, such as `--phase2.lr`, by the names of the settings or arguments they give.
+
+    Those of a text to score go by the settings that say the same of training text. Empty for no command.
+    """
+    kind = ARGUMENTS.get(command)
+    if kind is None:
+        return {}
+    if issubclass(kind, Settings):
+        hidden = hidden_settings(kind)
+        keys = {key for key in known_keys() if key.split(".")[0] not in hidden} | _own(kind)
+        return {key: _option(key) for key in keys if key not in NAMED_OTHERWISE}
+    options = {name: _option(name) for name in inspect.signature(kind).parameters}
+    return options | {key: options[own] for key, own in OF_SCORED_TEXT.items() if kind is EvaluateArguments}
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _own(kind: type[Settings]) -> set[str]:
+    """Arguments of a command that are no settings."""
+    return {name for name in kind.model_fields if name not in Settings.model_fields}
+
+
+def hidden_settings(kind: type) -> set[str]:
     """Settings that a command leaves out because it has its own way to say the same."""
+    if not issubclass(kind, Settings):
+        return set()
     return {"variants"} | (OF_EXPERIMENTS if kind is TrainArguments else set())
 
 
-def _check_options(args: Sequence[str], keys: set[str], command: str) -> None:
-    """SettingsError for an option that is not known, naming the nearest one that is."""
-    options = {"--help", "-h", "--json"} | {
-        f"--{key.replace('_', '-')}" for key in keys if key not in ("json_output", "all_baselines")
-    }
-    options |= {"--baselines"} if "all_baselines" in keys else set()
-    for argument in args:
-        option = argument.split("=", 1)[0].replace("_", "-")
-        if not argument.startswith("--") or option in options:
-            continue
-        near = difflib.get_close_matches(option, sorted(options), n=1, cutoff=0.7)
-        key = nearest_key(option.removeprefix("--").replace("-", "_"))
-        hint = near[0] if near else f"--{key.replace('_', '-')}" if key in keys else None
-        raise SettingsError(
-            f"there is no option {argument.split('=', 1)[0]}"
-            + (f"; did you mean {hint}?" if hint else "")
-            + f" (tandem {command} --help lists all)"
-        )
+def _asks_for_help(args: Sequence[str]) -> bool:
+    """Wherever it stands: whoever asks for help may have written the rest wrongly."""
+    return not {"-h", "--help"}.isdisjoint(args)
 
 
 def _first_sentence(box: str) -> str:

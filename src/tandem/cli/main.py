@@ -1,15 +1,16 @@
 """The command `tandem`: one function per command; what the user can mend is one sentence and exit code 2."""
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
+from tandem.advice import in_command
 from tandem.cli.arguments import (
     AuditArguments,
     ConfigArguments,
@@ -18,12 +19,17 @@ from tandem.cli.arguments import (
     GenerateArguments,
     ReportArguments,
     TrainArguments,
+    option_names,
     parse,
     parse_with_preset,
 )
-from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory
+from tandem.cli.grammar import no_such_command
+from tandem.cli.terminal import ERR, OUT
+from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
 from tandem.settings import dump_settings, load_settings, preset_names
+from tandem.shown import holds_all_text, json_for, one_line
+from tandem.text.files import text_lines
 
 if TYPE_CHECKING:
     from tandem.experiment.estimate import Estimate
@@ -38,37 +44,19 @@ AUDIT_FAILED = 1
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # a closed stream is none
-
-
-# A pipe or file has no width of its own; the summary table needs about this much.
-PIPE_COLUMNS = 160
-
-
-class PipeConsole(Console):
-    """A console that leaves a broken pipe to `run`, instead of exiting with 1 by itself."""
-
-    def on_broken_pipe(self) -> None:
-        """The reader of our output went away."""
-        raise BrokenPipeError
-
-
-OUT = PipeConsole(highlight=False, width=None if _is_terminal(sys.stdout) else PIPE_COLUMNS)
-ERR = PipeConsole(stderr=True, highlight=False, width=None if _is_terminal(sys.stderr) else PIPE_COLUMNS)
-
-
 def config(args: Sequence[str]) -> None:
     """tandem config [PRESET|FILE]"""
     if not args:
         for name in preset_names():
-            OUT.print(f"{name:10} {load_settings(name).description}")
-        OUT.print(
-            "\n`tandem config PRESET` prints all settings of one, to save and edit or to override singly."
-        )
+            OUT.say(f"{name:10} {load_settings(name).description}")
+        OUT.print()
+        OUT.say("`tandem config PRESET` prints all settings of one, to save and edit or to override singly.")
         return
     settings, arguments = parse_with_preset("config", ConfigArguments, args, "demo")
-    _write(json.dumps(settings.model_dump(mode="json")) if arguments.json_output else dump_settings(settings))
+    if arguments.json_output:
+        _write_json(json.dumps(settings.model_dump(mode="json"), ensure_ascii=False))
+    else:
+        _write(dump_settings(settings, escaped=not holds_all_text(sys.stdout.encoding)))
 
 
 def experiment(args: Sequence[str]) -> None:
@@ -102,7 +90,7 @@ def experiment(args: Sequence[str]) -> None:
         report = write_report(run_dir, arguments.lang)
     if arguments.json_output:
         for record in records:
-            _write(record.model_dump_json())
+            _write_json(record.model_dump_json())
     if not arguments.json_output:
         print_summary(OUT, run_dir, arguments.lang, report)
     if audited is not None:
@@ -150,7 +138,7 @@ def train(args: Sequence[str]) -> None:
     if process_rank() > 0:  # the first one tells
         return
     if arguments.json_output:
-        _write(record.model_dump_json())
+        _write_json(record.model_dump_json())
     else:
         print_run(OUT, record, folder)
 
@@ -158,6 +146,7 @@ def train(args: Sequence[str]) -> None:
 def evaluate(args: Sequence[str]) -> None:
     """tandem evaluate MODEL --data SOURCE"""
     arguments = parse("evaluate", EvaluateArguments, args)
+    _say_what_is_awaited(arguments.data)
     from tandem.cli.summary import print_evaluation
     from tandem.experiment.evaluate import evaluate_model
 
@@ -169,9 +158,10 @@ def evaluate(args: Sequence[str]) -> None:
         device=arguments.device,
         mix=arguments.mix,
         on_progress=_tell(arguments.json_output),
+        on_warning=_tell(quiet=False),
     )
     if arguments.json_output:
-        _write(result.model_dump_json())
+        _write_json(result.model_dump_json())
     else:
         print_evaluation(OUT, result)
 
@@ -179,11 +169,16 @@ def evaluate(args: Sequence[str]) -> None:
 def generate(args: Sequence[str]) -> None:
     """tandem generate MODEL --prompt TEXT"""
     arguments = parse("generate", GenerateArguments, args)
+    source = arguments.prompt_file or arguments.prompt
+    _say_what_is_awaited(source)
+    prompt = arguments.prompt
+    if arguments.prompt_file or source == "-":
+        prompt = "".join(text_lines(source)).removesuffix("\n")
     from tandem.experiment.generate import generate_text
 
     result = generate_text(
         arguments.model,
-        arguments.prompt,
+        prompt,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -191,9 +186,10 @@ def generate(args: Sequence[str]) -> None:
         seed=arguments.seed,
         device=arguments.device,
         stream=not arguments.json_output,
+        on_warning=_tell(quiet=False),
     )
     if arguments.json_output:
-        _write(json.dumps(result, ensure_ascii=False))
+        _write_json(json.dumps(result, ensure_ascii=False))
 
 
 def audit(args: Sequence[str]) -> None:
@@ -204,7 +200,7 @@ def audit(args: Sequence[str]) -> None:
 
     audited = audit_runs(arguments.path, _tell(arguments.json_output))
     if arguments.json_output:
-        _write(audited.model_dump_json())
+        _write_json(audited.model_dump_json())
     else:
         print_audit(OUT, audited)
     if audited.status == "fail":
@@ -219,7 +215,7 @@ def report(args: Sequence[str]) -> None:
 
     files = write_report(arguments.run_dir, arguments.lang)
     if arguments.json_output:
-        _write(json.dumps([str(path) for path in files]))
+        _write_json(json.dumps([str(path) for path in files], ensure_ascii=False))
     else:
         print_summary(OUT, arguments.run_dir, arguments.lang, files)
 
@@ -240,36 +236,43 @@ def run(args: Sequence[str]) -> int:
 
     0, 1 where the audit fails, 2 for anything the user can mend, 130 when interrupted.
     """
+    with in_command(option_names(args[0] if args else "")):
+        return _run(args)
+
+
+def _run(args: Sequence[str]) -> int:
     # Both libraries would print warnings of their own between our lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         if not args or args[0] in {"-h", "--help", "help"}:
+            if args[1:] and args[1] in COMMANDS:
+                COMMANDS[args[1]][0](["--help"])
             _usage()
             return 0
         if args[0] in {"-V", "--version"}:
-            OUT.print(f"tandem {metadata.version('tandem-lm')}")
+            OUT.say(f"tandem {metadata.version('tandem-lm')}")
             return 0
         if args[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise SettingsError(f"there is no command '{args[0]}'{hint} (commands: {', '.join(COMMANDS)})")
+            raise SettingsError(no_such_command(args[0], list(args[1:]), list(COMMANDS)))
         COMMANDS[args[0]][0](args[1:])
         return 0
     except TandemError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output went away (`| head`); point stdout nowhere, so that exit stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader went away (`| head`)
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is None:  # our output cannot be written, and at exit would be tried again
+            _drop_output()
+        return _fail(
+            f"{error.filename or 'the output'}: {storage_reason(error)}{'; make room there' if full else ''}"
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail(out_of_memory(error, training=args[0] in {"train", "experiment"}))
+        return _fail(out_of_memory(error))
     except KeyboardInterrupt:
         kept = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
         sys.stderr.write(f"tandem: interrupted{kept}\n")
@@ -278,32 +281,51 @@ def run(args: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 0
 
 
+def _drop_output() -> None:
+    """Point standard output nowhere, so that the exit stays quiet."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _usage() -> None:
-    OUT.print("usage: tandem COMMAND …\n")
+    OUT.say("usage: tandem COMMAND …")
+    OUT.print()
     for name, (_, summary) in COMMANDS.items():
-        OUT.print(f"  {name:12}{summary}")
-    OUT.print("\n`tandem COMMAND --help` lists every setting with its default and unit.")
+        OUT.say(f"  {name:12}{summary}")
+    OUT.print()
+    OUT.say("`tandem COMMAND --help` lists every setting with its default and unit.")
 
 
 def _print_estimate(estimate: "Estimate", as_json: bool) -> None:
     from tandem.cli.summary import print_estimate
 
     if as_json:
-        _write(estimate.model_dump_json())
+        _write_json(estimate.model_dump_json())
     else:
         print_estimate(OUT, estimate)
 
 
 def _tell(quiet: bool) -> Callable[[str], None]:
     """Says what is being done, on standard error."""
-    return (lambda _: None) if quiet else lambda what: ERR.print(f"[dim]{what}[/]")
+    return (lambda _: None) if quiet else lambda what: ERR.say((what, "dim"))
+
+
+def _write_json(text: str) -> None:
+    """To standard output, whole whatever its encoding."""
+    _write(json_for(sys.stdout.encoding, text))
+
+
+def _say_what_is_awaited(source: str) -> None:
+    """A command that reads from a terminal would look as if it had stopped."""
+    if source == "-" and sys.stdin is not None and sys.stdin.isatty():
+        ERR.say("reading standard input up to Ctrl-D")
 
 
 def _write(text: str) -> None:
-    """To standard output as it is: no wrapping, no markup."""
+    """To standard output as it is."""
     print(text.rstrip("\n"), flush=True)
 
 
 def _fail(sentence: str) -> int:
-    sys.stderr.write(f"tandem: error: {sentence}\n")
+    sys.stderr.write(f"tandem: error: {one_line(sentence)}\n")
     return 2

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from tandem.cli.terminal import Terminal
 from tandem.records import RunRecord
 from tandem.training.progress import Tick
 
@@ -28,7 +28,7 @@ class ProgressView:
     A context manager; without a terminal it prints one line for each phase and run instead of bars.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._console = console
         self._runs: list[str] = []
         self._done = 0
@@ -37,20 +37,20 @@ class ProgressView:
         self._phase_began = 0.0
         self._last: Tick | None = None
         self._overall = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
+            SpinnerColumn("line"),  # of characters that every encoding has
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[count]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("left", markup=False),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
         )
         self._current = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}  {task.fields[figures]}"),
+            TextColumn("{task.fields[unit]}  {task.fields[figures]}", markup=False),
             console=console,
         )
         self._overall_task: TaskID | None = None
@@ -76,13 +76,13 @@ class ProgressView:
 
     def preparing(self, what: str) -> None:
         """Text, tokens or embeddings are being made."""
-        self._console.print(f"[dim]prepare[/]  {what}", highlight=False)
+        self._console.say(("prepare", "dim"), f"  {what}")
 
     def planned(self, run_dir: Path, runs: list[str], finished: int) -> None:
         """The runs of the grid, and how many of them were finished before."""
         self._runs, self._done = runs, finished
         note = f", {finished} of them finished before" if finished else ""
-        self._console.print(f"[dim]run[/]      {len(runs)} runs{note}, in {run_dir}", highlight=False)
+        self._console.say(("run", "dim"), f"      {len(runs)} runs{note}, in {run_dir}")
         self._overall_task = self._overall.add_task(
             "experiment", total=max(len(runs) - finished, 0), count=self._count()
         )
@@ -112,13 +112,13 @@ class ProgressView:
         if self._overall_task is not None:
             self._overall.update(self._overall_task, completed=self._finished_now(), count=self._count())
         if record.status == "failed":
-            self._console.print(f"[red]failed[/]   {record.run}: {record.failure}", highlight=False)
+            self._console.say(("failed", "red"), f"   {record.run}: {record.failure}")
         elif record.validation is not None:
-            self._console.print(
-                f"[green]done[/]     {record.run}: val PPL {record.validation.perplexity:.1f}, "
-                f"acc {record.validation.accuracy:.1%}, {record.seconds_spent_s:.0f} s  "
-                f"[dim]({self._count()})[/]",
-                highlight=False,
+            self._console.say(
+                ("done", "green"),
+                f"     {record.run}: val PPL {record.validation.perplexity:.1f}, "
+                f"acc {record.validation.accuracy:.1%}, {record.seconds_spent_s:.0f} s  ",
+                (f"({self._count()})", "dim"),
             )
 
     def _finish_phase(self) -> None:
@@ -127,10 +127,9 @@ class ProgressView:
             self._phase_task = None
             if not self._console.is_terminal:
                 took = time.perf_counter() - self._phase_began
-                self._console.print(
+                self._console.say(
                     f"         {self._run}, {self._last.phase}: {self._last.done:.3g} {self._last.unit}s, "
-                    f"{_figures(self._last)} ({took:.0f} s)",
-                    highlight=False,
+                    f"{_figures(self._last)} ({took:.0f} s)"
                 )
 
     def _finished_now(self) -> int:

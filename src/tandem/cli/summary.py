@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from tandem.audit import failures
+from tandem.cli.terminal import Part, Terminal
 from tandem.experiment.estimate import Estimate
 from tandem.experiment.evaluate import Evaluation, Mixture
 from tandem.records import (
     AuditRecord,
+    DataRecord,
     Phase1Record,
     PredictionRecord,
     RunRecord,
@@ -22,6 +20,8 @@ from tandem.records import (
 from tandem.records.audit import Status
 from tandem.report import summary_rows
 from tandem.report.statistics import perplexity
+from tandem.shown import command
+from tandem.tokens.lost import Lost
 
 KEPT = {
     "memory": "held in memory",
@@ -30,23 +30,21 @@ KEPT = {
 }
 
 
-def print_summary(console: Console, run_dir: Path, lang: str, report: list[Path]) -> None:
+def print_summary(console: Terminal, run_dir: Path, lang: str, report: list[Path]) -> None:
     """The summary table of an experiment, and where its report is."""
-    heads, rows = summary_rows(read_records(run_dir), read_manifest(run_dir), lang, read_audit(run_dir))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, head in enumerate(heads):
-        table.add_column(head, justify="left" if column == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell.replace("**", "") for cell in row))
+    records = read_records(run_dir)
+    heads, rows = summary_rows(records, read_manifest(run_dir), lang, read_audit(run_dir))
     console.print()
-    console.print(table)
+    console.table(heads, rows, right=range(1, len(heads)))
     console.print()
+    if records:
+        console.say(f"text: {_text(records[0].data)}")
     for path in report:
         if path.suffix in {".html", ".md"}:
-            console.print(f"report: {path}", soft_wrap=True)
+            console.say(f"report: {path}")
 
 
-def print_run(console: Console, record: RunRecord, folder: Path) -> None:
+def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
     """One training's figures, and how to use the model."""
     assert record.phase1 is not None
     assert record.phase2 is not None
@@ -57,6 +55,7 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
     _print_pairs(
         console,
         {
+            "text": _text(record.data),
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
             "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
             "contexts": KEPT[record.contexts.train.kept],
@@ -69,7 +68,17 @@ def print_run(console: Console, record: RunRecord, folder: Path) -> None:
             "model": str(folder),
         },
     )
-    console.print(f'\ntry: tandem generate {folder} --prompt "…"', soft_wrap=True)
+    console.print()
+    console.say("try: ", command("tandem", "generate", folder, "--prompt", "…"))
+
+
+def _text(data: DataRecord) -> str:
+    """How much text there is, and what was dropped of it."""
+    return (
+        f"{data.train_documents:,} documents ({data.train_tokens:,} tokens) to train on, "
+        f"{data.validation_documents:,} ({data.validation_tokens:,} tokens) for validation"
+        + (f"; {data.duplicates_dropped:,} dropped as duplicates" if data.duplicates_dropped else "")
+    )
 
 
 def _in_parts(record: RunRecord) -> dict[str, str]:
@@ -93,7 +102,7 @@ def _phase1(phase1: Phase1Record | PredictionRecord) -> str:
     return f"{phase1.iterations} iterations, {phase1.convergence_rate:.1%} converged ({stopped})"
 
 
-def print_evaluation(console: Console, result: Evaluation) -> None:
+def print_evaluation(console: Terminal, result: Evaluation) -> None:
     """What a model makes of a text."""
     _print_pairs(
         console,
@@ -103,12 +112,21 @@ def print_evaluation(console: Console, result: Evaluation) -> None:
             "perplexity": f"{result.perplexity:.2f}",
             "accuracy": f"{result.accuracy:.2%}",
             "bits per byte": f"{result.bits_per_byte:.4f}",
+            **_lost(result),
             "ER": f"{result.effective_rank:.1%}",
             **_convergence(result),
             "scan error": f"{result.scan_error:.1e}",
             **_mixture(result.mixture),
         },
     )
+
+
+def _lost(result: Evaluation) -> dict[str, str]:
+    """What of the text the tokens cannot give back."""
+    if not result.lost_bytes:
+        return {}
+    lost = Lost(bytes=result.lost_bytes, such_as=result.lost_such_as)
+    return {"lost": lost.sentence("of the text", result.text_bytes)}
 
 
 def _convergence(result: Evaluation) -> dict[str, str]:
@@ -128,15 +146,13 @@ def _mixture(mixture: Mixture | None) -> dict[str, str]:
     }
 
 
-def print_estimate(console: Console, estimate: Estimate) -> None:
+def print_estimate(console: Terminal, estimate: Estimate) -> None:
     """What runs would take, by kind of work."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, head in enumerate(("work", "times", "seconds each", "seconds")):
-        table.add_column(head, justify="left" if column == 0 else "right")
-    for part in estimate.parts:
-        seconds = f"{part.seconds_s:,.1f}", f"{part.times * part.seconds_s:,.1f}"
-        table.add_row(escape(part.what), str(part.times), *seconds)
-    console.print(table)
+    rows = [
+        (part.what, str(part.times), f"{part.seconds_s:,.1f}", f"{part.times * part.seconds_s:,.1f}")
+        for part in estimate.parts
+    ]
+    console.table(("work", "times", "seconds each", "seconds"), rows, right=range(1, 4))
     memory = (
         "unknown" if estimate.memory_bytes is None else f"{estimate.memory_bytes / 1e9:.1f} GB at its peak"
     )
@@ -156,33 +172,30 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
     )
 
 
-def print_audit(console: Console, audit: AuditRecord) -> None:
+def print_audit(console: Terminal, audit: AuditRecord) -> None:
     """Every check that did not simply pass, with its figure; then what came of all."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("run", "check", "", "figure"):
-        table.add_column(head, overflow="fold")
-    for run in audit.runs:
-        for check in run.checks:
-            if check.status != "pass":
-                style = {"fail": "red", "warn": "yellow"}.get(check.status, "dim")
-                table.add_row(
-                    run.run or "data", check.name, f"[{style}]{check.status}[/]", escape(check.figure)
-                )
-    if table.row_count:
-        console.print(table)
+    styles = {"fail": "red", "warn": "yellow"}
+    rows: list[list[Part]] = [
+        [run.run or "data", check.name, (check.status, styles.get(check.status, "dim")), check.figure]
+        for run in audit.runs
+        for check in run.checks
+        if check.status != "pass"
+    ]
+    if rows:
+        console.table(("run", "check", "", "figure"), rows)
     print_audit_lines(console, audit)
 
 
-def print_audit_lines(console: Console, audit: AuditRecord) -> None:
+def print_audit_lines(console: Terminal, audit: AuditRecord) -> None:
     """What came of an audit, and which figures it says not to trust."""
     checks = [check for run in audit.runs for check in run.checks]
     counts = {status: sum(check.status == status for check in checks) for status in get_args(Status)}
     shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    console.print(f"audit: {shown} of {len(checks)} checks", soft_wrap=True)
+    console.say(f"audit: {shown} of {len(checks)} checks")
     for line in failures(audit):
-        console.print(f"[red]not to be trusted[/]: {escape(line)}", soft_wrap=True)
+        console.say(("not to be trusted", "red"), f": {line}")
 
 
-def _print_pairs(console: Console, pairs: dict[str, str]) -> None:
+def _print_pairs(console: Terminal, pairs: dict[str, str]) -> None:
     for name, value in pairs.items():
-        console.print(f"{name:14} {value}", soft_wrap=True)
+        console.say(f"{name:14} {value}")

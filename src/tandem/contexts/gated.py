@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from tandem.advice import advice
 from tandem.contexts.kept import PIECE_TOKENS, Contexts, one_by_one
 from tandem.contexts.linear import LinearScan, cut_for
 from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
@@ -52,7 +53,8 @@ def gated_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     if not loop_error <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {loop_error:.2g}, more than the "
-            f"tolerance {settings.tolerance:.2g}; use --contexts.method loop, or raise --contexts.tolerance"
+            f"tolerance {settings.tolerance:.2g}"
+            + advice(("use {}", "contexts.method loop"), ("raise {}", "contexts.tolerance"))
         )
     segments = -(-len(stream) // cut_for(model.device).segment)
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.

@@ -90,7 +90,7 @@ class _FromTokens:
     def _made(self, ids: Tensor) -> list[Tensor]:
         embeds = self._model.embed(ids)
         width = embeds.shape[1]
-        return [F.linear(embeds, layer.weight[:, :width], layer.bias) for layer in self._layers]
+        return [F.linear(embeds, layer.linear.weight[:, :width], layer.linear.bias) for layer in self._layers]
 
 
 class LinearScan:
@@ -165,7 +165,7 @@ def _fill_chunk(
     below: Tensor | None = None
     for layer, made, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
         if below is not None:
-            _add_from_below(made, below, fresh, *layer.weight[:, -2 * layer.width :].chunk(2, dim=1))
+            _add_from_below(made, below, fresh, *layer.linear.weight[:, -2 * layer.width :].chunk(2, dim=1))
         keep, add = _activated(layer, made)
         if fresh is not None:
             keep.index_fill_(0, fresh, 0.0)
@@ -199,7 +199,7 @@ def _add_from_below(
 
 
 def _activated(layer: GatedLayer, made: Tensor) -> tuple[Tensor, Tensor]:
-    """`layer.activated(made)` in the memory of `made` [n, 2·width], up to rounding."""
+    """What `layer` makes of `made` [n, 2·width], the result of its matrix, in its memory, up to rounding."""
     forget, write = made.chunk(2, dim=-1)
     keep = forget.sigmoid_().mul_(layer.most_kept)
     write.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which takes several times as long on a CPU (LOG.md)

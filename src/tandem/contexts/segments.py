@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.advice import advice
 from tandem.contexts.kept import PIECE_TOKENS, Contexts, Runs
 from tandem.contexts.stream import Distinct, restarted
 from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
@@ -63,8 +64,11 @@ def residual_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     if not exact_enough:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {worst:.2g}, more than the tolerance "
-            f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock; "
-            "give a longer --contexts.burn-in (or auto), or --contexts.method loop"
+            f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock"
+            + advice(
+                ("give a longer {} (or auto)", "contexts.burn_in"),
+                ("use {}", "contexts.method loop"),
+            )
         )
 
     def read(runs: Runs) -> Tensor:
@@ -204,6 +208,7 @@ def _measured_burn_in(tables: _Tables, task: Task) -> int:
     if longest == math.inf:
         raise ScanError(
             f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "
-            "cannot be computed in segments; use --contexts.method loop, or smaller --model.weight-init-std"
+            "cannot be computed in segments"
+            + advice(("use {}", "contexts.method loop"), ("lower {}", "model.weight_init_std"))
         )
     return int(longest)

@@ -11,22 +11,26 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from tandem.advice import advice
 from tandem.contexts import ContextsSample
-from tandem.errors import RunDirError, is_out_of_memory
+from tandem.decoding import read_text
+from tandem.errors import DataError, RunDirError, is_out_of_memory
 from tandem.experiment.handover import SavedPhase1
 from tandem.experiment.pipeline import TrainedTokens
 from tandem.experiment.prepared import Prepared
+from tandem.folders import CONFIG, RECORD, check_reading
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.settings import Settings, dump_settings
+from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
 
 _PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
-CONFIG = "config.json"
-RECORD = "record.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+"""What a tokenizer is read from; one of them is enough."""
 PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
 
@@ -122,15 +126,16 @@ def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
     else:
         return
     raise RunDirError(
-        f"{folder} holds {held}, which would be lost; give another --output, or remove that folder"
+        f"{folder} holds {held}, which would be lost"
+        + advice(("give another {}", "output"), "remove that folder")
     )
 
 
 def model_record(folder: Path) -> RunRecord | None:
     """The record of the run that made a model folder; none where there is none that can be read."""
     try:
-        return RunRecord.model_validate_json((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+        return RunRecord.model_validate_json(read_text(folder / RECORD))
+    except (OSError, ValueError, DataError):
         return None
 
 
@@ -151,23 +156,25 @@ def load_head(folder: Path) -> dict[str, torch.Tensor] | None:
 
 
 def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
-    """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact."""
-    if not (folder / CONFIG).is_file():
-        raise RunDirError(
-            f"{folder} is not a model folder (it has no config.json); give the folder that `tandem train` "
-            "wrote, or one of RUN_DIR/models"
-        )
+    """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact.
+
+    Whatever the folder says: weights are in float32, text is neither cut nor padded, decoding tidies nothing,
+    and generation follows its arguments alone. The embedding may have more rows than the tokenizer entries.
+    """
+    check_reading(folder, "model folder")
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = json.loads(read_text(folder / CONFIG))
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind != "tandem":
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
         with quiet_transformers():
             loaded: Any = TandemForCausalLM.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True
+                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
             model: TandemForCausalLM = loaded[0]
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = _load_tokenizer(folder, model)
+        mark = tokenizer.eos_token_id
+        model.generation_config = GenerationConfig(bos_token_id=mark, eos_token_id=mark, pad_token_id=mark)
         if fault := _fault(model, tokenizer, loaded[1]):
             raise ValueError(fault)
     except RunDirError:
@@ -182,6 +189,25 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
     return model.eval(), tokenizer
 
 
+def _load_tokenizer(folder: Path, model: TandemForCausalLM) -> PreTrainedTokenizerFast:
+    """The tokenizer beside a model, whose end-of-text token is the one that the model was trained with."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise RunDirError(
+            f"{folder} holds a model without its tokenizer; save that there too "
+            "(tokenizer.save_pretrained), or copy tokenizer.json from where the model came from"
+        )
+    tokenizer, eos = load_tokenizer(str(folder))
+    marks = model.config.eos_token_id, model.config.bos_token_id
+    named = (mark[0] if isinstance(mark, list) and mark else mark for mark in marks)
+    own = (tokenizer.id_to_token(mark) for mark in named if isinstance(mark, int) and mark >= 0)
+    return to_transformers(tokenizer, next((token for token in own if token is not None), eos))
+
+
+def unused_ids(model: TandemForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Rows of the embedding that no entry of the tokenizer uses: padding, mostly."""
+    return sorted(set(range(model.config.vocab_size)) - set(tokenizer.get_vocab().values()))
+
+
 def _fault(
     model: TandemForCausalLM, tokenizer: PreTrainedTokenizerFast, loading: dict[str, Any]
 ) -> str | None:
@@ -190,8 +216,8 @@ def _fault(
         names = (name[0] if isinstance(name, tuple) else name for name in loading.get(kind, ()))
         if wrong := sorted(name for name in names if name != "lm_head.weight"):
             return f"{kind.replace('_', ' ')} in its weights, such as {wrong[0]}"
-    if len(tokenizer) != model.config.vocab_size:
-        return f"its tokenizer has {len(tokenizer)} entries and its embedding {model.config.vocab_size}"
+    if (entries := vocab_size(tokenizer.backend_tokenizer)) > model.config.vocab_size:
+        return f"its tokenizer has {entries} entries and its embedding {model.config.vocab_size} rows"
     marks = [model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id]
     if any(isinstance(mark, int) and not 0 <= mark < model.config.vocab_size for mark in marks):
         return f"its config.json names tokens {marks} that its vocabulary does not have"

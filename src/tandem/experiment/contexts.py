@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
+from tandem.advice import advice
 from tandem.contexts import Contexts, Stream, compute_contexts, measure_memory
-from tandem.errors import DataError
+from tandem.errors import StorageError
 from tandem.experiment.machine import free_memory
 from tandem.experiment.prepared import Prepared
 from tandem.group import Group
@@ -50,10 +51,10 @@ def check_disk_for_contexts(prepared: Prepared) -> None:
         raise _no_room(folder, size, f"{free / 1e6:,.0f} MB are free")
 
 
-def _no_room(folder: Path, size: int, reason: str) -> DataError:
-    return DataError(
-        f"contexts cannot be kept in {folder} ({reason}): they take {size / 1e6:,.0f} MB; make room, set "
-        "TANDEM_CACHE to another folder, or use --contexts.keep recompute"
+def _no_room(folder: Path, size: int, reason: str) -> StorageError:
+    return StorageError(
+        f"contexts cannot be kept in {folder} ({reason}): they take {size / 1e6:,.0f} MB"
+        + advice("make room", "set TANDEM_CACHE to another folder", ("use {}", "contexts.keep recompute"))
     )
 
 

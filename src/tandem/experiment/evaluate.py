@@ -1,20 +1,23 @@
 """Scoring a saved model on any text."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import BaseModel
+from transformers import PreTrainedTokenizerFast
 
+from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
-from tandem.errors import ScanError
-from tandem.experiment.artefacts import load_model, model_record
+from tandem.errors import SettingsError
+from tandem.experiment.artefacts import load_model, model_record, unused_ids
 from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
+from tandem.folders import SETTINGS
 from tandem.metrics import (
     Score,
+    bits_per_byte,
     convergence_rate,
     effective_rank,
     hidden_parts,
@@ -25,11 +28,17 @@ from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
 from tandem.records import Unbounded
-from tandem.settings import Phase1Settings, Settings, check_options, load_settings
+from tandem.settings import DataSettings, Phase1Settings, Settings, check_options, load_settings
+from tandem.text.places import counted_from
+from tandem.text.recorded import folder_of, read_recorded
+from tandem.text.splits import Splits, split_documents
 from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
 from tandem.tokens.store import TokenStream
 from tandem.training.initialization import generator_for
 from tandem.training.phase1 import windows_of
+
+READ_SECTIONS = ("data", "contexts", "phase2")
+"""Of a model's settings, what is read when it is scored; all that Tandem ever wrote have them."""
 
 
 class Mixture(BaseModel):
@@ -47,7 +56,9 @@ class Mixture(BaseModel):
 class Evaluation(BaseModel):
     """What a model makes of a text.
 
-    convergence_rate, convergence_iterations    Conv%, of models that the recipe `seed` trained; else none
+    lost_bytes, lost_such_as                    of the text what its tokens cannot give back, and the first
+                                                characters of it; each byte costs 8 bits in bits_per_byte
+    convergence_rate, convergence_iterations    Conv%, of models that the recipe `original` trained; else none
     """
 
     model: str
@@ -56,6 +67,8 @@ class Evaluation(BaseModel):
     documents: int
     tokens: int
     text_bytes: int
+    lost_bytes: int
+    lost_such_as: tuple[str, ...]
     perplexity: Unbounded
     nll_nats: float
     accuracy: float
@@ -76,17 +89,30 @@ def evaluate_model(
     device: str = "auto",
     mix: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Score the model in `folder` on the text of `source`, tokenized as in its training.
 
-    With `mix` also of the model mixed with an n-gram, counted on its training text, and a cache.
+    With `mix` also of the model mixed with an n-gram, counted on its training text, and a cache. `on_warning`
+    is told what was assumed of a folder that does not say how its model was trained.
 
-    Raises RunDirError for a folder that is no model, SettingsError for arguments that are not UTF-8, and
-    DataError for text that cannot be used, training text that is no longer what it was included.
+    Raises RunDirError for a folder that is no model. Raises SettingsError for arguments that are not UTF-8,
+    and for a settings.yaml that cannot be used, or that `mix` lacks. Raises DataError for text that cannot be
+    used, and for training text that is no longer what it was.
     """
     check_options(data=source, separator=separator)
     model, tokenizer = load_model(folder)
-    settings = model_settings(folder)
+    settings, own = settings_for(folder, tokenizer, on_warning)
+    if unused := len(unused_ids(model, tokenizer)):
+        on_warning(
+            f"the embedding has {unused:,} rows that no token uses; a score counts the probability that the "
+            "model gives them as lost"
+        )
+    if mix and not own:
+        raise SettingsError(
+            f"{named('mix')} counts n-grams of the training text, which settings.yaml names, and there is "
+            f"none in {folder}; copy it there from the folder that `tandem train` wrote, or leave it out"
+        )
     keep_freed_memory()
     chosen = choose_device(device)
     model.to(chosen)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
@@ -96,21 +122,22 @@ def evaluate_model(
     reading = data.model_copy(
         update={"txt_documents": txt_documents or data.txt_documents, "validation_separator": separator}
     )
-    tokens = tokenize_for_evaluation(source, reading, tokenizer)
+    tokens = tokenize_for_evaluation(source, reading, tokenizer, on_progress)
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
     stream = Stream.of(model, tokens.ids)
-    try:
+    with written_settings(folder / SETTINGS, ("contexts",)):
         contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(chosen) // 2)
-    except ScanError as error:
-        raise ScanError(f"{error} (here: in {folder / 'settings.yaml'})") from None
     score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
     mixture = None
     if mix:
         on_progress(f"counting n-grams of {data.train}")
-        counted = tokenize_training_text(data, tokenizer, _text_of(folder))
+        splits = _training_text(folder, data, on_progress, on_warning)
+        counted = tokenize_training_text(splits, data, tokenizer, on_progress)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     rate, iterations = None, None
-    if settings.recipe == "seed":  # phase 1 of the other recipe makes no sweeps that could converge
+    if (
+        own and settings.recipe == "original"
+    ):  # phase 1 of the other recipe makes no sweeps that could converge
         rate, iterations = converge(model, stream, settings.phase1)
     return Evaluation(
         model=str(folder),
@@ -119,10 +146,12 @@ def evaluate_model(
         documents=len(tokens.document_starts),
         tokens=len(tokens),
         text_bytes=int(tokens.document_bytes.sum()),
+        lost_bytes=tokens.lost.bytes,
+        lost_such_as=tokens.lost.such_as,
         perplexity=score.perplexity,
         nll_nats=score.nll_nats,
         accuracy=score.accuracy,
-        bits_per_byte=score.bits_per_byte(tokens.scored_bytes),
+        bits_per_byte=score.bits_per_byte(tokens),
         effective_rank=effective_rank(contexts, settings.phase1.rank_positions),
         convergence_rate=rate,
         convergence_iterations=iterations,
@@ -131,10 +160,24 @@ def evaluate_model(
     )
 
 
-def _text_of(folder: Path) -> str | None:
-    """Fingerprint of the text that a saved model was trained on; none where its record is gone."""
+def _training_text(
+    folder: Path,
+    data: DataSettings,
+    on_progress: Callable[[str], None],
+    on_warning: Callable[[str], None],
+) -> Splits:
+    """The text that a saved model was trained on; where its record is gone, whatever the settings name."""
     record = model_record(folder)
-    return None if record is None else record.data.text_fingerprint
+    sources = [source for source in (data.train, data.validation) if source]
+    place = None if record is None else folder_of(record.folder, sources, folder)
+    with counted_from(place), written_settings():
+        if record is None:
+            on_warning(
+                f"{folder} has no readable record.json, so it is not known whether {data.train} is still the "
+                "text that the model was trained on"
+            )
+            return split_documents(data, None, on_progress)
+        return read_recorded(data, record.data.text_fingerprint, record.run, None, on_progress)
 
 
 def _mixture(
@@ -157,7 +200,7 @@ def _mixture(
     return Mixture(
         perplexity=perplexity(mixed.nll_nats),
         nll_nats=mixed.nll_nats,
-        bits_per_byte=mixed.nll_nats * len(mixed.losses) / (math.log(2) * tokens.scored_bytes),
+        bits_per_byte=bits_per_byte(float(mixed.losses.sum()), tokens),
         weights=dict(zip(names, mixed.weights, strict=True)),
     )
 
@@ -191,7 +234,40 @@ def converge(model: TandemForCausalLM, stream: Stream, settings: Phase1Settings)
     return rate, iteration
 
 
-def model_settings(folder: Path) -> Settings:
-    """The settings a saved model was trained with; the defaults for a folder without them."""
-    path = folder / "settings.yaml"
-    return load_settings(str(path)) if path.is_file() else Settings()
+def model_settings(folder: Path) -> Settings | None:
+    """The settings a saved model was trained with; none for a folder without them.
+
+    Raises SettingsError where they cannot be read, or are not whole.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        return None
+    mend = "put back the one that `tandem train` wrote, with a Tandem no older than that"
+    try:
+        settings = load_settings(str(path))
+    except SettingsError as error:
+        raise SettingsError(f"{error}; {mend}") from None
+    if missing := [name for name in READ_SECTIONS if name not in settings.model_fields_set]:
+        raise SettingsError(f"{path} is empty or not whole: it has no section '{missing[0]}'; {mend}")
+    return settings
+
+
+def settings_for(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, on_warning: Callable[[str], None]
+) -> tuple[Settings, bool]:
+    """The settings of a saved model, and whether they are its own.
+
+    For a folder without them, as `save_pretrained` makes it, they are defaults that fit any model, and
+    `on_warning` is told which. Raises SettingsError as `model_settings`.
+    """
+    own = model_settings(folder)
+    if own is not None:
+        return own, True
+    mark = tokenizer.eos_token
+    separator = "\n\n" if mark is None else "eos"
+    between = "a blank line stands between documents" if mark is None else f"{mark} begins each document"
+    on_warning(
+        f"{folder} has no settings.yaml, so how its training text was read is not known; taken instead: a "
+        f".txt file is one document, {between}, and its recipe is left open"
+    )
+    return Settings(data=DataSettings(separator=separator)), False

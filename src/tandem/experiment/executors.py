@@ -20,9 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tandem.advice import Options, advice, command_options, in_command
 from tandem.claims import helped_by, in_sight, presence
 from tandem.errors import RunDirError, SettingsError
 from tandem.settings import RaySettings, Settings, SlurmSettings
+from tandem.shown import tolerate_any_encoding
+from tandem.text.places import counted_from, source_folder
 
 if TYPE_CHECKING:
     import submitit
@@ -43,6 +46,7 @@ class Worker:
 
     folder   working directory of the command, from which relative paths in the settings count
     command  the command's `presence`
+    options  the command's options, for messages
     """
 
     settings: Settings
@@ -50,22 +54,25 @@ class Worker:
     folder: Path
     command: str
     work: Callable[[Settings, Path], None]
+    options: Options | None = None
 
     def __call__(self) -> None:
         """Raises RunDirError where the run directory is not shared with this machine; else as `work`."""
+        tolerate_any_encoding()
         host = socket.gethostname()
         if not self.run_dir.is_dir():
             raise RunDirError(
-                f"{host} does not see the run directory {self.run_dir}; choose one that all machines share "
-                "with --output"
+                f"{host} does not see the run directory {self.run_dir}"
+                + advice(("choose one that all machines share with {}", "output"))
             )
         if not in_sight(self.run_dir, self.command):
             raise RunDirError(
                 f"file locks in {self.run_dir} do not span {host} and the machine that gave the command, or "
-                "the command has ended; with --output choose a file system whose locks do"
+                "the command has ended" + advice(("choose a file system whose locks do with {}", "output"))
             )
         # A folder that is not there is missed only by settings with relative paths, and they say so.
-        with contextlib.chdir(self.folder if self.folder.is_dir() else "."):
+        folder = self.folder if self.folder.is_dir() else None
+        with counted_from(folder), in_command(self.options):
             self.work(self.settings, self.run_dir)
 
 
@@ -86,7 +93,7 @@ def executor_of(settings: Settings) -> Executor:
     if settings.workers == 1:
         raise SettingsError(
             f"setting executor = '{settings.executor}' is for the workers beside this process, and setting "
-            "workers = 1 asks for none; give --workers 2 or more"
+            "workers = 1 asks for none" + advice(("give {} or more", "workers 2"))
         )
     return Slurm(settings.slurm) if settings.executor == "slurm" else Ray(settings.ray)
 
@@ -108,7 +115,7 @@ def helped(
         return
     run_dir = run_dir.absolute()
     with presence(run_dir) as command:
-        worker = Worker(settings, run_dir, Path.cwd(), command, work)
+        worker = Worker(settings, run_dir, source_folder(), command, work, command_options())
         with executor.helping(worker, settings.workers - 1, tell):
             yield
 
@@ -140,8 +147,8 @@ class Slurm:
         missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
         if cluster == "slurm" and missing:
             raise SettingsError(
-                f"executor slurm needs Slurm's command {missing[0]}, which is not here; work on a machine of "
-                "the cluster, or with --executor local"
+                f"executor slurm needs Slurm's command {missing[0]}, which is not here"
+                + advice("work on a machine of the cluster", ("give {}", "executor local"))
             )
         self._settings, self._cluster = settings, cluster
 

@@ -1,17 +1,22 @@
 """Continuing a prompt with a saved model, at constant memory."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TextStreamer
 
+from tandem.advice import named
 from tandem.errors import SettingsError
-from tandem.experiment.artefacts import load_model
-from tandem.experiment.evaluate import model_settings
+from tandem.experiment.artefacts import load_model, unused_ids
+from tandem.experiment.evaluate import settings_for
 from tandem.experiment.machine import choose_device
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.settings import check_options
+from tandem.tokens.encoding import Encoder
+from tandem.tokens.lost import Lost
+from tandem.tokens.tokenizer import plain
 
 READ_AT_ONCE = 4096
 """Tokens of a prompt that are read in one go: what memory they take does not grow with the prompt."""
@@ -28,35 +33,47 @@ def generate_text(
     seed: int = 0,
     device: str = "auto",
     stream: bool = True,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Continue `prompt`; with `stream` the text goes to standard output as it comes.
 
     A prompt starts a document, as in training: the end-of-text token precedes it where documents were
-    separated so. Returns prompt, text (without the prompt) and the number of tokens of both. Raises
-    SettingsError for sampling settings that are impossible, RunDirError for a folder that is no model.
+    separated so. `on_warning` is told of text in it that the tokenizer loses, and of settings that the folder
+    lacks. Returns prompt, text (without the prompt) and the number of tokens of both. Raises SettingsError
+    for sampling settings that are impossible, RunDirError for a folder that is no model.
     """
     for name, value, fits, rule in (
-        ("max-new-tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
         (
             "temperature",
             temperature,
             temperature == 0 or 0.01 <= temperature <= 100,
             "0 (always the likeliest token) or between 0.01 and 100",
         ),
-        ("top-k", top_k, top_k is None or top_k >= 1, "at least 1"),
-        ("top-p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
         ("seed", seed, 0 <= seed < 1 << 63, "at least 0 and below 2**63"),
     ):
         if not fits:
-            raise SettingsError(f"--{name} {value} is not possible: it must be {rule}")
+            raise SettingsError(f"{named(name)} {value} is not possible: it must be {rule}")
     check_options(prompt=prompt)
     model, tokenizer = load_model(folder)
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)
-    if model.config.bos_token_id is not None and model_settings(folder).data.separator == "eos":
-        ids = [model.config.bos_token_id, *ids]
+    settings, _ = settings_for(folder, tokenizer, on_warning)
+    starts = settings.data.separator == "eos" and tokenizer.eos_token is not None
+    read = Encoder(plain(tokenizer), tokenizer.eos_token, "eos" if starts else "").encode([prompt], 0, 1)
+    ids = read.ids.tolist()
+    lost = Lost(bytes=int(read.lost.sum()), such_as=read.such_as)
+    if lost.bytes:
+        on_warning(
+            f"the model does not see {lost.bytes:,} of the {read.sizes.sum():,} bytes of the prompt as they "
+            f"are: its tokenizer has no tokens for {lost.examples}"
+        )
     if not ids:
-        raise SettingsError("--prompt is empty, and this model has no end-of-text token to start from")
+        reason = "cannot be tokenized" if prompt else "is empty"
+        raise SettingsError(
+            f"{named('prompt')} {reason}, and this model has no end-of-text token to start from"
+        )
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         # 0 and 1.0 are the library's words for "no limit"
@@ -77,6 +94,7 @@ def generate_text(
             max_new_tokens=max_new_tokens,
             past_key_values=_read(model, ids[:-1]),
             streamer=streamer,
+            suppress_tokens=unused_ids(model, tokenizer) or None,
             **sampling,
         )
     new = output[0, len(ids) :].tolist()

@@ -15,7 +15,7 @@ from tandem.training.prediction import head_name
 def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> str:
     """Of everything that phase 1 depends on: the context depth, the seed, and what they are trained on."""
     settings = prepared.settings
-    own = settings.phase1 if settings.recipe == "seed" else settings.prediction
+    own = settings.phase1 if settings.recipe == "original" else settings.prediction
     return fingerprint(
         "phase1",
         settings.recipe,
@@ -31,7 +31,7 @@ def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> st
 
 SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record | PredictionRecord]
 PHASE1_PARTS: dict[Recipe, tuple[str, ...]] = {
-    "seed": ("context_block",),
+    "original": ("context_block",),
     "predictive": ("context_block", "embedding", "embed_norm", "lm_head"),
 }
 """What phase 1 leaves to phase 2, by the names of the model's children."""
@@ -45,14 +45,16 @@ def phase1_state(model: TandemForCausalLM, recipe: Recipe) -> dict[str, torch.Te
 
 
 def take_phase1(model: TandemForCausalLM, state: dict[str, torch.Tensor]) -> None:
-    """Put what phase 1 left into a new model."""
-    model.load_state_dict(state, strict=False)
+    """Put what phase 1 left into a new model; the weights of its heads, beside them, are not the model's."""
+    own = {name: state[name] for name in state if not name.startswith("head")}
+    unknown = model.load_state_dict(own, strict=False).unexpected_keys
+    assert not unknown, f"phase 1 left {unknown}, which the model does not have"
 
 
 def new_heads(prepared: Prepared, context_layers: int, seed: int) -> list[TokenBlock]:
-    """The TokenBlocks through which phase 1 is to predict, as the seed draws them; none of recipe `seed`."""
+    """The TokenBlocks through which phase 1 predicts, drawn from the seed; none of recipe `original`."""
     settings = prepared.settings
-    if settings.recipe == "seed":
+    if settings.recipe == "original":
         return []
     depths = sorted(set(settings.prediction.head_layers))
     return [new_model(prepared, Configuration(context_layers, depth), seed).token_block for depth in depths]

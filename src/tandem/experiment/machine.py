@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import tandem
+from tandem.advice import advice
 from tandem.errors import SettingsError
 from tandem.fingerprint import Fingerprint
 from tandem.launch import local_rank
@@ -32,7 +33,8 @@ def choose_device(wanted: str) -> torch.device:
     name = first if wanted in ("auto", "cuda") else wanted
     if name not in available:
         raise SettingsError(
-            f"there is no device '{wanted}' here; --device can be auto, {', '.join(available)}"
+            f"there is no device '{wanted}' here, but auto, {', '.join(available)}"
+            + advice(("give one of these with {}", "device"))
         )
     return torch.device(name)
 
@@ -198,7 +200,7 @@ def _git_commit() -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, encoding="ascii", timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -7,16 +7,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tandem.advice import advice
 from tandem.contexts import Stream
-from tandem.errors import SettingsError
+from tandem.errors import DataError, MisfitError
 from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
+from tandem.experiment.misfits import config_for, misfits, parameters_for
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import DataRecord, Precision
 from tandem.settings import Configuration, Settings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
-from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus
+from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus, read_splits
 from tandem.tokens.store import token_counts
+from tandem.tokens.tokenizer import VOCABULARY, VocabularyError
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, initialize_block
 
@@ -55,6 +58,8 @@ class Prepared:
             validation_bytes=int(corpus.validation.document_bytes.sum()),
             duplicates_dropped=corpus.duplicates_dropped,
             overlap_documents=corpus.overlap_documents,
+            train_lost_bytes=corpus.train.lost.bytes,
+            validation_lost_bytes=corpus.validation.lost.bytes,
             vocab_size=corpus.vocab_size,
             tokenizer=self.settings.tokenizer.source,
             text_fingerprint=corpus.text_fingerprint,
@@ -69,10 +74,9 @@ class Prepared:
 def prepare(settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None) -> Prepared:
     """Read (or take `splits`), split and tokenize the text, and make the embedding table; cached by content.
 
-    Raises DataError for text that cannot be used, SettingsError for sizes that do not fit it.
+    Raises DataError for text that cannot be used, MisfitError for settings that do not fit it or each other.
     """
-    corpus = prepare_corpus(settings.data, settings.tokenizer, default_cache_dir(), on_progress, splits)
-    _tell_of_bfloat16(settings, on_progress)
+    corpus = _fitting_corpus(settings, {None: settings}, False, on_progress, splits)
     return _prepared(settings, corpus, on_progress)
 
 
@@ -80,11 +84,41 @@ def prepare_variants(
     settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None
 ) -> dict[str | None, Prepared]:
     """As `prepare`, for every variant of the settings by its name, all on the same tokens."""
-    corpus = prepare_corpus(settings.data, settings.tokenizer, default_cache_dir(), on_progress, splits)
-    _tell_of_bfloat16(settings, on_progress)
-    return {
-        name: _prepared(settings.with_variant(name), corpus, on_progress) for name in settings.variant_names
-    }
+    variants = {name: settings.with_variant(name) for name in settings.variant_names}
+    corpus = _fitting_corpus(settings, variants, True, on_progress, splits)
+    return {name: _prepared(one, corpus, on_progress) for name, one in variants.items()}
+
+
+def _fitting_corpus(
+    settings: Settings,
+    variants: Mapping[str | None, Settings],
+    baselines: bool,
+    on_progress: Callable[[str], None],
+    splits: Splits | None,
+) -> Corpus:
+    """The tokens of the text. Raises MisfitError, with all that does not fit, or DataError."""
+    cache, tokenizer = default_cache_dir(), settings.tokenizer
+    if splits is None:
+        splits = read_splits(settings.data, cache, on_progress)
+    found: list[MisfitError] = []
+    try:
+        corpus = prepare_corpus(settings.data, tokenizer, cache, on_progress, splits)
+    except VocabularyError as error:
+        # Only with the vocabulary that fits is it seen what else does not.
+        tokenizer = tokenizer.model_copy(update={"vocab_size": error.fitting[VOCABULARY]})
+        found.append(error)
+        try:
+            corpus = prepare_corpus(settings.data, tokenizer, cache, on_progress, splits)
+        except DataError as other:
+            raise MisfitError.of_all([error, MisfitError.of(str(other), {})]) from None
+    found += misfits(variants, settings.variants, corpus, baselines)
+    if found:
+        raise MisfitError.of_all(found)
+    on_cpu = settings.precision == "auto" and choose_device(settings.device).type == "cpu"
+    hint = advice(("{} trains faster on it", "precision bfloat16"))
+    if on_cpu and hint and multiplies_bfloat16():
+        on_progress(f"this processor has matrix units for bf16{hint}")
+    return corpus
 
 
 def in_precision(variants: Mapping[str | None, Prepared], precision: Precision) -> dict[str | None, Prepared]:
@@ -95,17 +129,7 @@ def in_precision(variants: Mapping[str | None, Prepared], precision: Precision) 
     }
 
 
-def _tell_of_bfloat16(settings: Settings, on_progress: Callable[[str], None]) -> None:
-    if (
-        settings.precision == "auto"
-        and choose_device(settings.device).type == "cpu"
-        and multiplies_bfloat16()
-    ):
-        on_progress("this processor has matrix units for bf16: --precision bfloat16 trains faster on it")
-
-
 def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> Prepared:
-    _check_sizes(settings, corpus)
     on_progress(f"embeddings: {settings.embeddings.source}")
     table, table_fingerprint = embedding_table(
         settings.embeddings, corpus, settings.model.embed_dim, default_cache_dir()
@@ -115,69 +139,14 @@ def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], N
     return Prepared(settings, corpus, table, table_fingerprint, device, execution)
 
 
-def _check_sizes(settings: Settings, corpus: Corpus) -> None:
-    tokens = len(corpus.train)
-    swept = min(settings.phase1.tokens_per_step or tokens, tokens)
-    seed_recipe = settings.recipe == "seed"
-    for key, batch, there in (
-        *([("phase1.batch_positions", settings.phase1.batch_positions, swept)] if seed_recipe else []),
-        ("phase2.batch_positions", settings.phase2.batch_positions, tokens - 1),
-    ):
-        if batch > there:
-            raise SettingsError(
-                f"setting {key} = {batch} is larger than the {there} positions of training text; "
-                f"lower --{key.replace('_', '-')} or give more text"
-            )
-    for configuration in settings.grid:
-        if settings.model.cell == "gated" and settings.model.context_dim % configuration.context_layers:
-            raise SettingsError(
-                f"setting model.context_dim = {settings.model.context_dim} cannot be shared evenly by "
-                f"{configuration.context_layers} gated layers; give a multiple of that"
-            )
-    if settings.recipe == "seed" and settings.phase2.start == "phase1":
-        raise SettingsError(
-            "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe seed has no "
-            "token layers to start from: use random"
-        )
-    if settings.recipe == "predictive" and settings.embeddings.trained:
-        raise SettingsError(
-            "setting embeddings.trained = True belongs to recipe seed; the recipe predictive trains the "
-            "embedding in phase 1 in any case, and leaves it as it is in phase 2: leave it out"
-        )
-    if settings.model.boundary == "reset" and (
-        settings.data.separator != "eos" or settings.data.validation_separator not in (None, "eos")
-    ):
-        raise SettingsError(
-            "setting model.boundary = 'reset' needs data.separator = 'eos': the end-of-text token is what "
-            "starts a document"
-        )
-
-
 def model_config(prepared: Prepared, configuration: Configuration) -> TandemConfig:
     """The Hugging Face configuration of one of the experiment's models."""
-    settings, eos = prepared.settings.model, prepared.corpus.eos_token_id
-    return TandemConfig(
-        vocab_size=prepared.corpus.vocab_size,
-        embed_dim=settings.embed_dim,
-        context_dim=settings.context_dim,
-        context_layers=configuration.context_layers,
-        token_layers=configuration.token_layers,
-        cell=settings.cell,
-        token_projection=settings.token_projection,
-        output_bias=settings.output_bias,
-        boundary=settings.boundary,
-        weight_init_std=settings.weight_init_std,
-        bias_init_std=settings.bias_init_std,
-        bos_token_id=eos,
-        eos_token_id=eos,
-        pad_token_id=eos,
-    )
+    return config_for(prepared.settings, prepared.corpus, configuration)
 
 
 def total_parameters(prepared: Prepared, configuration: Configuration) -> int:
     """Of a model of one configuration, without making it."""
-    with torch.device("meta"):
-        return TandemForCausalLM(model_config(prepared, configuration)).num_params()["total"]
+    return parameters_for(prepared.settings, prepared.corpus, configuration)
 
 
 def new_model(prepared: Prepared, configuration: Configuration, seed: int) -> TandemForCausalLM:

@@ -1,17 +1,20 @@
 """The run directory: made or taken up again, checked to be writable, large enough, and of this experiment."""
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from tandem.advice import advice
 from tandem.claims import CLAIMS, claimed, in_turn
 from tandem.errors import RunDirError
 from tandem.experiment.cells import Cell
 from tandem.experiment.prepared import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
+from tandem.folders import Wanted, check_writing
 from tandem.records import (
     Manifest,
     Precision,
@@ -22,7 +25,8 @@ from tandem.records import (
     records_path,
     write_manifest,
 )
-from tandem.settings import Settings
+from tandem.settings import DataSettings, Settings
+from tandem.text.recorded import holds_text
 from tandem.tokens.prepare import Corpus
 
 Item = TypeVar("Item")
@@ -31,16 +35,46 @@ MODEL_FOLDER_BYTES = 8 << 20
 RECORDS_BYTES = 16 << 20
 
 
+def check_output(folder: Path, wanted: Wanted, data: DataSettings) -> None:
+    """Raises RunDirError where what is to be made in `folder` would mix with what is there, or with the text.
+
+    Nothing is written, so this comes before all work.
+    """
+    check_writing(folder, wanted)
+    for source in (data.train, data.validation):
+        if source is not None and holds_text(source, folder, below=wanted == "run directory"):
+            raise RunDirError(
+                f"{folder} holds the text {source}, with which a {wanted} is not to be mixed"
+                + advice(("give another {}", "output"))
+            )
+
+
+def check_writable(folder: Path) -> None:
+    """Raises RunDirError where `folder` cannot be made or written to. Nothing stays behind.
+
+    So this comes before all work, which may be refused for other reasons.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with _writing(folder), tempfile.TemporaryFile(dir=place):
+        pass
+
+
 def make_folder(folder: Path) -> None:
     """Make sure that `folder` exists and can be written to; raises RunDirError otherwise."""
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+    check_writable(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Within the block an OSError means that the folder cannot be written to."""
+    try:
+        yield
     except OSError as error:
         raise RunDirError(
-            f"cannot write to {folder} ({error.strerror or error}); choose another place with --output"
+            f"cannot write to {folder} ({error.strerror or error})"
+            + advice(("choose another place with {}", "output"), "make it writable")
         ) from None
 
 
@@ -50,8 +84,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     with claimed(folder, "training") as free:
         if not free:
             raise RunDirError(
-                f"another training is making a model in {folder} just now; give another --output, or wait "
-                "until it has ended"
+                f"another training is making a model in {folder} just now"
+                + advice(("give another {}", "output"), "wait until it has ended")
             )
         try:
             yield
@@ -71,6 +105,7 @@ def open_run_dir(
     """
     identity = fingerprint("experiment", settings.fingerprint(), corpus.fingerprint)
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
+    check_output(run_dir, "run directory", settings.data)
     make_folder(run_dir)
     with in_turn(run_dir, "manifest"):
         precision = _take_up(run_dir, settings, corpus, cells, precision)
@@ -92,14 +127,15 @@ def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | 
         ):
             if theirs != ours:
                 raise RunDirError(
-                    f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one; "
-                    "give another --output"
+                    f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one"
+                    + advice(("give another {}", "output"))
                 )
     begun = begun_in(run_dir, manifest)
     if begun is not None and settings.precision not in ("auto", begun):
         raise RunDirError(
             f"{run_dir} holds an experiment that trains in {begun}, which cannot be mixed with "
-            f"{settings.precision}; give --precision {begun} (or auto), or another --output"
+            f"{settings.precision}"
+            + advice(("give {} (or auto)", f"precision {begun}"), ("give another {}", "output"))
         )
     return manifest
 
@@ -121,7 +157,10 @@ def _take_up(
     manifest = check_same(run_dir, settings, corpus)
     precision = begun_in(run_dir, manifest) or precision
     if manifest is None and read_records(run_dir):
-        raise RunDirError(f"{run_dir} has records but no manifest.json; restore it, or give another --output")
+        raise RunDirError(
+            f"{run_dir} has records but no manifest.json"
+            + advice("restore it", ("give another {}", "output"))
+        )
     write_manifest(
         run_dir,
         Manifest(
@@ -172,5 +211,5 @@ def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], cells: Seq
     if any(cell.configuration is not None for cell in cells) and needed > free:
         raise RunDirError(
             f"{len(cells)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
-            "free; make room, choose another --output, or use --no-save-models"
+            "free" + advice("make room", ("choose another {}", "output"), ("use {}", "save_models false"))
         )

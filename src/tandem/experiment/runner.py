@@ -10,8 +10,17 @@ from typing import Any, Protocol
 
 import torch
 
+from tandem.advice import advice
 from tandem.claims import claimed
-from tandem.errors import DataError, RunDirError, TandemError, is_out_of_memory, out_of_memory
+from tandem.errors import (
+    DataError,
+    RunDirError,
+    TandemError,
+    is_out_of_memory,
+    is_out_of_storage,
+    out_of_memory,
+    storage_reason,
+)
 from tandem.experiment.artefacts import (
     check_no_other_model,
     load_phase1,
@@ -39,7 +48,9 @@ from tandem.experiment.run_dir import (
     alone_in,
     begun_in,
     check_disk,
+    check_output,
     check_same,
+    check_writable,
     keep_record,
     make_folder,
     open_run_dir,
@@ -48,6 +59,7 @@ from tandem.experiment.workers import threads_each
 from tandem.group import process_group
 from tandem.records import RunRecord, nearest_head, read_records
 from tandem.settings import Configuration, Settings
+from tandem.text.places import source_folder
 from tandem.training.progress import OnTick, Tick
 
 WAIT_S = 1.0
@@ -104,7 +116,8 @@ def run_experiment(
     executor = executor or executor_of(settings)  # what it lacks is said before the work, too
     set_up_process(settings)
     if settings.output:
-        make_folder(Path(settings.output))  # an unwritable place is said before the work, not after
+        check_output(Path(settings.output), "run directory", settings.data)
+        check_writable(Path(settings.output))  # said before the work, not after
     prepared = prepare_variants(settings, watcher.preparing)
     cells = plan(settings)
     first = next(iter(prepared.values()))
@@ -119,8 +132,10 @@ def run_experiment(
 def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
     """What `run_experiment` would take from its beginning; it prepares text and tokens, and runs nothing.
 
-    Raises as that does for its text and settings.
+    Raises as that does for its text, settings and place.
     """
+    if settings.output:
+        check_output(Path(settings.output), "run directory", settings.data)
     set_up_process(settings)
     prepared = prepare_variants(settings, watcher.preparing)
     watcher.preparing("timing a moment of each kind of work")
@@ -131,6 +146,7 @@ def estimate_one(
     settings: Settings, configuration: Configuration, seed: int, folder: Path, watcher: Watcher
 ) -> Estimate:
     """What `train_one` would take. Raises as that does at its start, where it would refuse the folder too."""
+    check_output(folder, "model folder", settings.data)
     set_up_process(settings)
     settings = with_one_head(settings, configuration)
     prepared, cell = prepare(settings, watcher.preparing), tandem_cell(configuration, seed)
@@ -301,13 +317,12 @@ def _run(
         if prepared.settings.save_models:
             folder = run_dir / "models" / cell.name
             save_model(folder, trained, prepared.corpus.tokenizer, prepared.settings, record)
-    except OSError as error:
-        # No run that follows could be kept either.
-        raise RunDirError(
-            f"cannot keep {cell.name} in {run_dir} ({error.strerror or error}); everything recorded "
-            "before is kept; mend that and give the same command again to continue"
-        ) from None
     except Exception as error:
+        if is_out_of_storage(error):  # no run that follows could be kept either
+            raise RunDirError(
+                f"cannot keep {cell.name} in {run_dir} ({storage_reason(error)}); everything recorded before "
+                "is kept; make room, or mend the place, and give the same command again to continue"
+            ) from None
         return _failed(prepared, run_dir, cell, error, time.perf_counter() - began)
     shared.unpaid = False
     return record
@@ -370,6 +385,7 @@ def _record(prepared: Prepared, cell: Cell, **values: Any) -> RunRecord:
         {
             "run": cell.name,
             "experiment": settings.name,
+            "folder": str(source_folder()),
             "kind": cell.kind,
             "recipe": None if cell.configuration is None else settings.recipe,
             "variant": cell.variant,
@@ -394,11 +410,12 @@ def train_one(
     Processes that `torchrun` started train it together; each returns the record, and the first one saves.
     Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
     """
+    check_output(folder, "model folder", settings.data)
     set_up_process(settings)
     settings = with_one_head(settings, configuration)
     with process_group(choose_device(settings.device)) as group, ExitStack() as claim:
         if group.leads:
-            make_folder(folder)  # an unwritable place is said before the work, not after
+            check_writable(folder)  # said before the work, not after
         else:
             watcher = Unwatched()
         prepared = prepare(settings, watcher.preparing)
@@ -408,6 +425,7 @@ def train_one(
         refused: RunDirError | DataError | None = None
         if group.leads:
             try:
+                make_folder(folder)
                 claim.enter_context(alone_in(folder))
                 check_no_other_model(folder, prepared, cell.name)
                 check_disk(folder, {None: prepared}, [cell])
@@ -422,7 +440,15 @@ def train_one(
         trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
         record = make_record(prepared, cell, contexts, trained, True, memory)
         if group.leads:
-            save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
+            try:
+                save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
+            except Exception as error:
+                if not is_out_of_storage(error):
+                    raise
+                raise RunDirError(
+                    f"cannot save the model in {folder} ({storage_reason(error)})"
+                    + advice("make room and train again", ("give another {}", "output"))
+                ) from None
         watcher.run_finished(record)
         return record
 

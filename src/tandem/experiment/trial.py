@@ -120,7 +120,7 @@ class Trial:
 
     def _phase1(self, seed: int) -> float:
         prepared, settings, share = self.prepared, self.prepared.settings, 1.0
-        if settings.recipe == "seed":  # an iteration on a long text is more than a moment
+        if settings.recipe == "original":  # an iteration on a long text is more than a moment
             tokens = len(prepared.corpus.train)
             whole = min(settings.phase1.tokens_per_step or tokens, tokens)
             few = min(whole, 4 * settings.phase1.batch_positions)

@@ -1,23 +1,21 @@
-"""The model as Hugging Face classes; the two files beside this one travel with saved models."""
+"""The model as Hugging Face classes; the files beside this one travel with saved models.
 
-from transformers import AutoConfig, AutoModelForCausalLM
+They load on first use: transformers must be able to import the configuration while it is itself imported.
+"""
 
-from tandem.model.configuration_tandem import TandemConfig
-from tandem.model.modeling_tandem import (
-    AnyContextBlock,
-    ContextBlock,
-    GatedContextBlock,
-    TandemCache,
-    TandemForCausalLM,
-    TokenBlock,
-    sequential_contexts,
-)
+from typing import TYPE_CHECKING, Any
 
-AutoConfig.register("tandem", TandemConfig)
-AutoModelForCausalLM.register(TandemConfig, TandemForCausalLM)
-# Saved folders carry these two files, so that they load with `trust_remote_code` where Tandem is absent.
-TandemConfig.register_for_auto_class()
-TandemForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+if TYPE_CHECKING:
+    from tandem.model.cache_tandem import TandemCache
+    from tandem.model.configuration_tandem import TandemConfig
+    from tandem.model.modeling_tandem import (
+        AnyContextBlock,
+        ContextBlock,
+        GatedContextBlock,
+        TandemForCausalLM,
+        TokenBlock,
+        sequential_contexts,
+    )
 
 __all__ = [
     "AnyContextBlock",
@@ -29,3 +27,15 @@ __all__ = [
     "TokenBlock",
     "sequential_contexts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TandemConfig":
+        from tandem.model import configuration_tandem
+
+        return getattr(configuration_tandem, name)
+    if name in __all__:
+        from tandem.model import modeling_tandem
+
+        return getattr(modeling_tandem, name)
+    raise AttributeError(f"module 'tandem.model' has no attribute '{name}'")

@@ -26,6 +26,7 @@ class TandemConfig(PreTrainedConfig):
     """
 
     model_type = "tandem"
+    _auto_class = "AutoConfig"  # its code travels with what is saved
     attribute_map = {"hidden_size": "embed_dim", "num_hidden_layers": "token_layers"}  # noqa: RUF012
 
     vocab_size: int = 50257

@@ -11,6 +11,7 @@ current token into a prediction of the next one:
     logits_t = x_t · embeddingᵀ
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
+from .cache_tandem import TandemCache
 from .configuration_tandem import TandemConfig
 
 Drop = Callable[[Tensor], Tensor]
@@ -70,7 +72,7 @@ class ContextBlock(nn.Module):
         return sequential_contexts(self, token_embeds, start, restart, frozen)
 
 
-class GatedLayer(nn.Linear):
+class GatedLayer(nn.Module):
     """h' = f⊙h + (1 − f)⊙tanh(z), with f = (1 − 1/128)·σ(y) and [y; z] = W·u + b.
 
     u is e_t, and above the first layer [e_t; the layer below before the token; the same after it]. Neither f
@@ -78,35 +80,36 @@ class GatedLayer(nn.Linear):
     one multiplication and one addition an element, is sequential (Martin & Cundy 2018, arXiv:1709.04057;
     Bradbury et al. 2017, arXiv:1611.01576; Feng et al. 2024, arXiv:2410.01201). The bound on f makes every
     block forget: what is left of a state after n tokens is at most (1 − 1/128)ⁿ of it.
+
+    The layer computes what is kept of its state and what is added to it; the block keeps the state.
     """
 
     most_kept = 1 - 1 / 128
 
     def __init__(self, width: int, embed_dim: int, below: int) -> None:
-        super().__init__(embed_dim + 2 * below, 2 * width)
+        super().__init__()
         self.width = width
+        self.linear = nn.Linear(embed_dim + 2 * below, 2 * width)
 
-    def gates(self, read: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """u [..., E or more] → what of the state is kept, f, and what is added to it, both [..., width]."""
-        return self.activated(F.linear(read, self.weight, self.bias))
-
-    def activated(self, made: Tensor) -> tuple[Tensor, Tensor]:
-        """[y; z] [..., 2·width] → what of the state is kept, and what is added to it, both [..., width]."""
+        made = self.linear(read)
         if torch.is_autocast_enabled(made.device.type):
             made = made.float()  # what is kept of a state lies nearer to 1 than half precision can tell
         forget, write = made.chunk(2, dim=-1)
         keep = self.most_kept * forget.sigmoid()
         return keep, (1 - keep) * write.tanh()
 
-    def forward(self, state: Tensor, read: Tensor) -> Tensor:  # type: ignore[override]
-        """One step: state [..., width] before the token, u [..., E or more] → state after it."""
-        keep, add = self.gates(read)
-        return torch.addcmul(add, keep, state)
-
     @torch.no_grad()
     def spread_memory(self) -> None:
         """Forget gates that start with time constants from about one token to fifty, evenly in log odds."""
-        self.bias[: self.width] = torch.linspace(-2.0, 4.0, self.width)
+        self.linear.bias[: self.width] = torch.linspace(-2.0, 4.0, self.width)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *more: Any) -> None:
+        for name in ("weight", "bias"):  # as they were called when the layer was an nn.Linear itself
+            if f"{prefix}{name}" in state_dict:
+                state_dict[f"{prefix}linear.{name}"] = state_dict.pop(f"{prefix}{name}")
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
 
 class GatedContextBlock(nn.Module):
@@ -129,7 +132,8 @@ class GatedContextBlock(nn.Module):
         states: list[Tensor] = []
         read = token_embeds
         for layer, state in zip(self.layers, context.chunk(len(self.layers), dim=-1), strict=True):
-            states.append(layer(state, read))
+            keep, add = layer(read)
+            states.append(torch.addcmul(add, keep, state))
             read = torch.cat((token_embeds, state, states[-1]), dim=-1)
         return torch.cat(states, dim=-1)
 
@@ -157,7 +161,7 @@ class GatedContextBlock(nn.Module):
         previous, current = [], []
         read = embeds
         for layer, state in zip(self.layers, start.chunk(len(self.layers), dim=-1), strict=True):
-            keep, add = layer.gates(read)
+            keep, add = layer(read)
             if restart is not None:
                 keep = keep.masked_fill(restart, 0.0)
             if frozen is not None:
@@ -240,7 +244,7 @@ class TokenLayer(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """`token_layers` TokenLayers; which context each one reads is `reads` (the seed's "G" plan).
+    """`token_layers` TokenLayers; which context each one reads is `reads` (the original's "G" plan).
 
     The last layer reads the current context; with two or more layers, the first reads the previous one;
     those between read none.
@@ -314,71 +318,28 @@ def sequential_contexts(
     return torch.stack(previous, dim=1), torch.stack(current, dim=1)
 
 
-class TandemCache(Cache):
-    """All that generation carries from step to step: one context vector a stream, whatever its length."""
+FORMER_NAMES = {  # without `$`: transformers reverses them where it saves a model that it loaded so
+    rf"^context_block\.layers\.(\d+)\.{name}": rf"context_block.layers.\1.linear.{name}"
+    for name in ("weight", "bias")
+}
+"""What weights were called when gated layers were matrices themselves, and what they are called now."""
 
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.context: Tensor | None = None  # [B, C]
-        self.tokens_seen = 0
 
-    def store(self, context: Tensor, new_tokens: int) -> None:
-        """Keep the context [B, C] reached after `new_tokens` more tokens."""
-        # A copy: a view would keep the contexts of all tokens that were read with it.
-        self.context = context.clone()
-        self.tokens_seen += new_tokens
+def _start_rare(bias: Tensor | None, old: int) -> None:
+    """Fill a head's bias [V] after its `old` entries: all new ones together count as the least of those.
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
-        """Tokens folded into the context so far."""
-        return self.tokens_seen
-
-    def get_max_length(self, layer_idx: int | None = None) -> int:  # noqa: ARG002
-        """No limit."""
-        return -1
-
-    @property
-    def batch_size(self) -> int:
-        """Streams held; -1 before the first step."""
-        return -1 if self.context is None else self.context.shape[0]
-
-    @property
-    def is_initialized(self) -> bool:
-        """Whether a first step was made."""
-        return self.context is not None
-
-    @property
-    def is_croppable(self) -> bool:
-        """A folded token cannot be taken back."""
-        return False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused, except for nothing: a context vector cannot forget its last tokens."""
-        if tokens_to_remove != 0:
-            raise ValueError("a Tandem context cannot be cropped; start again from the text to keep")
-
-    def reset(self) -> None:
-        """Back to the empty stream."""
-        self.context, self.tokens_seen = None, 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam search: take streams `beam_idx` in their new order."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep streams `indices`."""
-        if self.context is not None:
-            self.context = self.context.index_select(0, indices.to(self.context.device))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every stream `repeats` times, side by side."""
-        if self.context is not None:
-            self.context = self.context.repeat_interleave(repeats, dim=0)
+    A bias holds log frequencies, so zero would be a frequency of 1.
+    """
+    if bias is not None and 0 < old < len(bias):
+        bias[old:] = bias[:old].min() - math.log(len(bias) - old)
 
 
 class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     """ContextBlock, TokenBlock and a head tied to the embedding, as a Hugging Face causal LM."""
 
     config_class = TandemConfig
+    # Saved folders carry the code, so that they load with `trust_remote_code` where Tandem is absent.
+    _auto_class = "AutoModelForCausalLM"
     base_model_prefix = ""
     _input_embed_layer = "embedding"
     _tied_weights_keys = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012
@@ -398,6 +359,11 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
+        """As PreTrainedModel does; weights are also known by their former names."""
+        return super().from_pretrained(*args, key_mapping=FORMER_NAMES | (key_mapping or {}), **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # By leaves, since transformers passes over custom modules that have no parameter of their own.
@@ -406,13 +372,43 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, std=module.in_features**-0.5 if std is None else std)
             if module.bias is not None:  # the head may have none, and its weights are the embedding's
                 init.normal_(module.bias, std=self.config.bias_init_std)
-            if isinstance(module, GatedLayer):
-                module.spread_memory()
+            for layer in self.context_block.layers:
+                if isinstance(layer, GatedLayer) and layer.linear is module:
+                    layer.spread_memory()
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """As PreTrainedModel does; new tokens start as rare as the rarest old one, where a bias says so.
+
+        Their rows are about the mean of all, or, without `mean_resizing`, drawn with the deviation of the
+        old ones.
+        """
+        old = self.embedding.num_embeddings
+        embedding: nn.Embedding = super().resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
+        if embedding.num_embeddings > old:
+            if not mean_resizing:
+                for weight in dict.fromkeys((embedding.weight, self.lm_head.weight)):  # once where tied
+                    weight[old:].normal_(std=float(weight[:old].std()))
+            _start_rare(self.lm_head.bias, old)  # a head that is not tied got the mean, or about zero
+        return embedding
+
+    @torch.no_grad()
+    def _adjust_bias(self, output_embeddings: nn.Linear, input_embeddings: nn.Parameter) -> None:
+        old = 0 if output_embeddings.bias is None else len(output_embeddings.bias)
+        super()._adjust_bias(output_embeddings, input_embeddings)  # pads it with zeros
+        _start_rare(output_embeddings.bias, old)
 
     def num_params(self) -> dict[str, int]:
         """Parameters by part and in total; the tied head adds its bias, if it has one."""
@@ -434,7 +430,7 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: TandemCache | None = None,
+        past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -451,6 +447,12 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        if past_key_values is not None and not isinstance(past_key_values, TandemCache):
+            kind = type(past_key_values).__name__
+            raise ValueError(
+                f"past_key_values is a {kind}, which cannot hold a context; give the one that the model "
+                "returned, or none to start"
+            )
         if input_ids is not None:
             token_embeds, restart = self.embed(input_ids), self.restarts(input_ids)
         else:
@@ -476,9 +478,7 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         output = CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=past_key_values if use_cache else None
         )

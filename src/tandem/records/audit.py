@@ -7,8 +7,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from tandem.errors import RunDirError
+from tandem.decoding import read_text
+from tandem.errors import DataError, RunDirError
 from tandem.records.run import _Record
+from tandem.shown import command
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
@@ -80,6 +82,7 @@ def read_audit(folder: Path) -> AuditRecord | None:
     if not path.is_file():
         return None
     try:
-        return AuditRecord.model_validate_json(path.read_text("utf-8"))
-    except (ValidationError, UnicodeDecodeError):
-        raise RunDirError(f"{path} is damaged; make it again with `tandem audit {folder}`") from None
+        return AuditRecord.model_validate_json(read_text(path))
+    except (ValidationError, DataError):
+        again = command("tandem", "audit", folder)
+        raise RunDirError(f"{path} is damaged; make it again with `{again}`") from None

@@ -8,7 +8,9 @@ from typing import Literal
 from filelock import FileLock
 from pydantic import ValidationError
 
-from tandem.errors import RunDirError
+from tandem.advice import advice
+from tandem.decoding import read_text
+from tandem.errors import DataError, RunDirError
 from tandem.records.run import Precision, RunRecord, _Record
 
 
@@ -70,8 +72,8 @@ def read_records(run_dir: Path) -> list[RunRecord]:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the line"
             raise RunDirError(
-                f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']}); "
-                "restore the file, or use a new run directory with --output"
+                f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']})"
+                + advice("restore it", ("use a new run directory with {}", "output"))
             ) from None
         latest[record.run] = record
     return list(latest.values())
@@ -98,8 +100,8 @@ def read_manifest(run_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text("utf-8"))
-    except (ValidationError, UnicodeDecodeError):
+        return Manifest.model_validate_json(read_text(path))
+    except (ValidationError, DataError):
         raise RunDirError(
-            f"{path} is damaged; restore it, or use a new run directory with --output"
+            f"{path} is damaged" + advice("restore it", ("use a new run directory with {}", "output"))
         ) from None

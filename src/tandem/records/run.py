@@ -222,6 +222,7 @@ class ValidationRecord(_Record):
     perplexity: Unbounded
     accuracy: float
     bits_per_byte: Unbounded
+    """Each byte of text that the tokens cannot give back counts 8 bits."""
     documents: DocumentScores | None
     """None in records of schema 1."""
 
@@ -298,6 +299,9 @@ class DataRecord(_Record):
     duplicates_dropped: int
     overlap_documents: int
     """Validation documents that also occur in training (allowed by name only)."""
+    train_lost_bytes: int = 0
+    """Of `train_bytes`, those that the tokens cannot give back; 0 in older records, which count none."""
+    validation_lost_bytes: int = 0
     vocab_size: int
     tokenizer: str
     text_fingerprint: str
@@ -341,9 +345,11 @@ class RunRecord(_Record):
     run: str
     """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
     experiment: str
+    folder: str | None = None
+    """Where it was started, and relative paths of sources count from; none where that was not written."""
     kind: Literal["tandem"] | BaselineKind = "tandem"
     """`untrained` is a Tandem model whose phase 1 was left out; the other kinds are other models."""
-    recipe: Literal["seed", "predictive"] | None = "seed"
+    recipe: Literal["original", "predictive"] | None = "original"
     """How its blocks were trained; none of other models."""
     variant: str | None = None
     """The variant of the settings it was trained with; none where the experiment has no variants."""
@@ -415,12 +421,12 @@ class RunRecord(_Record):
         return self.phase2 or self.training
 
     def without_times(self) -> dict[str, object]:
-        """The record less everything that differs between two identical runs: times, dates and memory."""
+        """The record less what differs between two identical runs: times, dates, memory and place."""
         return _strip(self.model_dump(mode="json"))  # type: ignore[return-value]
 
 
 def _strip(value: object) -> object:
-    varying = {"peak_memory_bytes", "finished_at"}
+    varying = {"peak_memory_bytes", "finished_at", "folder"}
     if isinstance(value, dict):
         return {k: _strip(v) for k, v in value.items() if not k.endswith("_s") and k not in varying}
     if isinstance(value, list):

@@ -1,6 +1,5 @@
 """The report in order: which section holds what. Words come from the texts, figures from the analysis."""
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from tandem.report.results import Analysis, Comparison, ModelResult
 from tandem.report.statistics import mean
 from tandem.report.wording import NONE, Message, Texts, Value, code, literal
 from tandem.settings import preset_names
+from tandem.shown import command
 
 DEFINITIONS = (
     "config variant baseline params phase1 rank memory perplexity bits accuracy "
@@ -385,11 +385,11 @@ def train_command(c: ModelResult, experiment: str) -> str:
     A variant is one of the experiment's settings, so the command names them: the preset of that name, or
     else the file that an experiment takes its name from.
     """
-    depths = f"--context-layers {c.context_layers} --token-layers {c.token_layers}"
+    depths = ("--context-layers", c.context_layers, "--token-layers", c.token_layers)
     if c.variant is None:
-        return f"tandem train {depths}"
+        return command("tandem", "train", *depths)
     settings = experiment if experiment in preset_names() else f"{experiment}.yaml"
-    return f"tandem train {shlex.quote(settings)} --variant {shlex.quote(c.variant)} {depths}"
+    return command("tandem", "train", settings, "--variant", c.variant, *depths)
 
 
 # Where it all comes from

@@ -9,6 +9,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
@@ -48,6 +49,7 @@ LEAST_CHANGE = 1e-4
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names are no formulas
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.labelsize": 9.5,
@@ -86,15 +88,17 @@ def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
         "memory": _memory,
         "perplexity_parameters": _perplexity_parameters,
     }
-    figures = {name: _drawn(name, draw, analysis, texts) for name, draw in drawings.items()}
+    figures = {name: drawn_svg(name, draw, analysis, texts) for name, draw in drawings.items()}
     return {name: svg for name, svg in figures.items() if svg is not None}
 
 
-def _drawn(name: str, draw: Draw, analysis: Analysis, texts: Texts) -> str | None:
+def drawn_svg(name: str, draw: Draw, analysis: Analysis, texts: Texts) -> str | None:
     """The SVG document of what `draw` draws; None where it says that there was nothing to draw."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        # Of a name in another script, whose letters the reader's fonts have.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(6.8, 3.5), layout="constrained")
         FigureCanvasSVG(figure)
         return _svg(figure, name, texts) if draw(figure.subplots(), analysis) else None
@@ -110,7 +114,7 @@ def _svg(figure: Figure, name: str, texts: Texts) -> str:
     svg = re.sub(r" font-family: [^;\"]*;| ?<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
     root = f'<svg style="font-family: {FONTS}; stroke-linejoin: round; stroke-linecap: butt"'
     svg = re.sub("<svg", root, svg, count=1)
-    svg = re.sub(r"@([a-z0-9_]+)", lambda key: html.escape(texts(f"axes.{key[1]}")), svg)
+    svg = re.sub(r"@([a-z0-9_]+)", lambda key: html.escape(texts.of(f"axes.{key[1]}") or key[0]), svg)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
@@ -228,7 +232,7 @@ def _memory(axes: Axes, analysis: Analysis) -> bool:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("@distance")
     axes.set_ylabel("@change")
-    _legend(axes)
+    legend(axes)
     return bool(analysis.memories)
 
 
@@ -275,7 +279,7 @@ def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
     _logarithmic_if_wide(axes, shown)
     axes.set_xlabel("@total_parameters")
     axes.set_ylabel("@validation_perplexity")
-    _legend(axes)
+    legend(axes)
     return bool(shown)
 
 
@@ -347,14 +351,18 @@ def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
 def _finish(axes: Axes) -> None:
     """Whole numbers along the x axis, and the legend."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
+    legend(axes)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """Beside the axes, where anything has a label; in as many columns as its entries need."""
-    if labels := axes.get_legend_handles_labels()[1]:
-        columns = math.ceil(len(labels) / LEGEND_ROWS)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2, ncols=columns)
+    # The library hides labels that begin with `_`, and gives such ones to lines without a label.
+    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    if lines:
+        axes.legend(
+            lines, [str(line.get_label()) for line in lines], loc="center left", bbox_to_anchor=(1.0, 0.5),
+            handlelength=2.2, ncols=math.ceil(len(lines) / LEGEND_ROWS),
+        )  # fmt: skip
 
 
 def _look(order: int) -> tuple[str, str]:

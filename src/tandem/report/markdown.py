@@ -8,13 +8,12 @@ A section yields blocks, which are strings of Markdown. Some of their forms mean
 - An image, followed by its caption in italics, is a figure.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from tandem.report.statistics import Spread
-from tandem.report.wording import Message, Texts, plus_minus
+from tandem.report.wording import Message, Texts, longest_run, plus_minus
 
 Row = TypeVar("Row")
 Mark = Literal["", "*", "**"]
@@ -40,8 +39,7 @@ def warning(text: str) -> str:
 
 def fenced(text: str, language: str) -> str:
     """Code or settings as they are, between fences longer than any in them."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, longest_run("`", text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 

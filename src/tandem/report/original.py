@@ -48,7 +48,7 @@ class Claim:
 @cache
 def load_original() -> OriginalReport:
     """The shipped figures."""
-    return OriginalReport(**yaml.safe_load(read_resource("seed_figures.yaml")))
+    return OriginalReport(**yaml.safe_load(read_resource("original_figures.yaml")))
 
 
 def as_the_original(analysis: Analysis) -> dict[str, ModelResult]:

@@ -135,7 +135,7 @@ def _over_runs(model: ModelResult, figure: Callable[[Phase1Record], float]) -> S
 class DispersionReport(ObjectiveReport):
     """Phase 1 that spreads the contexts around the origin, iteration after iteration."""
 
-    recipe = "seed"
+    recipe = "original"
     caption = "phase1"
     definitions = ("iterations", "convergence")
     figures: Mapping[str, Curves] = {

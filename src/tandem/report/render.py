@@ -1,5 +1,7 @@
 """Write the report of a run directory: Markdown, one self-contained HTML page, and the figures."""
 
+import html
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +10,13 @@ from string import Template
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tandem.errors import RunDirError
+from tandem.errors import RunDirError, storage_reason
+from tandem.folders import check_reading
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse, choose
 from tandem.report.document import Document, compose
-from tandem.report.figures import draw_figures
 from tandem.report.markdown import bullets
+from tandem.report.results import Analysis
 from tandem.report.tables import summary_table
 from tandem.report.wording import Texts, read_resource
 
@@ -29,13 +32,12 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     directory that is missing, unwritable or without records, and for a damaged record, manifest or audit.
     """
     texts = Texts(lang)
-    if not run_dir.is_dir():
-        raise RunDirError(f"there is no run directory {run_dir}; `tandem experiment` makes one")
+    check_reading(run_dir, "run directory")
     records = read_records(run_dir)
     if not records:
         raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
     analysis = analyse(records, read_manifest(run_dir), read_audit(run_dir))
-    figures = draw_figures(analysis, texts)
+    figures = _draw(analysis, texts)
     document = compose(analysis, texts, figures.keys())
     files = {
         f"report{texts.suffix}.md": str(document),
@@ -45,7 +47,10 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     try:
         return [_write(run_dir / name, content) for name, content in files.items()]
     except OSError as error:
-        raise RunDirError(f"cannot write the report into {run_dir}: {error.strerror or error}") from None
+        raise RunDirError(
+            f"cannot write the report into {run_dir} ({storage_reason(error)}); the records are kept; "
+            "make room or mend the place, and give the command again"
+        ) from None
 
 
 def summary_rows(
@@ -62,7 +67,7 @@ def summary_rows(
         return [], []
     analysis = analyse(records, manifest, audit)
     table = summary_table(analysis, Texts(lang), choose(analysis))
-    return list(table.heads), [list(row) for row in table.rows]
+    return list(map(plain, table.heads)), [list(map(plain, row)) for row in table.rows]
 
 
 def _write(path: Path, content: str) -> Path:
@@ -72,6 +77,15 @@ def _write(path: Path, content: str) -> Path:
     draft.write_text(content, "utf-8")
     draft.replace(path)
     return path
+
+
+def _draw(analysis: Analysis, texts: Texts) -> dict[str, str]:
+    """The figures, by the only import of matplotlib: slow, and of use to a report alone."""
+    # Where no home folder can be written, it makes a temporary one by itself, but warns of it.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from tandem.report.figures import draw_figures
+
+    return draw_figures(analysis, texts)
 
 
 # The page
@@ -201,6 +215,11 @@ def _raw(content: str) -> Token:
 def inline_html(markdown: str) -> str:
     """HTML of Markdown that is part of a line."""
     return _PARSER.renderInline(markdown)
+
+
+def plain(markdown: str) -> str:
+    """The text of Markdown that is part of a line, without its marks."""
+    return html.unescape(_plain(inline_html(markdown)))
 
 
 def _plain(inline_html: str) -> str:

@@ -65,6 +65,8 @@ def warnings(analysis: Analysis) -> Iterator[Message]:
         yield Message("warning.scan")
     if any(data.overlap_documents for data, _ in analysis.data):
         yield Message("warning.overlap")
+    if any(data.validation_lost_bytes or data.train_lost_bytes for data, _ in analysis.data):
+        yield Message("warning.lost")
 
 
 # Phase 2

@@ -364,6 +364,8 @@ def data_table(analysis: Analysis, texts: Texts) -> Table:
                                       tokens=d.validation_tokens, bytes=d.validation_bytes),
         "duplicates": lambda d: f"{d.duplicates_dropped:,}",
         "overlap": lambda d: f"{d.overlap_documents:,}",
+        "lost": lambda d: texts("lost_bytes", train=f"{d.train_lost_bytes:,}",
+                                validation=f"{d.validation_lost_bytes:,}"),
         "tokenizer": lambda d: texts("tokenizer", source=code(d.tokenizer), size=f"{d.vocab_size:,}"),
         "embeddings": lambda _: said["embeddings"],
         "text_fingerprint": lambda d: code(d.text_fingerprint),

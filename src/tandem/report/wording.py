@@ -15,6 +15,7 @@ import yaml
 
 from tandem.errors import RunDirError
 from tandem.report.statistics import Interval, Spread, perplexity
+from tandem.shown import one_line
 
 LANGUAGES = ("en", "ja")
 NONE = "–"
@@ -51,6 +52,10 @@ class Texts:
         }
         return self._texts[key].format_map(joined)
 
+    def of(self, key: str) -> str | None:
+        """The text of `key` as it is written down, if there is one."""
+        return self._texts.get(key)
+
     def say(self, *messages: Message) -> str:
         """The messages in words, one after the other."""
         return self._texts["sentence_separator"].join(self._said(message) for message in messages)
@@ -82,12 +87,19 @@ def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 def literal(text: object) -> str:
     """Text from a record, so that no character of it acts as markup."""
-    return re.sub(r"([\\`*_\[\]<>&#~])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_\[\]<>&#~$])", r"\\\1", one_line(" ".join(str(text).split())))
 
 
 def code(text: object) -> str:
-    """Text from a record as code."""
-    return "`" + " ".join(str(text).split()).replace("`", "'") + "`"
+    """Text from a record as code, between more backticks than any in it."""
+    shown = one_line(str(text)) or " "
+    fence = "`" * (1 + longest_run("`", shown))
+    return f"{fence}{shown}{fence}" if fence == "`" else f"{fence} {shown} {fence}"
+
+
+def longest_run(character: str, text: str) -> int:
+    """How often the character stands in a row, where it does so most often."""
+    return max((len(run) for run in re.findall(f"{re.escape(character)}+", text)), default=0)
 
 
 # Numbers

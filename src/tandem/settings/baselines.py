@@ -66,7 +66,7 @@ class BaselineSettings(Section):
 
     models: tuple[Baseline, ...] = ()
     """Which ones: `kneser-ney` (interpolated, modified), `lstm`, `gpt2`, `untrained` (a ContextBlock with
-    random weights), `bigram`, `unigram`. `--baselines` alone means all of them."""
+    random weights), `bigram`, `unigram`. `tandem experiment --baselines` runs all."""
     order: Annotated[int, Field(ge=2, le=8)] = 5
     """Kneser-Ney: tokens of the longest n-grams."""
     max_parameters: Positive | None = None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
@@ -15,7 +15,9 @@ from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSet
 from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
-Recipe = Literal["seed", "predictive"]
+Recipe = Literal["original", "predictive"]
+FORMER_NAMES = {"seed": "original"}
+"""What recipes and presets were called earlier, and are called now."""
 VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
 """What a variant may differ in; text and tokens are the same for all."""
 
@@ -47,13 +49,13 @@ class Settings(Section):
         (2, 2),
     )
     """The configurations to compare, as pairs of context_layers and token_layers."""
-    recipe: Recipe = "seed"
-    """How the blocks are trained: `seed` (the original: phase 1 spreads contexts, `phase1`) or `predictive`
-    (phase 1 predicts, `prediction`). Files without this setting mean `seed`."""
+    recipe: Recipe = "original"
+    """How the blocks are trained. `original`: phase 1 spreads contexts (section `phase1`), as in the original
+    experiment. `predictive`: phase 1 predicts (section `prediction`)."""
     variants: dict[Annotated[str, Field(pattern=VARIANT_NAME)], dict[str, Any]] = Field(default_factory=dict)
-    """Settings to run beside each other on the same text: by name, what differs from all the others, such as
-    {seed: {recipe: seed, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Every configuration
-    is then trained with every variant and seed; none: once, as the settings are."""
+    """Settings to compare on the same text: a name, and the settings that it changes, such as
+    {original: {recipe: original, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Each
+    configuration is trained with each variant and seed. None: with the settings as they are."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds; every configuration is trained once with each."""
     device: str = "auto"
@@ -86,18 +88,33 @@ class Settings(Section):
     slurm: SlurmSettings = SlurmSettings()
     ray: RaySettings = RaySettings()
 
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _present_name(cls, value: object) -> object:
+        if isinstance(value, str) and value in FORMER_NAMES:
+            raise ValueError(f"this recipe is called '{FORMER_NAMES[value]}' now")
+        return value
+
     @model_validator(mode="after")
     def _no_repeats(self) -> "Settings":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds repeat; name each seed once")
-        if len(set(self.configurations)) < len(self.configurations):
-            raise ValueError("configurations repeat; name each one once")
-        if len(set(self.baselines.models)) < len(self.baselines.models):
-            raise ValueError("baselines.models repeat; name each one once")
-        if len(set(self.baselines.untrained or ())) < len(self.baselines.untrained or ()):
-            raise ValueError("baselines.untrained repeat; name each configuration once")
+        repeated = [
+            f"{name} repeat; name each {what} once"
+            for name, values, what in (
+                ("seeds", self.seeds, "seed"),
+                ("configurations", self.configurations, "one"),
+                ("baselines.models", self.baselines.models, "one"),
+                ("baselines.untrained", self.baselines.untrained or (), "configuration"),
+            )
+            if len(set(values)) < len(values)
+        ]
+        wrong = []
         for name in self.variants:
-            self.with_variant(name)
+            try:
+                self.with_variant(name)
+            except SettingsError as error:
+                wrong.append(str(error))
+        if repeated or wrong:
+            raise ValueError("; ".join([*repeated, *wrong]))
         return self
 
     def with_variant(self, name: str | None) -> "Settings":

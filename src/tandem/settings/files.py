@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
-from tandem.errors import SettingsError
-from tandem.settings.experiment import Settings
+from tandem.decoding import read_text
+from tandem.errors import DataError, SettingsError
+from tandem.folders import SETTINGS, look
+from tandem.settings.experiment import FORMER_NAMES, Settings
 
 
 def preset_names() -> list[str]:
@@ -28,15 +30,22 @@ def load_settings(preset_or_file: str) -> Settings:
         text = (resources.files("tandem") / "presets" / f"{preset_or_file}.yaml").read_text("utf-8")
     elif path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
-            text = path.read_text("utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             raise SettingsError(
                 f"there is no settings file {path}; `tandem config` lists the presets"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except DataError as error:
+            raise SettingsError(str(error)) from None
+        except OSError as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from None
+    elif path.is_dir():
+        found = look(path)
+        own = f"; its settings are in {path / SETTINGS}" if (path / SETTINGS).is_file() else ""
+        raise SettingsError(f"{path} is {found.what}, and no settings file{own}")
     else:
-        near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
+        former = FORMER_NAMES.get(preset_or_file)
+        near = [former] if former else difflib.get_close_matches(preset_or_file, preset_names(), n=1)
         raise SettingsError(
             f"there is no preset or settings file '{preset_or_file}'"
             + (f"; did you mean '{near[0]}'?" if near else "")
@@ -95,6 +104,7 @@ def _key_that_is_no_text(values: dict[Any, Any]) -> str | None:
     return None
 
 
-def dump_settings(settings: Settings) -> str:
-    """The settings as YAML that `load_settings` reads back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+def dump_settings(settings: Settings, escaped: bool = False) -> str:
+    """The settings as YAML that `load_settings` reads back; `escaped`: of ASCII alone, for any encoding."""
+    values = settings.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=not escaped, width=100)

@@ -8,7 +8,7 @@ from tandem.settings.section import NonNegativeFloat, Positive, PositiveFloat, P
 
 
 class Phase1Settings(Section):
-    """Phase 1 of recipe `seed`: the ContextBlock learns contexts that spread out (OACD), by Jacobi sweeps."""
+    """Phase 1 of recipe `original`: Jacobi sweeps teach the ContextBlock contexts that spread out (OACD)."""
 
     path: ClassVar[str] = "phase1"
 

@@ -1,12 +1,14 @@
 """What all sections of the settings share: types of values, names, and errors as one sentence."""
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
+from tandem.advice import named
 from tandem.errors import SettingsError
 
 Positive = Annotated[int, Field(gt=0, lt=1 << 63)]
@@ -16,7 +18,11 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
-NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8"
+NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8" + (
+    ""
+    if sys.getfilesystemencoding() == "utf-8"
+    else ", or set PYTHONUTF8=1, as this locale has another encoding"
+)
 
 
 def is_text(value: object) -> bool:
@@ -37,7 +43,7 @@ def check_options(**options: str | None) -> None:
     """Raises SettingsError for an option of a command that is no text, by the option's name."""
     for name, value in options.items():
         if not is_text(value):
-            raise SettingsError(f"--{name} {value!r} is not possible: {NOT_UTF8}")
+            raise SettingsError(f"{named(name)} {value!r} is not possible: {NOT_UTF8}")
 
 
 NAME, VARIANT_NAME, OPTION = r"^[\w][\w.\-]*$", r"^[A-Za-z][\w.]*$", r"^[A-Za-z][\w-]*(=.*)?$"
@@ -74,6 +80,10 @@ class Section(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_sentence(error, type(self))) from None
+
+    # Pydantic calls an `__init__` of our own for sections within others too, and ends at the first error of
+    # the first one, unless it is marked as pydantic's: then only the outermost is called, and has all errors.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 def known_keys() -> Iterator[str]:
@@ -115,7 +125,7 @@ _PLAIN = {
 
 
 def _sentence(error: ValidationError, section: type[Section]) -> str:
-    """The first problem of a pydantic error, as one sentence with the setting's dotted name."""
+    """All problems of a pydantic error, each with the setting's dotted name."""
     problems: dict[str, list[ErrorDetails]] = {}
     for one in error.errors(include_url=False):
         parts = [str(part) for part in one["loc"] if not _is_union_branch(part)]
@@ -124,26 +134,28 @@ def _sentence(error: ValidationError, section: type[Section]) -> str:
         name = ".".join(([section.path] if section.path else []) + parts).removesuffix(".[key]")
         problems.setdefault(name, []).append(one)
     # A list whose items are wrong counts as too short besides.
-    problems = {
-        name: own
+    return "; ".join(
+        _problem(name, own)
         for name, own in problems.items()
         if not any(other.startswith(f"{name}.") for other in problems)
-    }
-    name, own = next(iter(problems.items()))
+    )
+
+
+def _problem(name: str, own: list[ErrorDetails]) -> str:
+    """What is wrong with one setting."""
     first = own[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         near = nearest_key(name)
         hint = f"; did you mean '{near}'?" if near else "; `tandem config` lists all settings"
-        return f"there is no setting '{name}'{hint}{more}"
+        return f"there is no setting '{name}'{hint}"
     if first["type"] == "too_short" and not first["input"]:
-        return f"setting {name} is empty; give at least one value{more}"
+        return f"setting {name} is empty; give at least one value"
     # Each branch of a union has its own objection.
     message = " or ".join(dict.fromkeys(map(_plain, own))).replace(" or it must be ", " or ")
     if not name:
-        return f"{message}{more}"
+        return message
     shown = first["input"] if not isinstance(first["input"], Mapping) else "a mapping"
-    return f"setting {name} = {shown!r} is not possible: {message}{more}"
+    return f"setting {name} = {shown!r} is not possible: {message}"
 
 
 def _plain(problem: ErrorDetails) -> str:

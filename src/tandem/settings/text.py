@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tandem.settings.section import Positive, PositiveFloat, Section
 
@@ -25,13 +25,22 @@ class DataSettings(Section):
     """Use about this much training text (UTF-8 bytes, whole documents drawn at random); none: all."""
     txt_documents: str = "file"
     """What a document is in .txt files: `file`, `blank-line` (paragraphs), or `start:REGEX` (a document
-    starts at every line that matches)."""
+    starts at every line that matches within its first 4,096 characters)."""
     separator: str = "eos"
     """What stands between documents: `eos` (the end-of-text token before each) or a text (may be empty)."""
     validation_separator: str | None = None
     """The same for validation text; none: as `separator`."""
     allow_overlap: tuple[str, ...] = ()
     """Validation sources, named as in `validation`, whose documents may also occur in training."""
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _can_be_read_again(cls, value: str | None) -> str | None:
+        if value == "-":
+            raise ValueError(
+                "standard input can be read once only, and the audit reads the text again; save it in a file"
+            )
+        return value
 
 
 class TokenizerSettings(Section):
@@ -58,7 +67,7 @@ class EmbeddingSettings(Section):
     """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens), `random`, or the
     input embedding of a causal LM: a hub name such as `gpt2`, a model folder, or a .safetensors file."""
     trained: bool = False
-    """Recipe `seed`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
+    """Recipe `original`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
     every epoch, and held in memory whatever `contexts.keep` says. (Recipe `predictive` trains it in phase 1,
     and phase 2 keeps it.)"""
     window: Positive = 4

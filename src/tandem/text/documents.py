@@ -12,7 +12,7 @@ from typing import BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from tandem.errors import DataError
+from tandem.errors import StorageError
 
 Integers = npt.NDArray[np.int64]
 
@@ -109,7 +109,7 @@ def _writing(folder: Path | None) -> Iterator[None]:
     except OSError as error:
         where = folder or tempfile.gettempdir()
         setting = "TMPDIR" if folder is None else "TANDEM_CACHE"
-        raise DataError(
+        raise StorageError(
             f"cannot write the text to {where} while it is prepared: {error.strerror or error}; "
             f"free space there, or set {setting} to another folder"
         ) from None

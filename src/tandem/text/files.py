@@ -1,80 +1,64 @@
 """Documents in local files: `.txt`, `.jsonl` and `.parquet`, each also gzipped as `.gz`."""
 
-import glob
-import gzip
 import io
 import json
 import re
-import zlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
+from tandem.decoding import PARQUET, STANDARD_INPUT, head, lines, opened, unpacked
 from tandem.errors import DataError, SettingsError
+from tandem.text.listing import find_files, known_kind
+from tandem.text.places import user_path
+from tandem.text.reading import Reading
 from tandem.text.rows import COLUMNS, record_text
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-KNOWN = ", ".join(SUFFIXES) + " (each may be gzipped as .gz)"
+START_CHARACTERS = 4096
+"""Of a line so much is looked at for the start of a document: an expression may take quadratic time."""
 
-BinaryFile = BinaryIO | gzip.GzipFile
 Splitter = Callable[[Iterable[str]], Iterator[str]]
 """Cuts the lines of a text file (ends included) into documents."""
 
 
-def read_files(source: str, txt_documents: str) -> Iterator[str]:
+def read_files(source: str, txt_documents: str, reading: Reading) -> Iterator[str]:
     """The documents of a file, of all known files below a directory, or of all that a glob pattern matches.
 
-    Files come in the order of their sorted paths; hidden ones and unknown suffixes are passed over in a
-    directory. `txt_documents` is the setting of that name. Text and JSON lines are streamed.
+    Files come in the order of their sorted paths (`tandem.text.listing` has the rules), decoded as
+    `tandem.decoding` says. `txt_documents` is the setting of that name; `reading` is told what is met. Text
+    and JSON lines are streamed.
 
     Raises DataError for a missing, unreadable, damaged or malformed file, naming file and line, and
     SettingsError for an impossible `txt_documents`.
     """
     splitter = txt_splitter(txt_documents)
-    for path in find_files(source):
+    for path in find_files(source, reading):
+        reading.files, reading.place = reading.files + 1, str(path)
         try:
-            yield from _read_file(path, splitter)
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise DataError(
-                f"{path} is no gzip file, or not a complete one; fetch it again, or unpack or rename it"
-            ) from None
+            yield from _read_file(path, splitter, reading)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def find_files(source: str) -> list[Path]:
-    """The files that `source` (a file, directory or glob pattern) names, sorted; at least one.
+def text_lines(source: str) -> Iterator[str]:
+    """Lines of one text file, of whatever name, or of standard input where `source` is `-`.
 
-    Raises DataError where there is none of a known kind.
+    Raises DataError for a missing or unreadable file, or one that is not text.
     """
+    if source == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise DataError("standard input is closed; give a file instead of -")
+        with unpacked(sys.stdin.buffer, STANDARD_INPUT) as file:
+            yield from lines(file, STANDARD_INPUT)
+        return
     path = user_path(source)
-    if path.is_dir():
-        inside = (file for file in path.rglob("*") if not _hidden(file.relative_to(path)))
-        files = sorted(file for file in inside if _kind(file) and file.is_file())
-        if not files:
-            raise DataError(f"the directory {source} holds no file of a known kind: {KNOWN}")
-        return files
-    if path.exists():
-        if not _kind(path):
-            raise DataError(f"{source} is of unknown kind; Tandem reads {KNOWN}")
-        return [path]
-    if glob.has_magic(source):
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (may be absolute)
-        files = sorted(match for match in matches if _kind(match) and match.is_file())
-        if not files:
-            raise DataError(f"no file of a known kind matches the pattern {source}; known are {KNOWN}")
-        return files
-    raise DataError(
-        f"there is no file or directory {source}; check the path, or use 'python-docs' or 'hf:NAME'"
-    )
-
-
-def user_path(source: str) -> Path:
-    """The path that a source names, `~` and `~name` read as homes; DataError where nobody is called so."""
     try:
-        return Path(source).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"{source} cannot be found ({str(error).rstrip('.')}); give the whole path") from None
+        with opened(path) as file:
+            yield from lines(file, path)
+    except OSError as error:
+        raise DataError(f"cannot read {source}: {error.strerror or error}; check the path") from None
 
 
 def txt_splitter(txt_documents: str) -> Splitter:
@@ -105,71 +89,45 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines between blank ones, without their last line end."""
     paragraph: list[str] = []
     for line in lines:
-        if line.strip():
+        if not line.isspace():
             paragraph.append(line)
         elif paragraph:
             yield "".join(paragraph).rstrip("\n")
             paragraph = []
-    yield "".join(paragraph).rstrip("\n")
+    if paragraph:
+        yield "".join(paragraph).rstrip("\n")
 
 
 def _sections(lines: Iterable[str], start: re.Pattern[str]) -> Iterator[str]:
     """Runs of lines, each beginning with one that matches `start`; what comes before the first is one too."""
     section: list[str] = []
+    started = False
     for line in lines:
-        if start.search(line.rstrip("\n")):
-            yield "".join(section)
-            section = []
+        if start.search(line.rstrip("\n"), 0, START_CHARACTERS):
+            if started or any(not before.isspace() for before in section):
+                yield "".join(section)
+            section, started = [], True
         section.append(line)
     yield "".join(section)
 
 
-def _kind(path: Path) -> str | None:
-    """The known suffix of a file's name, `.gz` apart."""
-    name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _read_file(path: Path, splitter: Splitter) -> Iterator[str]:
+def _read_file(path: Path, splitter: Splitter, reading: Reading) -> Iterator[str]:
     with _open(path) as file:
-        match _kind(path):
-            case ".txt":
-                yield from splitter(_lines(file, path))
-            case ".jsonl":
-                yield from _json_lines(file, path)
-            case _:
-                yield from _parquet_rows(file, path)
+        kind = ".parquet" if head(file).startswith(PARQUET) else known_kind(path)
+        if kind == ".parquet":
+            yield from _parquet_rows(file, path)
+            return
+        text = lines(file, path, lambda encoding: reading.noted(f"in {encoding}"))
+        yield from splitter(text) if kind == ".txt" else _json_lines(text, path)
 
 
-def _open(path: Path) -> BinaryFile:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
-    return path.open("rb")
+def _open(path: Path) -> AbstractContextManager[IO[bytes]]:
+    return opened(path, gzipped=path.name.lower().endswith(".gz"))
 
 
-def _lines(file: Iterable[bytes], path: Path) -> Iterator[str]:
-    """Lines of UTF-8 text, ends included; a byte order mark is dropped and CR LF becomes LF."""
-    for number, line in enumerate(file, start=1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.endswith(b"\r\n"):
-            line = line[:-2] + b"\n"
-        try:
-            yield line.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, line {number} is not UTF-8 text (byte 0x{line[error.start]:02x} at position "
-                f"{error.start + 1}); convert the file to UTF-8"
-            ) from None
-
-
-def _json_lines(file: Iterable[bytes], path: Path) -> Iterator[str]:
-    for number, line in enumerate(_lines(file, path), start=1):
-        if not line.strip():
+def _json_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if line.isspace():
             continue
         where = f"{path}, line {number}"
         try:
@@ -184,7 +142,7 @@ def _json_lines(file: Iterable[bytes], path: Path) -> Iterator[str]:
         yield record_text(record, where)
 
 
-def _parquet_rows(file: BinaryFile, path: Path) -> Iterator[str]:
+def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[str]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -192,8 +150,8 @@ def _parquet_rows(file: BinaryFile, path: Path) -> Iterator[str]:
         raise DataError(
             f"reading {path} needs pyarrow; install it with `pip install tandem-lm[hub]`"
         ) from None
-    # Parquet is read from its end, which a gzip stream cannot seek to cheaply.
-    seekable = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file
+    # Parquet is read from its end, which a packed stream cannot seek to cheaply.
+    seekable = file if isinstance(file, io.BufferedReader | io.BytesIO) else io.BytesIO(file.read())
     try:
         table = parquet.ParquetFile(seekable)
         columns = table.schema_arrow.names

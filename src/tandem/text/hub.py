@@ -6,10 +6,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
+from tandem.advice import advice
 from tandem.errors import DataError
+from tandem.text.places import user_path
 from tandem.text.rows import COLUMNS, record_text
 
 PROBE_TIMEOUT_S = 5.0
@@ -43,7 +44,7 @@ def parse_hub_source(source: str) -> tuple[str, str]:
     rest = source.removeprefix("hf:")
     outside = re.sub(r"\[[^\]]*\]", lambda slice_: "_" * len(slice_[0]), rest)
     colon = outside.rfind(":")
-    if Path(rest).is_dir() or colon < 0 or re.search(r"[/\\]", outside[colon:]):
+    if user_path(rest).is_dir() or colon < 0 or re.search(r"[/\\]", outside[colon:]):
         name, split = rest, "train"
     else:
         name, split = rest[:colon], rest[colon + 1 :]
@@ -95,7 +96,8 @@ def _load(name: str, split: str) -> Any:
         raise DataError(
             f"reading hf:{name} needs the `datasets` library; install it with `pip install tandem-lm[hub]`"
         ) from None
-    local = Path(name).is_dir()
+    folder = user_path(name)
+    local = folder.is_dir()
     if not local and (name.startswith((".", "/", "~", "\\")) or name.count("/") > 1):
         raise DataError(f"there is no folder {name} (in 'hf:{name}'); check the path")
     bars_were_off = datasets.are_progress_bars_disabled()
@@ -103,12 +105,12 @@ def _load(name: str, split: str) -> Any:
     reachable = True
     try:
         with nullcontext(True) if local else hub_access() as reachable:
-            return datasets.load_dataset(name, split=split)
+            return datasets.load_dataset(str(folder) if local else name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if not local and not reachable:
             raise DataError(
-                f"the Hugging Face hub cannot be reached and no copy of the data set '{name}' is kept here; "
-                "connect to the network, or use a local file or 'python-docs' instead"
+                f"the Hugging Face hub cannot be reached and no copy of the data set '{name}' is kept here"
+                + advice("connect to the network", ("use a local file or 'python-docs'", "data.train"))
             ) from None
         raise DataError(f"cannot load the data set 'hf:{name}:{split}': {_first_line(error)}") from None
     finally:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from tandem.advice import advice
 from tandem.errors import DataError
 
 NOT_PROSE = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -37,8 +38,8 @@ def python_docs() -> Iterator[str]:
         yield topic
     if not found:
         raise DataError(
-            f"this Python has no readable standard library at {library}, so 'python-docs' is empty; "
-            "give a file with --data.train"
+            f"this Python has no readable standard library at {library}, so 'python-docs' is empty"
+            + advice("use another Python", ("give a file with {}", "data.train"))
         )
 
 

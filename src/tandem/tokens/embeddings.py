@@ -13,13 +13,15 @@ import scipy.sparse as sparse
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tandem.errors import DataError
+from tandem.advice import advice
+from tandem.decoding import read_text
+from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
 from tandem.settings import EmbeddingSettings
-from tandem.text.files import user_path
 from tandem.text.hub import hub_access
+from tandem.text.places import user_path
 from tandem.tokens.prepare import Corpus
-from tandem.tokens.store import TokenStream
+from tandem.tokens.store import TokenStream, unwritten
 
 Table = npt.NDArray[np.float32]
 
@@ -42,6 +44,10 @@ UNSEEN_LENGTH = 0.1
 """Length of the vector of a token without co-occurrences, relative to the others."""
 COUNTED_PAIRS = 1 << 22
 """Pairs of tokens counted at once; bounds memory, changes nothing else."""
+MADE_HERE = ("spectral", "random")
+"""Sources that are no model's."""
+CHECK_SOURCE = ("check {}", "embeddings.source")
+"""Advice where there is no such model."""
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 """Files of model weights, in order of preference; each may be split into parts listed by an index."""
 
@@ -54,15 +60,11 @@ def embedding_table(
     `spectral` tables are kept in `cache` (None: nowhere) and compared with their fingerprint when read
     again; a damaged one is made anew. `seed` serves `random` and the vectors of tokens that never occur.
 
-    Raises DataError if the source cannot be read, does not fit the vocabulary or `embed_dim`, or holds
-    values that are not finite.
+    Raises DataError if the source cannot be read or holds values that are not finite, and MisfitError if it
+    does not fit the vocabulary or `embed_dim`.
     """
     if settings.source == "spectral":
-        if embed_dim >= corpus.vocab_size:
-            raise DataError(
-                f"spectral embeddings must be shorter than the vocabulary of {corpus.vocab_size}, "
-                f"but --model.embed-dim is {embed_dim}; lower it, or use --embeddings.source random"
-            )
+        check_length(settings, corpus.vocab_size, embed_dim)
         request = {"window": settings.window, "norm": settings.norm, "embed_dim": embed_dim, "seed": seed}
         table = _cached(
             cache,
@@ -76,6 +78,16 @@ def embedding_table(
     else:
         table = pretrained(settings.source, corpus.vocab_size, embed_dim)
     return table, fingerprint("embeddings", table)
+
+
+def check_length(settings: EmbeddingSettings, vocab_size: int, embed_dim: int) -> None:
+    """Raises MisfitError if spectral embeddings cannot be so long."""
+    if settings.source == "spectral" and embed_dim >= vocab_size:
+        raise MisfitError.of(
+            f"spectral embeddings must be shorter than the vocabulary of {vocab_size}, but setting "
+            f"model.embed_dim is {embed_dim}",
+            {"embeddings.source": "random"},
+        )
 
 
 def spectral(
@@ -106,8 +118,8 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     `source` is a .safetensors file, a model folder (safetensors or PyTorch weights, in one file or several),
     or a hub name. Rows beyond `vocab_size` are cut off.
 
-    Raises DataError if there is no such model, no tensor can be told to be the embedding, or it does not
-    fit: fewer rows than `vocab_size`, another width than `embed_dim`, values that are not finite.
+    Raises DataError if there is no such model, no tensor can be told to be the embedding, or it has fewer
+    rows than `vocab_size` or values that are not finite; MisfitError for another width than `embed_dim`.
     """
     path = user_path(source)
 
@@ -123,19 +135,20 @@ def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
         or source.startswith((".", "/", "~", "\\"))
         or source.count("/") > 1
     ):
-        raise DataError(f"there is no model file or folder {source}; check --embeddings.source")
+        raise DataError(f"there is no model file or folder {source}" + advice(CHECK_SOURCE))
     else:
         table = _read_from_hub(source)
     rows, width = table.shape
     if width != embed_dim:
-        raise DataError(
-            f"the embedding of {source} has vectors of length {width}, but --model.embed-dim is {embed_dim}; "
-            f"set --model.embed-dim {width}"
+        raise MisfitError.of(
+            f"the embedding of {source} has vectors of length {width}, but setting model.embed_dim is "
+            f"{embed_dim}",
+            {"model.embed_dim": width},
         )
     if rows < vocab_size:
         raise DataError(
-            f"the embedding of {source} has {rows} rows, but the vocabulary has {vocab_size} tokens; "
-            "use the tokenizer of the same model with --tokenizer.source"
+            f"the embedding of {source} has {rows} rows, but the vocabulary has {vocab_size} tokens"
+            + advice(("use the tokenizer of the same model with {}", "tokenizer.source"))
         )
     table = table[:vocab_size]
     if not torch.isfinite(table).all():
@@ -248,10 +261,7 @@ def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table
             np.save(file, table)
         draft.replace(path)
     except OSError as error:
-        raise DataError(
-            f"cannot write the embeddings to {folder}: {error.strerror or error}; "
-            "free space there, or set TANDEM_CACHE to another folder"
-        ) from None
+        raise unwritten("the embeddings", folder, error) from None
     return table
 
 
@@ -270,18 +280,18 @@ def _read_from_hub(name: str) -> torch.Tensor:
             return _read_embedding(_weights_file(fetch, name), name)
         except HFValidationError:
             raise DataError(
-                f"'{name}' is neither a file, a folder nor a hub name; check --embeddings.source"
+                f"'{name}' is neither a file, a folder nor a hub name" + advice(CHECK_SOURCE)
             ) from None
         except HfHubHTTPError:
             raise DataError(
-                f"the hub has no model '{name}' that is open to you; check --embeddings.source"
+                f"the hub has no model '{name}' that is open to you" + advice(CHECK_SOURCE)
             ) from None
         except DataError:
             if reachable:
                 raise
             raise DataError(
                 f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no usable "
-                "copy is kept; connect to the network, or use --embeddings.source spectral"
+                "copy is kept" + advice("connect to the network", ("use {}", "embeddings.source spectral"))
             ) from None
         except OSError as error:
             raise DataError(
@@ -299,8 +309,8 @@ def _weights_file(fetch: Callable[[str], Path | None], source: str) -> Path:
             return whole
         if index := fetch(f"{name}.index.json"):
             try:
-                parts: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-            except (ValueError, KeyError) as error:
+                parts: dict[str, str] = json.loads(read_text(index))["weight_map"]
+            except (ValueError, KeyError, DataError) as error:
                 raise DataError(f"{index} is not an index of weights ({error}); fetch it again") from None
             part = parts[_embedding_name(list(parts), source)]
             if path := fetch(part):

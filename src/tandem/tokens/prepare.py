@@ -25,12 +25,15 @@ from tandem.text.documents import Documents, put_down
 from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, split_documents
 from tandem.tokens import store
-from tandem.tokens.encoding import Encoder, encode_documents
+from tandem.tokens.encoding import Encoder, characters_told, encode_documents
+from tandem.tokens.lost import Lost, such_as
 from tandem.tokens.shards import Shards, encoding_helpers
 from tandem.tokens.store import StaleCorpus, StoredCorpus, StreamParts, TokenStream
 from tandem.tokens.tokenizer import (
     END_OF_TEXT,
     load_tokenizer,
+    plain,
+    read_tokenizer,
     to_transformers,
     tokenizer_fingerprint,
     train_bpe,
@@ -80,6 +83,14 @@ def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "tandem"
 
 
+def read_splits(data: DataSettings, cache: Path, on_progress: Callable[[str], None]) -> Splits:
+    """As `split_documents`; `on_progress` is told what is read, and how many documents became of it."""
+    on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
+    splits = split_documents(data, cache, on_progress)
+    on_progress(splits.in_words())
+    return splits
+
+
 def prepare_corpus(
     data: DataSettings,
     tokenizer: TokenizerSettings,
@@ -93,12 +104,11 @@ def prepare_corpus(
     noticed; what is kept is the tokenizer's training and the encoding. A stored corpus that is damaged is
     rebuilt, and `on_progress` is told.
 
-    Raises DataError or SettingsError for sources that cannot be used, a vocabulary the text does not support,
-    a split of fewer than two tokens, or a cache that cannot be written.
+    Raises DataError or SettingsError for sources that cannot be used, a split of fewer than two tokens, or a
+    cache that cannot be written, and VocabularyError for a vocabulary that the text does not support.
     """
     if splits is None:
-        on_progress(f"reading {data.train}" + (f" and {data.validation}" if data.validation else ""))
-        splits = split_documents(data, cache)
+        splits = read_splits(data, cache, on_progress)
     loaded = None if tokenizer.source == "bpe" else load_tokenizer(tokenizer.source)
     separators = {"train": data.separator, "validation": _validation_separator(data)}
     request = (
@@ -112,7 +122,7 @@ def prepare_corpus(
         try:
             stored = store.read_corpus(folder, chain)
             on_progress(f"using the prepared tokens in {folder}")
-            return _corpus(stored, splits)
+            return _corpus(stored, splits, on_progress)
         except StaleCorpus as stale:
             on_progress(f"the prepared tokens in {folder} are not usable: {stale}; making them again")
     work = cache / "preparing" / chain
@@ -127,7 +137,7 @@ def prepare_corpus(
             ) from None
     except OSError as error:
         raise store.unwritten("tokens", work, error) from None
-    return _corpus(_read_back(folder, chain), splits)
+    return _corpus(_read_back(folder, chain), splits, on_progress)
 
 
 def _kept_tokenizer(
@@ -140,13 +150,13 @@ def _kept_tokenizer(
     """The file of the tokenizer in `work`, and its end-of-text token; one process trains a BPE."""
     with in_turn(work, "tokenizer"):
         for path in work.glob("tokenizer-*.json"):
-            with contextlib.suppress(Exception):  # the library raises nothing more special
-                if path == _tokenizer_path(work, Tokenizer.from_file(str(path))):
+            with contextlib.suppress(DataError):
+                if path == _tokenizer_path(work, read_tokenizer(path)):
                     return path, END_OF_TEXT if loaded is None else loaded[1]
             path.unlink()
         if loaded is None:
             on_progress(f"training a BPE of {settings.vocab_size:,} entries on {len(documents):,} documents")
-            loaded = train_bpe(documents, settings.vocab_size), END_OF_TEXT
+            loaded = train_bpe(documents, settings.vocab_size, on_progress), END_OF_TEXT
         path = _tokenizer_path(work, loaded[0])
         draft = path.with_suffix(".partial")
         draft.write_text(loaded[0].to_str(), "utf-8")
@@ -173,18 +183,24 @@ def _tokenize(
 
     Raises FileNotFoundError when `work` is gone: another process has then completed the corpus.
     """
-    model = Tokenizer.from_file(str(tokenizer))
+    model = read_tokenizer(tokenizer)
     documents = {"train": splits.train, "validation": splits.validation}
     sources = {"train": splits.train_source, "validation": splits.validation_source}
-    encoders = {split: Encoder(model, eos, separators[split]) for split in documents}
+    told = characters_told(on_progress)
+    encoders = {split: Encoder(model, eos, separators[split], told) for split in documents}
     shards = Shards(tokenizer, chain, documents, encoders)
 
     def stream(split: str) -> StreamParts:
-        counts = [(encoded.lengths, encoded.sizes) for encoded in shards.parts(split)]
-        lengths, sizes = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
-        scored = encoders[split].scored_bytes(documents[split], lengths, sizes, sources[split])
+        examples: tuple[str, ...] = ()
+        counts = []
+        for encoded in shards.parts(split):
+            counts.append((encoded.lengths, encoded.sizes, encoded.lost))
+            examples = such_as((*examples, *encoded.such_as))
+        lengths, sizes, gone = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
+        lost = Lost(bytes=int(gone.sum()), such_as=examples)
+        scored = encoders[split].scored_bytes(documents[split], lengths, sizes, lost, sources[split])
         parts = (encoded.ids for encoded in shards.parts(split))
-        return StreamParts(encoders[split].dtype, lengths, sizes, scored, parts)
+        return StreamParts(encoders[split].dtype, lengths, sizes, scored, lost, parts)
 
     while True:
         missing, count = shards.missing(), len(shards.all)
@@ -221,25 +237,23 @@ def _read_back(folder: Path, chain: str) -> StoredCorpus:
 
 
 def tokenize_training_text(
-    data: DataSettings, tokenizer: PreTrainedTokenizerFast, text_fingerprint: str | None = None
+    splits: Splits,
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerFast,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> TokenStream:
-    """The training documents that `data` asks for, as tokens of a model's own tokenizer; not kept on disk.
+    """The training documents of `splits` as tokens of a model's own tokenizer; not kept on disk.
 
-    Raises DataError or SettingsError for sources that cannot be used, DataError also for text that has
-    another fingerprint than `text_fingerprint`, if one is given.
+    Raises DataError for fewer than two tokens.
     """
-    splits = split_documents(data)
-    if text_fingerprint is not None and splits.fingerprint != text_fingerprint:
-        raise DataError(
-            f"{data.train} and its validation text are not what the model was trained on (they have changed, "
-            "or are others of the same name); "
-            + ("use the Python of its training" if data.train == "python-docs" else "put back what was there")
-        )
-    return _tokenized(splits.train, tokenizer, data.separator, splits.train_source)
+    return _tokenized(splits.train, tokenizer, data.separator, splits.train_source, on_progress)
 
 
 def tokenize_for_evaluation(
-    source: str, data: DataSettings, tokenizer: PreTrainedTokenizerFast
+    source: str,
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerFast,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> TokenStream:
     """The tokens of any source, by the rules for validation text in `data`, with a model's own tokenizer.
 
@@ -248,24 +262,29 @@ def tokenize_for_evaluation(
 
     Raises DataError or SettingsError for a source that cannot be used.
     """
-    documents = put_down(open_documents(source, data.txt_documents), None)
-    return _tokenized(documents, tokenizer, _validation_separator(data), source)
+    documents = put_down(open_documents(source, data.txt_documents, on_progress), None)
+    return _tokenized(documents, tokenizer, _validation_separator(data), source, on_progress)
 
 
 def _tokenized(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, separator: str, source: str
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    separator: str,
+    source: str,
+    on_progress: Callable[[str], None],
 ) -> TokenStream:
     """`documents` as tokens of a model's tokenizer; `source` names them in errors."""
-    model = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    model.no_truncation()
-    model.no_padding()
+    model = plain(tokenizer)
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
-    return encode_documents(documents, model, eos, separator, chain, source)
+    return encode_documents(documents, model, eos, separator, chain, source, on_progress)
 
 
-def _corpus(stored: StoredCorpus, splits: Splits) -> Corpus:
+def _corpus(stored: StoredCorpus, splits: Splits, on_progress: Callable[[str], None]) -> Corpus:
     record = stored.record
+    for split, said in (("training", record.train), ("validation", record.validation)):
+        if said.lost.bytes:
+            on_progress(said.lost.sentence(f"{split} text", said.text_bytes))
     return Corpus(
         train=stored.train,
         validation=stored.validation,

@@ -12,22 +12,23 @@ puts them together, in the order of the documents, and removes the folder.
 """
 
 import contextlib
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from tandem.claims import claimed, cores, helped_by
 from tandem.fingerprint import fingerprint
 from tandem.text.documents import Documents, Integers
 from tandem.tokens import store
 from tandem.tokens.encoding import Encoded, Encoder
+from tandem.tokens.tokenizer import read_tokenizer
 
 SHARD_BYTES = 1 << 24
 """Text of a shard. A document is never cut, so a shard may be larger by one."""
@@ -80,7 +81,7 @@ class Shards:
         """Those that nobody has made yet."""
         return [shard for shard in self.all if not self._path(shard).exists()]
 
-    def make_missing(self, on_made: Callable[[Shard], None] = lambda _: None) -> None:
+    def make_missing(self) -> None:
         """Make those that nobody else makes, until all are there.
 
         Raises DataError where they cannot be written, FileNotFoundError when the folder is gone: another
@@ -94,7 +95,6 @@ class Shards:
                         raise FileNotFoundError(self._tokenizer)
                     if mine and not self._path(shard).exists():
                         self._make(shard)
-                        on_made(shard)
                         busy = True
             if not busy:
                 time.sleep(WAIT_S)
@@ -103,13 +103,13 @@ class Shards:
         """Raises BadShard where it is not whole."""
         try:
             with self._path(shard).open("rb") as file:
-                lengths, sizes, ids = (np.load(file) for _ in range(3))
+                lengths, sizes, lost, such_as, ids = (np.load(file) for _ in range(5))
                 mark = file.read()
         except FileNotFoundError:
             raise BadShard("it is missing") from None
         except (OSError, ValueError, EOFError) as error:
             raise BadShard(f"it cannot be read ({str(error).splitlines()[0]})") from None
-        encoded = Encoded(ids, lengths, sizes)
+        encoded = Encoded(ids, lengths, sizes, lost, tuple(json.loads(such_as.tobytes())))
         if mark != self._mark(shard, encoded):
             raise BadShard("its tokens are not those of its fingerprint")
         return encoded
@@ -133,7 +133,7 @@ class Shards:
         draft = path.with_suffix(".partial")  # one alone, as it is claimed
         try:
             with draft.open("wb") as file:
-                for array in (encoded.lengths, encoded.sizes, encoded.ids):
+                for array in _arrays(encoded):
                     np.save(file, array)
                 file.write(self._mark(shard, encoded))
             draft.replace(path)
@@ -144,10 +144,16 @@ class Shards:
 
     def _mark(self, shard: Shard, encoded: Encoded) -> bytes:
         what = {"split": shard.split, "first": shard.first, "last": shard.last}
-        return fingerprint("shard", self._chain, what, encoded.lengths, encoded.sizes, encoded.ids).encode()
+        return fingerprint("shard", self._chain, what, *_arrays(encoded)).encode()
 
     def _path(self, shard: Shard) -> Path:
         return self._folder / f"{shard.name}.shard"
+
+
+def _arrays(encoded: Encoded) -> Iterator[np.ndarray]:
+    """What a shard's file holds, in its order."""
+    such_as = np.frombuffer(json.dumps(encoded.such_as).encode(), np.uint8)
+    yield from (encoded.lengths, encoded.sizes, encoded.lost, such_as, encoded.ids)
 
 
 @contextmanager
@@ -187,6 +193,6 @@ def _help(
     os.environ["RAYON_NUM_THREADS"] = str(max(1, cores() // processes))  # read when the library first encodes
     with contextlib.suppress(FileNotFoundError):
         documents = {split: Documents.in_file(texts / split, sizes[split]) for split in sizes}
-        model = Tokenizer.from_file(str(tokenizer))
+        model = read_tokenizer(tokenizer)
         encoders = {split: Encoder(model, eos, separators[split]) for split in sizes}
         Shards(tokenizer, chain, documents, encoders).make_missing()

@@ -21,9 +21,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
-from tandem.errors import DataError
-from tandem.fingerprint import Fingerprint, fingerprint
-from tandem.tokens.tokenizer import tokenizer_fingerprint, vocab_size
+from tandem.errors import DataError, StorageError
+from tandem.fingerprint import Fingerprint
+from tandem.tokens.lost import NOTHING_LOST, Lost
+from tandem.tokens.tokenizer import read_tokenizer, tokenizer_fingerprint, vocab_size
 
 BLOCK_BYTES = 1 << 22
 COUNTED_TOKENS = 1 << 20
@@ -38,7 +39,8 @@ class TokenStream:
     document_starts    [D] int64, position of each document's first token (its separator token included)
     document_bytes     [D] int64, UTF-8 bytes of each document's text (separator text included)
     scored_bytes       UTF-8 bytes that tokens 1..T-1 stand for: the text that next-token prediction scores
-    fingerprint        of all of the above, chained from text, tokenizer and separators
+    fingerprint        of all else, chained from text, tokenizer and separators
+    lost               text that the tokens cannot give back; its bytes are among `scored_bytes`
     """
 
     ids: Ids
@@ -46,6 +48,7 @@ class TokenStream:
     document_bytes: npt.NDArray[np.int64]
     scored_bytes: int
     fingerprint: str
+    lost: Lost = NOTHING_LOST
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,6 +62,7 @@ class StreamRecord(BaseModel):
     documents: int
     text_bytes: int
     scored_bytes: int
+    lost: Lost
     fingerprint: str
 
 
@@ -66,7 +70,7 @@ class CorpusRecord(BaseModel):
     """corpus.json: what a stored corpus is and what it was made from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     chain: str
     """Of everything the tokens were made from; part of every stream's fingerprint."""
     text_fingerprint: str
@@ -110,10 +114,23 @@ def make_stream(
     document_starts: npt.NDArray[np.int64],
     document_bytes: npt.NDArray[np.int64],
     scored_bytes: int,
+    lost: Lost = NOTHING_LOST,
 ) -> TokenStream:
     """The stream of these arrays, fingerprinted; `chain` is the fingerprint of what it was made from."""
-    whole = fingerprint("tokens", chain, ids, document_starts, document_bytes, scored_bytes)
-    return TokenStream(ids, document_starts, document_bytes, scored_bytes, whole)
+    whole = Fingerprint("tokens")
+    for part in (chain, ids, document_starts, document_bytes):
+        whole.update(part)
+    return TokenStream(
+        ids, document_starts, document_bytes, scored_bytes, _ended(whole, scored_bytes, lost), lost
+    )
+
+
+def _ended(whole: Fingerprint, scored_bytes: int, lost: Lost) -> str:
+    """The fingerprint of a stream, whose arrays are in it already."""
+    whole.update(scored_bytes)
+    if lost.bytes:  # the usual stream keeps the fingerprint that older records have of it
+        whole.update(lost.bytes)
+    return whole.hexdigest()
 
 
 def stream_record(stream: TokenStream) -> StreamRecord:
@@ -123,6 +140,7 @@ def stream_record(stream: TokenStream) -> StreamRecord:
         documents=len(stream.document_starts),
         text_bytes=int(stream.document_bytes.sum()),
         scored_bytes=stream.scored_bytes,
+        lost=stream.lost,
         fingerprint=stream.fingerprint,
     )
 
@@ -139,6 +157,7 @@ class StreamParts:
     lengths: npt.NDArray[np.int64]
     document_bytes: npt.NDArray[np.int64]
     scored_bytes: int
+    lost: Lost
     parts: Iterable[Ids]
 
 
@@ -183,9 +202,9 @@ def write_corpus(
         raise unwritten("the prepared corpus", folder, error) from None
 
 
-def unwritten(what: str, place: Path, error: OSError) -> DataError:
+def unwritten(what: str, place: Path, error: OSError) -> StorageError:
     """The error to raise where something cannot be kept in the cache."""
-    return DataError(
+    return StorageError(
         f"cannot write {what} to {place}: {error.strerror or error}; "
         "free space there, or set TANDEM_CACHE to another folder"
     )
@@ -201,7 +220,7 @@ def _write_stream(folder: Path, split: str, stream: StreamParts, chain: str) -> 
         np.lib.format.write_array_header_1_0(file, header)
         for part in stream.parts:
             file.write(part.tobytes())
-    return stream_record(_open_stream(folder, split, stream.scored_bytes, chain))
+    return stream_record(_open_stream(folder, split, stream.scored_bytes, stream.lost, chain))
 
 
 def read_corpus(folder: Path, chain: str) -> StoredCorpus:
@@ -230,24 +249,23 @@ def read_corpus(folder: Path, chain: str) -> StoredCorpus:
 
 
 def _read_tokenizer(path: Path, expected: str) -> Tokenizer:
-    text = path.read_text("utf-8")
     try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more special
-        raise StaleCorpus(f"tokenizer.json is damaged ({error})") from None
+        tokenizer = read_tokenizer(path)
+    except DataError as error:
+        raise StaleCorpus(str(error)) from None
     if tokenizer_fingerprint(tokenizer) != expected:
         raise StaleCorpus("tokenizer.json is not the recorded one")
     return tokenizer
 
 
 def _read_stream(folder: Path, split: str, record: StreamRecord, chain: str) -> TokenStream:
-    stream = _open_stream(folder, split, record.scored_bytes, chain)
+    stream = _open_stream(folder, split, record.scored_bytes, record.lost, chain)
     if stream_record(stream) != record:
         raise StaleCorpus(f"the {split} tokens are not the recorded ones")
     return stream
 
 
-def _open_stream(folder: Path, split: str, scored_bytes: int, chain: str) -> TokenStream:
+def _open_stream(folder: Path, split: str, scored_bytes: int, lost: Lost, chain: str) -> TokenStream:
     """The stream whose arrays lie in `folder`, memory-mapped; fingerprinted through plain reading, since
     what is read through a map stays in the process's memory."""
     whole = Fingerprint("tokens")
@@ -259,9 +277,8 @@ def _open_stream(folder: Path, split: str, scored_bytes: int, chain: str) -> Tok
         array = np.load(path, mmap_mode="c")
         whole.update_array(array.dtype, array.shape, _blocks(path, array.offset))
         arrays.append(array)
-    whole.update(scored_bytes)
     ids, starts, sizes = arrays
-    return TokenStream(ids, starts, sizes, scored_bytes, whole.hexdigest())
+    return TokenStream(ids, starts, sizes, scored_bytes, _ended(whole, scored_bytes, lost), lost)
 
 
 def _blocks(path: Path, start: int) -> Iterator[bytes]:

@@ -2,16 +2,22 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tandem.errors import DataError
+from tandem.advice import advice
+from tandem.decoding import read_text
+from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
-from tandem.text.files import user_path
+from tandem.patience import Pace, patiently
 from tandem.text.hub import hub_access
+from tandem.text.places import user_path
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (
@@ -26,16 +32,39 @@ END_OF_TEXT_NAMES = (
 )
 """Customary end-of-text tokens, tried in this order where a tokenizer does not say which one is its own."""
 
+CHECK_SOURCE = ("check {}", "tokenizer.source")
+"""Advice where there is no such tokenizer."""
 PIECE_CHARACTERS = 1 << 15
 """Longer documents are encoded in pieces of about this length, where that changes nothing."""
 CUT = re.compile(r"(?=[ \n]\S)")
+UNIT_CHARACTERS = 1 << 10
+"""A longer run of letters, of digits, of white space or of other characters is cut, in training and after.
+
+BPE training takes time in the square of such a run. Per character of a long line of DNA, of letters or of
+Chinese it took the same up to 1,024 characters; at 4,096 two to five times as much, at 65,536 eight to forty.
+"""
+LOADED_UNIT_CHARACTERS = 1 << 16
+"""The same for a loaded tokenizer of other rules, where a cut changes what is encoded: none has so long a one
+in ordinary text. Encoding is linear in a run; the cut bounds what is handed over at once."""
+RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
+JOINER = "\u200d"
+GRAPHEME_CHARACTERS = 16
 
 
-def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+VOCABULARY = "tokenizer.vocab_size"
+
+
+class VocabularyError(MisfitError):
+    """The text supports fewer merges than the vocabulary asks for; `fitting` says how many."""
+
+
+def train_bpe(
+    documents: Iterable[str], vocab_size: int, on_progress: Callable[[str], None] = lambda _: None
+) -> Tokenizer:
     """A byte-level BPE in GPT-2's style, learned from `documents`: deterministic, any text round-trips.
 
-    Its `vocab_size` entries are `<|endoftext|>` (id 0), all 256 bytes, and merges. Raises DataError if the
-    text does not support so many merges.
+    Its `vocab_size` entries are `<|endoftext|>` (id 0), all 256 bytes, and merges. `on_progress` is told
+    every few seconds how far it is. Raises VocabularyError if the text does not support so many merges.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,11 +76,31 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for document in documents for piece in pieces(document)), trainer)
+    pace, characters = Pace(on_progress), 0
+    read_at: float | None = None
+
+    def read(left: threading.Event) -> Iterator[str]:
+        nonlocal read_at, characters
+        for document in documents:
+            for piece in pieces(document):
+                if left.is_set():
+                    return
+                yield piece
+                characters += len(piece)
+        read_at = time.monotonic()
+
+    def how_far() -> str:
+        text = f"{characters / 1e6:,.1f} million characters"
+        if read_at is None:
+            return f"training a BPE: read {text}"
+        return f"training a BPE: learning merges of {text}, for {time.monotonic() - read_at:.0f} s so far"
+
+    patiently(lambda left: tokenizer.train_from_iterator(read(left), trainer), lambda: pace(how_far))
     if (reached := tokenizer.get_vocab_size()) != vocab_size:
-        raise DataError(
-            f"the training text supports a BPE vocabulary of {reached} entries only, not {vocab_size}; "
-            f"lower it with --tokenizer.vocab-size {reached}, or give more text"
+        raise VocabularyError.of(
+            f"the training text supports a BPE vocabulary of {reached} entries only, not {vocab_size}",
+            {VOCABULARY: reached},
+            "give more text",
         )
     return tokenizer
 
@@ -66,21 +115,31 @@ def load_tokenizer(source: str) -> tuple[Tokenizer, str | None]:
     """
     path = user_path(source)
     if path.is_file():
-        tokenizer, config = _read_tokenizer(path), path.with_name("tokenizer_config.json")
+        tokenizer, config = read_tokenizer(path), path.with_name("tokenizer_config.json")
         eos = _configured_eos(config) if config.is_file() else None
     elif path.is_dir() and (path / "tokenizer.json").is_file():
         return load_tokenizer(str(path / "tokenizer.json"))
     elif path.is_dir():
         tokenizer, eos = _through_transformers(str(path), f"the folder {source}")
     elif source.endswith(".json") or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
-        raise DataError(f"there is no tokenizer file or folder {source}; check --tokenizer.source")
+        raise DataError(f"there is no tokenizer file or folder {source}" + advice(CHECK_SOURCE))
     else:
         tokenizer, eos = _from_hub(source)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = plain(tokenizer)
     if eos is None or tokenizer.token_to_id(eos) is None:
         eos = next((name for name in END_OF_TEXT_NAMES if tokenizer.token_to_id(name) is not None), None)
     return tokenizer, eos
+
+
+def plain(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy that encodes all of every text and nothing else: without the truncation and padding that its
+    file may ask for. What is changed in it changes nothing elsewhere."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer = tokenizer.backend_tokenizer
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenizerFast:
@@ -91,7 +150,7 @@ def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenize
     """
     special = {} if eos is None else {"eos_token": eos, "bos_token": eos, "pad_token": eos}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(tokenizer.to_str()),
+        tokenizer_object=plain(tokenizer),
         clean_up_tokenization_spaces=False,
         padding_side="left",  # generation continues at the right end of a batch
         model_input_names=["input_ids", "attention_mask"],
@@ -129,25 +188,124 @@ def may_be_cut(tokenizer: Tokenizer) -> bool:
     )
 
 
+def cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[str]]:
+    """How a text is cut before `tokenizer` encodes it: the one rule for training, evaluation and prompts.
+
+    Text without a run of more than UNIT_CHARACTERS (LOADED_UNIT_CHARACTERS, where `may_be_cut` is false)
+    encodes to the same ids as the whole. Any text decodes to itself where that of the whole does.
+    """
+    if may_be_cut(tokenizer):
+        return pieces
+    if _cuts_are_unseen(tokenizer):
+        return _cut_runs
+    return lambda text: iter([text])
+
+
 def pieces(text: str) -> Iterator[str]:
     """`text`, cut about every `PIECE_CHARACTERS` so that a single long document costs little memory.
 
-    Cuts lie before a space or line end that a visible character follows: no token of GPT-2's pre-tokenizer
-    reaches across these, and what stands on either side is matched as before.
+    Cuts lie before a space or line end that a visible character follows, else between two tokens of GPT-2's
+    pre-tokenizer: what stands on either side is matched as before. Runs of one kind of character that are
+    longer than UNIT_CHARACTERS are cut too.
     """
     begin = 0
-    while len(text) - begin > PIECE_CHARACTERS:
-        cut = CUT.search(text, begin + PIECE_CHARACTERS)
-        if cut is None:
-            break
-        yield text[begin : cut.start()]
-        begin = cut.start()
-    yield text[begin:]
+    for end in [*_run_cuts(text, UNIT_CHARACTERS), len(text)]:
+        while end - begin > PIECE_CHARACTERS:
+            cut = _natural_cut(text, begin, end)
+            if cut is None:
+                break
+            yield text[begin:cut]
+            begin = cut
+        yield text[begin:end]
+        begin = end
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def _natural_cut(text: str, begin: int, end: int) -> int | None:
+    """The place of the first cut after about PIECE_CHARACTERS; none where the rest is to stay whole."""
+    near, far = begin + PIECE_CHARACTERS, min(begin + 2 * PIECE_CHARACTERS, end)
+    if found := CUT.search(text, near, far):
+        return found.start()
+    # A line without spaces. What ends there may reach further in the whole text, so the last few do not
+    # count; and white space is matched by what follows it, so it is not cut off from that.
+    spans = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text[begin:far])
+    starts = [begin + start for _, (start, _) in spans if 0 < start < far - begin - 8]
+    if cut := next((start for start in reversed(starts) if not text[start - 1].isspace()), None):
+        return cut
+    found = CUT.search(text, near, end)
+    return found.start() if found else None
+
+
+def _cut_runs(text: str) -> Iterator[str]:
+    begin = 0
+    for end in [*_run_cuts(text, LOADED_UNIT_CHARACTERS), len(text)]:
+        yield text[begin:end]
+        begin = end
+
+
+def _run_cuts(text: str, longest: int) -> Iterator[int]:
+    """Where runs of one kind of character are to be cut so that no part has more than `longest`.
+
+    A longer run covers the second half of one of its strides, so that only there is looked.
+    """
+    stride = longest // 2
+    at = 0
+    while at < len(text):
+        end = _run_end(text, at)
+        if end - at < stride:
+            at += stride
+            continue
+        begin = at
+        if at and _run_end(text, at - 1) == end:  # it began within the stride before
+            before = text[max(0, at - stride) : at][::-1]
+            begin -= _run_end(before, 0)
+        while end - begin > longest:
+            begin = _between_graphemes(text, begin + longest, begin)
+            yield begin
+        at += (end - at) // stride * stride
+        if at < end:
+            at += stride
+
+
+def _run_end(text: str, at: int) -> int:
+    found = RUN.match(text, at)
+    assert found is not None  # every character is of one of the kinds
+    return found.end()
+
+
+def _between_graphemes(text: str, cut: int, begin: int) -> int:
+    """`cut`, or a little before where that would part a mark or a joined emoji from what it belongs to.
+
+    It stays after `begin`.
+    """
+    for at in range(cut, max(begin, cut - GRAPHEME_CHARACTERS), -1):
+        joins = text[at] == JOINER or unicodedata.category(text[at]).startswith("M")
+        if not joins and text[at - 1] != JOINER:
+            return at
+    return cut
+
+
+def _cuts_are_unseen(tokenizer: Tokenizer) -> bool:
+    """Whether text in two parts decodes to the whole: not where a tokenizer puts a space before each text."""
+
+    def ids(text: str) -> list[int]:
+        encoded: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return encoded
+
+    return all(
+        tokenizer.decode(ids(text) + ids(text), skip_special_tokens=False) == 2 * text
+        for text in ("e", "E", "1", "-", " ", "\n")
+    )
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json file, as it says.
+
+    Raises FileNotFoundError if there is none, DataError if it cannot be read.
+    """
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(read_text(path))
+    except FileNotFoundError:
+        raise
     except Exception as error:  # the library raises plain Exception for every kind of bad file
         raise DataError(
             f"{path} is not a tokenizer.json that can be read ({str(error).splitlines()[0]})"
@@ -157,8 +315,8 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _configured_eos(config: Path) -> str | None:
     """The `eos_token` of a tokenizer_config.json, given as a string or as an object with `content`."""
     try:
-        values = json.loads(config.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(read_text(config))
+    except (OSError, ValueError, DataError) as error:
         raise DataError(f"{config} is not valid JSON ({error}); mend it or remove it") from None
     token = values.get("eos_token") if isinstance(values, dict) else None
     if isinstance(token, dict):
@@ -177,18 +335,18 @@ def _from_hub(name: str) -> tuple[Tokenizer, str | None]:
 
     with hub_access() as reachable:
         try:
-            tokenizer = _read_tokenizer(Path(hf_hub_download(name, "tokenizer.json")))
+            tokenizer = read_tokenizer(Path(hf_hub_download(name, "tokenizer.json")))
         except (LocalEntryNotFoundError, ConnectionError):
             raise DataError(_unreachable(name) if not reachable else _interrupted(name)) from None
         except EntryNotFoundError:
             return _through_transformers(name, f"the hub's '{name}'")
         except HFValidationError:
             raise DataError(
-                f"'{name}' is neither a file, a folder nor a hub name; check --tokenizer.source"
+                f"'{name}' is neither a file, a folder nor a hub name" + advice(CHECK_SOURCE)
             ) from None
         except (HfHubHTTPError, OSError):
             raise DataError(
-                f"the hub has no tokenizer '{name}' that is open to you; check --tokenizer.source"
+                f"the hub has no tokenizer '{name}' that is open to you" + advice(CHECK_SOURCE)
             ) from None
         try:
             return tokenizer, _configured_eos(Path(hf_hub_download(name, "tokenizer_config.json")))
@@ -201,7 +359,7 @@ def _through_transformers(source: str, shown: str) -> tuple[Tokenizer, str | Non
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(source)
+        loaded = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DataError(
             f"{shown} holds no tokenizer that can be loaded ({str(error).splitlines()[0]})"
@@ -213,8 +371,8 @@ def _through_transformers(source: str, shown: str) -> tuple[Tokenizer, str | Non
 
 def _unreachable(name: str) -> str:
     return (
-        f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no copy is kept; "
-        "connect to the network, or use a tokenizer.json file or 'bpe' as --tokenizer.source"
+        f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no copy is kept"
+        + advice("connect to the network", ("use a tokenizer.json file or 'bpe' as {}", "tokenizer.source"))
     )
 
 

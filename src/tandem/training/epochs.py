@@ -17,7 +17,7 @@ class Epochs:
     """Epochs so far, told to whoever watches; a loss that is not finite ends the training here.
 
     title         what is trained, for people: "phase 2", "LSTM"
-    lr_setting    the learning rate's name on the command line
+    lr_setting    the learning rate's name
     first         number of the first epoch; 0 is what training starts from
     also          further figures to show with every tick
     """
@@ -77,7 +77,7 @@ class Epochs:
                 f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
             )
         raise NonFiniteLossError.of(
-            f"{self.title} was stopped at epoch {self.next}, {where}", loss, last, f"--{self.lr_setting}"
+            f"{self.title} was stopped at epoch {self.next}, {where}", loss, last, self.lr_setting
         )
 
     def _tick(self, done: float, figures: dict[str, float]) -> None:

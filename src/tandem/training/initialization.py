@@ -10,8 +10,8 @@ from torch import nn
 from tandem.model import TandemForCausalLM
 from tandem.model.modeling_tandem import GatedLayer, TokenBlock, TokenLayer
 
-START_SIZES = "--embeddings.norm or --model.weight-init-std (no weight had moved yet)"
-"""What to lower where the very first step is not finite."""
+START_SIZES = ("embeddings.norm", "model.weight_init_std")
+"""What to lower where the very first step is not finite, as no weight had moved yet."""
 
 
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
@@ -42,11 +42,12 @@ def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torc
             }
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * sizes[name])
-            if isinstance(module, GatedLayer):
-                module.spread_memory()
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+    for module in block.modules():
+        if isinstance(module, GatedLayer):  # whose matrix and bias have been drawn by now
+            module.spread_memory()
 
 
 @torch.no_grad()

@@ -168,5 +168,5 @@ def _not_finite(history: list[Phase1Iteration], loss: float) -> NoReturn:
         f"phase 1 was stopped at iteration {len(history) + 2}",
         loss,
         last,
-        "--phase1.lr or --model.weight-init-std" if history else START_SIZES,
+        *(("phase1.lr", "model.weight_init_std") if history else START_SIZES),
     )

@@ -202,5 +202,5 @@ def _not_finite(history: list[PredictionEpoch], step: int, loss: float) -> NoRet
         f"phase 1 was stopped in epoch {len(history) + 1}, step {step + 1}",
         loss,
         last,
-        "--prediction.lr" if step else START_SIZES,
+        *(("prediction.lr",) if step else START_SIZES),
     )

@@ -1,12 +1,12 @@
 """The original's sizes on this machine: time, and how much of the machine each phase uses.
 
-    python bench/seed_scale.py [--tokens N] [--device auto] [--threads N] [--json FILE] [--quick]
+    python bench/original_scale.py [--tokens N] [--device auto] [--threads N] [--json FILE] [--quick]
 
-V 50,257, E 768, C 500; the four configurations with the settings of the preset `seed`, on random tokens that
-are as uneven as words. Phase 1 (over all tokens, and over WINDOW_TOKENS of them in windows), contexts by the
-scan, and one epoch of phase 2 are run on N tokens: all 2,400,000 on CUDA, 20,000 elsewhere (minutes). Time is
-projected to 2,400,000 tokens in proportion, which is too much for whatever costs the same for any text, such
-as checking the scan; that of phase 1 by windows is given as it is.
+V 50,257, E 768, C 500; the four configurations with the settings of the preset `original`, on random tokens
+that are as uneven as words. Phase 1 (over all tokens, and over WINDOW_TOKENS of them in windows), contexts by
+the scan, and one epoch of phase 2 are run on N tokens: 2,400,000 on CUDA, 20,000 elsewhere (minutes). Time is
+projected to 2,400,000 tokens in proportion, which is too much for what costs the same for any text, such as
+checking the scan; that of phase 1 by windows is given as it is.
 
 The machine's limits are measured first: the best of several matrix products of square matrices, in each
 precision, and of large copies (bytes read plus bytes written). Shares are of these, in the precision in which
@@ -55,6 +55,7 @@ from tandem.experiment.machine import PeakMemory, choose_device, environment, us
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings, load_settings
+from tandem.shown import tolerate_any_encoding
 from tandem.training.execution import Execution
 from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
@@ -65,7 +66,7 @@ WINDOW_TOKENS = 5_000
 VALIDATION_SHARE = 0.01
 """Of the original: 22,723 tokens beside 2,403,563."""
 V, E, C = 50_257, 768, 500
-SEED = load_settings("seed")
+ORIGINAL = load_settings("original")
 CONTEXTS = ContextSettings(keep="memory")
 T = TypeVar("T")
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -157,7 +158,7 @@ def phase2_work(model: TandemForCausalLM, tokens: int, validation_tokens: int, p
     """One epoch and its validation."""
     reads = [E + (0 if read is None else C) for read in model.token_block.reads]
     layers = [2 * E * wide for wide in reads]
-    batch, chunk = min(SEED.phase2.batch_positions, tokens), SEED.phase2.chunk_positions
+    batch, chunk = min(ORIGINAL.phase2.batch_positions, tokens), ORIGINAL.phase2.chunk_positions
     scored = validation_tokens + batch
     flop = tokens * (3 * sum(layers) - layers[0] + 4 * V * E) + scored * (sum(layers) + 2 * V * E)
     forward = sum(3 * wide + 8 * E for wide in reads) + 4 * C + 4 * E
@@ -168,7 +169,7 @@ def phase2_work(model: TandemForCausalLM, tokens: int, validation_tokens: int, p
     return Work(flop, 4 * moved, precision)
 
 
-class SeedScale:
+class OriginalScale:
     """All phases on one stream, phase 1 and contexts once for each depth, as the package shares them."""
 
     def __init__(self, device: torch.device, tokens: int, iterations: int) -> None:
@@ -176,10 +177,10 @@ class SeedScale:
         self.scale = TOKENS / tokens
         self.execution = Execution(bfloat16=uses_bfloat16("auto", device))
         self.precision = "bf16" if self.execution.bfloat16 else "fp32"
-        self.phase1 = SEED.phase1.model_copy(
+        self.phase1 = ORIGINAL.phase1.model_copy(
             update={"max_iterations": iterations, "batch_positions": min(5000, tokens)}
         )
-        self.phase2 = SEED.phase2.model_copy(update={"max_epochs": 1})
+        self.phase2 = ORIGINAL.phase2.model_copy(update={"max_epochs": 1})
         self.ids = zipf_ids(tokens, V)
         self.validation_ids = zipf_ids(max(256, round(tokens * VALIDATION_SHARE)), V, seed=1)
         self.distinct = len(set(self.ids.tolist()))
@@ -262,7 +263,7 @@ class SeedScale:
         print(f"{measured.name}: {measured.seconds_s:.1f} s", flush=True)
 
 
-def _phases_table(scale: SeedScale, limits: Limits) -> None:
+def _phases_table(scale: OriginalScale, limits: Limits) -> None:
     rows = []
     for found in scale.results:
         work, seconds = found.work, found.seconds_s
@@ -293,8 +294,8 @@ def _phases_table(scale: SeedScale, limits: Limits) -> None:
     )
 
 
-def _totals_table(scale: SeedScale, configurations: list[Configuration]) -> None:
-    epochs = SEED.phase2.max_epochs
+def _totals_table(scale: OriginalScale, configurations: list[Configuration]) -> None:
+    epochs = ORIGINAL.phase2.max_epochs
     rows = []
     for configuration in configurations:
         depth = f"C{configuration.context_layers}"
@@ -337,8 +338,10 @@ def main() -> None:
     print(f"limits: {rates}; copies {number(limits.bytes_per_s / 1e9)} GB/s", flush=True)
 
     default = QUICK_TOKENS if chosen.quick else TOKENS if device.type == "cuda" else FEW_TOKENS
-    scale = SeedScale(device, chosen.tokens or default, 4 if chosen.quick else SEED.phase1.max_iterations)
-    configurations = [Configuration(*depths) for depths in SEED.configurations]
+    scale = OriginalScale(
+        device, chosen.tokens or default, 4 if chosen.quick else ORIGINAL.phase1.max_iterations
+    )
+    configurations = [Configuration(*depths) for depths in ORIGINAL.configurations]
     began = time.perf_counter()
     scale.run(configurations)
     _phases_table(scale, limits)
@@ -356,4 +359,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

@@ -1,7 +1,7 @@
-"""The conclusions of the original experiment, put to the test: all runs behind docs/seed-findings.md.
+"""The conclusions of the original experiment, put to the test: all runs behind docs/conclusions.md.
 
-    TANDEM_SHARED=… python bench/seed_findings.py run --output runs/findings
-    TANDEM_SHARED=… python bench/seed_findings.py tables --output runs/findings
+    TANDEM_SHARED=… python bench/conclusions.py run --output runs/findings
+    TANDEM_SHARED=… python bench/conclusions.py tables --output runs/findings
 
 `run` makes, for each of two corpora, the four configurations with the baselines; the same with each known
 defect of the original planted (they are those of tests/defects.py); and phase 1 stopped at several
@@ -25,9 +25,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from findings_tables import print_tables
+from conclusions_tables import print_tables
 
 from tandem.settings import Settings
+from tandem.shown import tolerate_any_encoding
 
 ARTICLES = (
     r"start:^ = (?!and = |De <unk> a |1 <unk> (and|/ s) )(?!.*(, ([A-Z]\w?\w?|<unk>)|\([^)]*) = $)[^=;]+ = $"
@@ -176,4 +177,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tolerate_any_encoding()
     main()

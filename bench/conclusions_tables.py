@@ -1,4 +1,4 @@
-"""The tables of docs/seed-findings.md, from the records of bench/seed_findings.py."""
+"""The tables of docs/conclusions.md, from the records of bench/conclusions.py."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,0 +1,265 @@
+"""Every file that a user hands over is decoded here: one set of rules for text, settings and tokenizers.
+
+- UTF-8 is read with or without a byte order mark, UTF-16 and UTF-32 with one. Without one they are recognised
+  by the zero bytes of their ASCII characters, which come in a regular pattern.
+- LF, CR LF and CR end a line, in any mixture, and are read as LF. Nothing else ends one: U+2028, U+0085 and
+  form feeds are text.
+- gzip, bzip2 and xz are unpacked, whatever a file is called. Files of other kinds are named by what their
+  first bytes say.
+- Other bytes are refused in one sentence: where the first one stands, the probable encoding, and the command
+  that converts the file. No text is guessed.
+
+A file is read once, in constant memory; one that is refused is read again up to its fault.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import re
+import shutil
+import tempfile
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tandem.errors import DataError
+from tandem.shown import command
+
+STANDARD_INPUT = Path("standard input")
+"""How messages call it."""
+SNIFFED_BYTES = 1 << 14
+"""From so many bytes the encoding is told."""
+BLOCK_BYTES = 1 << 20
+FEWEST_CHARACTERS = 8
+GUESSED_BYTES = 1 << 16
+"""Around the first byte that is not UTF-8, from which its encoding is guessed."""
+
+_UNPACKED: tuple[tuple[bytes, str, Callable[[Any], Any]], ...] = (
+    (rb"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file)),
+    (rb"BZh[1-9]1AY&SY", "bzip2", bz2.BZ2File),
+    (rb"\xfd7zXZ\x00", "xz", lzma.LZMAFile),
+)
+"""What first bytes are matched by, the program that packs so, and what unpacks it."""
+PARQUET = b"PAR1\x15"
+_NAMED = (
+    (PARQUET, "a parquet file", "give it as a text source, whatever its name"),
+    (b"PK\x03\x04", "a zip archive or an office document", "unpack it, or save its text as .txt"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it with `zstd -d`"),
+    (b"\x04\x22\x4d\x18", "packed with lz4", "unpack it with `lz4 -d`"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with `7z x`"),
+    (b"Rar!\x1a\x07", "a rar archive", "unpack it"),
+    (b"%PDF-", "a PDF document", "save its text as .txt, for example with `pdftotext`"),
+    (b"SQLite format 3\x00", "a SQLite database", "export its text as .jsonl"),
+    (b"ARROW1\x00\x00", "an Arrow file", "save it as .parquet"),
+    (b"\x89PNG\r\n", "a picture", "give a text file"),
+    (b"\xff\xd8\xff", "a picture", "give a text file"),
+    (b"\xd0\xcf\x11\xe0", "an old office document", "save its text as .txt"),
+)
+"""What else first bytes say, and what to do."""
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_COMMON = (
+    ("cp932", "のにはをがでたとしいるれさなかっ、。", 0.4),
+    ("euc_jp", "のにはをがでたとしいるれさなかっ、。", 0.4),
+    ("cp949", "이다는을의가에고하한지로사인도기어아", 0.3),
+    ("gb18030", "的一是不了在有人我他这中大来上国，。", 0.12),
+    ("big5", "的一是不了在有人我他這中大來上國，。", 0.12),
+    ("cp1251", "оеаинтсрвлкмдпуяыьгзб", 0.7),
+    ("koi8_r", "оеаинтсрвлкмдпуяыьгзб", 0.7),
+    ("cp1253", "αοιετσνηυρπκλμωςίάόέ", 0.8),
+    ("cp1256", "الينمرتهوبدسعفقكحجأة", 0.8),
+    ("cp1252", "éèàüöäßñçóáíêôâîûùúãõåøæœ’‘“”–—…°«»€", 0.8),
+)
+"""Encodings that are told apart, their commonest characters, and how often those stand in ordinary text."""
+
+
+def read_text(path: Path) -> str:
+    """All of a small file, its lines ended by LF.
+
+    Raises OSError where it cannot be read, DataError where it is no text.
+    """
+    with opened(path) as file:
+        return "".join(lines(file, path))
+
+
+@contextmanager
+def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked where they are packed; `gzipped`: they must be.
+
+    Raises DataError where they cannot be unpacked, OSError where the file cannot be read.
+    """
+    with path.open("rb") as raw, unpacked(raw, path, gzipped) as file:
+        yield file
+
+
+@contextmanager
+def unpacked(raw: IO[bytes], path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
+    """As `opened`, of what is open already; `path` names it in errors."""
+    with tempfile.TemporaryFile() as seekable:
+        file = raw
+        if not raw.seekable():  # a pipe is read once only
+            shutil.copyfileobj(raw, seekable)
+            seekable.seek(0)
+            file = seekable
+        start = head(file)
+        packed = _packed(start)
+        if gzipped and start and (packed is None or packed[1] != "gzip"):
+            raise _torn(path, "gzip")
+        if packed is None:
+            yield file
+            return
+        try:
+            with packed[2](file) as inner:
+                yield inner
+        except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError):
+            raise _torn(path, packed[1]) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _torn(path, packed[1]) from None  # so bzip2 says that its data are wrong
+
+
+def head(file: IO[bytes]) -> bytes:
+    """The first bytes of a file, which stays at its beginning."""
+    start = file.read(SNIFFED_BYTES)
+    file.seek(0)
+    return start
+
+
+def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """The lines of a text file that stands at its beginning, each ended by LF but perhaps the last.
+
+    `path` names it in errors; `on_encoding` is told of one other than UTF-8. Raises DataError where it is no
+    text of an encoding that is read.
+    """
+    start = head(file)
+    if kind := next((kind for kind in _NAMED if start.startswith(kind[0])), None):
+        raise DataError(f"{path} is {kind[1]}, not text; {kind[2]}")
+    if start[257:262] == b"ustar":
+        raise DataError(f"{path} is a tar archive, not text; unpack it with `tar -xf`")
+    if re.search(rb"\x1b(\$[@B]|\([BJ])", start):
+        convert = f"iconv -f ISO-2022-JP -t UTF-8 {command(path)}"
+        raise DataError(f"{path} is in ISO-2022-JP, not UTF-8; convert it first: `{convert}`")
+    if packed := _packed(start):
+        raise DataError(f"{path} is packed twice ({packed[1]} lies within); unpack it once")
+    encoding = _encoding(start)
+    if encoding != "utf-8-sig":
+        on_encoding(encoding.upper())
+    text = io.TextIOWrapper(file, encoding, newline=None)
+    try:
+        yield from text
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            reason = f"is not whole {encoding.upper()} text ({error.reason}); save it as UTF-8"
+            raise DataError(f"{path} {reason}") from None
+        raise DataError(_fault(file, path)) from None
+    finally:
+        if not file.closed:
+            text.detach()  # else it would close the file, whose owner does
+
+
+def _packed(start: bytes) -> tuple[bytes, str, Callable[[Any], Any]] | None:
+    """How a file with these first bytes is packed."""
+    return next((kind for kind in _UNPACKED if re.match(kind[0], start)), None)
+
+
+def _torn(path: Path, kind: str) -> DataError:
+    return DataError(
+        f"{path} is no {kind} file, or not a complete one; fetch it again, or unpack or rename it"
+    )
+
+
+def _encoding(start: bytes) -> str:
+    """Of a file with these first bytes."""
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    zeros = [start[at::4].count(0) for at in range(4)]
+    quarter = max(1, len(start) // 4)
+    for encoding, zero, lowest in (("utf-32-le", (2, 3), 0), ("utf-32-be", (0, 1), 3)):
+        if len(start) >= 4 and all(zeros[at] >= quarter for at in zero) and zeros[lowest] < quarter:
+            return encoding
+    even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
+    # Of two bytes one is zero in ASCII characters; in other scripts line ends have one, and few others.
+    dense = 20 * min(even, odd) < max(even, odd) >= 0.6 * quarter
+    if dense or (max(even, odd) and not _decodes(start, "utf-8")):
+        for encoding in ("utf-16-le", "utf-16-be") if odd >= even else ("utf-16-be", "utf-16-le"):
+            if _decodes(start, encoding):
+                return encoding
+    return "utf-8-sig"
+
+
+def _decodes(start: bytes, encoding: str) -> bool:
+    """Whether these bytes begin a text of this encoding, by its characters too."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(start)
+    except UnicodeDecodeError:
+        return False
+    odd = sum(unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs") for character in text)
+    return odd - sum(map(text.count, "\t\n\r\f\0")) <= len(text) // 100 and (
+        encoding == "utf-8" or text.count("\0") <= len(text) // 100
+    )
+
+
+def _fault(file: IO[bytes], path: Path) -> str:
+    """Where the first byte of a file lies that is not UTF-8, and what to do."""
+    file.seek(0)
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    ends = io.IncrementalNewlineDecoder(None, translate=True)
+    line, before, foreign = 1, 0, False  # line, its bytes before the fault, whether there were any but ASCII
+    fault: UnicodeDecodeError | None = None
+    while fault is None:
+        block = file.read(BLOCK_BYTES)
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            fault, text = error, error.object[: error.start].decode()
+        foreign |= not text.isascii()
+        text = ends.decode(text, final=fault is not None)
+        if newlines := text.count("\n"):
+            line, before = line + newlines, 0
+        before += len(text[text.rfind("\n") + 1 :].encode())
+    at, around = fault.start, fault.object
+    where = f"{path}, line {line} is not UTF-8 text (byte 0x{around[at]:02x} at position {before + 1})"
+    if not block:
+        return f"{where}: the file ends within a character; fetch it again, or mend its end"
+    sample = around[max(0, at - GUESSED_BYTES) : at + GUESSED_BYTES]
+    if b"\0" in sample:
+        return f"{where} and holds zero bytes, so it is no text; give a text file"
+    if foreign:
+        return f"{where}, while text before it is UTF-8; mend that line"
+    probable = _guessed(sample)
+    shown = f", but probably {probable}" if probable else ""
+    new = path.with_name(f"utf8-{path.name.removesuffix('.gz')}")
+    if path == STANDARD_INPUT:
+        return f"{where}{shown}; convert it first: `iconv -f {probable or 'ENCODING'} -t UTF-8`"
+    programs: dict[type, str] = {gzip.GzipFile: "gzip", bz2.BZ2File: "bzip2", lzma.LZMAFile: "xz"}
+    program = programs.get(type(file))
+    unpacked = f"{program} -dc < {command(path)} | " if program else ""
+    convert = command("iconv", "-f", probable or "ENCODING", "-t", "UTF-8", *([] if program else [path]))
+    return f"{where}{shown}; convert the file to UTF-8: `{unpacked}{convert} > {command(new)}`"
+
+
+def _guessed(sample: bytes) -> str | None:
+    """The encoding in which this is ordinary text; none where that cannot be told."""
+    best, most = None, 0.5
+    for encoding, common, share in _COMMON:
+        text = re.sub(r"[\x00-\x7f]", "", sample.decode(encoding, "replace"))
+        # A character is cut at either end of the sample; more that do not decode speak against it.
+        few = len(text) < FEWEST_CHARACTERS and encoding != "cp1252"  # where single ones are customary
+        if not text or few or text.count("\ufffd") > 2 + len(text) // 1000:
+            continue
+        found = sum(map(text.count, common)) / len(text) / share
+        if found > most:
+            best, most = encoding.upper().replace("_", "-"), found
+    return best

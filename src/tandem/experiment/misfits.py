@@ -1,0 +1,153 @@
+"""Settings that do not fit the text or each other: all of it is found before any of it is said.
+
+Every such check stands here, and tells the settings that would mend what it found.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from tandem.baselines import gpt2, lstm
+from tandem.errors import MisfitError
+from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.settings import Configuration, Settings
+from tandem.tokens.embeddings import check_length
+from tandem.tokens.prepare import Corpus
+
+MORE_TEXT = "give more text"
+STEPS = 10
+"""Optimizer steps that an epoch has with the size of batch that is advised."""
+
+
+def misfits(
+    variants: Mapping[str | None, Settings],
+    changes: Mapping[str, Mapping[str, Any]],
+    corpus: Corpus,
+    baselines: bool,
+) -> list[MisfitError]:
+    """All there are, of any variant; `changes` is what each variant sets; `baselines`: theirs as well."""
+    found = [
+        error if name is None else _of_variant(error, name, changes[name])
+        for name, settings in variants.items()
+        for error in (*_sizes(settings, corpus), *_rules(settings))
+    ]
+    # Of a model that is not possible no parameters can be counted.
+    if baselines and not any("model.context_dim" in error.fitting for error in found):
+        found += _baselines(list(variants.values()), corpus)
+    return found
+
+
+def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
+    """What is too large for the text."""
+    tokens = len(corpus.train)
+    swept = min(settings.phase1.tokens_per_step or tokens, tokens)
+    if settings.recipe == "original" and settings.phase1.batch_positions > swept:
+        yield _large_batch("phase1", settings.phase1.batch_positions, swept, swept)
+    if settings.phase2.batch_positions > tokens - 1:
+        fits = max(1, (tokens - 1) // STEPS)
+        yield _large_batch("phase2", settings.phase2.batch_positions, tokens - 1, fits)
+    try:
+        check_length(settings.embeddings, corpus.vocab_size, settings.model.embed_dim)
+    except MisfitError as error:
+        yield error
+
+
+def _large_batch(phase: str, batch: int, there: int, fits: int) -> MisfitError:
+    return MisfitError.of(
+        f"setting {phase}.batch_positions = {batch} is larger than the {there} positions of training text",
+        {f"{phase}.batch_positions": fits},
+        MORE_TEXT,
+    )
+
+
+def _rules(settings: Settings) -> Iterator[MisfitError]:
+    """What contradicts another setting."""
+    model = settings.model
+    depths = [configuration.context_layers for configuration in settings.grid]
+    if model.cell == "gated" and (uneven := [depth for depth in depths if model.context_dim % depth]):
+        shared = math.lcm(*depths)
+        yield MisfitError.of(
+            f"setting model.context_dim = {model.context_dim} cannot be shared evenly by {uneven[0]} gated "
+            "layers",
+            {"model.context_dim": shared * math.ceil(model.context_dim / shared)},
+        )
+    if settings.recipe == "original" and settings.phase2.start == "phase1":
+        yield MisfitError.of(
+            "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe original has no "
+            "token layers to start from",
+            {"phase2.start": "random"},
+        )
+    if settings.recipe == "predictive" and settings.embeddings.trained:
+        yield MisfitError.of(
+            "setting embeddings.trained = True belongs to recipe original; the recipe predictive trains the "
+            "embedding in phase 1 in any case, and leaves it as it is in phase 2",
+            {"embeddings.trained": "false"},
+        )
+    if model.boundary == "reset" and (
+        settings.data.separator != "eos" or settings.data.validation_separator not in (None, "eos")
+    ):
+        yield MisfitError.of(
+            "setting model.boundary = 'reset' needs data.separator = 'eos': the end-of-text token is what "
+            "starts a document",
+            {"model.boundary": "carry"},
+        )
+
+
+def _baselines(variants: list[Settings], corpus: Corpus) -> Iterator[MisfitError]:
+    """What is too large for the parameters that the LSTM and the GPT-2 may have."""
+    baselines = variants[0].baselines
+    sizes = [min(parameters_for(one, corpus, c) for c in one.grid) for one in variants]
+    allowed = baselines.max_parameters or max(sizes)
+    embed_dim = variants[sizes.index(max(sizes))].model.embed_dim
+    vocabulary = corpus.vocab_size
+    least = {
+        "lstm": lstm.parameter_count(vocabulary, embed_dim, 1, baselines.lstm.layers),
+        "gpt2": gpt2.parameter_count(vocabulary, baselines.gpt2.heads, baselines.gpt2),
+    }
+    if large := {name: size for name, size in least.items() if name in baselines.models and size > allowed}:
+        shown = " and ".join(f"{name} has {size}" for name, size in large.items())
+        yield MisfitError.of(
+            f"of the baselines, {shown} parameters at least, more than the {allowed} it may have",
+            {"baselines.max_parameters": max(large.values())},
+        )
+
+
+def _of_variant(error: MisfitError, name: str, changes: Mapping[str, Any]) -> MisfitError:
+    """An error of one variant: no option changes what the variant sets itself, only its file."""
+    fitting = dict(error.fitting)
+    for setting in error.fitting:
+        section, _, key = setting.partition(".")
+        own = changes.get(section)
+        if isinstance(own, Mapping) and key in own:
+            mend = f"set variants.{name}.{setting} to {fitting.pop(setting)} in the settings file"
+            return MisfitError.of(f"variant {name}: {error.said}", fitting, mend)
+    return error
+
+
+def config_for(settings: Settings, corpus: Corpus, configuration: Configuration) -> TandemConfig:
+    """The Hugging Face configuration of a model."""
+    model, eos = settings.model, corpus.eos_token_id
+    return TandemConfig(
+        vocab_size=corpus.vocab_size,
+        embed_dim=model.embed_dim,
+        context_dim=model.context_dim,
+        context_layers=configuration.context_layers,
+        token_layers=configuration.token_layers,
+        cell=model.cell,
+        token_projection=model.token_projection,
+        output_bias=model.output_bias,
+        boundary=model.boundary,
+        weight_init_std=model.weight_init_std,
+        bias_init_std=model.bias_init_std,
+        bos_token_id=eos,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+
+
+def parameters_for(settings: Settings, corpus: Corpus, configuration: Configuration) -> int:
+    """Of a model, without making it."""
+    with torch.device("meta"):
+        return TandemForCausalLM(config_for(settings, corpus, configuration)).num_params()["total"]

@@ -1,0 +1,169 @@
+"""What a folder is, told from its files: asked before anything is read from it or written into it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tandem.advice import advice
+from tandem.errors import RunDirError
+
+Kind = Literal["absent", "file", "empty", "run directory", "model folder", "foreign model", "cache", "other"]
+Wanted = Literal["run directory", "model folder"]
+MANIFEST, RECORDS = "manifest.json", "records.jsonl"
+CONFIG, RECORD, SETTINGS = "config.json", "record.json", "settings.yaml"
+WRITTEN: dict[Wanted, tuple[str, ...]] = {
+    "run directory": (
+        *(MANIFEST, RECORDS, "audit.json", "report.md", "report.html", "report.ja.md", "report.ja.html"),
+        *("figures", "models", "phase1", "failures", "workers"),
+    ),
+    "model folder": (
+        *(CONFIG, RECORD, SETTINGS, "model.safetensors", "generation_config.json", "tokenizer.json"),
+        *("tokenizer_config.json", "contexts_sample.safetensors", "phase1_head.safetensors"),
+    ),
+}
+"""Files and folders that Tandem makes in each."""
+MAKES = {"run directory": "`tandem experiment`", "model folder": "`tandem train`"}
+OF_RUNS = b'"settings_fingerprint"'
+"""Stands in every manifest and in every record."""
+READ_BYTES = 1 << 20
+"""Of a file so much is looked at."""
+SHOWN = 3
+"""So many folders are named in a message."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is at a path.
+
+    what      the same for people, such as "a run directory"
+    inside    run directories or model folders that are in it, sorted
+    """
+
+    path: Path
+    kind: Kind
+    what: str
+    inside: tuple[Path, ...] = ()
+
+
+def look(path: Path) -> Found:
+    """What is at `path`. Nothing is written there; what cannot be read counts as not there."""
+    if not path.is_dir():
+        there = path.exists() or path.is_symlink()
+        return Found(path, "file", "a file") if there else Found(path, "absent", "not there")
+    if _is_run(path):
+        return Found(path, "run directory", "the run directory of an experiment", _models_of(path))
+    if (model := _model(path)) is not None:
+        return model
+    if _is_cache(path):
+        return Found(path, "cache", "a cache of prepared text")
+    shown = [entry for entry in _entries(path) if not entry.name.startswith(".") and entry.name != "claims"]
+    if not shown:
+        return Found(path, "empty", "an empty folder")
+    holds = tuple(entry for entry in shown if _is_run(entry) or _is_model(entry))
+    return Found(path, "other", "a folder that holds neither records nor a model of its own", holds)
+
+
+def check_reading(path: Path, *wanted: Wanted) -> Found:
+    """What is at `path`, of a kind that is wanted. RunDirError otherwise: what it is, and what to give."""
+    found = look(path)
+    if found.kind in wanted:
+        return found
+    makers = " or ".join(MAKES[kind] for kind in wanted)
+    if found.kind == "absent":
+        name = wanted[0] if len(wanted) == 1 else "folder"
+        raise RunDirError(f"there is no {name} {path}; give one that {makers} made")
+    kinds = " nor ".join(f"a {kind}" for kind in wanted)
+    denied = f"{path} is {'neither' if len(wanted) > 1 else 'not'} {kinds}: it is {found.what}"
+    if inside := [path for path in found.inside if look(path).kind in wanted]:
+        whose = "its models" if found.kind == "run directory" else "those in it"
+        raise RunDirError(f"{denied}; give one of {whose}: {_shown(inside)}")
+    if found.kind == "run directory":  # here a model was wanted
+        raise RunDirError(f"{denied}, which keeps no models; train one with `tandem train`")
+    if (around := _around(path)) is not None and around.kind in wanted:
+        raise RunDirError(f"{denied}; give {around.path}, in which it lies")
+    raise RunDirError(f"{denied}; give one that {makers} made")
+
+
+def check_writing(path: Path, wanted: Wanted) -> None:
+    """RunDirError where a run directory or model folder made at `path` would mix with what is there.
+
+    It may hold files of other names. What the same kind of folder holds already, its maker looks at.
+    """
+    found, other = look(path), ("give another {}", "output")
+    if (around := _around(path)) is not None:
+        said = f"lies in {around.path}, {around.what}, which is no place for a {wanted}"
+    elif found.kind in ("absent", "empty", wanted):
+        return
+    elif found.kind != "other":
+        said = f"is {found.what}, which is no place for a {wanted}"
+    elif found.inside:
+        said = f"holds {_shown(found.inside)}, so it is no place for a {wanted} itself"
+    elif clash := [name for name in WRITTEN[wanted] if (path / name).exists()]:
+        said = f"holds a {clash[0]} that is not Tandem's, and a {wanted} has one of its own"
+    else:
+        return
+    raise RunDirError(f"{path} {said}" + advice(other))
+
+
+def _around(path: Path) -> Found | None:
+    """The nearest run directory, model folder or cache in which `path` lies, if any."""
+    for parent in path.resolve().parents:
+        if _is_run(parent) or _is_model(parent) or _is_cache(parent):
+            return look(parent)
+    return None
+
+
+def _is_cache(path: Path) -> bool:
+    return (path / "corpus.json").is_file() or any(path.glob("corpora/*/corpus.json"))
+
+
+def _is_run(path: Path) -> bool:
+    """Damaged files count too, where both are there."""
+    files = [path / MANIFEST, path / RECORDS]
+    return any(OF_RUNS in _beginning(file) for file in files) or all(file.is_file() for file in files)
+
+
+def _models_of(run_dir: Path) -> tuple[Path, ...]:
+    return tuple(entry for entry in _entries(run_dir / "models") if _is_model(entry))
+
+
+def _is_model(path: Path) -> bool:
+    model = _model(path)
+    return model is not None and model.kind == "model folder"
+
+
+def _model(path: Path) -> Found | None:
+    """A model folder, one of another kind of model, or neither."""
+    record = OF_RUNS in _beginning(path / RECORD)
+    try:
+        config = json.loads((path / CONFIG).read_bytes())
+    except (OSError, ValueError):  # missing or damaged: whoever loads the model says so
+        config = None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind == "tandem" or record:
+        return Found(path, "model folder", "a model folder")
+    if kind is None and not (isinstance(config, dict) and "architectures" in config):
+        return None
+    return Found(path, "foreign model", f"a folder with a model of type '{kind}', not a Tandem model")
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(READ_BYTES)
+    except OSError:
+        return b""
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError:
+        return []
+
+
+def _shown(paths: Sequence[Path]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(map(str, paths[:SHOWN])) + more

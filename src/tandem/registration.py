@@ -1,0 +1,95 @@
+"""The model classes are known to transformers' Auto classes as soon as those are imported, and not before.
+
+`import tandem` alone must do, but must not import transformers, which takes seconds. So a finder on
+`sys.meta_path` waits for the modules that define the Auto classes, and registers ours when they have run.
+"""
+
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def _register_config() -> None:
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from tandem.model.configuration_tandem import TandemConfig
+
+    AutoConfig.register(TandemConfig.model_type, TandemConfig)
+
+
+def _register_model() -> None:
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    from tandem.model import TandemConfig, TandemForCausalLM
+
+    AutoModelForCausalLM.register(TandemConfig, TandemForCausalLM)
+
+
+# What each module makes possible. Nothing that our own modules import may import one of the two in turn: it
+# would be half-imported then, where they need it. For the configuration that holds by its nature.
+_ONCE_IMPORTED: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+}
+
+
+def register_when_imported() -> None:
+    """Register with the Auto classes that are there, and with others when they are imported."""
+    if not any(isinstance(finder, _AutoModules) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AutoModules())
+    for name, register in _ONCE_IMPORTED.items():
+        if name in sys.modules:
+            register()
+
+
+class _AutoModules(MetaPathFinder):
+    """Leaves finding to all others, and has the two modules followed by our registration."""
+
+    def __init__(self) -> None:
+        self._asking = threading.local()
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """The spec that the others find for one of the two modules, with our loader around theirs."""
+        register = _ONCE_IMPORTED.get(fullname)
+        if register is None or getattr(self._asking, "others", False):
+            return None
+        self._asking.others = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking.others = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Followed(spec.loader, register)
+        return spec
+
+
+class _Followed(Loader):
+    """Another loader, after which something is done."""
+
+    def __init__(self, loader: Loader, then: Callable[[], None]) -> None:
+        self._loader, self._then = loader, then
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the other one does."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """As the other one does, which the module then says it was loaded by; and what is to be done."""
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._then()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)

@@ -1,0 +1,67 @@
+"""How text is shown, whoever wrote it: in any encoding, on one line, quoted where it is part of a command."""
+
+import io
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What moves the cursor, breaks a line, or stands for a byte that was no text."""
+
+
+def tolerate_any_encoding() -> None:
+    """From now on this process prints `?` for what the encoding of its output lacks, and never fails for it.
+
+    Output that was closed goes nowhere: no file that is opened later may get the descriptor of a stream.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
+            setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def holds_all_text(encoding: str | None) -> bool:
+    """Whether a stream of this encoding can hold every character."""
+    return encoding is None or encoding.lower().startswith("utf")
+
+
+def json_for(encoding: str | None, text: str) -> str:
+    """JSON `text` so that nothing of it is lost in this encoding: escaped where it has to be."""
+    lossy = r"[\ud800-\udfff]" if holds_all_text(encoding) else r"[^\x00-\x7f]"
+    # Outside of strings JSON is ASCII, so an escape of a string is right wherever one is needed.
+    return re.sub(lossy, lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """`text` with escapes such as `\\n` for characters that would not stay on its line."""
+    return _CONTROLS.sub(lambda found: _escape(found[0]), text)
+
+
+def command(*words: object) -> str:
+    """A command, or options of one, as it is typed into a shell; every word is quoted where it has to be.
+
+    A Path is never taken for an option.
+    """
+    return " ".join(
+        _quoted(f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word))
+        for word in words
+    )
+
+
+def _quoted(word: str) -> str:
+    if not _CONTROLS.search(word):
+        return shlex.quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{one_line(plain)}'"  # as bash and zsh read it
+
+
+def _escape(character: str) -> str:
+    """As Python and shells write it; a byte that was no text stands in a string as U+DC80 to U+DCFF."""
+    byte = ord(character) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(character)[1:-1]

@@ -1,0 +1,139 @@
+"""Which files a source names: one set of rules for a file, a folder and a glob pattern.
+
+A folder stands for the pattern `FOLDER/**/*`. Links to files and folders are followed. A file that is reached
+twice, through links or round a loop of them, is read once, under the first of its sorted paths. Names that
+begin with a dot are hidden: a pattern has to spell the dot out. Whatever is left out is counted.
+"""
+
+import fnmatch
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tandem.advice import advice
+from tandem.errors import DataError
+from tandem.folders import look
+from tandem.text.places import user_path
+from tandem.text.reading import Reading
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+KNOWN = ", ".join(SUFFIXES) + " (each may be gzipped as .gz)"
+
+
+def find_files(source: str, reading: Reading) -> list[Path]:
+    """The files that `source` (a file, folder or glob pattern) names, sorted; at least one.
+
+    What is passed over is told to `reading`. Raises DataError where there is no file of a known kind, or
+    where a folder cannot be read.
+    """
+    path = user_path(source)
+    if path.is_dir():
+        if (found := look(path)).kind in ("run directory", "cache"):
+            raise DataError(f"{source} is {found.what}, and no text; give the text itself")
+        files = _Listing(reading, path).files(("**", "*"))
+        if not files:
+            raise DataError(
+                f"the directory {source} holds no file of a known kind: {KNOWN}{reading.left_out()}"
+            )
+        return files
+    if path.exists():
+        if not known_kind(path):
+            raise DataError(f"{source} is of unknown kind; Tandem reads {KNOWN}")
+        return [path]
+    if glob.has_magic(source):
+        parts = Path(source).expanduser().parts
+        plain = 0  # so many parts are there as they are written, brackets and all
+        while plain < len(parts) - 1 and user_path(str(Path(*parts[: plain + 1]))).is_dir():
+            plain += 1
+        files = _Listing(reading, user_path(str(Path(*parts[:plain])))).files(parts[plain:])
+        if not files:
+            raise DataError(
+                f"no file of a known kind matches the pattern {source}; known are {KNOWN}{reading.left_out()}"
+            )
+        return files
+    raise DataError(
+        f"there is no file or directory {source}"
+        + advice(("check the path, or use 'python-docs' or 'hf:NAME'", "data.train"))
+    )
+
+
+def known_kind(path: Path) -> str | None:
+    """The known suffix of a file's name, `.gz` apart."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+class _Listing:
+    """The files below one folder whose paths match a pattern."""
+
+    def __init__(self, reading: Reading, base: Path) -> None:
+        self._reading, self._base = reading, base
+        self._left_out: set[Path] = set()
+
+    def files(self, pattern: tuple[str, ...]) -> list[Path]:
+        """Those of a known kind, sorted, each once. Raises DataError where a folder cannot be read."""
+        files: dict[str, Path] = {}
+        try:
+            for path in sorted(set(self._matches(self._base, pattern))):
+                if path.is_dir():
+                    if "**" not in pattern:  # else it was gone into
+                        self._pass_over("being a folder", path)
+                elif not path.exists():
+                    self._pass_over("linked to nothing", path)
+                elif not path.is_file() or not known_kind(path):
+                    self._pass_over("of unknown kind", path)
+                elif files.setdefault(os.path.realpath(path), path) != path:
+                    self._pass_over("read under another name", path)
+        except OSError as error:
+            raise DataError(
+                f"cannot read the folder {error.filename}: {error.strerror or error}; make it readable, or "
+                "name what to read by a pattern that leaves it out"
+            ) from None
+        return list(files.values())
+
+    def _matches(self, folder: Path, pattern: tuple[str, ...]) -> Iterator[Path]:
+        """Whatever below `folder` has a path that matches, part by part."""
+        first, rest = pattern[0], pattern[1:]
+        if first == "**":
+            real = Path(os.path.realpath(folder))
+            for inside in self._folders(folder, {str(above) for above in real.parents}):
+                yield from self._matches(inside, rest or ("*",))
+        elif glob.has_magic(first):
+            for entry in self._entries(folder):
+                if fnmatch.fnmatch(entry.name, first) and self._is_meant(entry, first):
+                    yield from self._going_on(entry, rest)
+        elif os.path.lexists(folder / first):
+            yield from self._going_on(folder / first, rest)
+
+    def _going_on(self, path: Path, rest: tuple[str, ...]) -> Iterator[Path]:
+        if not rest:
+            yield path
+        elif path.is_dir():
+            yield from self._matches(path, rest)
+
+    def _folders(self, folder: Path, seen: set[str]) -> Iterator[Path]:
+        """`folder` and all folders below it, each once however many links lead there; none of `seen`."""
+        if (real := os.path.realpath(folder)) in seen:
+            self._pass_over("linked to a folder seen before", folder)
+            return
+        seen.add(real)
+        yield folder
+        for entry in self._entries(folder):
+            if entry.is_dir() and self._is_meant(entry, "**"):
+                yield from self._folders(entry, seen)
+
+    def _entries(self, folder: Path) -> list[Path]:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+
+    def _is_meant(self, path: Path, pattern: str) -> bool:
+        """Whether a name that matches a part of a pattern is meant by it: not where it is hidden."""
+        hidden = path.name.startswith(".") and not pattern.startswith(".")
+        if hidden:
+            self._pass_over("hidden", path)
+        return not hidden
+
+    def _pass_over(self, why: str, path: Path) -> None:
+        if path not in self._left_out:
+            self._left_out.add(path)
+            self._reading.passed_over(why, str(path.relative_to(self._base)))

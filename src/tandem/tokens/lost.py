@@ -1,0 +1,153 @@
+"""Text that tokens cannot give back: found by decoding them again, counted in UTF-8 bytes.
+
+A tokenizer may drop a character, give an unknown token for it, or change it first (lower case, accents, white
+space). Such text costs no bits in the tokens' likelihood, so it is counted here, and charged apart.
+
+Two texts are compared by what they hold, wherever it stands: single characters, and runs of white space. The
+spaces that decoders set between words make up for none but single spaces. Those at either end of a text do
+not count, as many tokenizers put one there and take it away again.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+from tandem.tokens.tokenizer import plain
+
+UNIT = re.compile(r"\s+|\S")
+EXAMPLES, EXAMPLE_CHARACTERS = 5, 8
+
+
+class Lost(BaseModel):
+    """Text that tokens cannot give back.
+
+    bytes      UTF-8 bytes of it
+    such_as    the first few different characters, or runs of white space, of it
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bytes: int = 0
+    such_as: tuple[str, ...] = ()
+
+    def sentence(self, what: str, total: int) -> str:
+        """How much of `what`, which has `total` bytes, is lost, and what comes of it."""
+        return (
+            f"{what}: its tokens cannot give back {self.bytes:,} of {total:,} bytes "
+            f"({self.bytes / max(1, total):.2%}), such as {self.examples}; "
+            "bits per byte charge 8 bits for each of them"
+        )
+
+    @property
+    def examples(self) -> str:
+        """What was lost first, as a person can read it whatever it is."""
+        return ", ".join(map(repr, self.such_as))
+
+
+NOTHING_LOST = Lost()
+
+
+def such_as(lost: Iterable[str]) -> tuple[str, ...]:
+    """The first few different ones."""
+    return tuple(dict.fromkeys(unit[:EXAMPLE_CHARACTERS] for unit in lost))[:EXAMPLES]
+
+
+class Decoding:
+    """What a tokenizer's tokens give back of the text that they were made from."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        rules = json.loads(tokenizer.to_str())
+        self._lossless = _is_lossless(rules, tokenizer)
+        if self._lossless:
+            return
+        self._tokenizer = plain(tokenizer)
+        self._unknown = _unknown_id(rules["model"], tokenizer)
+        decoder = rules["decoder"]
+        if decoder is None and "ByteLevel" in map(_kind, _parts(rules["pre_tokenizer"], "pretokenizers")):
+            self._tokenizer.decoder = decoders.ByteLevel()
+        elif decoder is not None and decoder["type"] == "WordPiece":
+            # Without the library's tidying, which takes spaces away that the text may have had.
+            self._tokenizer.decoder = decoders.WordPiece(prefix=decoder["prefix"], cleanup=False)
+
+    def lost(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[Counter[str]]:
+        """Characters and runs of white space of each text that its ids do not give back; how often each."""
+        if self._lossless:
+            return [Counter() for _ in texts]
+        decoded = self._tokenizer.decode_batch(list(ids), skip_special_tokens=False)
+        return [
+            self._missing(text, back, sum(token == self._unknown for token in row))
+            for text, back, row in zip(texts, decoded, ids, strict=True)
+        ]
+
+    def _missing(self, text: str, back: str, unknown: int) -> Counter[str]:
+        """As `lost`, of a text that comes back with so many unknown tokens in it."""
+        if text == back and not unknown:
+            return Counter()
+        there = Counter(UNIT.findall(text.strip(" ")))
+        given = Counter(UNIT.findall(back.strip(" ")))
+        if unknown:
+            assert self._unknown is not None
+            # Decoding spells the token's name, whose characters were never there.
+            given -= Counter((self._tokenizer.id_to_token(self._unknown) or "") * unknown)
+        missing = there - given
+        # Where a word was dropped, the spaces beside it come back as one run, or at an end.
+        spare = sum(len(run) * times for run, times in (given - there).items() if not run.strip(" "))
+        spare += len(back) - len(back.strip(" "))
+        missing[" "] = max(0, missing[" "] - spare)
+        missing = +missing
+        if (normalizer := self._tokenizer.normalizer) is None:
+            return missing
+        # What a changed character became (T → t) must not make up for one of that kind that was dropped.
+        became: Counter[str] = Counter()
+        for unit, times in missing.items():
+            for other in normalizer.normalize_str(unit):
+                became[other] += 0 if other == unit or other.isspace() else times
+        for unit in became:
+            gone = min(there[unit], there[unit] + became[unit] - given[unit])
+            if gone > 0:
+                missing[unit] = gone
+        return missing
+
+
+def _is_lossless(rules: dict[str, object], tokenizer: Tokenizer) -> bool:
+    """Whether any text comes back by construction: a BPE of bytes, which has all 256, of unchanged text."""
+    parts = _parts(rules["pre_tokenizer"], "pretokenizers")
+    model, added = rules["model"], rules["added_tokens"]
+    assert isinstance(model, dict)
+    assert isinstance(added, list)
+    return (
+        rules["normalizer"] is None
+        and "ByteLevel" in map(_kind, parts)
+        and all(
+            _kind(part) in {"ByteLevel", "Digits", "Punctuation", "Split"}
+            and part.get("behavior") != "Removed"
+            for part in parts
+        )
+        and model["type"] == "BPE"
+        and not model["continuing_subword_prefix"]
+        and not model["end_of_word_suffix"]
+        and all(token["special"] or not (token["lstrip"] or token["rstrip"]) for token in added)
+        and all(tokenizer.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet())
+    )
+
+
+def _parts(rule: object, name: str) -> list[dict[str, object]]:
+    """The steps of a rule of tokenizer.json: itself, or those of a sequence."""
+    if not isinstance(rule, dict):
+        return []
+    return [step for part in rule[name] for step in _parts(part, name)] if name in rule else [rule]
+
+
+def _kind(rule: dict[str, object]) -> object:
+    return rule["type"]
+
+
+def _unknown_id(model: dict[str, object], tokenizer: Tokenizer) -> int | None:
+    """The token that stands for text outside the vocabulary."""
+    number, name = model.get("unk_id"), model.get("unk_token")
+    if isinstance(number, int):
+        return number
+    return tokenizer.token_to_id(name) if isinstance(name, str) else None

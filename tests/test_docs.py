@@ -1,0 +1,388 @@
+"""Every command and every snippet of README and docs runs, from the installed package, in another folder.
+
+A block of `sh` runs line by line, a block of `python` as a script, each in a fresh process. They use what is
+installed from a wheel, not the sources. Programs of the same names that come first on PATH make trainings
+small; they then start the installed ones. Blocks of any other kind are output, and are not run.
+"""
+
+import gzip
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import sentences, write_jsonl
+from filelock import FileLock
+
+from tandem.cli.arguments import ExperimentArguments, TrainArguments, parse_with_preset
+from tandem.cli.main import COMMANDS
+from tandem.settings import preset_names
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "README.ja.md", *(ROOT / "docs").glob("*.md")])
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN = ("sh", "python")
+SHOWN = ("text", "yaml", "json")
+"""What blocks of output and of files are tagged."""
+
+SMALL = {
+    "--data.train": "my-text/",
+    "--data.validation": "None",
+    "--device": "cpu",
+    "--threads": "1",
+    "--tokenizer.vocab-size": "300",
+    "--model.embed-dim": "16",
+    "--model.context-dim": "48",
+    "--phase1.max-iterations": "3",
+    "--phase1.batch-positions": "500",
+    "--prediction.max-epochs": "1",
+    "--prediction.streams": "8",
+    "--phase2.max-epochs": "1",
+    "--phase2.batch-positions": "512",
+    "--baselines.lstm.max-epochs": "1",
+    "--baselines.gpt2.max-epochs": "1",
+    "--model.weight-init-std": "0.3",
+    "--embeddings.norm": "1",
+}
+"""What makes a training small, unless the line says otherwise."""
+SMALL_EXPERIMENT = {"--seeds": "0", "--configurations": "1 1"}
+"""What makes an experiment small besides."""
+
+NOT_RUN = {
+    r"python3 bootstrap\.py ": "installs a gigabyte of packages from the network",
+    r".*--executor slurm": "needs a Slurm cluster",
+    r".*--executor ray": "starts a cluster with eight workers; tests/test_executors.py runs a small one",
+    r".*python bench/(wikitext|quality|conclusions)\.py": "needs the corpora, and takes hours",
+    r"tandem experiment (bench/ablation.yaml|predictive .*--seeds 0 1 2 3 4)": "is of twenty runs and more",
+    r"python bench/(performance|big_corpus|big_training|big_turns|distributed|estimate|original_scale)\.py": (
+        "measures for minutes to hours, and its figures mean something on a quiet machine only"
+    ),
+}
+"""Lines that do not run here, and why; that their programs take them is checked all the same."""
+
+SHIM = """#!{python}
+import os, sys
+small, experiment, name, real = {small!r}, {experiment!r}, {name!r}, {real!r}
+args = sys.argv[1:]
+at = args.index("-m") + 2 if "-m" in args and args[args.index("-m") + 1] == "tandem" else 0
+if (at or name == "tandem") and args[at] in ("train", "experiment"):
+    small.update(experiment if args[at] == "experiment" else {{}})
+    if "--seeds" in args:
+        first = args.index("--seeds") + 1
+        while args[first + 1 : first + 2] and args[first + 1].isdigit():
+            del args[first + 1]
+    if "--workers" in args:
+        args[args.index("--workers") + 1] = "2"
+    for option, value in small.items():
+        if not any(word.split("=")[0] == option for word in args):
+            args += [option, *value.split()]
+if name == "torchrun":
+    args = ["--standalone", *args]
+os.execv(real, [real, *args])
+"""
+"""A program that adds the small settings to a training and starts the real one.
+
+Of several seeds it leaves one, and of several workers two.
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    number: int
+    tag: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Where it stands."""
+        return f"{self.page.name}-{self.number}-{self.tag}"
+
+    @property
+    def commands(self) -> list[str]:
+        """Its commands, those that go over several lines as one."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def blocks(tags: tuple[str, ...]) -> list[Block]:
+    return [
+        Block(page, number, match[1].strip(), match[2])
+        for page in PAGES
+        for number, match in enumerate(FENCE.finditer(page.read_text("utf-8")), start=1)
+        if match[1].strip() in tags
+    ]
+
+
+def why_not(command: str) -> str | None:
+    return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command)), None)
+
+
+def bare(command: str) -> str:
+    """A command without its comment."""
+    return shlex.join(shlex.split(command, comments=True))
+
+
+RUNNING = [
+    block
+    for block in blocks(RUN)
+    if (
+        block.page.name != "README.ja.md" or block.tag == "python"
+    )  # the same commands as README's: see below
+    and (block.tag == "python" or not all(map(why_not, block.commands)))
+]
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed package, small programs before it, and what the pages take for granted.
+
+    Made once for all processes of the tests: `package/`, `bin/`, and the working folder `place/`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    made = base / "docs"
+    with FileLock(base / "docs.lock"):
+        if not (made / "done").is_file():
+            shutil.rmtree(made, ignore_errors=True)
+            _install(made)
+            _fill(made / "place")
+            for command in (
+                "tandem config demo > mine.yaml",
+                "tandem train --data.train my-text/ --output models/mine",
+            ):
+                done = run_there(command, made, made / "place")
+                assert done.returncode == 0, done.stderr
+            _edit(made / "place" / "mine.yaml")
+            (made / "place" / "gpt2_tokenizer").mkdir()
+            tokenizer = made / "place" / "models" / "mine" / "tokenizer.json"
+            shutil.copy(tokenizer, made / "place" / "gpt2_tokenizer")
+            (made / "done").touch()
+    return made
+
+
+def _install(made: Path) -> None:
+    sources = made / "sources"
+    sources.mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    shutil.copytree(
+        ROOT / "src" / "tandem", sources / "src" / "tandem", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(made), str(sources)]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = made.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(made / "package"), str(wheel)], check=True)
+    shutil.rmtree(sources)
+    (made / "bin").mkdir()
+    for name, real in (
+        ("tandem", made / "package" / "bin" / "tandem"),
+        ("python", Path(sys.executable)),
+        ("torchrun", Path(sys.executable).with_name("torchrun")),
+    ):
+        shim = made / "bin" / name
+        text = SHIM.format(
+            python=sys.executable, small=SMALL, experiment=SMALL_EXPERIMENT, name=name, real=str(real)
+        )
+        shim.write_text(text, "utf-8")
+        shim.chmod(0o755)
+
+
+def _edit(settings: Path) -> None:
+    """What README says to do with these settings; without variants, since no option changes what they set."""
+    values = yaml.safe_load(settings.read_text("utf-8"))
+    settings.write_text(yaml.safe_dump({**values, "variants": {}}), "utf-8")
+
+
+def _fill(place: Path) -> None:
+    """The texts that the pages name, all small."""
+    (place / "my-text").mkdir(parents=True)
+    texts = sentences(80)
+    for number in range(0, 60, 2):
+        (place / "my-text" / f"{number:02d}.txt").write_text("\n\n".join(texts[number : number + 2]), "utf-8")
+    (place / "other.txt").write_text("\n".join(texts[60:64]), "utf-8")
+    (place / "prompt.txt").write_text("the context\n", "utf-8")
+    (place / "bench").symlink_to(ROOT / "bench")
+    (place / "corpus").mkdir()
+    for name, part in (("train", texts[:60]), ("valid", texts[60:70])):
+        file = write_jsonl(place / "corpus" / f"{name}.jsonl", part)
+        (place / "corpus" / f"{name}.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+        articles = "".join(f" = Article {n} = \n{text}\n" for n, text in enumerate(part))
+        (place / "corpus" / f"{name}.txt.gz").write_bytes(gzip.compress(articles.encode()))
+
+
+def run_there(command: str, made: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """One line in a shell of its own, in `folder`, with the installed package."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")},
+        "PATH": f"{made / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(made / "package"),
+        "TANDEM_CACHE": str(made / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "D": "corpus",
+        "W": "corpus",
+    }
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def filled_in(command: str, folder: Path) -> str:
+    """With what `…` stands for: a run directory that an earlier line made, or a folder of corpora."""
+    if "runs/…" in command:
+        newest = max((folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
+        command = command.replace("runs/…", f"runs/{newest.name}")
+    return re.sub(r"…/\w+/", "corpus/", command)
+
+
+@pytest.mark.parametrize("block", RUNNING, ids=lambda block: block.name)
+def test_a_block_runs(block: Block, installed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(installed / "place", folder, symlinks=True)
+    if any("--output models/mine" in command for command in block.commands):
+        shutil.rmtree(folder / "models")
+    if block.tag == "python":
+        (folder / "snippet.py").write_text(block.text, "utf-8")
+        commands = ["python snippet.py"]
+    else:
+        commands = [command for command in block.commands if why_not(command) is None]
+    for command in commands:
+        done = run_there(filled_in(command, folder), installed, folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        if "config demo > mine.yaml" in command:
+            _edit(folder / "mine.yaml")
+
+
+def test_the_package_comes_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    done = run_there(
+        "python -c 'import tandem; print(tandem.__file__)'; tandem --version", installed, tmp_path
+    )
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(installed / "package"), done.stderr
+    assert "tandem 0." in done.stdout
+
+
+def test_every_block_says_what_it_is() -> None:
+    """A block without a tag would be neither run nor known as output."""
+    tags = {
+        (page.name, match[1].strip()) for page in PAGES for match in FENCE.finditer(page.read_text("utf-8"))
+    }
+    assert {tag for _, tag in tags} <= {*RUN, *SHOWN}, tags
+
+
+def test_readmes_have_the_same_commands() -> None:
+    """So those of the Japanese one, which are run as README's own, are right as well."""
+    ours, theirs = (
+        {bare(c) for b in blocks(("sh",)) if b.page.name == name for c in b.commands}
+        for name in ("README.md", "README.ja.md")
+    )
+    assert theirs <= ours
+
+
+def test_every_reason_is_needed() -> None:
+    commands = [command for block in blocks(("sh",)) for command in block.commands]
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, command) for command in commands), pattern
+
+
+NOT_RUNNING = sorted({c for b in blocks(("sh",)) for c in b.commands if why_not(c)})
+
+
+def words_of(command: str) -> list[str]:
+    """A line's arguments, from its program on."""
+    words = shlex.split(re.sub(r"\$\([^)]*\)", "", command), comments=True)
+    return [word for word in words if not re.match(r"[A-Z_]+=", word)]
+
+
+@pytest.mark.parametrize("command", [c for c in NOT_RUNNING if words_of(c)[0] == "tandem"])
+def test_what_does_not_run_is_taken_by_the_parser(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("name: mine\n", "utf-8")
+    Path("bench").symlink_to(ROOT / "bench")
+    _tandem_takes(words_of(command)[1:])
+
+
+def _tandem_takes(args: list[str]) -> None:
+    kind = {"train": TrainArguments, "experiment": ExperimentArguments}[args[0]]
+    parse_with_preset(args[0], kind, args[1:], "demo")
+
+
+def test_bootstrap_has_the_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bootstrap.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    for command in NOT_RUNNING:
+        if words_of(command)[1:2] == ["bootstrap.py"]:
+            what = words_of(command)[2]
+            assert what in COMMANDS or what == "test"
+            assert f"bootstrap.py {what}" in done.stdout
+
+
+PARSE_ONLY = """
+import argparse, json, runpy, sys
+from pathlib import Path
+
+class Taken(BaseException):
+    pass
+
+real_some, real_all = argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.parse_args
+
+def some(self, args=None, namespace=None):
+    raise Taken(real_some(self, args, namespace)[1])
+
+def all(self, args=None, namespace=None):
+    argparse.ArgumentParser.parse_known_args = real_some
+    real_all(self, args, namespace)
+    raise Taken([])
+
+for words in json.load(sys.stdin):
+    argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.parse_args = some, all
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+    rest = None
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except Taken as taken:
+        rest = taken.args[0]
+    except SystemExit:
+        pass
+    print(json.dumps([words, rest]))
+"""
+"""Starts each program up to where it has parsed its arguments; prints what it hands on to others."""
+
+
+def test_benches_take_their_lines() -> None:
+    """Their own parsers do; what they hand on to `tandem` its parser takes."""
+    lines = [words_of(c)[1:] for c in NOT_RUNNING if words_of(c)[0] == "python"]
+    scripts = sorted({words[0] for words in lines})
+    assert scripts
+    asked = json.dumps([*lines, *([script, "--help"] for script in scripts)])
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE_ONLY], input=asked, cwd=ROOT, capture_output=True, text=True
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('[["bench/')]
+    assert len(answers) == len(lines) + len(scripts), done.stderr
+    for words, rest in answers:
+        if words[1:] == ["--help"]:
+            assert rest is None  # it printed its help and stopped
+        else:
+            assert rest is not None, (words, done.stderr)
+            if rest:
+                preset = next(word for word in words if word in preset_names())
+                _tandem_takes(["experiment" if "experiment" in words else "train", preset, *rest])

@@ -1,0 +1,156 @@
+"""Adapters of the peft library on either kind of model: what is called as a module can be wrapped."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from tandem import TandemConfig, TandemForCausalLM
+from tandem.fingerprint import Fingerprint
+from tandem.model.modeling_tandem import GatedLayer
+from tandem.training.trainable import part_fingerprints
+
+# peft asks transformers for an attribute by its older name
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+IDS = torch.randint(1, 40, (2, 12), generator=torch.Generator().manual_seed(3))
+
+
+def model_of(cell: str) -> TandemForCausalLM:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 40, "embed_dim": 12, "context_dim": 8, "context_layers": 2, "token_layers": 2}
+    return TandemForCausalLM(
+        TandemConfig(**sizes, cell=cell, token_projection=True, output_bias=True, pad_token_id=0)
+    ).eval()
+
+
+@pytest.mark.parametrize("cell", ["residual", "gated"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": "all-linear", "use_dora": True, "bias": "all"},
+        {"target_modules": ["linear", "projection"], "modules_to_save": ["embed_norm"]},
+        {"target_modules": ["projection"], "modules_to_save": ["context_block"]},
+    ],
+    ids=["all-linear", "dora", "by-name", "block-saved"],
+)
+def test_adapters_train_and_come_back_from_a_folder(
+    cell: str, more: dict[str, object], tmp_path: Path
+) -> None:
+    base = model_of(cell)
+    plain = base(IDS).logits.detach()
+    adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **more))
+    torch.testing.assert_close(adapted(input_ids=IDS).logits, plain)  # an adapter starts as nothing
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.03)
+    losses = []
+    for _ in range(3):
+        loss = adapted(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in trained)  # each of them is read
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[0] > losses[1] > losses[2]
+
+    logits = adapted.eval()(input_ids=IDS).logits.detach()
+    out = adapted.generate(
+        input_ids=IDS, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    forced = adapted(input_ids=out.sequences).logits[:, 11:-1]
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), forced, rtol=0, atol=1e-4)
+
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(model_of(cell), tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(input_ids=IDS).logits, logits, rtol=0, atol=1e-4)
+    merged = loaded.merge_and_unload()
+    assert type(merged) is TandemForCausalLM
+    torch.testing.assert_close(merged(IDS).logits, logits, rtol=0, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    again = TandemForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again(IDS).logits, logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("cell", ["residual", "gated"])
+@pytest.mark.parametrize("way", ["forward", "generate"])
+def test_hooks_see_every_module_that_holds_weights(cell: str, way: str) -> None:
+    """Of what nn.Module promises: a forward hook of a layer sees what it gives, however the model is run."""
+    model = model_of(cell)
+    layers = {
+        name: module for name, module in model.named_modules() if any(True for _ in module.parameters(False))
+    }
+    layers |= {name: module for name, module in model.named_modules() if isinstance(module, GatedLayer)}
+    seen = set()
+    for name, module in layers.items():
+        module.register_forward_hook(lambda _module, _inputs, _output, name=name: seen.add(name))
+    if way == "forward":
+        model(IDS)
+    else:
+        model.generate(IDS, max_new_tokens=2, do_sample=False)
+    assert seen == set(layers)
+
+
+def test_every_linear_module_is_one() -> None:
+    """A subclass of nn.Linear that computes something else would be replaced by what is not the same."""
+    for cell in ("residual", "gated"):
+        linear = [module for module in model_of(cell).modules() if isinstance(module, nn.Linear)]
+        assert {type(module).forward for module in linear} == {nn.Linear.forward}
+        assert len(linear) == 7
+
+
+def former(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights as they were named when a gated layer was an nn.Linear itself."""
+    return {
+        name.replace(".linear.", ".")
+        if name.startswith(("context_block.layers.", "layers."))
+        else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def test_models_saved_with_former_names_are_read(tmp_path: Path) -> None:
+    model = model_of("gated")
+    model.save_pretrained(tmp_path / "former", state_dict=former(model.state_dict()))
+    model.save_pretrained(tmp_path / "new")
+    logits = model(IDS).logits
+    folder = tmp_path / "former"
+    for number in range(2):  # as it is, and saved again by what read it
+        loaded, said = TandemForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert torch.equal(loaded(IDS).logits, logits)
+        folder = tmp_path / f"again{number}"
+        loaded.save_pretrained(folder)
+    assert torch.equal(TandemForCausalLM.from_pretrained(tmp_path / "new")(IDS).logits, logits)
+
+    adapted = get_peft_model(loaded, LoraConfig(target_modules="all-linear"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter")
+
+
+def test_weights_with_former_names_are_put_into_models_and_blocks() -> None:
+    """As phase 1 leaves them in a run directory."""
+    ours, theirs = model_of("gated"), model_of("gated")
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(0.1)
+    theirs.load_state_dict(former(ours.state_dict()))
+    assert torch.equal(theirs(IDS).logits, ours(IDS).logits)
+    block = model_of("gated").context_block
+    block.load_state_dict(former(ours.context_block.state_dict()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(block.parameters(), ours.context_block.parameters(), strict=True)
+    )
+
+
+def test_records_know_gated_layers_by_the_former_names_too() -> None:
+    """Else the audit of a run that was made before would find that its frozen layers had moved."""
+    model = model_of("gated")
+    layer = model.context_block.layers[1]
+    whole = Fingerprint("weights")
+    for name, tensor in (("weight", layer.linear.weight), ("bias", layer.linear.bias)):
+        whole.update(name)
+        whole.update(tensor.detach().numpy())
+    assert part_fingerprints(model)["context_block.layers.1"] == whole.hexdigest()
