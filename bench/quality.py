@@ -151,10 +151,10 @@ class Bench:
 
     def kneser_ney(self) -> None:
         """The 5-gram."""
-        from tandem.baselines import fit_ngram
+        from tandem.baselines.ngram import fit_kneser_ney
 
         if self.results.find(**self.key, model="KN-5") is None:
-            self._keep_baseline(fit_ngram("kneser-ney", self.task), True, model="KN-5")
+            self._keep_baseline(fit_kneser_ney(self.task, 5), True, model="KN-5")
 
     def lstm(self, seeds: list[int], trial_epochs: int) -> None:
         """The LSTM: the choice of its rate and epochs with the first seed, then all seeds."""
@@ -186,7 +186,7 @@ class Bench:
                 self._keep_baseline(fitted, True, **key)
 
     def _fit_lstm(self, rate: float, epochs: int, seed: int) -> Any:
-        from tandem.baselines import fit_lstm
+        from tandem.baselines.lstm_network import fit_lstm
 
         own = LstmSettings(lr=rate, max_epochs=epochs, dropout=LSTM_DROPOUT)
         embed_dim, made = self.settings.model.embed_dim, self.prepared

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from naive_kneser_ney import NaiveKneserNey
 from torch.nn import functional as F
 
-from tandem.baselines import Fitted, Task, fit_gpt2, fit_lstm, fit_ngram, gpt2, lstm
+from tandem.baselines import Fitted, Task, gpt2_network, lstm_network
+from tandem.baselines.gpt2_network import fit_gpt2
 from tandem.baselines.kneser_ney import KneserNey, discounts
+from tandem.baselines.lstm_network import fit_lstm
+from tandem.baselines.ngram import fit_kneser_ney, fit_unigram
 from tandem.contexts import Tokens
 from tandem.errors import NonFiniteLossError, SettingsError
 from tandem.settings import Gpt2Settings, LstmSettings
@@ -130,12 +133,15 @@ def test_kneser_ney_scores_every_token_given_all_before_it(
 
 
 def test_ngram_models_in_their_order() -> None:
-    kinds: tuple[Literal["kneser-ney", "bigram", "unigram"], ...] = ("kneser-ney", "bigram", "unigram")
-    fitted = {kind: fit_ngram(kind, TASK, order=3) for kind in kinds}
-    losses = [fitted[kind].score.nll_nats for kind in kinds]
+    fitted = {
+        "kneser-ney": fit_kneser_ney(TASK, 3),
+        "bigram": fit_kneser_ney(TASK, 2),
+        "unigram": fit_unigram(TASK),
+    }
+    losses = [model.score.nll_nats for model in fitted.values()]
     assert losses == sorted(losses)
     assert losses[0] < losses[2] - 0.5
-    kept = [fitted[kind].other_parameters for kind in kinds]
+    kept = [model.other_parameters for model in fitted.values()]
     assert kept == sorted(kept, reverse=True)
     assert kept[2] == V
     assert all(
@@ -149,10 +155,10 @@ def test_ngram_models_in_their_order() -> None:
 def test_ngram_models_of_the_shortest_streams() -> None:
     for tokens in (1, 2, 3):
         task = Task(np.arange(tokens), np.array([0, 1, 4]), 5)
-        for kind in ("kneser-ney", "bigram", "unigram"):
-            assert math.isfinite(fit_ngram(kind, task).score.nll_nats)
+        for model in (fit_kneser_ney(task, 5), fit_kneser_ney(task, 2), fit_unigram(task)):
+            assert math.isfinite(model.score.nll_nats)
     with pytest.raises(ValueError, match="at least 2"):
-        fit_ngram("kneser-ney", TASK, order=1)
+        fit_kneser_ney(TASK, 1)
 
 
 # models trained by gradient steps
@@ -167,7 +173,7 @@ def fitted() -> dict[str, Fitted]:
 def test_learns_structure_and_keeps_the_best_epoch(kind: str, fitted: dict[str, Fitted]) -> None:
     result = fitted[kind]
     assert result.training is not None
-    assert result.score.nll_nats < fit_ngram("unigram", TASK).score.nll_nats - 0.1
+    assert result.score.nll_nats < fit_unigram(TASK).score.nll_nats - 0.1
     history = result.training.history
     best = min(history, key=lambda epoch: epoch.validation_nll_nats)
     assert [epoch.epoch for epoch in history] == [1, 2, 3]
@@ -197,26 +203,26 @@ def test_as_wide_as_the_parameters_allow(budget: int, layers: int, monkeypatch: 
         built.append(model)
         raise InterruptedError
 
-    for room in (lstm, gpt2):
+    for room in (lstm_network, gpt2_network):
         monkeypatch.setattr(room, "train", stop)
     with pytest.raises(InterruptedError):
         fit_lstm(TASK, 12, budget, LSTM.model_copy(update={"layers": layers}), 0, CPU)
     with pytest.raises(InterruptedError):
         fit_gpt2(TASK, budget, GPT2.model_copy(update={"layers": layers}), 0, CPU)
     ours, theirs = built
-    assert isinstance(ours, lstm.LstmModel)
+    assert isinstance(ours, lstm_network.LstmModel)
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in built]
     width = ours.lstm.hidden_size
-    assert counts[0] == lstm.parameter_count(V, 12, width, layers) <= budget
-    assert lstm.parameter_count(V, 12, width + 1, layers) > budget
+    assert counts[0] == lstm_network.parameter_count(V, 12, width, layers) <= budget
+    assert lstm_network.parameter_count(V, 12, width + 1, layers) > budget
     config = GPT2.model_copy(update={"layers": layers})
-    assert counts[1] == gpt2.parameter_count(V, theirs.config.n_embd, config) <= budget
-    assert gpt2.parameter_count(V, theirs.config.n_embd + 2, config) > budget
+    assert counts[1] == gpt2_network.parameter_count(V, theirs.config.n_embd, config) <= budget
+    assert gpt2_network.parameter_count(V, theirs.config.n_embd + 2, config) > budget
 
 
 def test_no_projection_where_the_widths_agree() -> None:
-    model = lstm.LstmModel(V, 12, 12, 2, 0.1)
-    assert sum(p.numel() for p in model.parameters()) == lstm.parameter_count(V, 12, 12, 2)
+    model = lstm_network.LstmModel(V, 12, 12, 2, 0.1)
+    assert sum(p.numel() for p in model.parameters()) == lstm_network.parameter_count(V, 12, 12, 2)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gpt2"])
@@ -236,19 +242,19 @@ def test_too_few_parameters_are_refused() -> None:
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_lstm_scores_like_one_forward(chunk: int) -> None:
     torch.manual_seed(0)
-    model = lstm.LstmModel(V, 12, 9, 2, 0.5).eval()
+    model = lstm_network.LstmModel(V, 12, 9, 2, 0.5).eval()
     with torch.no_grad():
         model.embedding.weight.mul_(10)  # predictions that differ
     ids = Tokens(TASK.validation, CPU)[:]
     logits = model(ids[:-1, None])[0][:, 0] @ model.embedding.weight.t()
-    check_score(lstm.score_lstm(model, ids, chunk), logits, ids)
+    check_score(lstm_network.score_lstm(model, ids, chunk), logits, ids)
 
 
 @pytest.mark.parametrize(("window", "tokens"), [(16, 301), (16, 17), (16, 18), (16, 5), (7, 100), (2, 20)])
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_gpt2_scores_like_a_window_for_each_token(window: int, tokens: int, chunk: int) -> None:
     torch.manual_seed(0)
-    model = gpt2.build(V, 8, Gpt2Settings(layers=2, heads=2, window=window)).eval()
+    model = gpt2_network.build(V, 8, Gpt2Settings(layers=2, heads=2, window=window)).eval()
     with torch.no_grad():
         model.wte.weight.mul_(50)
         model.wpe.weight.mul_(50)
@@ -260,7 +266,7 @@ def test_gpt2_scores_like_a_window_for_each_token(window: int, tokens: int, chun
         assert start == 0 or t - start + 1 >= window / 2
         with torch.no_grad():
             rows.append(model(input_ids=ids[None, start : t + 1]).last_hidden_state[0, -1])
-    check_score(gpt2.score_gpt2(model, ids, chunk), torch.stack(rows) @ model.wte.weight.t(), ids)
+    check_score(gpt2_network.score_gpt2(model, ids, chunk), torch.stack(rows) @ model.wte.weight.t(), ids)
 
 
 def check_score(score: Any, logits: torch.Tensor, ids: torch.Tensor) -> None:
@@ -273,7 +279,7 @@ def check_score(score: Any, logits: torch.Tensor, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize("tokens", [2, 3, 17, 100, 101])
 @pytest.mark.parametrize("streams", [1, 4, 50])
 def test_lstm_streams_hold_every_token_once(tokens: int, streams: int) -> None:
-    inputs, targets, valid = lstm.side_by_side(torch.arange(tokens), streams)
+    inputs, targets, valid = lstm_network.side_by_side(torch.arange(tokens), streams)
     assert inputs.shape[1] <= streams
     assert inputs.t()[valid.t()].tolist() == list(range(tokens - 1))
     assert torch.equal(targets[valid], inputs[valid] + 1)
@@ -283,7 +289,7 @@ def test_lstm_streams_hold_every_token_once(tokens: int, streams: int) -> None:
 def test_gpt2_windows_cover_the_stream(tokens: int) -> None:
     window, numbers = 16, set()
     for offset in range(window):
-        starts = gpt2.window_starts(tokens, window, offset)
+        starts = gpt2_network.window_starts(tokens, window, offset)
         numbers.add(len(starts))
         seen = starts[:, None] + torch.arange(min(window, tokens - 1))
         assert set(seen.flatten().tolist()) == set(range(tokens - 1))

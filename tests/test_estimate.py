@@ -15,7 +15,7 @@ from tandem.cli.terminal import Terminal
 from tandem.contexts import Stream, compute_contexts, gated, linear, segments
 from tandem.experiment import stopwatch, trial
 from tandem.experiment.baseline import run_baseline
-from tandem.experiment.cells import plan
+from tandem.experiment.grid import plan
 from tandem.experiment.prepared import prepare
 from tandem.experiment.runner import Unwatched, estimate_experiment, estimate_one, train_one
 from tandem.model import TandemForCausalLM
@@ -160,7 +160,7 @@ def test_memory_of_an_ngram_grows_with_the_text(text_file: Path, monkeypatch: py
     prepared = prepare(settings, lambda _: None)
     cell = next(cell for cell in plan(settings) if cell.kind == "kneser-ney")
     assert trial.baseline_trial(prepared, cell)[1] == 0  # all of this text is read for the trial
-    whole = stopwatch.allocated(lambda: run_baseline(prepared, cell, lambda _: None))
+    whole = stopwatch.allocated(lambda: run_baseline(prepared, cell.kind, cell.seed, lambda _: None))
     monkeypatch.setattr(trial, "PIECE_TOKENS", len(prepared.corpus.train) // 2)
     grown = trial.baseline_trial(prepared, cell)[1]
     assert 0.3 * whole < grown < 0.6 * whole

@@ -16,12 +16,11 @@ from test_workers import experiment, lines, wait_for
 from tandem.claims import CLAIMS, in_sight, presence
 from tandem.cli.main import run
 from tandem.errors import RunDirError, SettingsError
-from tandem.experiment.cells import plan
-from tandem.experiment.executors import JOBS, Executor, Ray, Slurm, Worker, executor_of
+from tandem.experiment.executors import JOBS, Executor, Ray, Slurm, Worker, executor_of, threads_each
+from tandem.experiment.grid import plan
 from tandem.experiment.prepared import prepare
 from tandem.experiment.run_dir import open_run_dir
 from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
-from tandem.experiment.workers import threads_each
 from tandem.records import read_records
 from tandem.settings import RaySettings, Settings, SlurmSettings, dump_settings, load_settings
 

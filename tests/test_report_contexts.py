@@ -45,12 +45,12 @@ def changed(record: RunRecord, **values: object) -> RunRecord:
 def test_a_predictive_run_has_a_prediction_table_and_no_iterations():
     records = [make_record(*depths, s, recipe="predictive") for depths in GRID for s in SEEDS]
     analysis = analyse(records, None)
-    assert analysis.phase1["dispersion"] == analysis.depth_comparisons == ()
+    assert analysis.phase1["original"] == analysis.depth_comparisons == ()
     part = words(records).partition("### 1. Phase 1")[2].partition("### 2. Phase 2")[0]
     assert "| Depth | Shared by | Epochs | Val PPL (own head) | ER% (val) | ER% (train) | Time |" in part
     assert "Phase1 Iter" not in part
     assert "by dispersion" not in part
-    one = analysis.phase1["prediction"][0]
+    one = analysis.phase1["predictive"][0]
     heads = [r.phase1.heads[-1].nll_nats for r in records if r.configuration == "C1T1"]
     assert head_perplexity(one).mean == pytest.approx(math.exp(sum(heads) / 3))
     assert one.used_by == ("C1T1", "C1T2")
@@ -73,11 +73,11 @@ def test_both_objectives_stand_apart():
 def test_runs_that_failed_stand_where_their_recipe_says():
     failed = [make_record(c, t, recipe="predictive", failure="NaN") for c, t in GRID]
     analysis = analyse(failed, None)
-    assert (len(analysis.phase1["dispersion"]), [p.name for p in analysis.phase1["prediction"]]) == (
+    assert (len(analysis.phase1["original"]), [p.name for p in analysis.phase1["predictive"]]) == (
         0,
         ["C1", "C2"],
     )
-    assert analyse([make_record(failure="NaN")], None).phase1["dispersion"][0].phase1 == {}
+    assert analyse([make_record(failure="NaN")], None).phase1["original"][0].phase1 == {}
 
 
 def test_phase_2_is_told_against_the_head_of_phase_1():

@@ -47,7 +47,7 @@ def test_baselines_are_never_ranked_or_recommended():
     assert [c.name for c in analysis.configurations] == [f"C{c}T{t}" for c, t in GRID]
     named = {c.a for c in analysis.comparisons} | {c.b for c in analysis.comparisons}
     assert named == {c.name for c in analysis.configurations}
-    assert [d.used_by for d in analysis.phase1["dispersion"]] == [
+    assert [d.used_by for d in analysis.phase1["original"]] == [
         ("C1T1", "C1T2"),
         ("C2T1", "C2T2"),
     ]  # not the untrained

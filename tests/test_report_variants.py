@@ -26,7 +26,7 @@ from tandem.report import summary_rows, write_report
 from tandem.report.analysis import analyse, changed_settings, choose, trains_plainly
 from tandem.report.document import compose, train_command
 from tandem.report.original import Outcome, as_the_original, claims
-from tandem.report.phase1 import OBJECTIVES
+from tandem.report.phase1 import PHASE1_REPORTS
 from tandem.report.render import render_html
 from tandem.report.sentences import (
     against_controls,
@@ -97,14 +97,14 @@ def test_summary_has_no_iterations_where_phase_1_predicts():
 def test_depths_are_compared_within_a_variant():
     variants = {"original": "original", "wide": "original", "predictive": "predictive"}
     analysis = analyse(make_variants(variants, seeds=SEEDS), None)
-    assert [d.name for d in analysis.phase1["dispersion"]] == [
+    assert [d.name for d in analysis.phase1["original"]] == [
         "original-C1",
         "original-C2",
         "wide-C1",
         "wide-C2",
     ]
-    assert [d.name for d in analysis.phase1["prediction"]] == ["predictive-C1", "predictive-C2"]
-    assert analysis.phase1["dispersion"][2].used_by == ("wide-C1T1", "wide-C1T2")
+    assert [d.name for d in analysis.phase1["predictive"]] == ["predictive-C1", "predictive-C2"]
+    assert analysis.phase1["original"][2].used_by == ("wide-C1T1", "wide-C1T2")
     assert [(c.variant, c.a, c.b) for c in analysis.depth_comparisons] == [("original", 1, 2), ("wide", 1, 2)]
     assert [s.name for s in analysis.scans[::2]] == [
         "original-C1", "original-C2", "wide-C1", "wide-C2", "predictive-C1", "predictive-C2",
@@ -112,7 +112,9 @@ def test_depths_are_compared_within_a_variant():
     pairs = [p for m in effect_findings(analysis) for p in m.values["pairs"]]
     assert pairs
     assert all(len(set(re.findall(r"(\w+)-C\dT\d", pair))) == 1 for pair in pairs)
-    said = [Texts("en").say(m) for m in OBJECTIVES["dispersion"].findings(analysis)]
+    said = [
+        Texts("en").say(m) for m in PHASE1_REPORTS["original"].findings(analysis.phase1["original"], analysis)
+    ]
     assert said[2].startswith("original: **2 context layers converge faster than 1**")
 
 

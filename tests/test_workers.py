@@ -13,9 +13,9 @@ import pytest
 from conftest import tiny
 
 from tandem.claims import claimed, in_turn
-from tandem.experiment.cells import claims, plan
+from tandem.experiment.executors import threads_each
+from tandem.experiment.grid import claims, plan
 from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
-from tandem.experiment.workers import threads_each
 from tandem.records import RunRecord, read_manifest, read_records, records_path
 from tandem.settings import Settings, dump_settings
 
@@ -77,7 +77,7 @@ def test_runs_of_one_phase_1_are_claimed_together(text_file: Path, tmp_path: Pat
 
 
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
-    monkeypatch.setattr("tandem.experiment.workers.cores", lambda: 8)
+    monkeypatch.setattr("tandem.experiment.executors.local.cores", lambda: 8)
     assert threads_each(tiny(text_file)) is None
     assert threads_each(tiny(text_file, workers=3)) == 2
     assert threads_each(tiny(text_file, workers=30)) == 1

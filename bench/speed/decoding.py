@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from tandem.baselines.common import widest
-from tandem.baselines.gpt2 import parameter_count, score_gpt2
+from tandem.baselines.gpt2_network import parameter_count, score_gpt2
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.prepared import Prepared, new_model

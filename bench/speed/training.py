@@ -12,7 +12,9 @@ from functools import partial
 import torch
 from measuring import Candidate, Spread, Timings, interleaved, number, print_table
 
-from tandem.baselines import Task, fit_gpt2, fit_lstm
+from tandem.baselines import Task
+from tandem.baselines.gpt2_network import fit_gpt2
+from tandem.baselines.lstm_network import fit_lstm
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.handover import new_heads
 from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16

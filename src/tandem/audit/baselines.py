@@ -1,22 +1,18 @@
-"""Checks of baselines: n-gram models are counted again; of the others only the record is there."""
+"""Checks of baselines: some are fitted again; of the others only the record is there."""
 
 import numpy as np
 
-from tandem.baselines import Task, fit_ngram
+from tandem.baselines import Fitted
 from tandem.experiment.prepared import Prepared
 from tandem.metrics import perplexity, validation_record
 from tandem.records import Check, RunRecord
 
 
-def ngram_check(prepared: Prepared, record: RunRecord) -> Check:
-    """`perplexity` of an n-gram model: counted and scored anew, since that takes seconds."""
-    corpus, said = prepared.corpus, record.validation
+def refit_check(fitted: Fitted, prepared: Prepared, record: RunRecord) -> Check:
+    """`perplexity` of a model that was fitted and scored anew, as `fitted`."""
+    said = record.validation
     assert said is not None
-    assert record.kind in ("kneser-ney", "bigram", "unigram")
-    task = Task(corpus.train.ids, corpus.validation.ids, corpus.vocab_size)
-    order = int(record.configuration.rpartition("-")[2]) if record.kind == "kneser-ney" else 2
-    fitted = fit_ngram(record.kind, task, order)
-    right = validation_record(fitted.score, corpus.validation)
+    right = validation_record(fitted.score, prepared.corpus.validation)
     wrong = [
         f"{name} {getattr(said, name):.4f}, recomputed {getattr(right, name):.4f}"
         for name in ("nll_nats", "perplexity", "accuracy", "bits_per_byte")
@@ -28,7 +24,7 @@ def ngram_check(prepared: Prepared, record: RunRecord) -> Check:
             wrong.append("some of its documents have another NLL")
     return Check(
         name="perplexity",
-        looked_at="the n-gram model, counted on the training text and scored again",
+        looked_at="the model, fitted to the training text and scored again",
         figure="; ".join(wrong) or f"PPL {right.perplexity:.2f}",
         status="fail" if wrong else "pass",
     )

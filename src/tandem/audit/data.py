@@ -121,7 +121,7 @@ def baseline_gaps(prepared: Prepared, records: Sequence[RunRecord]) -> dict[str,
     corpus = prepared.corpus
     gaps = _ngram_gaps(corpus.train.ids, corpus.validation.ids, corpus.vocab_size)
     for record in records:
-        if record.kind in ("lstm", "gpt2") and record.training and record.validation:
+        if record.training and record.validation:
             gap = record.validation.nll_nats - record.training.train_nll_nats
             gaps[record.run] = gap
     return gaps

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tandem.audit.explain import explain_nll
 from tandem.audit.reference import POSITIONS, block_losses, contexts_at
 from tandem.audit.subject import INEXACT, Subject
-from tandem.experiment.cells import label_of
+from tandem.experiment.grid import label_of
 from tandem.experiment.handover import phase1_state, take_phase1
 from tandem.experiment.prepared import Prepared
 from tandem.metrics import by_document, perplexity
@@ -62,12 +62,12 @@ def counts_check(prepared: Prepared, record: RunRecord) -> Check:
         if not np.array_equal(tokens, right):
             wrong.append(f"its {len(tokens)} documents hold {int(tokens.sum())} of {scored} scored tokens")
     name = record.configuration
-    if record.kind in ("tandem", "untrained"):
+    if record.is_tandem:
         sizes = (record.embed_dim, record.context_dim)
         assert record.context_layers is not None
         assert record.token_layers is not None
         depths = Configuration(record.context_layers, record.token_layers)
-        name = label_of(depths, record.variant) + ("" if record.kind == "tandem" else "-untrained")
+        name = label_of(depths, record.variant, record.kind)
         model = prepared.settings.model
         if sizes != (model.embed_dim, model.context_dim):
             wrong.append(f"embed_dim and context_dim {sizes}")

@@ -8,17 +8,18 @@ from typing import Any
 import yaml
 
 from tandem.advice import written_settings
-from tandem.audit.baselines import consistency_check, ngram_check
+from tandem.audit.baselines import consistency_check, refit_check
 from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.subject import Contexts, Subject
 from tandem.audit.weights import weight_checks
+from tandem.baselines import BASELINES
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
 from tandem.experiment.artefacts import load_model, model_record
-from tandem.experiment.baseline import measured_against
+from tandem.experiment.baseline import baseline_inputs, measured_against
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device, code_fingerprint
 from tandem.experiment.prepared import Prepared, model_config, prepare_variants
@@ -86,13 +87,12 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
     for record in records:
         on_progress(f"auditing {record.run}")
         folder = run_dir / "models" / record.run
-        of_model = record.kind in ("tandem", "untrained")
-        if of_model and record.variant not in variants:
+        if record.is_tandem and record.variant not in variants:
             raise RunDirError(
                 f"the settings in {run_dir} have no variant '{record.variant}', with which {record.run} "
                 "was made; give the settings file that has it, or take the record out"
             )
-        prepared = variants[record.variant] if of_model else reference
+        prepared = variants[record.variant] if record.is_tandem else reference
         audits.append(_audit_run(prepared, record, tuple(records), folder, gaps, contexts))
     return _record(audits)
 
@@ -214,10 +214,10 @@ def _audit_run(
     gaps: dict[str, float],
     contexts: Contexts,
 ) -> RunAudit:
-    if record.kind in ("kneser-ney", "bigram", "unigram"):
-        checks: tuple[Check, ...] = (counts_check(prepared, record), ngram_check(prepared, record))
-    elif record.kind not in ("tandem", "untrained") or not folder.is_dir():
-        wanted = record.kind in ("tandem", "untrained") and prepared.settings.save_models
+    if not record.is_tandem:
+        checks = _baseline_checks(prepared, record)
+    elif not folder.is_dir():
+        wanted = prepared.settings.save_models
         checks = _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
     else:
         try:
@@ -232,6 +232,18 @@ def _audit_run(
                 else _model_checks(subject, gaps)
             )
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=checks)
+
+
+def _baseline_checks(prepared: Prepared, record: RunRecord) -> tuple[Check, ...]:
+    """Of a model of another kind; none of these is kept."""
+    baseline, inputs = BASELINES[record.kind], baseline_inputs(prepared, record.seed)
+    fitted = baseline.refit(inputs, record)
+    common = (
+        _record_checks(prepared, record, "no model is kept", "skip")
+        if fitted is None
+        else (counts_check(prepared, record), refit_check(fitted, prepared, record))
+    )
+    return (*common, *_guarded(iter(baseline.checks(inputs, record)), record.kind))
 
 
 def _record_checks(prepared: Prepared, record: RunRecord, why: str, status: Status) -> tuple[Check, ...]:

@@ -136,13 +136,12 @@ def _trains(subject: Subject, phase: str, part: str) -> bool:
 def _phase1(subject: Subject) -> Check:
     looked_at = "phase 1: start and result, against this depth and seed and the saved ContextBlock"
     record = subject.record
-    if record.kind == "untrained":
+    if record.phase1 is None:
         same = all(subject.unmoved(part) for part in subject.parts if part.startswith("context_block"))
         said = "the control's ContextBlock has the weights it started with"
         return _check(
             "phase1", looked_at, said if same else "the control was trained", "pass" if same else "fail"
         )
-    assert record.phase1 is not None
     ours = [part for part in record.phase1.parts if _left_by_phase1(subject, part.part)]
     drawn = [part for part in record.phase1.parts if part.trained]
     if not ours:

@@ -1,11 +1,23 @@
 """Language models that people would use instead, trained and scored on the same token streams.
 
+Each is a `Baseline` of its own file, and a line of BASELINES.
 Shape letters: T tokens, V vocabulary, E embedding width, H hidden width, B batch.
 """
 
-from tandem.baselines.gpt2 import fit_gpt2
-from tandem.baselines.lstm import fit_lstm
-from tandem.baselines.ngram import fit_ngram
-from tandem.baselines.task import Fitted, Task
+from tandem.baselines.base import Baseline, BaselineInputs, Fitted, Task
+from tandem.baselines.gpt2 import Gpt2Baseline
+from tandem.baselines.lstm import LstmBaseline
+from tandem.baselines.ngram import BigramBaseline, KneserNeyBaseline, UnigramBaseline
+from tandem.baselines.untrained import UntrainedBaseline
 
-__all__ = ["Fitted", "Task", "fit_gpt2", "fit_lstm", "fit_ngram"]
+BASELINES: dict[str, Baseline] = {
+    "kneser-ney": KneserNeyBaseline(),
+    "lstm": LstmBaseline(),
+    "gpt2": Gpt2Baseline(),
+    "untrained": UntrainedBaseline(),
+    "bigram": BigramBaseline(),
+    "unigram": UnigramBaseline(),
+}
+"""By kind, in the order in which they are listed."""
+
+__all__ = ["BASELINES", "Baseline", "BaselineInputs", "Fitted", "Task"]

@@ -23,7 +23,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from tandem.baselines.task import Ids
+from tandem.baselines.base import Ids
 from tandem.metrics import Score
 
 Floats = npt.NDArray[np.float64]

@@ -1,42 +1,98 @@
-"""The n-gram baselines behind one function."""
+"""The n-gram baselines: nothing is drawn at random."""
 
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tandem.baselines.kneser_ney import KneserNey
-from tandem.baselines.task import Fitted, Ids, Task
-from tandem.metrics import Score
-from tandem.tokens.store import token_counts
+from tandem.baselines.base import Baseline, BaselineInputs, Fitted, Ids, Task
+from tandem.records import RunRecord
+from tandem.settings import Settings
+
+if TYPE_CHECKING:
+    from tandem.metrics import Score
 
 
-def fit_ngram(kind: Literal["kneser-ney", "bigram", "unigram"], task: Task, order: int = 5) -> Fitted:
-    """Count the training stream and score the validation stream; nothing is drawn at random.
+class NgramBaseline(Baseline):
+    """What n-gram models have in common."""
 
-    kneser-ney    interpolated modified Kneser-Ney with n-grams of up to `order` tokens
-    bigram        the same with order 2, whatever `order` is
-    unigram       relative frequencies with one added to every count (Laplace), whatever `order` is
+    seeded = False
 
-    Raises ValueError if a Kneser-Ney order is below 2.
-    """
+    def refit(self, inputs: BaselineInputs, record: RunRecord) -> Fitted:  # noqa: ARG002
+        """Counting takes seconds."""
+        return self.fit(inputs)
+
+
+class KneserNeyBaseline(NgramBaseline):
+    """Interpolated modified Kneser-Ney with n-grams of up to `baselines.order` tokens."""
+
+    title = "KN"
+    description = "n-gram model, modified Kneser-Ney smoothing"
+
+    def fit(self, inputs: BaselineInputs) -> Fitted:
+        """See Baseline."""
+        return fit_kneser_ney(inputs.task, inputs.settings.baselines.order)
+
+    def refit(self, inputs: BaselineInputs, record: RunRecord) -> Fitted:
+        """Of the order in the record's name, which the settings may have changed since."""
+        return fit_kneser_ney(inputs.task, int(record.configuration.rpartition("-")[2]))
+
+    def label(self, settings: Settings) -> str:
+        """Such as KN-5."""
+        return f"{self.title}-{settings.baselines.order}"
+
+    def depends_on(self, settings: Settings, max_parameters: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Its order."""
+        return {"order": settings.baselines.order}
+
+
+class BigramBaseline(NgramBaseline):
+    """Kneser-Ney of order 2."""
+
+    title = "bigram"
+    description = "bigram model"
+
+    def fit(self, inputs: BaselineInputs) -> Fitted:
+        """See Baseline."""
+        return fit_kneser_ney(inputs.task, 2)
+
+
+class UnigramBaseline(NgramBaseline):
+    """Relative frequencies with one added to every count (Laplace)."""
+
+    title = "unigram"
+    description = "frequency of single tokens"
+
+    def fit(self, inputs: BaselineInputs) -> Fitted:
+        """See Baseline."""
+        return fit_unigram(inputs.task)
+
+
+def fit_kneser_ney(task: Task, order: int) -> Fitted:
+    """Count the n-grams of the training stream and score validation. Raises ValueError for orders below 2."""
+    from tandem.baselines.kneser_ney import KneserNey
+
     began = time.perf_counter()
-    score: Callable[[Ids], Score]
-    if kind == "unigram":
-        counts = token_counts(task.train, task.vocab_size)
-        score, kept = partial(_score_unigram, counts), int(np.count_nonzero(counts))
-    else:
-        model = KneserNey.fit(task.train, task.vocab_size, 2 if kind == "bigram" else order)
-        score, kept = model.score, model.ngrams
-    return Fitted(score(task.validation), 0, kept, None, time.perf_counter() - began, score)
+    model = KneserNey.fit(task.train, task.vocab_size, order)
+    return _fitted(task, model.score, model.ngrams, began)
 
 
-def _score_unigram(counts: npt.NDArray[np.int64], ids: Ids) -> Score:
-    """Score of p(w) = (count(w) + 1) / (T + V), from the counts [V] of T tokens."""
-    targets = ids[1:]
-    losses = np.log(counts.sum() + len(counts)) - np.log(counts[targets] + 1.0)
-    correct = int(np.count_nonzero(targets == counts.argmax()))
-    return Score.of(losses.astype(np.float32), correct)
+def fit_unigram(task: Task) -> Fitted:
+    """Count the tokens of the training stream and score validation, by p(w) = (count(w) + 1) / (T + V)."""
+    from tandem.metrics import Score
+    from tandem.tokens.store import token_counts
+
+    began = time.perf_counter()
+    counts = token_counts(task.train, task.vocab_size)
+
+    def score(ids: Ids) -> Score:
+        targets = ids[1:]
+        losses = np.log(counts.sum() + len(counts)) - np.log(counts[targets] + 1.0)
+        return Score.of(losses.astype(np.float32), int(np.count_nonzero(targets == counts.argmax())))
+
+    return _fitted(task, score, int(np.count_nonzero(counts)), began)
+
+
+def _fitted(task: Task, score: "Callable[[Ids], Score]", ngrams: int, began: float) -> Fitted:
+    return Fitted(score(task.validation), 0, ngrams, None, time.perf_counter() - began, score)

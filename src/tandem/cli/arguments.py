@@ -6,22 +6,20 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import Field
 
+from tandem.baselines import BASELINES
 from tandem.cli.grammar import check
 from tandem.cli.line import Line, options_of
 from tandem.cli.words import PRESETS, kind_of
 from tandem.errors import SettingsError
 from tandem.settings import (
-    Baseline,
     Positive,
-    RaySettings,
     Seed,
     Settings,
-    SlurmSettings,
     known_keys,
     load_settings,
 )
@@ -30,24 +28,18 @@ Arguments = TypeVar("Arguments")
 Json = Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff]
 
 
-OF_EXPERIMENTS = {"configurations", "seeds", "save_models", "workers", "executor", "slurm", "ray"}
-"""Settings that mean nothing to a single training."""
+OF_EXPERIMENTS = {"configurations", "seeds", "save_models", "workers", "executor"}
+"""Settings that mean nothing to a single training, beside the sections on which no result depends."""
 
 
-class _SettingsArguments(Settings):
-    """Settings as options; `variants` have too many levels for a command line, and stand in files only."""
-
-    variants: tyro.conf.Suppress[dict[str, dict[str, Any]]] = Field(default_factory=dict)
-
-
-class ConfigArguments(_SettingsArguments):
+class ConfigArguments(Settings):
     """Print the resolved settings of a preset or settings file, overrides included."""
 
     json_output: Json = False
     """Print JSON instead of YAML."""
 
 
-class ExperimentArguments(_SettingsArguments):
+class ExperimentArguments(Settings):
     """Train every configuration with every seed, compare them, audit the runs, and write the report."""
 
     all_baselines: Annotated[bool, tyro.conf.arg(name="baselines"), tyro.conf.FlagCreatePairsOff] = False
@@ -61,7 +53,7 @@ class ExperimentArguments(_SettingsArguments):
     """Print the records as JSON lines instead of the summary table."""
 
 
-class TrainArguments(_SettingsArguments):
+class TrainArguments(Settings):
     """Train one configuration into a model folder."""
 
     output: Annotated[str, Field(min_length=1)] | None = None
@@ -79,13 +71,6 @@ class TrainArguments(_SettingsArguments):
     """Prepare the text, print what the training would take (time, memory, disk), and train nothing."""
     json_output: Json = False
     """Print the record as JSON."""
-    configurations: tyro.conf.Suppress[tuple[tuple[Positive, Positive], ...]] = ((1, 1),)
-    seeds: tyro.conf.Suppress[tuple[Seed, ...]] = (0,)
-    save_models: tyro.conf.Suppress[bool] = True
-    workers: tyro.conf.Suppress[Positive] = 1
-    executor: tyro.conf.Suppress[Literal["local", "slurm", "ray"]] = "local"
-    slurm: tyro.conf.Suppress[SlurmSettings] = SlurmSettings()
-    ray: tyro.conf.Suppress[RaySettings] = RaySettings()
 
 
 @dataclass(frozen=True)
@@ -191,11 +176,13 @@ def parse_with_preset(
         check(Line.of(command, options, args))
     own = _own(kind)
     base = load_settings(preset).model_dump(exclude=hidden_settings(kind) - {"variants", "configurations"})
+    for name in hidden_settings(kind):  # tyro looks at annotations alone, which pydantic has read long ago
+        kind.__annotations__[name] = Annotated[kind.model_fields[name].annotation, tyro.conf.Suppress]
     prog = f"tandem {command} [PRESET|FILE]"
     arguments = _parse(prog, kind, rest, default=kind(**base))
     settings = Settings(**arguments.model_dump(exclude=own))
     if getattr(arguments, "all_baselines", False):
-        every = settings.baselines.model_copy(update={"models": get_args(Baseline)})
+        every = settings.baselines.model_copy(update={"models": tuple(BASELINES)})
         settings = settings.model_copy(update={"baselines": every})
     return settings, arguments
 
@@ -254,7 +241,11 @@ def hidden_settings(kind: type) -> set[str]:
     """Settings that a command leaves out because it has its own way to say the same."""
     if not issubclass(kind, Settings):
         return set()
-    return {"variants"} | (OF_EXPERIMENTS if kind is TrainArguments else set())
+    hidden = {"variants"}  # which have too many levels for a command line, and stand in files only
+    if kind is TrainArguments:
+        executors = {name for name, section in kind.subsections().items() if not section.changes_results}
+        hidden |= OF_EXPERIMENTS | executors
+    return hidden
 
 
 def _asks_for_help(args: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from tandem.cli.words import HYPHENS
+from tandem.settings import OneOf
 
 FREE = {"prompt", "description", "separator", "data.separator", "data.validation-separator"}
 """Options whose value is any text: nothing is read into it."""
@@ -169,6 +170,8 @@ def _plain(annotation: Any) -> tuple[Any, set[str]]:
             marks.add("Positional" if "Positional" in str(mark) else "")
             if name := getattr(mark, "name", None):
                 marks.add(f"name={name}")
+            if isinstance(mark, OneOf):
+                annotation = Literal[mark.choices]
     return annotation, marks
 
 

@@ -27,7 +27,7 @@ from tandem.cli.grammar import no_such_command
 from tandem.cli.terminal import ERR, OUT
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
-from tandem.settings import dump_settings, load_settings, preset_names
+from tandem.settings import dump_settings, load_extensions, load_settings, preset_names
 from tandem.shown import holds_all_text, json_for, one_line
 from tandem.text.files import text_lines
 
@@ -114,7 +114,7 @@ def train(args: Sequence[str]) -> None:
         raise SettingsError("--dry-run times one process, so torchrun is not for it: give it without")
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_run
-    from tandem.experiment.cells import tandem_cell
+    from tandem.experiment.grid import tandem_run
     from tandem.experiment.runner import estimate_one, train_one
     from tandem.settings import Configuration, chosen_variant
 
@@ -122,7 +122,7 @@ def train(args: Sequence[str]) -> None:
     configuration = Configuration(
         arguments.context_layers or first.context_layers, arguments.token_layers or first.token_layers
     )
-    run = tandem_cell(configuration, arguments.seed, arguments.variant).name
+    run = tandem_run(configuration, arguments.seed, arguments.variant).name
     folder = Path(settings.output or Path("models") / f"{settings.name}-{run}")
     depths = (configuration.context_layers, configuration.token_layers)
     settings = chosen_variant(settings, arguments.variant).model_copy(
@@ -236,6 +236,10 @@ def run(args: Sequence[str]) -> int:
 
     0, 1 where the audit fails, 2 for anything the user can mend, 130 when interrupted.
     """
+    try:
+        load_extensions()
+    except SettingsError as error:
+        return _fail(str(error))
     with in_command(option_names(args[0] if args else "")):
         return _run(args)
 

@@ -3,20 +3,20 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tandem.baselines import Fitted, Task, fit_gpt2, fit_lstm, fit_ngram
-from tandem.experiment.cells import Cell
+from tandem.baselines import BASELINES, BaselineInputs, Task
 from tandem.experiment.prepared import Prepared, total_parameters
+from tandem.fingerprint import fingerprint
 from tandem.metrics import validation_record
 from tandem.records import Parameters
-from tandem.training.progress import OnTick
+from tandem.training.progress import OnTick, silent
 
 
-def run_baseline(prepared: Prepared, cell: Cell, on_tick: OnTick) -> dict[str, Any]:
-    """Train and score the baseline of `cell`; returns the fields of its record that hold results.
+def run_baseline(prepared: Prepared, kind: str, seed: int | None, on_tick: OnTick) -> dict[str, Any]:
+    """Train and score a baseline; returns the fields of its record that hold results.
 
     Raises NonFiniteLossError, or SettingsError where the parameters allowed are too few.
     """
-    fitted = _fit(prepared, cell, on_tick)
+    fitted = BASELINES[kind].fit(baseline_inputs(prepared, seed, on_tick))
     total = fitted.embedding_parameters + fitted.other_parameters
     return {
         "parameters": Parameters(
@@ -33,14 +33,28 @@ def run_baseline(prepared: Prepared, cell: Cell, on_tick: OnTick) -> dict[str, A
     }
 
 
+def baseline_inputs(prepared: Prepared, seed: int | None, on_tick: OnTick = silent) -> BaselineInputs:
+    """What the baselines of an experiment are fitted with."""
+    corpus = prepared.corpus
+    return BaselineInputs(
+        Task(corpus.train.ids, corpus.validation.ids, corpus.vocab_size),
+        prepared.settings,
+        parameters_allowed(prepared),
+        seed,
+        prepared.device,
+        prepared.execution,
+        on_tick,
+    )
+
+
 def measured_against(prepared: Iterable[Prepared]) -> Prepared:
-    """The variant whose sizes the LSTM and the GPT-2 are given: the one with most parameters, so that no
-    variant has more than they do."""
+    """The variant whose sizes the baselines are given: the one with most parameters, so that no variant has
+    more than they do."""
     return max(prepared, key=_smallest)
 
 
 def parameters_allowed(prepared: Prepared) -> int:
-    """Of the LSTM and the GPT-2: what the settings say, else as many as the smallest configuration has."""
+    """Of sized baselines: what the settings say, else as many as the smallest configuration has."""
     allowed = prepared.settings.baselines.max_parameters
     return _smallest(prepared) if allowed is None else allowed
 
@@ -50,25 +64,7 @@ def _smallest(prepared: Prepared) -> int:
 
 
 def baseline_fingerprint(prepared: Prepared, kind: str) -> str | None:
-    """Of a baseline's own settings, and of how many parameters it may have."""
-    return prepared.settings.baselines.fingerprint(kind, parameters_allowed(prepared))
-
-
-def _fit(prepared: Prepared, cell: Cell, on_tick: OnTick) -> Fitted:
-    settings, corpus = prepared.settings, prepared.corpus
-    task = Task(corpus.train.ids, corpus.validation.ids, corpus.vocab_size)
-    if cell.kind in ("kneser-ney", "bigram", "unigram"):
-        return fit_ngram(cell.kind, task, settings.baselines.order)
-    assert cell.seed is not None  # the others are drawn at random
-    allowed, chunk = parameters_allowed(prepared), settings.phase2.chunk_positions
-    if cell.kind == "lstm":
-        return fit_lstm(
-            task, settings.model.embed_dim, allowed, settings.baselines.lstm, cell.seed, prepared.device,
-            chunk, on_tick, prepared.execution,
-        )  # fmt: skip
-    if cell.kind == "gpt2":
-        return fit_gpt2(
-            task, allowed, settings.baselines.gpt2, cell.seed, prepared.device,
-            chunk, on_tick, prepared.execution,
-        )  # fmt: skip
-    raise ValueError(f"{cell.kind} is not a baseline of its own")
+    """Of what a baseline's result depends on beside text and tokens; none where that is nothing."""
+    baseline = BASELINES.get(kind)  # none: a configuration that is compared
+    own = baseline and baseline.depends_on(prepared.settings, parameters_allowed(prepared))
+    return fingerprint("baseline", kind, own) if own else None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict
 
 from tandem.experiment.baseline import measured_against
-from tandem.experiment.cells import Cell, claims
+from tandem.experiment.grid import RunSpec, claims
 from tandem.experiment.machine import PeakMemory
 from tandem.experiment.prepared import Prepared
 from tandem.experiment.run_dir import disk_needed
@@ -35,7 +35,7 @@ class Estimate(BaseModel):
     parts: tuple[Part, ...]
 
 
-def estimated(variants: Mapping[str | None, Prepared], settings: Settings, cells: list[Cell]) -> Estimate:
+def estimated(variants: Mapping[str | None, Prepared], settings: Settings, specs: list[RunSpec]) -> Estimate:
     """What these runs of an experiment will take, or the training of a single one.
 
     Raises what they would raise in their first steps.
@@ -44,7 +44,7 @@ def estimated(variants: Mapping[str | None, Prepared], settings: Settings, cells
     memory = PeakMemory(reference.device)
     parts: list[Part] = []
     held, on_disk = 0, 0
-    for group in _alike(cells):
+    for group in _alike(specs):
         first, configuration = group[0], group[0].configuration
         prepared = reference if configuration is None else variants[first.variant]
         if configuration is None:
@@ -57,23 +57,23 @@ def estimated(variants: Mapping[str | None, Prepared], settings: Settings, cells
             held, on_disk = max(held, trial.held_bytes), max(on_disk, trial.disk_bytes)
     peak = memory.read()
     total = sum(part.times * part.seconds_s for part in parts)
-    workers = min(settings.workers, max(1, len(claims(cells))))
+    workers = min(settings.workers, max(1, len(claims(specs))))
     return Estimate(
-        runs=len(cells),
+        runs=len(specs),
         workers=workers,
         seconds_s=total / workers,
         memory_bytes=None if peak is None else peak + held,
-        disk_bytes=disk_needed(variants, cells),
+        disk_bytes=disk_needed(variants, specs),
         context_disk_bytes=workers * on_disk,
         parts=tuple(parts),
     )
 
 
-def _alike(cells: list[Cell]) -> list[list[Cell]]:
+def _alike(specs: list[RunSpec]) -> list[list[RunSpec]]:
     """Runs that differ in their seed or token depth alone."""
-    groups: dict[object, list[Cell]] = {}
-    for cell in cells:
-        depth = cell.configuration and cell.configuration.context_layers
-        key = (cell.kind, cell.variant, depth, cell.label if depth is None else None)
-        groups.setdefault(key, []).append(cell)
+    groups: dict[object, list[RunSpec]] = {}
+    for spec in specs:
+        depth = spec.configuration and spec.configuration.context_layers
+        key = (spec.kind, spec.variant, depth, spec.label if depth is None else None)
+        groups.setdefault(key, []).append(spec)
     return list(groups.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tandem.baselines import gpt2, lstm
+from tandem.baselines import BASELINES
 from tandem.errors import MisfitError
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.settings import Configuration, Settings
@@ -96,17 +96,17 @@ def _rules(settings: Settings) -> Iterator[MisfitError]:
 
 
 def _baselines(variants: list[Settings], corpus: Corpus) -> Iterator[MisfitError]:
-    """What is too large for the parameters that the LSTM and the GPT-2 may have."""
+    """What is too large for the parameters that the baselines may have."""
     baselines = variants[0].baselines
     sizes = [min(parameters_for(one, corpus, c) for c in one.grid) for one in variants]
     allowed = baselines.max_parameters or max(sizes)
-    embed_dim = variants[sizes.index(max(sizes))].model.embed_dim
-    vocabulary = corpus.vocab_size
+    largest = variants[sizes.index(max(sizes))]
     least = {
-        "lstm": lstm.parameter_count(vocabulary, embed_dim, 1, baselines.lstm.layers),
-        "gpt2": gpt2.parameter_count(vocabulary, baselines.gpt2.heads, baselines.gpt2),
+        kind: one.least_parameters(largest, corpus.vocab_size)
+        for kind, one in BASELINES.items()
+        if one.sized and kind in baselines.models
     }
-    if large := {name: size for name, size in least.items() if name in baselines.models and size > allowed}:
+    if large := {kind: size for kind, size in least.items() if size > allowed}:
         shown = " and ".join(f"{name} has {size}" for name, size in large.items())
         yield MisfitError.of(
             f"of the baselines, {shown} parameters at least, more than the {allowed} it may have",

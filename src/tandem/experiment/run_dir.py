@@ -11,7 +11,7 @@ from typing import TypeVar
 from tandem.advice import advice
 from tandem.claims import CLAIMS, claimed, in_turn
 from tandem.errors import RunDirError
-from tandem.experiment.cells import Cell
+from tandem.experiment.grid import RunSpec
 from tandem.experiment.prepared import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.folders import Wanted, check_writing
@@ -96,7 +96,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def open_run_dir(
-    settings: Settings, corpus: Corpus, cells: Sequence[Cell], precision: Precision
+    settings: Settings, corpus: Corpus, specs: Sequence[RunSpec], precision: Precision
 ) -> tuple[Path, Precision]:
     """The run directory for these runs, made or taken up again, and the precision in which they are trained.
 
@@ -108,7 +108,7 @@ def open_run_dir(
     check_output(run_dir, "run directory", settings.data)
     make_folder(run_dir)
     with in_turn(run_dir, "manifest"):
-        precision = _take_up(run_dir, settings, corpus, cells, precision)
+        precision = _take_up(run_dir, settings, corpus, specs, precision)
         # Machines that share the directory remember for a while that a file was not there.
         records_path(run_dir).touch()
     return run_dir, precision
@@ -152,7 +152,7 @@ def begun_in(run_dir: Path, manifest: Manifest | None) -> Precision | None:
 
 
 def _take_up(
-    run_dir: Path, settings: Settings, corpus: Corpus, cells: Sequence[Cell], precision: Precision
+    run_dir: Path, settings: Settings, corpus: Corpus, specs: Sequence[RunSpec], precision: Precision
 ) -> Precision:
     manifest = check_same(run_dir, settings, corpus)
     precision = begun_in(run_dir, manifest) or precision
@@ -170,10 +170,10 @@ def _take_up(
             tokens_fingerprint=corpus.fingerprint,
             precision=precision,
             configurations=_union(
-                manifest and manifest.configurations, [c.label for c in cells if c.kind == "tandem"]
+                manifest and manifest.configurations, [c.label for c in specs if c.kind == "tandem"]
             ),
             seeds=_union(manifest and manifest.seeds, settings.seeds),
-            baselines=_union(manifest and manifest.baselines, [c.name for c in cells if c.kind != "tandem"]),
+            baselines=_union(manifest and manifest.baselines, [c.name for c in specs if c.kind != "tandem"]),
             created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
@@ -195,21 +195,21 @@ def keep_record(run_dir: Path, record: RunRecord) -> None:
         ) from None
 
 
-def disk_needed(prepared: Mapping[str | None, Prepared], cells: Sequence[Cell]) -> int:
+def disk_needed(prepared: Mapping[str | None, Prepared], specs: Sequence[RunSpec]) -> int:
     """Bytes that the runs will save, about."""
     sizes = [
-        total_parameters(prepared[cell.variant], cell.configuration)
-        for cell in cells
-        if cell.configuration is not None and prepared[cell.variant].settings.save_models
+        total_parameters(prepared[spec.variant], spec.configuration)
+        for spec in specs
+        if spec.configuration is not None and prepared[spec.variant].settings.save_models
     ]
     return sum(4 * size + MODEL_FOLDER_BYTES for size in sizes) + RECORDS_BYTES
 
 
-def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], cells: Sequence[Cell]) -> None:
+def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], specs: Sequence[RunSpec]) -> None:
     """RunDirError where what the runs will save does not fit the disk."""
-    needed, free = disk_needed(prepared, cells), shutil.disk_usage(folder).free
-    if any(cell.configuration is not None for cell in cells) and needed > free:
+    needed, free = disk_needed(prepared, specs), shutil.disk_usage(folder).free
+    if any(spec.configuration is not None for spec in specs) and needed > free:
         raise RunDirError(
-            f"{len(cells)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
+            f"{len(specs)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
             "free" + advice("make room", ("choose another {}", "output"), ("use {}", "save_models false"))
         )

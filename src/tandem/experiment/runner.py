@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from tandem.advice import advice
+from tandem.baselines import BASELINES
 from tandem.claims import claimed
 from tandem.errors import (
     DataError,
@@ -29,10 +30,10 @@ from tandem.experiment.artefacts import (
     save_phase1,
 )
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
-from tandem.experiment.cells import Cell, claims, plan, tandem_cell
 from tandem.experiment.contexts import check_disk_for_contexts
 from tandem.experiment.estimate import Estimate, estimated
-from tandem.experiment.executors import Executor, executor_of, helped
+from tandem.experiment.executors import Executor, executor_of, helped, threads_each
+from tandem.experiment.grid import RunSpec, claims, plan, tandem_run
 from tandem.experiment.handover import head_state, phase1_fingerprint, phase1_state
 from tandem.experiment.machine import PeakMemory, choose_device, environment, keep_freed_memory
 from tandem.experiment.pipeline import (
@@ -55,10 +56,9 @@ from tandem.experiment.run_dir import (
     make_folder,
     open_run_dir,
 )
-from tandem.experiment.workers import threads_each
 from tandem.group import process_group
 from tandem.records import RunRecord, nearest_head, read_records
-from tandem.settings import Configuration, Settings
+from tandem.settings import Configuration, Settings, load_extensions
 from tandem.text.places import source_folder
 from tandem.training.progress import OnTick, Tick
 
@@ -119,14 +119,14 @@ def run_experiment(
         check_output(Path(settings.output), "run directory", settings.data)
         check_writable(Path(settings.output))  # said before the work, not after
     prepared = prepare_variants(settings, watcher.preparing)
-    cells = plan(settings)
+    specs = plan(settings)
     first = next(iter(prepared.values()))
-    run_dir, precision = open_run_dir(settings, first.corpus, cells, first.precision)
+    run_dir, precision = open_run_dir(settings, first.corpus, specs, first.precision)
     if precision != first.precision:
         watcher.preparing(f"training in {precision}, as this experiment was begun")
         prepared = in_precision(prepared, precision)
     with helped(executor, settings, run_dir, help_experiment, watcher.preparing):
-        return run_dir, _Grid(prepared, cells, run_dir, watcher).work()
+        return run_dir, _Grid(prepared, specs, run_dir, watcher).work()
 
 
 def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
@@ -149,11 +149,11 @@ def estimate_one(
     check_output(folder, "model folder", settings.data)
     set_up_process(settings)
     settings = with_one_head(settings, configuration)
-    prepared, cell = prepare(settings, watcher.preparing), tandem_cell(configuration, seed)
-    check_no_other_model(folder, prepared, cell.name)
+    prepared, spec = prepare(settings, watcher.preparing), tandem_run(configuration, seed)
+    check_no_other_model(folder, prepared, spec.name)
     check_disk_for_contexts(prepared)
     watcher.preparing("timing a moment of each kind of work")
-    return estimated({None: prepared}, settings, [cell])
+    return estimated({None: prepared}, settings, [spec])
 
 
 def help_experiment(settings: Settings, run_dir: Path) -> None:
@@ -161,6 +161,7 @@ def help_experiment(settings: Settings, run_dir: Path) -> None:
 
     Raises as `run_experiment`; RunDirError also where this machine has another text.
     """
+    load_extensions()
     set_up_process(settings)
     prepared = prepare_variants(settings, lambda _: None)
     manifest = check_same(run_dir, settings, next(iter(prepared.values())).corpus)
@@ -173,27 +174,27 @@ class _Grid:
     """The runs of an experiment, made by this worker and by others."""
 
     def __init__(
-        self, variants: dict[str | None, Prepared], cells: list[Cell], run_dir: Path, watcher: Watcher
+        self, variants: dict[str | None, Prepared], specs: list[RunSpec], run_dir: Path, watcher: Watcher
     ) -> None:
         reference = measured_against(variants.values())
-        self._of_cell = {
-            cell.name: reference if cell.configuration is None else variants[cell.variant] for cell in cells
+        self._of_run = {
+            spec.name: reference if spec.configuration is None else variants[spec.variant] for spec in specs
         }
-        self._cells, self._run_dir, self._watcher = cells, run_dir, watcher
+        self._cells, self._run_dir, self._watcher = specs, run_dir, watcher
         self._records = {record.run: record for record in read_records(run_dir)}
         # What failed before is tried again; what fails from now on is not.
         self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
         pending = self._pending()
-        watcher.planned(run_dir, [cell.name for cell in cells], len(cells) - len(pending))
+        watcher.planned(run_dir, [spec.name for spec in specs], len(specs) - len(pending))
         check_disk(run_dir, variants, pending)
-        for variant in {cell.variant for cell in pending if cell.configuration is not None}:
+        for variant in {spec.variant for spec in pending if spec.configuration is not None}:
             check_disk_for_contexts(variants[variant])
 
     def work(self) -> list[RunRecord]:
         """Make what nobody else makes, until nothing is left; returns the records of all runs."""
         told = False
         while pending := self._pending():
-            busy = [self._work_on(claim, cells) for claim, cells in claims(pending).items()]
+            busy = [self._work_on(claim, specs) for claim, specs in claims(pending).items()]
             self._take_note()
             if any(busy):
                 continue
@@ -201,31 +202,31 @@ class _Grid:
                 self._watcher.preparing(f"waiting for other workers, who have {len(pending)} runs")
                 told = True
             time.sleep(WAIT_S)
-        return [self._records[cell.name] for cell in self._cells]
+        return [self._records[spec.name] for spec in self._cells]
 
-    def _pending(self) -> list[Cell]:
-        def settled(cell: Cell) -> bool:
-            record = self._records.get(cell.name)
+    def _pending(self) -> list[RunSpec]:
+        def settled(spec: RunSpec) -> bool:
+            record = self._records.get(spec.name)
             if record is not None and record.status == "failed":
-                return cell.name not in self._to_try_again
-            return _finished(self._of_cell[cell.name], cell, record)
+                return spec.name not in self._to_try_again
+            return _finished(self._of_run[spec.name], spec, record)
 
-        return [cell for cell in self._cells if not settled(cell)]
+        return [spec for spec in self._cells if not settled(spec)]
 
-    def _work_on(self, claim: str, cells: list[Cell]) -> bool:
+    def _work_on(self, claim: str, specs: list[RunSpec]) -> bool:
         """Make the runs of one claim that are still to be made; false where another worker has it."""
         with claimed(self._run_dir, claim) as mine:
             if not mine:
                 return False
             self._take_note()  # another worker may have had the claim, and made these runs, until now
-            pending = {cell.name for cell in self._pending()}
-            cells = [cell for cell in cells if cell.name in pending]
+            pending = {spec.name for spec in self._pending()}
+            specs = [spec for spec in specs if spec.name in pending]
             shared: _SharedContexts | None = None
-            for cell in cells:
-                prepared = self._of_cell[cell.name]
-                if shared is None and cell.configuration is not None:
-                    shared = _SharedContexts(prepared, self._run_dir, cell, list(self._records.values()))
-                record = _run(prepared, self._run_dir, cell, shared, self._watcher)
+            for spec in specs:
+                prepared = self._of_run[spec.name]
+                if shared is None and spec.configuration is not None:
+                    shared = _SharedContexts(prepared, self._run_dir, spec, list(self._records.values()))
+                record = _run(prepared, self._run_dir, spec, shared, self._watcher)
                 keep_record(self._run_dir, record)
                 self._keep(record)
         return True
@@ -239,29 +240,29 @@ class _Grid:
     def _keep(self, record: RunRecord) -> None:
         self._records[record.run] = record
         self._to_try_again.discard(record.run)
-        if record.run in self._of_cell:
+        if record.run in self._of_run:
             self._watcher.run_finished(record)
 
 
-def _finished(prepared: Prepared, cell: Cell, record: RunRecord | None) -> bool:
+def _finished(prepared: Prepared, spec: RunSpec, record: RunRecord | None) -> bool:
     """Whether a run need not be made: it is done, and with these settings.
 
     Of an experiment's own settings the run directory makes sure; what a variant or a baseline is may change.
     """
     if record is None or record.status != "finished":
         return False
-    if cell.variant is not None and record.settings_fingerprint != prepared.settings.fingerprint():
+    if spec.variant is not None and record.settings_fingerprint != prepared.settings.fingerprint():
         return False
-    return record.baseline_fingerprint == baseline_fingerprint(prepared, cell.kind)
+    return record.baseline_fingerprint == baseline_fingerprint(prepared, spec.kind)
 
 
 class _SharedContexts:
     """Contexts of one variant, depth and seed, with or without phase 1: made when first needed."""
 
-    def __init__(self, prepared: Prepared, run_dir: Path, cell: Cell, records: list[RunRecord]) -> None:
-        assert cell.configuration is not None
-        assert cell.seed is not None
-        self.key = (cell.kind, cell.variant, cell.configuration.context_layers, cell.seed)
+    def __init__(self, prepared: Prepared, run_dir: Path, spec: RunSpec, records: list[RunRecord]) -> None:
+        assert spec.configuration is not None
+        assert spec.seed is not None
+        self.key = (spec.kind, spec.variant, spec.configuration.context_layers, spec.seed)
         self._prepared = prepared
         self._run_dir = run_dir
         self._made: TrainedContexts | None = None
@@ -278,7 +279,7 @@ class _SharedContexts:
         """The contexts. Raises NonFiniteLossError or ScanError."""
         if self._made is None:
             kind, variant, context_layers, seed = self.key
-            if kind == "untrained":
+            if kind in BASELINES:  # the control of phase 1
                 self._made = untrained_contexts(self._prepared, context_layers, seed)
             else:
                 self._made = self._phase1(variant, context_layers, seed, on_tick)
@@ -300,52 +301,52 @@ class _SharedContexts:
 
 
 def _run(
-    prepared: Prepared, run_dir: Path, cell: Cell, shared: _SharedContexts | None, watcher: Watcher
+    prepared: Prepared, run_dir: Path, spec: RunSpec, shared: _SharedContexts | None, watcher: Watcher
 ) -> RunRecord:
     """One run, to its record; it does not raise for what only concerns this run."""
-    watcher.run_started(cell.name)
+    watcher.run_started(spec.name)
     memory, began = PeakMemory(prepared.device), time.perf_counter()
     try:
-        if cell.configuration is None:
-            results = run_baseline(prepared, cell, watcher.tick)
-            return _record(prepared, cell, status="finished", peak_memory_bytes=memory.read(), **results)
+        if spec.configuration is None:
+            results = run_baseline(prepared, spec.kind, spec.seed, watcher.tick)
+            return _record(prepared, spec, status="finished", peak_memory_bytes=memory.read(), **results)
         assert shared is not None
-        assert cell.seed is not None
+        assert spec.seed is not None
         contexts = shared.get(watcher.tick)
-        trained = train_tokens(prepared, contexts, cell.configuration, cell.seed, watcher.tick)
-        record = make_record(prepared, cell, contexts, trained, shared.unpaid, memory)
+        trained = train_tokens(prepared, contexts, spec.configuration, spec.seed, watcher.tick)
+        record = make_record(prepared, spec, contexts, trained, shared.unpaid, memory)
         if prepared.settings.save_models:
-            folder = run_dir / "models" / cell.name
+            folder = run_dir / "models" / spec.name
             save_model(folder, trained, prepared.corpus.tokenizer, prepared.settings, record)
     except Exception as error:
         if is_out_of_storage(error):  # no run that follows could be kept either
             raise RunDirError(
-                f"cannot keep {cell.name} in {run_dir} ({storage_reason(error)}); everything recorded before "
+                f"cannot keep {spec.name} in {run_dir} ({storage_reason(error)}); everything recorded before "
                 "is kept; make room, or mend the place, and give the same command again to continue"
             ) from None
-        return _failed(prepared, run_dir, cell, error, time.perf_counter() - began)
+        return _failed(prepared, run_dir, spec, error, time.perf_counter() - began)
     shared.unpaid = False
     return record
 
 
-def _failed(prepared: Prepared, run_dir: Path, cell: Cell, error: Exception, seconds: float) -> RunRecord:
+def _failed(prepared: Prepared, run_dir: Path, spec: RunSpec, error: Exception, seconds: float) -> RunRecord:
     """A failed run's record; what is not a known kind of failure leaves its traceback in a file."""
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     if is_out_of_memory(error):
         reason = out_of_memory(error)
     elif not isinstance(error, TandemError):
-        path = run_dir / "failures" / f"{cell.name}.txt"
+        path = run_dir / "failures" / f"{spec.name}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(traceback.format_exception(error)), "utf-8")
         reason = f"{type(error).__name__}: {reason} (see {path.relative_to(run_dir)})"
     return _record(
-        prepared, cell, status="failed", failure=reason, seconds_spent_s=seconds, seconds_alone_s=seconds
+        prepared, spec, status="failed", failure=reason, seconds_spent_s=seconds, seconds_alone_s=seconds
     )
 
 
 def make_record(
     prepared: Prepared,
-    cell: Cell,
+    spec: RunSpec,
     contexts: TrainedContexts,
     trained: TrainedTokens,
     phase1_computed_here: bool,
@@ -355,7 +356,7 @@ def make_record(
     alone = contexts.seconds_s + trained.phase2.seconds_s
     return _record(
         prepared,
-        cell,
+        spec,
         status="finished",
         parameters=count_parameters(trained.model, prepared.settings, contexts.phase1 is not None),
         phase1=contexts.phase1,
@@ -369,31 +370,31 @@ def make_record(
     )
 
 
-def _record(prepared: Prepared, cell: Cell, **values: Any) -> RunRecord:
+def _record(prepared: Prepared, spec: RunSpec, **values: Any) -> RunRecord:
     settings = prepared.settings
     sizes: dict[str, int | None] = dict.fromkeys(
         ("context_layers", "token_layers", "embed_dim", "context_dim")
     )
-    if cell.configuration is not None:
+    if spec.configuration is not None:
         sizes = {
-            "context_layers": cell.configuration.context_layers,
-            "token_layers": cell.configuration.token_layers,
+            "context_layers": spec.configuration.context_layers,
+            "token_layers": spec.configuration.token_layers,
             "embed_dim": settings.model.embed_dim,
             "context_dim": settings.model.context_dim,
         }
     return RunRecord.model_validate(
         {
-            "run": cell.name,
+            "run": spec.name,
             "experiment": settings.name,
             "folder": str(source_folder()),
-            "kind": cell.kind,
-            "recipe": None if cell.configuration is None else settings.recipe,
-            "variant": cell.variant,
-            "configuration": cell.label,
+            "kind": spec.kind,
+            "recipe": None if spec.configuration is None else settings.recipe,
+            "variant": spec.variant,
+            "configuration": spec.label,
             **sizes,
-            "seed": cell.seed,
+            "seed": spec.seed,
             "settings_fingerprint": settings.fingerprint(),
-            "baseline_fingerprint": baseline_fingerprint(prepared, cell.kind),
+            "baseline_fingerprint": baseline_fingerprint(prepared, spec.kind),
             "data": prepared.data_record(),
             "environment": environment(prepared.device, prepared.execution.bfloat16),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -420,25 +421,25 @@ def train_one(
             watcher = Unwatched()
         prepared = prepare(settings, watcher.preparing)
         prepared = replace(prepared, execution=replace(prepared.execution, group=group))
-        cell = tandem_cell(configuration, seed)
-        watcher.planned(folder, [cell.name], 0)
+        spec = tandem_run(configuration, seed)
+        watcher.planned(folder, [spec.name], 0)
         refused: RunDirError | DataError | None = None
         if group.leads:
             try:
                 make_folder(folder)
                 claim.enter_context(alone_in(folder))
-                check_no_other_model(folder, prepared, cell.name)
-                check_disk(folder, {None: prepared}, [cell])
+                check_no_other_model(folder, prepared, spec.name)
+                check_disk(folder, {None: prepared}, [spec])
                 check_disk_for_contexts(prepared)
             except (RunDirError, DataError) as error:
                 refused = error
         if not group.agrees(refused is None, prepared.device):  # all leave, not the first one alone
             raise refused or RunDirError(f"{folder} cannot take the model; the first process says why")
-        watcher.run_started(cell.name)
+        watcher.run_started(spec.name)
         memory = PeakMemory(prepared.device)
         contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)
         trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
-        record = make_record(prepared, cell, contexts, trained, True, memory)
+        record = make_record(prepared, spec, contexts, trained, True, memory)
         if group.leads:
             try:
                 save_model(folder, trained, prepared.corpus.tokenizer, settings, record)

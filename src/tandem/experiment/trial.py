@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tandem.contexts import PIECE_TOKENS, compute_contexts, held_in_memory, measure_memory
 from tandem.experiment.baseline import run_baseline
-from tandem.experiment.cells import Cell
 from tandem.experiment.contexts import bytes_on_disk, kept_outside_memory, room_in_memory
+from tandem.experiment.grid import RunSpec
 from tandem.experiment.handover import new_heads
 from tandem.experiment.pipeline import train_phase1
 from tandem.experiment.prepared import Prepared, new_model, streams
@@ -35,11 +35,11 @@ class Part(BaseModel):
     seconds_s: float
 
 
-def baseline_trial(prepared: Prepared, cell: Cell) -> tuple[float, int]:
+def baseline_trial(prepared: Prepared, spec: RunSpec) -> tuple[float, int]:
     """Seconds of a baseline, and the bytes that it takes on all of the text beyond those of the trial."""
     corpus = prepared.corpus
     whole = len(corpus.train)
-    if cell.seed is None:  # an n-gram, whose cost is that of counting: so much a token
+    if spec.seed is None:  # an n-gram, whose cost is that of counting: so much a token
         many = min(whole, PIECE_TOKENS)
         few = many // 2
 
@@ -50,12 +50,12 @@ def baseline_trial(prepared: Prepared, cell: Cell) -> tuple[float, int]:
             )
             train, validation = splits
             part = replace(prepared, corpus=replace(corpus, train=train, validation=validation))
-            run_baseline(part, cell, lambda _: None)
+            run_baseline(part, spec.kind, None, lambda _: None)
 
         seconds = timed(lambda: run(many)) * whole / many
         a_token = (allocated(lambda: run(many)) - allocated(lambda: run(few))) / (many - few)
         return seconds, max(0, round(a_token * (whole - many)))
-    seconds = seconds_of(lambda on_tick: run_baseline(prepared, cell, on_tick))
+    seconds = seconds_of(lambda on_tick: run_baseline(prepared, spec.kind, spec.seed, on_tick))
     # Scoring reads the validation text after every epoch, forwards only: about a third of training on it.
     return seconds * (1 + len(corpus.validation) / whole / 3), 0
 
@@ -91,14 +91,14 @@ class Trial:
     held_bytes: int = 0
     disk_bytes: int = 0
 
-    def parts(self, cells: list[Cell]) -> list[Part]:
+    def parts(self, specs: list[RunSpec]) -> list[Part]:
         """What these runs will take: what they share for each seed, and phase 2 for each run."""
         prepared, settings = self.prepared, self.prepared.settings
-        name = "" if cells[0].variant is None else f"{cells[0].variant}, "
-        trained = cells[0].kind == "tandem"
-        name += "" if trained else "untrained, "
+        name = "" if specs[0].variant is None else f"{specs[0].variant}, "
+        trained = specs[0].kind == "tandem"
+        name += "" if trained else f"{specs[0].kind}, "
         configuration = Configuration(self.context_layers)
-        seed, seeds = settings.seeds[0], len({cell.seed for cell in cells})
+        seed, seeds = settings.seeds[0], len({spec.seed for spec in specs})
         depth = f"C{self.context_layers}"
         model = new_model(prepared, configuration, seed)
         found = []
@@ -113,7 +113,7 @@ class Trial:
                 seconds_s=contexts.made_s + heads * (contexts.score_s + contexts.validation_again_s),
             )
         )
-        for made, runs in Counter(cell.configuration for cell in cells if cell.configuration).items():
+        for made, runs in Counter(spec.configuration for spec in specs if spec.configuration).items():
             seconds = self._phase2(made, contexts, seed, starts_from_phase1=heads > 0)
             found.append(Part(what=f"{name}{made.name}, phase 2", times=runs, seconds_s=seconds))
         return found

@@ -11,7 +11,6 @@ from tandem.records.files import (
     write_manifest,
 )
 from tandem.records.run import (
-    BaselineKind,
     ContextsRecord,
     DataRecord,
     DocumentScores,
@@ -36,7 +35,6 @@ from tandem.records.run import (
 
 __all__ = [
     "AuditRecord",
-    "BaselineKind",
     "Check",
     "ContextsRecord",
     "DataRecord",

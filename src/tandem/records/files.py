@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +76,12 @@ def read_records(run_dir: Path) -> list[RunRecord]:
                 f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']})"
                 + advice("restore it", ("use a new run directory with {}", "output"))
             ) from None
+        # Named by text, as modules import from rooms above their own alone.
+        if record.kind not in ("tandem", *pkgutil.resolve_name("tandem.baselines:BASELINES")):
+            raise RunDirError(
+                f"{path}, line {number} is of a baseline '{record.kind}' that is not known here; install the "
+                "package that brings it"
+            )
         latest[record.run] = record
     return list(latest.values())
 

@@ -335,9 +335,6 @@ class Environment(_Record):
     git_commit: str | None
 
 
-BaselineKind = Literal["kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram"]
-
-
 class RunRecord(_Record):
     """One run: one configuration, or one baseline, with one seed."""
 
@@ -347,8 +344,8 @@ class RunRecord(_Record):
     experiment: str
     folder: str | None = None
     """Where it was started, and relative paths of sources count from; none where that was not written."""
-    kind: Literal["tandem"] | BaselineKind = "tandem"
-    """`untrained` is a Tandem model whose phase 1 was left out; the other kinds are other models."""
+    kind: str = "tandem"
+    """Else a baseline, by its name in `tandem.baselines`; `untrained` is a Tandem model without phase 1."""
     recipe: Literal["original", "predictive"] | None = "original"
     """How its blocks were trained; none of other models."""
     variant: str | None = None
@@ -407,13 +404,18 @@ class RunRecord(_Record):
     @model_validator(mode="after")
     def _finished_with_results(self) -> "RunRecord":
         needed = ["parameters", "validation"]
-        if self.kind in ("tandem", "untrained"):
+        if self.is_tandem:
             needed += ["context_layers", "token_layers", "seed", "contexts", "phase2"]
             needed += ["phase1"] if self.kind == "tandem" else []
         missing = [name for name in needed if getattr(self, name) is None]
         if self.status == "finished" and missing:
             raise ValueError(f"a finished run of kind {self.kind} has no {missing[0]}")
         return self
+
+    @property
+    def is_tandem(self) -> bool:
+        """Whether it is a Tandem model, controls included."""
+        return self.kind == "tandem" or self.context_layers is not None
 
     @property
     def trained(self) -> TrainingRecord | None:

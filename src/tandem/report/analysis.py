@@ -7,17 +7,17 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from statistics import fmean
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from tandem.baselines import BASELINES
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ValidationRecord
 from tandem.records.audit import Status
 from tandem.report.crossed import Effect, Floats, over_seeds, over_seeds_and_documents
-from tandem.report.phase1 import OBJECTIVES, ORIGINAL, objective_of
+from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, phase1_report
 from tandem.report.results import (
-    BASELINES,
     Analysis,
     AuditStatus,
     CheckResult,
@@ -27,6 +27,7 @@ from tandem.report.results import (
     ModelResult,
     Phase1OverSeeds,
     ScanResult,
+    is_baseline,
 )
 from tandem.report.statistics import Verdict, holm, paired, verdict
 
@@ -48,8 +49,8 @@ def analyse(
     """Analyse the records of one experiment. Partial, failed and single runs are all allowed."""
     variants = _variants(records, manifest)
     records = sorted(records, key=lambda r: _order(r, variants))
-    tandem = [r for r in records if r.kind == "tandem"]
-    baselines, left_out = _by_newest_settings([r for r in records if r.kind != "tandem"])
+    tandem = [r for r in records if not is_baseline(r)]
+    baselines, left_out = _by_newest_settings([r for r in records if is_baseline(r)])
     places = [
         (variant, layers)
         for variant in variants
@@ -82,7 +83,7 @@ def analyse(
     )
     if not analysis.comparable:
         return analysis
-    depth_comparisons = [OBJECTIVES[name].compare(results) for name, results in analysis.phase1.items()]
+    depth_comparisons = [phase1_report(recipe).compare(found) for recipe, found in analysis.phase1.items()]
     return replace(
         analysis,
         comparisons=_compare(combinations(analysis.configurations, 2)),
@@ -99,7 +100,7 @@ def _variants(records: Sequence[RunRecord], manifest: Manifest | None) -> list[s
     order = {name: place for place, name in enumerate(manifest.configurations)} if manifest else {}
     first: dict[str | None, int] = {}
     for record in records:
-        if record.kind == "tandem":
+        if not is_baseline(record):
             place = order.get(record.configuration, len(order))
             first[record.variant] = min(place, first.get(record.variant, place))
     return sorted(first, key=lambda variant: first[variant])
@@ -107,11 +108,11 @@ def _variants(records: Sequence[RunRecord], manifest: Manifest | None) -> list[s
 
 def _order(record: RunRecord, variants: Sequence[str | None]) -> tuple[int, int, int, int, str, int]:
     """Configurations by variant and depth, then baselines by kind; each by seed."""
-    kind = ["tandem", *BASELINES].index(record.kind)
+    kinds = ["tandem", *BASELINES, record.kind]  # an unknown one comes last
     variant = variants.index(record.variant) if record.variant in variants else len(variants)
     seed = -1 if record.seed is None else record.seed
     depths = (record.token_layers or 0, record.context_layers or 0)
-    return (kind, variant, *depths, record.configuration, seed)
+    return (kinds.index(record.kind), variant, *depths, record.configuration, seed)
 
 
 def _by_newest_settings(baselines: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
@@ -135,14 +136,13 @@ def _models(records: Sequence[RunRecord], manifest: Manifest | None) -> Iterator
         yield ModelResult(
             name=name,
             kind=first.kind,
-            objective=objective_of(own),
             recipe=first.recipe,
             variant=first.variant,
             context_layers=first.context_layers,
             token_layers=first.token_layers,
             parameters=next((r.parameters for r in own if r.parameters is not None), None),
             runs={r.seed: r for r in own if r.status == "finished" and r.validation is not None},
-            training_is_plain=first.kind != "tandem" or untouched or trains_plainly(manifest, first.variant),
+            training_is_plain=is_baseline(first) or untouched or trains_plainly(manifest, first.variant),
         )
 
 
@@ -161,15 +161,14 @@ def _grouped(
 ByPlace = Mapping[Place, Sequence[RunRecord]]
 
 
-def _phase1(of_place: ByPlace) -> dict[str, tuple[Phase1OverSeeds[Any], ...]]:
-    """Phase 1 of every place by its objective, places included where every run failed before its end."""
-    found: dict[str, list[Phase1OverSeeds[Any]]] = {name: [] for name in OBJECTIVES}
+def _phase1(of_place: ByPlace) -> dict[str, tuple[Phase1OverSeeds, ...]]:
+    """Phase 1 of every place by its recipe, places included where every run failed before its end."""
+    found: dict[str, list[Phase1OverSeeds]] = {recipe: [] for recipe in PHASE1_REPORTS}
     for place, records in of_place.items():
-        objective = objective_of(records) or ORIGINAL
-        own = [r for r in records if r.phase1 is None or r.phase1.objective == objective]
         names = tuple(dict.fromkeys(r.configuration for r in records))
-        found[objective].append(Phase1OverSeeds(*place, names, _by_seed(own, lambda r: r.phase1)))
-    return {name: tuple(results) for name, results in found.items()}
+        result = Phase1OverSeeds(*place, names, _by_seed(records, lambda r: r.phase1))
+        found.setdefault(records[0].recipe or ORIGINAL, []).append(result)
+    return {recipe: tuple(results) for recipe, results in found.items()}
 
 
 def _scans(of_place: ByPlace) -> Iterator[ScanResult]:
@@ -384,7 +383,6 @@ def audit_status(audit: AuditRecord | None, records: Sequence[RunRecord]) -> Aud
     checks = [result for name, outcomes in found.items() for result in _check_results(name, outcomes)]
     bad, covered = {a.run for a in current if a.status == "fail"}, {a.run for a in current}
     no_model = {run for run, check in found.get("model", []) if check.status in ("skip", "warn")}
-    saves_model = [r for r in records if r.kind == "tandem" or BASELINES[r.kind].control]
     return AuditStatus(
         audited_at=audit.audited_at,
         checks=tuple(checks),
@@ -392,7 +390,7 @@ def audit_status(audit: AuditRecord | None, records: Sequence[RunRecord]) -> Aud
         warned=tuple(dict.fromkeys(c.name for c in checks if c.counts.get("warn"))),
         untrusted=tuple(r.run for r in records if None in bad or r.run in bad),
         unaudited=tuple(run for run in finished if run not in covered),
-        unrecomputed=tuple(r.run for r in saves_model if r.run in no_model),
+        unrecomputed=tuple(r.run for r in records if r.is_tandem and r.run in no_model),
     )
 
 

@@ -9,7 +9,14 @@ from tandem.report import markdown, sentences, tables, wording
 from tandem.report.analysis import Choice, changed_settings, choose
 from tandem.report.markdown import bullets, fenced, fold, make_table, numbered, warning
 from tandem.report.original import as_the_original, load_original
-from tandem.report.phase1 import OBJECTIVES, ORIGINAL, objectives_of
+from tandem.report.phase1 import (
+    ORIGINAL,
+    PHASE1_REPORTS,
+    all_columns,
+    phase1_report,
+    phase1_reports_of,
+    shared_unit,
+)
 from tandem.report.results import Analysis, Comparison, ModelResult
 from tandem.report.statistics import mean
 from tandem.report.wording import NONE, Message, Texts, Value, code, literal
@@ -20,7 +27,7 @@ DEFINITIONS = (
     "config variant baseline params phase1 rank memory perplexity bits accuracy "
     "plus_minus interval paired verdict efficiency time"
 )
-"""Keys of the definitions in order; those of `phase1` are its objectives'."""
+"""Keys of the definitions in order; those of `phase1` are its recipes'."""
 LONGEST_TABLE = 12
 """Rows. Longer tables of all pairs are folded away beside variants, whose own pairs have a table too."""
 
@@ -80,12 +87,11 @@ def compose(analysis: Analysis, texts: Texts, figures: Set[str]) -> Document:
     """The whole report; `figures` names the figures there are."""
     report = Report(analysis, choose(analysis), texts, figures)
     date = max(r.finished_at for r in analysis.records)[:10]
-    several = "_variants" if len(analysis.variants) > 1 else ""
     written = {section.__name__: "\n\n".join(section(report)) for section in SECTIONS}
     return Document(
         language=texts.language,
-        title=texts(f"title{several}", experiment=literal(analysis.experiment)),
-        subtitle=texts(f"subtitle{several}", date=date),
+        title=texts("title", experiment=literal(analysis.experiment)),
+        subtitle=texts("subtitle", date=date),
         sections={name: text for name, text in written.items() if text},
         footer=texts("footer", date=date),
     )
@@ -98,8 +104,8 @@ def overview(report: Report) -> Iterator[str]:
     analysis, choice, texts = report.analysis, report.choice, report.texts
     yield report.heading("overview")
     yield from (warning(texts.say(message)) for message in sentences.audit_warnings(analysis))
-    several = "_variants" if len(analysis.variants) > 1 else ""
-    yield texts(f"overview.purpose{several}", count=str(len(analysis.configurations)))
+    purpose = [Message("overview.purpose", {"count": str(len(analysis.configurations))})]
+    yield texts.say(*purpose, *([Message("overview.named")] if analysis.variants else []))
     if choice is None:
         yield warning(texts.say(sentences.no_conclusion(analysis)))
     else:
@@ -113,41 +119,23 @@ def overview(report: Report) -> Iterator[str]:
     seeds = sorted({r.seed for r in analysis.records if r.seed is not None})
     facts: dict[str, Value] = {
         "configurations": [c.name for c in analysis.configurations] or [NONE],
-        **_variant_facts(analysis, texts),
+        **({"variants": analysis.variants} if analysis.variants else {}),
+        "recipe": [*map(code, dict.fromkeys(c.recipe for c in analysis.configurations))] or [NONE],
         "baselines": [b.name for b in analysis.baselines] or [NONE],
         "seeds": wording.seeds_text(seeds),
         "devices": sorted({literal(e.device_name) for e, _ in analysis.environments}),
         "train_tokens": f"{data.train_tokens:,}",
         "validation_tokens": f"{data.validation_tokens:,}",
         "vocabulary": f"{data.vocab_size:,}",
-        **_sizes(analysis, texts),
+        **{name: _sizes(analysis, name) for name in ("embed_dim", "context_dim")},
     }
     yield bullets(texts(f"overview.{key}", value=value) for key, value in facts.items())
 
 
-def _variant_facts(analysis: Analysis, texts: Texts) -> dict[str, Value]:
-    """The variants, with their recipes where these differ; else a recipe that is not the original's."""
-    recipes = {c.variant: c.recipe for c in analysis.configurations}
-    if len(set(recipes.values())) > 1:
-        named = [(variant, code(recipes.get(variant))) for variant in analysis.variants]
-        return {"variants": [texts("variants.with_recipe", variant=v, recipe=recipe) for v, recipe in named]}
-    facts: dict[str, Value] = {"variants": analysis.variants} if analysis.variants else {}
-    other = set(recipes.values()) - {OBJECTIVES[ORIGINAL].recipe}
-    return facts | ({"recipe": [*map(code, other)]} if other else {})
-
-
-def _sizes(analysis: Analysis, texts: Texts) -> dict[str, Value]:
-    """Sizes that all configurations share, or each variant's own."""
-    sizes: dict[str, Value] = {}
-    for name in ("embed_dim", "context_dim"):
-        found = {r.variant: getattr(r, name) for r in reversed(analysis.records)}
-        own = {variant: str(found[variant]) for variant in analysis.variants if variant in found}
-        every = [str(size) for size in found.values() if size is not None]
-        if len(set(own.values())) > 1:
-            sizes[name] = [texts("of_variant", variant=v, said=size) for v, size in own.items()]
-        elif every:
-            sizes[name] = every[-1]
-    return sizes
+def _sizes(analysis: Analysis, name: str) -> list[str]:
+    """A size of the configurations; several where variants differ in it."""
+    found = (getattr(r, name) for r in analysis.records)
+    return [*map(str, dict.fromkeys(size for size in found if size is not None))] or [NONE]
 
 
 def summary(report: Report) -> Iterator[str]:
@@ -188,12 +176,13 @@ def details(report: Report) -> Iterator[str]:
 def phase1(report: Report) -> Iterator[str]:
     analysis, texts = report.analysis, report.texts
     yield report.heading("phase1", 3)
-    for objective, results in objectives_of(analysis):
-        if lead := texts.say(*objective.lead(analysis)):
+    for recipe, of_recipe, results in phase1_reports_of(analysis):
+        if lead := texts.say(*of_recipe.lead(analysis)):
             yield lead
-        yield str(make_table(texts, objective.caption, objective.columns(analysis, texts), results))
-        yield from report.findings(objective.findings(analysis))
-        for name in objective.figures:
+        columns = all_columns(of_recipe, analysis, texts)
+        yield str(make_table(texts, of_recipe.caption, columns, results, recipe=code(recipe)))
+        yield from report.findings(of_recipe.findings(results, analysis))
+        for name in of_recipe.figures:
             yield from report.figure(name)
 
 
@@ -215,8 +204,8 @@ def scans(report: Report) -> Iterator[str]:
     if analysis.scans:
         yield report.heading("scans", 3)
         yield texts("scan.meaning")
-        if any(scan.method == "linear" for result in analysis.scans for scan in result.scans):
-            yield texts("scan.linear")
+        methods = dict.fromkeys(scan.method for result in analysis.scans for scan in result.scans)
+        yield from filter(None, (texts.of(f"scan.method.{method}") for method in methods))
         yield str(tables.scans_table(analysis, texts))
 
 
@@ -343,7 +332,7 @@ def _configuration(report: Report, name: str, c: ModelResult, reasons: Iterable[
         Message("choice.perplexity", {"value": wording.perplexity_text(mean(c.perplexity))}),
         Message("choice.accuracy", {"value": wording.percent(mean(c.accuracy))}),
         Message("choice.parameters", {"value": wording.count_short(c.total_parameters)}),
-        OBJECTIVES[c.objective or ORIGINAL].fact(c),
+        *phase1_report(c.recipe).facts(c),
     ]
     yield report.list_of([*reasons, *figures])
 
@@ -414,7 +403,7 @@ def runs(report: Report) -> Iterator[str]:
     analysis, texts = report.analysis, report.texts
     spent, alone = map(wording.seconds_text, (analysis.seconds_spent, analysis.seconds_alone))
     yield report.heading("runs")
-    yield texts("runs.time_variants" if analysis.variants else "runs.time", spent=spent, alone=alone)
+    yield texts("runs.time", spent=spent, alone=alone, unit=shared_unit(analysis))
     if analysis.failed:
         yield str(tables.failures_table(analysis, texts))
     yield str(tables.runs_table(analysis, texts))
@@ -435,13 +424,12 @@ def provenance(report: Report) -> Iterator[str]:
 
 
 def definitions(report: Report) -> Iterator[str]:
-    """The terms of this report. The summary always has the columns of the original objective."""
+    """The terms of this report. The summary always has the columns of the original recipe."""
     analysis = report.analysis
-    found = dict.fromkeys([OBJECTIVES[ORIGINAL], *(objective for objective, _ in objectives_of(analysis))])
+    found = dict.fromkeys([PHASE1_REPORTS[ORIGINAL], *(one for _, one, _ in phase1_reports_of(analysis))])
     terms = {
         "variant": ["variant"] if analysis.variants else [],
-        "params": [list(found)[-1].params_definition],
-        "phase1": [key for objective in found for key in objective.definitions],
+        "phase1": [key for of_recipe in found for key in of_recipe.definitions],
         "memory": ["memory"] if analysis.memories else [],
     }
     keys = [key for name in DEFINITIONS.split() for key in terms.get(name, [name])]

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from tandem.report.phase1 import OBJECTIVES, Curves
+from tandem.report.phase1 import Curves, phase1_report
 from tandem.report.results import Analysis, ModelResult
 from tandem.report.sentences import MEMORY_SHARES
 from tandem.report.statistics import MIN_SEEDS, perplexity
@@ -77,9 +77,9 @@ _STYLE: dict[Any, Any] = {
 def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
     """Every figure that the records have data for, as {name: SVG document}."""
     of_phase1: dict[str, Draw] = {
-        figure: partial(_phase1, name, curves)
-        for name, objective in OBJECTIVES.items()
-        for figure, curves in objective.figures.items()
+        figure: partial(_phase1, recipe, curves)
+        for recipe in analysis.phase1
+        for figure, curves in phase1_report(recipe).figures.items()
     }
     drawings: dict[str, Draw] = {
         "validation_perplexity": _validation_perplexity,
@@ -188,10 +188,10 @@ def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
         )  # fmt: skip
 
 
-def _phase1(objective: str, curves: Curves, axes: Axes, analysis: Analysis) -> bool:
+def _phase1(recipe: str, curves: Curves, axes: Axes, analysis: Analysis) -> bool:
     """One colour per context depth: each seed thin; their mean, as far as all seeds reach, thick."""
     drawn = False
-    for order, result in enumerate(analysis.phase1[objective]):
+    for order, result in enumerate(analysis.phase1[recipe]):
         own = [points for p in result.phase1.values() if (points := curves.points(p))]
         drawn |= _draw_curves(axes, own, *_look(order), result.name)
     axes.set_xlabel(f"@{curves.x}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from tandem.report.statistics import Spread
-from tandem.report.wording import Message, Texts, longest_run, plus_minus
+from tandem.report.wording import Texts, literal, longest_run, plus_minus
 
 Row = TypeVar("Row")
 Mark = Literal["", "*", "**"]
@@ -101,15 +101,21 @@ def make_table(
     columns: Sequence[Column[Row]],
     rows: Sequence[Row],
     mark: Callable[[Row], Mark] = lambda _: "",
+    **values: str,
 ) -> Table:
-    """The table of these rows, with the caption `caption.NAME`, which also explains † where it is there."""
+    """The table of these rows, with the caption `caption.NAME`, which also explains † where it is there.
+
+    `values` are those that the caption names. Where the texts have no such caption or no head for a column,
+    the name or the key stands there itself: the words of an addition.
+    """
     cells = [[column.cell(row) for column in columns] for row in rows]
-    caption = [Message(f"caption.{name}")]
+    key = f"caption.{name}"
+    caption = [texts(key, **values) if texts.of(key) else name]
     if any(UNTRUSTED in row[0] for row in cells):
-        caption.append(Message("audit.mark"))
+        caption.append(texts("audit.mark"))
     return Table(
-        caption=texts.say(*caption),
-        heads=[texts(f"column.{column.key}") for column in columns],
+        caption=texts("sentence_separator").join(caption),
+        heads=[texts.of(f"column.{column.key}") or literal(column.key) for column in columns],
         rows=cells,
         numeric=[place > 0 and column.numeric for place, column in enumerate(columns)],
         marks=[mark(row) for row in rows],

@@ -7,7 +7,7 @@ from functools import cache
 
 import yaml
 
-from tandem.report.phase1 import ORIGINAL
+from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, phase1_report
 from tandem.report.results import Analysis, ModelResult
 from tandem.report.statistics import Verdict
 from tandem.report.wording import Message, change_text, interval_text, read_resource
@@ -53,7 +53,7 @@ def load_original() -> OriginalReport:
 
 def as_the_original(analysis: Analysis) -> dict[str, ModelResult]:
     """The configurations trained as the original's were, of the first such variant, by their names there."""
-    alike = [c for c in analysis.configurations if c.objective == ORIGINAL]
+    alike = [c for c in analysis.configurations if phase1_report(c.recipe) is PHASE1_REPORTS[ORIGINAL]]
     return {f"C{c.context_layers}T{c.token_layers}": c for c in alike if c.variant == alike[0].variant}
 
 

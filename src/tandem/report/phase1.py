@@ -1,12 +1,12 @@
-"""What the report says of phase 1, objective by objective. What belongs to one alone stands here only."""
+"""What the report says of phase 1, recipe by recipe. What belongs to one alone stands here only."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
 from typing import Any
 
-from tandem.records import Phase1Record, PredictionRecord, RunRecord
+from tandem.records import RunRecord
 from tandem.report import wording
 from tandem.report.markdown import Column, spread_column, word_column
 from tandem.report.results import Analysis, DepthComparison, ModelResult, Phase1OverSeeds
@@ -24,6 +24,14 @@ from tandem.report.statistics import (
 )
 from tandem.report.wording import NONE, Message, Texts, Value
 
+OverPhase1 = Phase1OverSeeds | ModelResult
+"""Both hold records of phase 1 by seed."""
+
+
+def _column(key: str, figure: Callable[[Any], float], text: Callable[[float | None], str]) -> Column[Any]:
+    """A figure of the records of phase 1, over seeds."""
+    return spread_column(key, lambda found: spread(map(figure, found.phase1.values())), text)
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -37,105 +45,96 @@ class Curves:
     y_limits: tuple[float, float] | None = None
 
 
-class ObjectiveReport:
-    """What the report says of phase 1 with one objective. Keys are those of the texts."""
+def shared_unit(analysis: Analysis) -> Message:
+    """What decides a phase 1, together with the seed."""
+    return Message("unit_variants" if analysis.variants else "unit")
 
-    recipe: str
-    """Recipe of a run that failed before its phase 1 could tell its objective."""
+
+class Phase1Report:
+    """What the report says of phase 1 with any recipe. Keys are those of the texts."""
+
     trains_embeddings = False
-    caption: str
+    caption = "phase1_recipe"
     """Key of its table's caption."""
-    definitions: Sequence[str]
+    definitions: Sequence[str] = ()
     """Keys of the definitions of its figures."""
-    params_definition = "params"
-    """Key of the definition of parameter counts."""
-    figures: Mapping[str, Curves]
+    figures: Mapping[str, Curves] = {}
     """By name, which is the key of the figure's caption."""
-    model_columns: Sequence[Column[ModelResult]] = ()
-    """Its figures in tables of all configurations."""
+    summary_columns: Sequence[Column[Any]] = ()
+    """Its figures in the summary, and in the table of the original report."""
     phase2_columns: Sequence[Column[ModelResult]] = ()
     """Further columns of the table of phase 2."""
     run_columns: Sequence[Column[RunRecord]] = ()
     """Its figures in the table of runs."""
 
-    def columns(self, analysis: Analysis, texts: Texts) -> list[Column[Any]]:
-        """Columns of its table, whose rows are `Phase1OverSeeds`."""
-        raise NotImplementedError
+    def columns(self, analysis: Analysis, texts: Texts) -> Sequence[Column[Any]]:  # noqa: ARG002
+        """Its own columns of its table; rows are `Phase1OverSeeds`."""
+        return self.summary_columns
 
-    def lead(self, analysis: Analysis) -> Iterator[Message]:
+    def lead(self, analysis: Analysis) -> Iterator[Message]:  # noqa: ARG002
         """Sentences above its table."""
-        raise NotImplementedError
+        return iter(())
 
-    def fact(self, model: ModelResult) -> Message:
-        """One line about the phase 1 of a recommended configuration."""
-        raise NotImplementedError
-
-    def findings(self, _: Analysis) -> Iterator[Message]:
+    def findings(self, results: Sequence[Phase1OverSeeds], analysis: Analysis) -> Iterator[Message]:  # noqa: ARG002
         """Sentences below its table."""
         return iter(())
 
-    def phase2_findings(self, _: Analysis) -> Iterator[Message]:
+    def phase2_findings(self, analysis: Analysis) -> Iterator[Message]:  # noqa: ARG002
         """What phase 2 makes of it."""
         return iter(())
 
-    def compare(self, _: Sequence[Phase1OverSeeds[Any]]) -> Sequence[DepthComparison]:
+    def facts(self, model: ModelResult) -> Iterator[Message]:  # noqa: ARG002
+        """Lines about the phase 1 of a recommended configuration."""
+        return iter(())
+
+    def compare(self, results: Sequence[Phase1OverSeeds]) -> Sequence[DepthComparison]:  # noqa: ARG002
         """Every pair of context depths of one variant, as one family."""
         return ()
 
 
-def objective_of(records: Iterable[RunRecord]) -> str | None:
-    """The objective of their phase 1, or of the one their recipe names; None for models without any."""
-    records = list(records)
-    recorded = (r.phase1.objective for r in records if r.phase1 is not None)
-    planned = (name for r in records for name, o in OBJECTIVES.items() if o.recipe == r.recipe)
-    return next(recorded, None) or next(planned, None)
+def phase1_report(recipe: str | None) -> Phase1Report:
+    """What is said of phase 1 with this recipe: of one that is not known here, what holds for any."""
+    return PHASE1_REPORTS.get(recipe or ORIGINAL, Phase1Report())
 
 
-def objectives_of(analysis: Analysis) -> list[tuple[ObjectiveReport, Sequence[Phase1OverSeeds[Any]]]]:
-    """The objectives that the records have, each with its phase 1; the original's where there is none."""
-    found: list[tuple[ObjectiveReport, Sequence[Phase1OverSeeds[Any]]]]
-    found = [(OBJECTIVES[name], results) for name, results in analysis.phase1.items()]
-    return [(objective, results) for objective, results in found if results] or found[:1]
+def own_columns(kind: str, analysis: Analysis | None = None) -> Iterator[Column[Any]]:
+    """Such columns of all recipes, or of those in the analysis; empty in rows of other recipes."""
+
+    def of(report: Phase1Report, column: Column[Any]) -> Column[Any]:
+        return Column(
+            column.key, lambda row: column.cell(row) if phase1_report(row.recipe) is report else NONE
+        )
+
+    reports = (
+        (report for _, report, _ in phase1_reports_of(analysis)) if analysis else PHASE1_REPORTS.values()
+    )
+    for report in reports:
+        yield from (of(report, column) for column in getattr(report, kind))
 
 
-def _usual_columns(texts: Texts, *own: Column[Any]) -> list[Column[Any]]:
-    """The columns that every objective has, around its own."""
-
-    def rank_column(key: str, rank: Callable[[Any], float]) -> Column[Phase1OverSeeds[Any]]:
-        return spread_column(key, lambda d: d.over_seeds(rank), wording.percent)
-
+def all_columns(report: Phase1Report, analysis: Analysis, texts: Texts) -> list[Column[Any]]:
+    """The columns of a table of phase 1: those of every recipe and its own."""
     return [
         Column("context_depth", lambda d: d.name),
         word_column("used_by", lambda d: texts("joined", names=d.used_by)),
-        *own,
-        rank_column("rank_validation", lambda p: p.effective_rank_validation),
-        rank_column("rank_train", lambda p: p.effective_rank_train),
-        spread_column("seconds", lambda d: d.over_seeds(lambda p: p.seconds_s), wording.seconds_text),
+        *report.columns(analysis, texts),
+        _column("rank_validation", lambda p: p.effective_rank_validation, wording.percent),
+        _column("rank_train", lambda p: p.effective_rank_train, wording.percent),
+        _column("seconds", lambda p: p.seconds_s, wording.seconds_text),
     ]
 
 
 # Phase 1 by dispersion
 
-Dispersion = Phase1OverSeeds[Phase1Record]
 
-
-def at_limit(result: Dispersion) -> tuple[int, ...]:
+def at_limit(result: Phase1OverSeeds) -> tuple[int, ...]:
     """Seeds that stopped at the iteration limit; these are not called converged."""
     return tuple(seed for seed, p in result.phase1.items() if p.stopped == "max_iterations")
 
 
-def _dispersion(record: RunRecord) -> list[Phase1Record]:
-    return [record.phase1] if isinstance(record.phase1, Phase1Record) else []
-
-
-def _over_runs(model: ModelResult, figure: Callable[[Phase1Record], float]) -> Spread | None:
-    return spread(figure(p) for r in model.runs.values() for p in _dispersion(r))
-
-
-class DispersionReport(ObjectiveReport):
+class DispersionReport(Phase1Report):
     """Phase 1 that spreads the contexts around the origin, iteration after iteration."""
 
-    recipe = "original"
     caption = "phase1"
     definitions = ("iterations", "convergence")
     figures: Mapping[str, Curves] = {
@@ -149,20 +148,20 @@ class DispersionReport(ObjectiveReport):
             "iteration", "phase1_loss", lambda p: {step.iteration: step.loss for step in p.history}
         ),
     }
-    model_columns = (
-        spread_column("iterations", lambda m: _over_runs(m, lambda p: p.iterations), wording.count_text),
-        spread_column("convergence", lambda m: _over_runs(m, lambda p: p.convergence_rate), wording.percent),
+    summary_columns = (
+        _column("iterations", lambda p: p.iterations, wording.count_text),
+        _column("convergence", lambda p: p.convergence_rate, wording.percent),
     )
-    run_columns = (
-        Column("iterations", lambda r: next((wording.number(p.iterations) for p in _dispersion(r)), NONE)),
-    )
+    run_columns = (Column("iterations", lambda r: wording.number(getattr(r.phase1, "iterations", None))),)
 
-    def columns(self, analysis: Analysis, texts: Texts) -> list[Column[Any]]:
-        def stopped(d: Dispersion) -> str:
+    def columns(self, analysis: Analysis, texts: Texts) -> Sequence[Column[Any]]:
+        """See Phase1Report."""
+
+        def stopped(d: Phase1OverSeeds) -> str:
             converged = len(d.phase1) - len(at_limit(d))
             return texts("stopped", converged=str(converged), total=str(len(d.phase1))) if d.phase1 else NONE
 
-        def speed(d: Dispersion) -> str:
+        def speed(d: Phase1OverSeeds) -> str:
             """What is shown of this depth's speed against every other of its variant."""
             own = [c for c in analysis.depth_comparisons if c.variant == d.variant]
             shown = {c.a: c.verdict for c in own if c.b == d.context_layers}
@@ -170,28 +169,23 @@ class DispersionReport(ObjectiveReport):
             said = [texts(f"speed.{found}", other=f"C{other}") for other, found in shown.items()]
             return texts("joined", names=said) if said else NONE
 
-        iterations: Column[Dispersion] = spread_column(
-            "iterations", lambda d: d.over_seeds(lambda p: p.iterations), wording.count_text
-        )
-        convergence: Column[Dispersion] = spread_column(
-            "convergence", lambda d: d.over_seeds(lambda p: p.convergence_rate), wording.percent
-        )
-        last = [word_column("stopped", stopped), word_column("speed", speed)]
-        return [*_usual_columns(texts, iterations, convergence), *last]
+        return [*self.summary_columns, word_column("stopped", stopped), word_column("speed", speed)]
 
     def lead(self, analysis: Analysis) -> Iterator[Message]:
-        if len(objectives_of(analysis)) > 1:
+        """See Phase1Report."""
+        if len(phase1_reports_of(analysis)) > 1:
             yield Message("phase1.by_dispersion")
 
-    def fact(self, model: ModelResult) -> Message:
-        iterations = _over_runs(model, lambda p: p.iterations)
-        return Message("choice.iterations", {"value": wording.count_text(mean(iterations))})
+    def facts(self, model: ModelResult) -> Iterator[Message]:
+        """See Phase1Report."""
+        iterations = mean(spread(p.iterations for p in model.phase1.values()))
+        yield Message("choice.iterations", {"value": wording.count_text(iterations)})
 
-    def findings(self, analysis: Analysis) -> Iterator[Message]:
+    def findings(self, results: Sequence[Phase1OverSeeds], analysis: Analysis) -> Iterator[Message]:
         """How widely phase 1 was shared, how it stopped, and which depth needs fewer iterations."""
-        limits = [(d, at_limit(d)) for d in analysis.phase1["dispersion"] if d.phase1]
+        limits = [(d, at_limit(d)) for d in results if d.phase1]
         if limits:
-            yield Message("phase1.shared_variants" if analysis.variants else "phase1.shared")
+            yield Message("phase1.shared", {"unit": shared_unit(analysis)})
             if not any(seeds for _, seeds in limits):
                 yield Message("phase1.all_converged")
         for d, seeds in limits:
@@ -201,7 +195,7 @@ class DispersionReport(ObjectiveReport):
                 yield Message(f"phase1.{how}", values, d.variant)
         yield from (comparison.message for comparison in analysis.depth_comparisons)
 
-    def compare(self, results: Sequence[Dispersion]) -> list[DepthComparison]:
+    def compare(self, results: Sequence[Phase1OverSeeds]) -> list[DepthComparison]:
         """Every pair by iterations until phase 1 stopped.
 
         Seeds stopped by the limit give a lower bound only. A depth with such a seed is never called faster.
@@ -224,7 +218,7 @@ class DispersionReport(ObjectiveReport):
         return found
 
 
-def _iterations(result: Dispersion) -> dict[int, float]:
+def _iterations(result: Phase1OverSeeds) -> dict[int, float]:
     return {seed: float(p.iterations) for seed, p in result.phase1.items()}
 
 
@@ -248,10 +242,8 @@ def _speeds(a: int, b: int, test: Paired, p: float | None) -> dict[str, Value]:
 
 # Phase 1 by prediction
 
-Prediction = Phase1OverSeeds[PredictionRecord]
 
-
-def head_perplexity(result: Prediction) -> Spread | None:
+def head_perplexity(result: OverPhase1) -> Spread | None:
     """Validation perplexity of the deepest head, with the geometric mean."""
     losses = [p.heads[-1].nll_nats for p in result.phase1.values()]
     return perplexities((perplexity(nll), nll) for nll in losses)
@@ -260,21 +252,18 @@ def head_perplexity(result: Prediction) -> Spread | None:
 def over_head(model: ModelResult) -> Spread | None:
     """Validation NLL less that of the nearest head of phase 1, nats per token."""
     heads = (
-        (r.validation.nll_nats, r.phase1.head_for(model.token_layers or 1).nll_nats)
-        for r in model.runs.values()
-        if isinstance(r.phase1, PredictionRecord) and r.validation is not None
+        (model.validation[seed].nll_nats, p.head_for(model.token_layers or 1).nll_nats)
+        for seed, p in model.phase1.items()
     )
     return spread(nll - head for nll, head in heads if isfinite(head))
 
 
-class PredictionReport(ObjectiveReport):
+class PredictionReport(Phase1Report):
     """Phase 1 that predicts the next token through heads, token layers of its own."""
 
-    recipe = "predictive"
     trains_embeddings = True
     caption = "prediction"
     definitions = ("prediction",)
-    params_definition = "params_prediction"
     figures: Mapping[str, Curves] = {
         # Training only: validation is measured in another way, and at the end.
         "phase1_prediction": Curves(
@@ -283,25 +272,25 @@ class PredictionReport(ObjectiveReport):
     }
     phase2_columns = (Column("over_head", lambda m: wording.change_text(mean(over_head(m)))),)
 
-    def columns(self, _: Analysis, texts: Texts) -> list[Column[Any]]:
-        epochs: Column[Prediction] = spread_column(
-            "epochs", lambda d: d.over_seeds(lambda p: p.epochs), wording.count_text
-        )
-        head = spread_column("head_perplexity", head_perplexity, wording.perplexity_text)
-        return _usual_columns(texts, epochs, head)
+    def columns(self, analysis: Analysis, texts: Texts) -> Sequence[Column[Any]]:  # noqa: ARG002
+        """See Phase1Report."""
+        epochs = _column("epochs", lambda p: p.epochs, wording.count_text)
+        return [epochs, spread_column("head_perplexity", head_perplexity, wording.perplexity_text)]
 
     def lead(self, analysis: Analysis) -> Iterator[Message]:
+        """See Phase1Report."""
         yield Message("phase1.by_prediction")
-        yield Message(f"phase1.shared_predictions{'_variants' if analysis.variants else ''}")
+        yield Message("phase1.shared", {"unit": shared_unit(analysis)})
 
-    def fact(self, model: ModelResult) -> Message:
-        runs = [r.phase1 for r in model.runs.values()]
-        epochs = spread(p.epochs for p in runs if isinstance(p, PredictionRecord))
-        return Message("choice.epochs", {"value": wording.count_text(mean(epochs))})
+    def facts(self, model: ModelResult) -> Iterator[Message]:
+        """See Phase1Report."""
+        epochs = mean(spread(p.epochs for p in model.phase1.values()))
+        yield Message("choice.epochs", {"value": wording.count_text(epochs)})
 
     def phase2_findings(self, analysis: Analysis) -> Iterator[Message]:
         """From where to where phase 2 changes validation perplexity."""
-        over = sorted((found.mean, c.name) for c in analysis.configurations if (found := over_head(c)))
+        own = [c for c in analysis.configurations if phase1_report(c.recipe) is self]
+        over = sorted((found.mean, c.name) for c in own if (found := over_head(c)))
         if over:
             (low, low_name), (high, high_name) = over[0], over[-1]
             values = {"low": wording.change_text(low), "low_name": low_name}
@@ -309,10 +298,14 @@ class PredictionReport(ObjectiveReport):
             yield Message("phase2.over_head" if len(over) == 1 else "phase2.over_heads", values)
 
 
-OBJECTIVES: Mapping[str, ObjectiveReport] = {
-    "dispersion": DispersionReport(),
-    "prediction": PredictionReport(),
-}
-"""By the `objective` of the records of phase 1, in the order of the report."""
-ORIGINAL = "dispersion"
-"""Objective of the original experiment."""
+ORIGINAL = "original"
+"""Recipe of the original experiment."""
+PHASE1_REPORTS: dict[str, Phase1Report] = {ORIGINAL: DispersionReport(), "predictive": PredictionReport()}
+"""By recipe, in the order of the report."""
+
+
+def phase1_reports_of(analysis: Analysis) -> list[tuple[str, Phase1Report, Sequence[Phase1OverSeeds]]]:
+    """The recipes that the records have, each with its phase 1; the original's where there is none."""
+    found: list[tuple[str, Phase1Report, Sequence[Phase1OverSeeds]]]
+    found = [(recipe, phase1_report(recipe), results) for recipe, results in analysis.phase1.items()]
+    return [one for one in found if one[2]] or found[:1]

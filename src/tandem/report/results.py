@@ -3,17 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
 from tandem.records import (
-    BaselineKind,
     Check,
     DataRecord,
     Environment,
     Manifest,
     Parameters,
-    Phase1Record,
-    PredictionRecord,
     RunRecord,
     ScanRecord,
     TrainingRecord,
@@ -24,29 +21,10 @@ from tandem.report.crossed import Effect
 from tandem.report.statistics import Paired, Spread, Verdict, perplexities, perplexity, spread
 from tandem.report.wording import Message
 
-Phase1 = TypeVar("Phase1", bound=Phase1Record | PredictionRecord)
 
-
-@dataclass(frozen=True)
-class BaselineWords:
-    """What the report says of one kind of baseline, by keys of the texts."""
-
-    description: str
-    finding: str = "vs_baselines"
-    """Begin of the keys of the sentences on a configuration against it."""
-    control: bool = False
-    """Whether it is a configuration without its phase 1, and no other model."""
-
-
-BASELINES: dict[str, BaselineWords] = {
-    "kneser-ney": BaselineWords("baseline.kneser-ney"),
-    "lstm": BaselineWords("baseline.lstm"),
-    "gpt2": BaselineWords("baseline.gpt2"),
-    "untrained": BaselineWords("baseline.untrained", finding="phase1_adds", control=True),
-    "bigram": BaselineWords("baseline.bigram"),
-    "unigram": BaselineWords("baseline.unigram"),
-}
-"""By the `kind` of the records, in the order of the report. Their names stand in the records."""
+def is_baseline(of: "RunRecord | ModelResult") -> bool:
+    """Whether a run or a model is a baseline, and no configuration."""
+    return of.kind != "tandem"
 
 
 class OverSeeds:
@@ -64,10 +42,10 @@ class ModelResult:
     """One configuration, or one baseline, over its seeds. `runs` and all figures cover finished runs only."""
 
     name: str
-    kind: Literal["tandem"] | BaselineKind
-    objective: str | None
-    """Objective of its phase 1, or of the one its recipe names; None of other models."""
+    kind: str
+    """`tandem` of a configuration, else a key of `tandem.baselines.BASELINES`."""
     recipe: str | None
+    """Of Tandem models, whether they are configurations or controls."""
     variant: str | None
     context_layers: int | None
     """None, like `token_layers`, of baselines that are no Tandem models."""
@@ -78,9 +56,7 @@ class ModelResult:
     training_is_plain: bool
     """Whether its training figures compare with validation: not with dropout or a sampled softmax."""
 
-    effective_rank = OverSeeds(
-        lambda m: [r.phase1.effective_rank_validation for r in m.runs.values() if r.phase1]
-    )
+    effective_rank = OverSeeds(lambda m: [p.effective_rank_validation for p in m.phase1.values()])
     """A share, on validation contexts."""
     nll = OverSeeds(lambda m: [v.nll_nats for v in m.validation.values()])
     """Validation, nats per token."""
@@ -103,9 +79,19 @@ class ModelResult:
         return self.variant, self.context_layers, self.token_layers
 
     @property
-    def baseline(self) -> BaselineWords | None:
-        """What is said of it as a baseline; None of a configuration."""
-        return BASELINES.get(self.kind)
+    def baseline(self) -> bool:
+        """Whether it is a baseline, which is never ranked or recommended."""
+        return is_baseline(self)
+
+    @property
+    def control(self) -> bool:
+        """Whether it is a configuration without its phase 1."""
+        return self.baseline and self.context_layers is not None
+
+    @property
+    def phase1(self) -> dict[int | None, Any]:
+        """The record of its phase 1 by seed; its type is the recipe's own."""
+        return {seed: r.phase1 for seed, r in self.runs.items() if r.phase1 is not None}
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -202,14 +188,14 @@ class SharedByDepth:
 
 
 @dataclass(frozen=True)
-class Phase1OverSeeds(SharedByDepth, Generic[Phase1]):
+class Phase1OverSeeds(SharedByDepth):
     """Phase 1 of one variant and context depth: run once per seed, shared by all token depths."""
 
     used_by: tuple[str, ...]
-    phase1: Mapping[int, Phase1]
-    """By seed, in order; without the runs that failed before its end."""
+    phase1: Mapping[int, Any]
+    """Records by seed, in order, of a type of the recipe's; without the runs that failed before its end."""
 
-    def over_seeds(self, figure: Callable[[Phase1], float]) -> Spread | None:
+    def over_seeds(self, figure: Callable[[Any], float]) -> Spread | None:
         """A figure of phase 1 over its seeds."""
         return spread(figure(record) for record in self.phase1.values())
 
@@ -330,8 +316,8 @@ class Analysis:
     """By variant, then by depth."""
     baselines: tuple[ModelResult, ...]
     """What the configurations are measured against; never ranked or recommended."""
-    phase1: Mapping[str, tuple[Phase1OverSeeds[Any], ...]]
-    """By objective."""
+    phase1: Mapping[str, tuple[Phase1OverSeeds, ...]]
+    """By recipe; of those that the records have, in the order of the report."""
     scans: tuple[ScanResult, ...]
     memories: tuple[MemoryResult, ...]
     failed: tuple[RunRecord, ...]

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from tandem.report import wording
 from tandem.report.analysis import Choice
-from tandem.report.phase1 import objectives_of
+from tandem.report.phase1 import phase1_reports_of
 from tandem.report.results import Analysis, Comparison, MemoryResult, ModelResult
 from tandem.report.statistics import Verdict, mean
 from tandem.report.wording import Message, Texts, Value, interval_text, literal, perplexity_text
@@ -22,13 +22,13 @@ def pair_text(c: Comparison, interval: bool = False) -> str:
 
 
 def _by_verdict(
-    key: str, comparisons: Sequence[Comparison], text: Callable[[Comparison], str]
+    key: str, comparisons: Sequence[Comparison], text: Callable[[Comparison], str], **values: Value
 ) -> Iterator[Message]:
     """The pairs in one sentence a verdict."""
     for found in Verdict:
         pairs = [text(c) for c in comparisons if c.verdict is found]
         if pairs:
-            yield Message(f"{key}.{found}", {"pairs": pairs})
+            yield Message(f"{key}.{found}", {"pairs": pairs, **values})
 
 
 # Warnings
@@ -38,10 +38,14 @@ def audit_warnings(analysis: Analysis) -> Iterator[Message]:
     """What the audit says against these records, for the top of the report and of its figures."""
     audit = analysis.audit
     if audit.failed:
-        key = "audit.failed_all" if analysis.all_untrusted else "audit.failed"
-        yield Message(key, {"checks": audit.failed, "runs": [literal(run) for run in audit.untrusted]})
+        yield Message("audit.failed", {"checks": audit.failed, "runs": _untrusted(analysis, audit.untrusted)})
     if audit.warned:
         yield Message("audit.warned", {"checks": audit.warned})
+
+
+def _untrusted(analysis: Analysis, runs: Sequence[str]) -> Value:
+    """Names of runs that the audit failed for, or that these are all."""
+    return Message("audit.all") if analysis.all_untrusted else [literal(run) for run in runs]
 
 
 def warnings(analysis: Analysis) -> Iterator[Message]:
@@ -85,8 +89,8 @@ def phase2_findings(analysis: Analysis, choice: Choice | None) -> Iterator[Messa
     unlike = [c for c in analysis.configurations if c.validation and not c.training_is_plain]
     if unlike:
         yield Message("phase2.unlike", {"names": list(dict.fromkeys(c.variant or c.name for c in unlike))})
-    for objective, _ in objectives_of(analysis):
-        yield from objective.phase2_findings(analysis)
+    for _, of_recipe, _ in phase1_reports_of(analysis):
+        yield from of_recipe.phase2_findings(analysis)
     improving = list(still_improving(analysis.configurations))
     yield from improving
     if not improving and any(c.validation for c in analysis.configurations):
@@ -126,13 +130,10 @@ def memory_sentences(analysis: Analysis, texts: Texts) -> Iterator[str]:
 
 def effect_findings(analysis: Analysis) -> Iterator[Message]:
     """For more context layers and for more token layers, all else equal: the pairs by verdict."""
-    for axis in ("context", "token"):
-        yield from _effects(axis, _pairs_along(analysis, axis))
-
-
-def _effects(axis: str, pairs: Sequence[Comparison]) -> Iterator[Message]:
     unshown = Verdict.NO_DIFFERENCE_SHOWN
-    return _by_verdict(f"effect.{axis}", pairs, lambda c: pair_text(c, interval=c.verdict is unshown))
+    for axis in ("context", "token"):
+        pairs, values = _pairs_along(analysis, axis), {"axis": Message(f"effect.{axis}")}
+        yield from _by_verdict("effect", pairs, lambda c: pair_text(c, c.verdict is unshown), **values)
 
 
 def _pairs_along(analysis: Analysis, axis: str) -> list[Comparison]:
@@ -187,14 +188,14 @@ def _with_results(analysis: Analysis) -> list[str]:
 def against_others(analysis: Analysis, choice: Choice) -> list[Comparison]:
     """Best and recommended configuration against every baseline that is another model."""
     names = dict.fromkeys([choice.best.name, choice.recommended.name])
-    others = [b.name for b in analysis.baselines if b.baseline and not b.baseline.control]
+    others = [b.name for b in analysis.baselines if not b.control]
     found = [analysis.compare(other, name) for name in names for other in others]
     return [c for c in found if c is not None]
 
 
 def against_controls(analysis: Analysis) -> list[Comparison]:
     """Every configuration against itself without phase 1: what phase 1 adds."""
-    controls = [b for b in analysis.baselines if b.baseline and b.baseline.control]
+    controls = [b for b in analysis.baselines if b.control]
     pairs = [(b.name, c.name) for c in analysis.configurations for b in controls if b.place == c.place]
     return [c for c in (analysis.compare(*pair) for pair in pairs) if c is not None]
 
@@ -204,17 +205,16 @@ def baseline_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
     models = analysis.models
     own = [c for c in against_others(analysis, choice) if c.b == choice.best.name]
     for c in (*own, *against_controls(analysis)):
-        if baseline := models[c.a].baseline:
-            values = {
-                "name": c.b,
-                "baseline": c.a,
-                "perplexity": perplexity_text(mean(models[c.b].perplexity)),
-                "other": perplexity_text(mean(models[c.a].perplexity)),
-                "ratio": wording.ratio_text(c.effect.difference),
-                "difference": wording.nats_text(c.effect.difference),
-                "interval": interval_text(c.effect.interval),
-            }
-            yield Message(f"{baseline.finding}.{c.verdict}", values)
+        values = {
+            "name": c.b,
+            "baseline": c.a,
+            "perplexity": perplexity_text(mean(models[c.b].perplexity)),
+            "other": perplexity_text(mean(models[c.a].perplexity)),
+            "ratio": wording.ratio_text(c.effect.difference),
+            "difference": wording.nats_text(c.effect.difference),
+            "interval": interval_text(c.effect.interval),
+        }
+        yield Message(f"{'phase1_adds' if models[c.a].control else 'vs_baselines'}.{c.verdict}", values)
 
 
 def baseline_summary(analysis: Analysis, choice: Choice) -> Iterator[Message]:
@@ -260,14 +260,10 @@ def recommendation(analysis: Analysis, choice: Choice) -> Iterator[Message]:
     yield Message(f"recommended.{choice.reason}", names)
     if choice.provisional:
         yield Message("recommended.provisional")
-    if analysis.all_untrusted:
-        yield Message("recommended.untrusted_all")
-        return
     # Every configuration with results was compared with the best, or left unranked for its figures.
     compared = {r.run for c in analysis.configurations for r in c.runs.values()}
-    runs = [literal(run) for run in analysis.audit.untrusted if run in compared]
-    if runs:
-        yield Message("recommended.untrusted", {"runs": runs})
+    if runs := [run for run in analysis.audit.untrusted if run in compared]:
+        yield Message("recommended.untrusted", {"runs": _untrusted(analysis, runs)})
 
 
 def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
@@ -308,15 +304,9 @@ def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
         yield no_conclusion(analysis)
         return
     yield standing(analysis, choice)
-    few = f"variants.{Verdict.TOO_FEW_SEEDS}"  # the standing says so
-    yield from (message for message in variant_findings(analysis) if message.key != few)
-    for axis in ("context", "token"):
-        pairs = _pairs_along(analysis, axis)
-        shown = [c for c in pairs if c.verdict.shown]
-        if pairs and not shown:
-            intervals = [pair_text(c, interval=True) for c in pairs]
-            yield Message(f"conclusion.no_effect.{axis}", {"pairs": intervals})
-        yield from _effects(axis, shown)
+    few = Verdict.TOO_FEW_SEEDS  # the standing says so
+    yield from (message for message in variant_findings(analysis) if message.key != f"variants.{few}")
+    yield from (message for message in effect_findings(analysis) if message.key != f"effect.{few}")
     yield from (c.message for c in analysis.depth_comparisons if c.verdict.shown)
     yield from baseline_summary(analysis, choice)
     yield from recommendation(analysis, choice)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from tandem.baselines import BASELINES
 from tandem.records import DataRecord, Environment, Parameters, RunRecord, ScanRecord
 from tandem.report import wording
 from tandem.report.analysis import STATUSES, Choice
 from tandem.report.markdown import UNTRUSTED, Column, Mark, Table, make_table, spread_column, word_column
 from tandem.report.original import Claim, as_the_original, claims, load_original
-from tandem.report.phase1 import OBJECTIVES, ORIGINAL, objective_of, objectives_of
-from tandem.report.results import Analysis, CheckResult, Comparison, ModelResult, ScanResult
+from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, own_columns, phase1_report
+from tandem.report.results import Analysis, CheckResult, Comparison, ModelResult, ScanResult, is_baseline
 from tandem.report.statistics import Paired, mean, perplexity
 from tandem.report.wording import NONE, Texts, code, literal
 
@@ -67,8 +68,8 @@ def summary_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Ta
         unmade = sum(f"{m.name}-seed{seed}" in missing for seed in planned)
         return NONE if recorded == {None} else f"{len(m.runs)}/{len(recorded) + unmade}"
 
-    of_phase1 = [column for objective in OBJECTIVES.values() for column in objective.model_columns]
-    columns = [Column("config", name), CONTEXT, TOKEN, PARAMS, *of_phase1, RANK, PERPLEXITY, ACCURACY]
+    own = own_columns("summary_columns")
+    columns = [Column("config", name), CONTEXT, TOKEN, PARAMS, *own, RANK, PERPLEXITY, ACCURACY]
     columns += [TOTAL_TIME, BITS, Column("seeds", seeds)]
     models = [*analysis.configurations, *analysis.baselines]
     return make_table(texts, "summary", columns, models, lambda m: _mark(m, choice))
@@ -82,7 +83,7 @@ def phase2_table(analysis: Analysis, texts: Texts, choice: Choice | None) -> Tab
         TRAIN_PERPLEXITY,
         PERPLEXITY,
         Column("gap", lambda m: wording.number(m.gap, 2)),
-        *(column for objective, _ in objectives_of(analysis) for column in objective.phase2_columns),
+        *own_columns("phase2_columns", analysis),
         ACCURACY,
         BITS,
         Column(
@@ -124,6 +125,12 @@ def efficiency_table(analysis: Analysis, texts: Texts, choice: Choice | None) ->
 
 def baselines_table(analysis: Analysis, texts: Texts) -> Table:
     """Every baseline's own figures."""
+
+    def what(m: ModelResult) -> str:
+        """What it is, in the words of the report or of its own file; the name of an unknown kind."""
+        own = BASELINES[m.kind].description if m.kind in BASELINES else literal(m.kind)
+        return texts.of(f"baseline.{m.kind}") or own
+
     columns: list[Model] = [
         _name_column(analysis, "baseline"),
         PARAMS,
@@ -133,7 +140,7 @@ def baselines_table(analysis: Analysis, texts: Texts) -> Table:
         TRAIN_PERPLEXITY,
         BEST_EPOCH,
         spread_column("seconds", lambda m: m.seconds_alone, wording.seconds_text),
-        word_column("what", lambda m: texts(m.baseline.description) if m.baseline else NONE),
+        word_column("what", what),
     ]
     return make_table(texts, "baselines", columns, analysis.baselines)
 
@@ -256,7 +263,7 @@ def runs_table(analysis: Analysis, texts: Texts) -> Table:
         Column("run", lambda r: run_text(analysis, r.run)),
         Column("seed", lambda r: wording.number(r.seed)),
         word_column("status", lambda r: texts(f"status.{r.status}")),
-        *(column for objective in OBJECTIVES.values() for column in objective.run_columns),
+        *own_columns("run_columns"),
         Column("best_epoch", lambda r: wording.number(r.trained.best_epoch) if r.trained else NONE),
         Column(
             "perplexity", lambda r: wording.perplexity_text(r.validation.perplexity) if r.validation else NONE
@@ -266,7 +273,7 @@ def runs_table(analysis: Analysis, texts: Texts) -> Table:
         Column("alone", lambda r: wording.seconds_text(r.seconds_alone_s)),
         Column("memory", lambda r: wording.bytes_text(r.peak_memory_bytes)),
     ]
-    return make_table(texts, "runs", columns, analysis.records, lambda r: "" if r.kind == "tandem" else "*")
+    return make_table(texts, "runs", columns, analysis.records, lambda r: "*" if is_baseline(r) else "")
 
 
 def failures_table(analysis: Analysis, texts: Texts) -> Table:
@@ -295,7 +302,8 @@ def original_table(analysis: Analysis, texts: Texts) -> Table:
     theirs = [{**row, "source": texts("source.original")} for row in load_original().rows]
     rows = [row for printed in theirs for row in (printed, ours.get(printed["config"])) if row]
     source: Model = word_column("source", lambda _: texts("source.here"))
-    columns = [_name_column(analysis), source, PARAMS, *OBJECTIVES[ORIGINAL].model_columns, RANK, BEST_EPOCH]
+    own = PHASE1_REPORTS[ORIGINAL].summary_columns
+    columns: list[Model] = [_name_column(analysis), source, PARAMS, *own, RANK, BEST_EPOCH]
     columns += [TRAIN_PERPLEXITY, PERPLEXITY, ACCURACY, TOTAL_TIME]
     return make_table(
         texts, "original", [*map(either, columns)], rows, lambda row: "**" if row in ours.values() else ""
@@ -344,13 +352,13 @@ def data_table(analysis: Analysis, texts: Texts) -> Table:
 
     def embeddings(r: RunRecord) -> str:
         """Where they come from, and which phase trains them."""
-        objective = objective_of([r]) if r.kind == "tandem" else None
         trained = "trained" if r.data.embeddings_trained else "frozen"
-        trained = "trained_phase1" if objective and OBJECTIVES[objective].trains_embeddings else trained
+        if not is_baseline(r) and phase1_report(r.recipe).trains_embeddings:
+            trained = "trained_phase1"
         return f"{code(r.data.embeddings)} {texts(f'embeddings.{trained}')}"
 
     # What tells of embeddings are the configurations: a control has none of what phase 1 makes of them.
-    own = [r for r in analysis.records if r.kind == "tandem"] or analysis.records
+    own = [r for r in analysis.records if not is_baseline(r)] or analysis.records
     by_variant = {
         "embeddings": [(r.variant, embeddings(r)) for r in own],
         "embeddings_fingerprint": [(r.variant, code(r.data.embeddings_fingerprint)) for r in own],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Union
 
 import yaml
 
@@ -20,7 +21,8 @@ from tandem.shown import one_line
 LANGUAGES = ("en", "ja")
 NONE = "–"
 """Cell of a figure that does not exist."""
-Value = str | Sequence[str]
+Value = Union[str, Sequence[str], "Message"]
+"""Several are joined as the language does; a message is put into words."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,8 @@ class Texts:
         self._texts = load_texts(language)
 
     def __call__(self, key: str, **values: Value) -> str:
-        """The text of `key` with its values filled in; several values are joined as the language does."""
-        joined = {
-            name: value if isinstance(value, str) else self._texts["list_separator"].join(value)
-            for name, value in values.items()
-        }
-        return self._texts[key].format_map(joined)
+        """The text of `key` with its values filled in."""
+        return self._texts[key].format_map({name: self._value(value) for name, value in values.items()})
 
     def of(self, key: str) -> str | None:
         """The text of `key` as it is written down, if there is one."""
@@ -59,6 +57,11 @@ class Texts:
     def say(self, *messages: Message) -> str:
         """The messages in words, one after the other."""
         return self._texts["sentence_separator"].join(self._said(message) for message in messages)
+
+    def _value(self, value: Value) -> str:
+        if isinstance(value, Message):
+            return self._said(value)
+        return value if isinstance(value, str) else self._texts["list_separator"].join(value)
 
     def _said(self, message: Message) -> str:
         said = self(message.key, **message.values)

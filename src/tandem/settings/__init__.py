@@ -4,17 +4,25 @@ A preset is a YAML file of these settings; the command line overrides single one
 This module imports neither torch nor transformers, so that `--help` answers at once.
 """
 
-from tandem.settings.baselines import Baseline, BaselineSettings, Gpt2Settings, LstmSettings
+from tandem.settings.baselines import BaselineSettings, Gpt2Settings, LstmSettings
 from tandem.settings.executors import RaySettings, SlurmSettings
-from tandem.settings.experiment import Configuration, Recipe, Settings, chosen_variant, settings_fingerprint
+from tandem.settings.experiment import (
+    Configuration,
+    Recipe,
+    Settings,
+    add_section,
+    chosen_variant,
+    settings_fingerprint,
+)
+from tandem.settings.extensions import load_extensions
 from tandem.settings.files import dump_settings, load_settings, preset_names
 from tandem.settings.model import ContextSettings, ModelSettings
+from tandem.settings.names import OneOf
 from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
 from tandem.settings.section import Positive, Section, Seed, check_options, known_keys, nearest_key
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
 __all__ = [
-    "Baseline",
     "BaselineSettings",
     "Configuration",
     "ContextSettings",
@@ -23,6 +31,7 @@ __all__ = [
     "Gpt2Settings",
     "LstmSettings",
     "ModelSettings",
+    "OneOf",
     "Phase1Settings",
     "Phase2Settings",
     "Positive",
@@ -34,10 +43,12 @@ __all__ = [
     "Settings",
     "SlurmSettings",
     "TokenizerSettings",
+    "add_section",
     "check_options",
     "chosen_variant",
     "dump_settings",
     "known_keys",
+    "load_extensions",
     "load_settings",
     "nearest_key",
     "preset_names",

@@ -1,10 +1,10 @@
 """Settings of the models to compare with."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tandem.fingerprint import fingerprint
+from tandem.settings.names import OneOf
 from tandem.settings.section import NonNegativeFloat, Positive, PositiveFloat, Probability, Section
 
 
@@ -56,15 +56,12 @@ class Gpt2Settings(Section):
     """Epochs; the best one counts."""
 
 
-Baseline = Literal["kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram"]
-
-
 class BaselineSettings(Section):
     """What people would use instead, and the control of phase 1, on the same tokens in the same run."""
 
     path: ClassVar[str] = "baselines"
 
-    models: tuple[Baseline, ...] = ()
+    models: tuple[Annotated[str, OneOf("tandem.baselines:BASELINES")], ...] = ()
     """Which ones: `kneser-ney` (interpolated, modified), `lstm`, `gpt2`, `untrained` (a ContextBlock with
     random weights), `bigram`, `unigram`. `tandem experiment --baselines` runs all."""
     order: Annotated[int, Field(ge=2, le=8)] = 5
@@ -77,15 +74,3 @@ class BaselineSettings(Section):
     `configurations`."""
     lstm: LstmSettings = LstmSettings()
     gpt2: Gpt2Settings = Gpt2Settings()
-
-    def fingerprint(self, kind: str, allowed: int) -> str | None:
-        """Of what one baseline's result depends on, beside text and tokens; none where that is nothing.
-
-        `allowed` is the number of parameters that a network may have.
-        """
-        own: dict[str, dict[str, Any]] = {
-            "kneser-ney": {"order": self.order},
-            "lstm": {"max_parameters": allowed, **self.lstm.model_dump(mode="json")},
-            "gpt2": {"max_parameters": allowed, **self.gpt2.model_dump(mode="json")},
-        }
-        return fingerprint("baseline", kind, own[kind]) if kind in own else None

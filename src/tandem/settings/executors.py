@@ -11,6 +11,7 @@ class SlurmSettings(Section):
     """What every worker's job asks of Slurm; jobs are submitted as one array, through submitit."""
 
     path: ClassVar[str] = "slurm"
+    changes_results: ClassVar[bool] = False
 
     partition: str | None = None
     """Partition of the jobs; none: the cluster's default."""
@@ -34,6 +35,7 @@ class RaySettings(Section):
     """What every worker asks of Ray."""
 
     path: ClassVar[str] = "ray"
+    changes_results: ClassVar[bool] = False
 
     num_cpus: PositiveFloat = 1.0
     """CPUs per worker, and its threads where `threads` names none."""

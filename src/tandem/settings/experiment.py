@@ -1,16 +1,18 @@
 """Settings of a whole experiment: all sections, configurations, seeds and variants."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
 from tandem.settings.baselines import BaselineSettings
 from tandem.settings.executors import RaySettings, SlurmSettings
 from tandem.settings.model import ContextSettings, ModelSettings
+from tandem.settings.names import OneOf
 from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
 from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
@@ -69,7 +71,7 @@ class Settings(Section):
     workers: Annotated[int, Field(gt=0, le=1024)] = 1
     """Processes that share the runs of an experiment. Further ones, on any machine that sees the run
     directory, join when they are given the same command."""
-    executor: Literal["local", "slurm", "ray"] = "local"
+    executor: Annotated[str, OneOf("tandem.experiment.executors:EXECUTORS")] = "local"
     """Where the workers beside this process run: `local` (processes of this machine), `slurm` (jobs of a
     Slurm cluster), `ray` (tasks of the Ray cluster of RAY_ADDRESS, or running here, else of a new one)."""
     output: Annotated[str, Field(min_length=1)] | None = None
@@ -127,10 +129,10 @@ class Settings(Section):
         # Arguments of a command are settings with fields of their own, which no variant has.
         values = self.model_dump(include=set(Settings.model_fields) - {"variants"})
         for key, value in self.variants[name].items():
-            if key not in VARIED:
+            if key not in (varied := (*VARIED, *_added_at_top())):
                 raise SettingsError(
                     f"setting variants.{name}.{key} is not possible: variants may differ in "
-                    f"{', '.join(VARIED)}"
+                    f"{', '.join(varied)}"
                 )
             if isinstance(value, Mapping) and isinstance(values[key], dict):
                 value = {**values[key], **value}
@@ -150,14 +152,6 @@ class Settings(Section):
         """The configurations to compare."""
         return tuple(Configuration(*depths) for depths in self.configurations)
 
-    @property
-    def untrained_grid(self) -> tuple[Configuration, ...]:
-        """The configurations to train without phase 1, as a control."""
-        if "untrained" not in self.baselines.models:
-            return ()
-        depths = self.baselines.untrained
-        return self.grid[:1] if depths is None else tuple(Configuration(*pair) for pair in depths)
-
     def fingerprint(self) -> str:
         """Of everything that a single run's result depends on: not its name, place, seeds or siblings."""
         return settings_fingerprint(self.model_dump(mode="json"))
@@ -176,14 +170,60 @@ def chosen_variant(settings: Settings, name: str | None) -> Settings:
     return settings.with_variant(name)
 
 
+_added: dict[str, type[Section]] = {}
+"""What `add_section` has added, by dotted name."""
+
+
+def add_section(name: str, section: type[Section]) -> None:
+    """Add a section, such as "mine" or "baselines.mine", to `Settings` and its subclasses; once is enough.
+
+    All its fields need a default. Files, options, `tandem config` and fingerprints know it from now on.
+    Raises SettingsError where something else has this name.
+    """
+    outer, _, key = name.rpartition(".")
+    owner = Settings.subsections()[outer] if outer else Settings
+    if owner.subsections().get(key) is section:
+        return
+    if key in owner.model_fields:
+        raise SettingsError(f"there is a setting '{name}' already, so no section of this name can be added")
+    section.path, _added[name] = name, section
+    owner.__annotations__[key] = section
+    for kind in _with_subclasses(owner):
+        kind.model_fields[key] = FieldInfo.from_annotated_attribute(section, section())
+        kind.model_rebuild(force=True)
+    if outer:  # what contains it is built, and has its default, from what it was before
+        for kind in _with_subclasses(Settings):
+            kind.model_fields[outer].default = owner()
+            kind.model_rebuild(force=True)
+
+
+def _with_subclasses(kind: type[Section]) -> Iterator[type[Section]]:
+    yield kind
+    for subclass in kind.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
+def _added_at_top() -> list[str]:
+    return [name for name, section in _added.items() if "." not in name and section.changes_results]
+
+
 def settings_fingerprint(values: Mapping[str, Any]) -> str:
-    """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
+    """The fingerprint of settings as they were written down, whatever version of Tandem wrote them.
+
+    An added section counts where it differs from its defaults: installing a package changes no fingerprint.
+    """
     apart = {
         *("name", "description", "output", "save_models", "device", "precision", "threads"),
-        *("workers", "executor", "slurm", "ray"),
-        *("seeds", "configurations", "baselines", "variants"),
+        *("workers", "executor", "seeds", "configurations", "baselines", "variants"),
+        *(name for name, kind in Settings.subsections().items() if not kind.changes_results),
     }
     counted = {name: value for name, value in values.items() if name not in apart}
     if isinstance(tokenizer := counted.get("tokenizer"), Mapping):
         counted["tokenizer"] = {name: value for name, value in tokenizer.items() if name != "processes"}
+    for name, section in _added.items():
+        outer, _, key = name.rpartition(".")
+        around = counted.get(outer) if outer else counted
+        if isinstance(around, Mapping) and around.get(key) == section().model_dump(mode="json"):
+            without = {other: value for other, value in around.items() if other != key}
+            counted = counted | {outer: without} if outer else without
     return fingerprint("settings", counted)

@@ -11,6 +11,7 @@ from tandem.decoding import read_text
 from tandem.errors import DataError, SettingsError
 from tandem.folders import SETTINGS, look
 from tandem.settings.experiment import FORMER_NAMES, Settings
+from tandem.settings.extensions import load_extensions
 
 
 def preset_names() -> list[str]:
@@ -25,6 +26,7 @@ def load_settings(preset_or_file: str) -> Settings:
     Raises SettingsError for an unknown preset, a file that is not YAML, an unknown key (with the nearest
     known one) or an impossible value.
     """
+    load_extensions()
     path = Path(preset_or_file)
     if preset_or_file in preset_names():
         text = (resources.files("tandem") / "presets" / f"{preset_or_file}.yaml").read_text("utf-8")

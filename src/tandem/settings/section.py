@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -61,6 +62,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     path: ClassVar[str] = ""
     """Where this section stands in the whole, for error messages; the whole itself is ''."""
+    changes_results: ClassVar[bool] = True
+    """Whether results depend on this section. If not, no fingerprint has it, and no single training."""
 
     @field_validator("*")
     @classmethod
@@ -74,6 +77,16 @@ class Section(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         for field in cls.model_fields.values():  # `--help` wraps lines itself
             field.description = " ".join((field.description or "").split())
+
+    @classmethod
+    def subsections(cls) -> dict[str, type["Section"]]:
+        """The sections within this one, by name."""
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {n: kind for n, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
+
+    def section(self, name: str) -> Any:
+        """The section within this one of a dotted name, such as "baselines.lstm"."""
+        return attrgetter(name)(self)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -90,9 +103,9 @@ def known_keys() -> Iterator[str]:
     """Dotted names of all settings: `seeds`, `data.train`, `phase2.lr`, …"""
     # The sections are the direct subclasses; arguments of commands are further down.
     for section in Section.__subclasses__():
-        for name, field in section.model_fields.items():
-            kind = field.annotation
-            if not (isinstance(kind, type) and issubclass(kind, Section)):
+        sections = section.subsections()
+        for name in section.model_fields:
+            if name not in sections:
                 yield f"{section.path}.{name}" if section.path else name
 
 
