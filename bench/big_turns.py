@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from big_corpus import write_text
 from big_training import MODEL
 from measuring import Spread
+from tandem.experiment.handover import new_heads
 
 from tandem.cli.arguments import TrainArguments, parse_with_preset
 from tandem.experiment import stopwatch
 from tandem.experiment.contexts import contexts_of
-from tandem.experiment.handover import new_heads
 from tandem.experiment.pipeline import train_phase1
 from tandem.experiment.prepared import new_model, prepare, streams
 from tandem.experiment.runner import set_up_process, with_one_head

@@ -48,6 +48,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from measuring import byte_size, number, print_table, start, timed
 from speed.inputs import random_model, zipf_ids
+from tandem.training.phase1 import train_context_block
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import ScanError
@@ -57,7 +58,6 @@ from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings, load_settings
 from tandem.shown import tolerate_any_encoding
 from tandem.training.execution import Execution
-from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
 
 TOKENS = 2_400_000
@@ -247,7 +247,7 @@ class OriginalScale:
         result, seconds, peak = self._timed(
             lambda: train_token_block(model, train, validation, self.phase2, 0, execution=self.execution)
         )
-        work = phase2_work(model, result.positions, len(held_out) - 1, self.precision)
+        work = phase2_work(model, result.training.positions, len(held_out) - 1, self.precision)
         name = f"{configuration.name}, phase 2, one epoch"
         self._keep(Measured(name, seconds, seconds * self.scale, work, peak))
 

@@ -28,10 +28,10 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from tandem.experiment.artefacts import load_model  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
 
 from tandem.contexts import Stream, compute_contexts  # noqa: E402
-from tandem.experiment.artefacts import load_model  # noqa: E402
 from tandem.experiment.runner import Unwatched, train_one  # noqa: E402
 from tandem.metrics import score_stream  # noqa: E402
 from tandem.settings import Configuration, Settings, load_settings  # noqa: E402

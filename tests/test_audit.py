@@ -233,7 +233,7 @@ EDITED: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {
     ),
     "documents": (other_documents, "perplexity", "documents have another NLL"),
     "effective rank": (
-        lambda r: r["kind"] == "tandem" and r["phase1"].update(effective_rank_validation=0.99),
+        lambda r: r["kind"] == "tandem" and r["contexts"].update(effective_rank_validation=0.99),
         "phase1",
         "ER 99.0%, recomputed",
     ),

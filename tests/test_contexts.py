@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from blocks import TOKENS, block_and_stream, loop
+from tandem.training.phase1 import train_context_block
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tandem.contexts import (
@@ -30,7 +31,6 @@ from tandem.errors import ScanError
 from tandem.model import modeling_tandem, sequential_contexts
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings, Phase1Settings
-from tandem.training.phase1 import train_context_block
 
 
 @pytest.mark.parametrize("boundary", ["carry", "reset"])

@@ -59,7 +59,8 @@ def trained(device, cell, boundary):
         figures.append(effective_rank(contexts))
     split = Split(stream, contexts)
     settings = Phase2Settings(batch_positions=128, max_epochs=2, shuffle=True, negatives=20)
-    figures += [epoch.train_nll_nats for epoch in train_token_block(model, split, split, settings, 0).history]
+    training = train_token_block(model, split, split, settings, 0).training
+    figures += [epoch.train_nll_nats for epoch in training.history]
     trained_too = Phase2Settings(batch_positions=300, max_epochs=1)
     train_token_block(model, split, split, trained_too, 0, refresh=lambda: (split, split))
     figures.append(score_stream(model, stream, contexts, 64).nll_nats)

@@ -20,22 +20,22 @@ from pathlib import Path
 from tandem.experiment.runner import Unwatched, train_one
 from tandem.launch import process_rank
 from tandem.settings import Configuration, load_settings
-from tandem.training.steps import Steps
+from tandem.training.gradients import GradientAccumulator
 
-ticks, steps, take = [], [], Steps.take
+ticks, steps, backward = [], [], GradientAccumulator.backward
 
-def watched(self, rows, loss_of, not_finite):
+def watched(self, forward, rows):
     own = []
 
-    def loss_of_part(part):
+    def forward_of_part(part):
         own.append(part.stop - part.start)
-        return loss_of(part)
+        return forward(part)
 
-    loss, _ = result = take(self, rows, loss_of_part, not_finite)
+    loss = backward(self, forward_of_part, rows)
     steps.append([loss, rows, own])
-    return result
+    return loss
 
-Steps.take = watched
+GradientAccumulator.backward = watched
 
 class Watcher(Unwatched):
     def tick(self, tick):
@@ -103,10 +103,7 @@ def test_two_processes_train_as_one_does(recipe: str, text_file: Path, tmp_path:
         assert [loss for loss, *_ in other_steps] == pytest.approx([loss for loss, *_ in steps], abs=1e-5)
     first, second = ([sum(own) for *_, own in steps_of_one] for _, steps_of_one in of_two)
     halves = [(rows // 2, -(-rows // 2)) for _, rows, _ in steps]
-    shares = list(zip(first, second, strict=True))
-    tried = [at for at, share in enumerate(shares) if share != halves[at]]
-    assert len(tried) <= 2  # a phase may try its first step before it takes it
-    assert all(shares[at] == (2 * halves[at][0], 2 * halves[at][1]) for at in tried)
+    assert list(zip(first, second, strict=True)) == halves
     (ticks_of_two, _), _ = of_two
     assert [tick[:2] for tick in ticks] == [tick[:2] for tick in ticks_of_two]
     for (_, _, figures), (_, _, figures_of_two) in zip(ticks, ticks_of_two, strict=True):
@@ -274,31 +271,30 @@ import torch
 from torch import nn
 from tandem.group import process_group
 from tandem.training.execution import Execution
-from tandem.training.steps import Steps
+from tandem.training.gradients import GradientAccumulator
 
-def not_finite(loss):
-    raise AssertionError(loss)
-
-def take_steps(group):  # a function, so that what exchanges gradients is gone before the group ends
+def take_steps(group):
     x = torch.randn(16, 4)
     layer = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    steps = Steps([layer], list(layer.parameters()), optimizer, None, 9.0, Execution(group))
+    gradients = GradientAccumulator(list(layer.parameters()), Execution(group))
     asked = []
 
-    def loss_of(rows):
+    def forward(rows):
         asked.append(rows.stop - rows.start)
         if group.rank == 1 and asked[-1] > 3:  # one of the two has less memory
             raise torch.OutOfMemoryError("CUDA out of memory")
         return layer(x[rows]).square().mean()
 
     expected = float(layer(x).detach().square().mean())
-    loss, _ = steps.take(16, loss_of, not_finite)
-    steps.take(16, loss_of, not_finite)
+    loss = gradients.backward(forward, 16)
+    gradients.backward(forward, 16)
     alone = float(layer(x[:1]).detach().square().mean())
-    last, _ = steps.take(1, loss_of, not_finite)  # a batch of one row: none for one of the processes
-    weights = group.joined(layer.weight.detach(), 2).tolist()
-    return [steps.parts, asked, [loss, last], [expected, alone], weights]
+    last = gradients.backward(forward, 1)  # a batch of one row: none for one of the processes
+    own = group.joined(torch.tensor([gradients.micro_batches]), 2).tolist()
+    of_both = group.joined(layer.weight.grad, 2).tolist()
+    asked_of_second = torch.tensor(asked if group.rank == 1 else [0] * 11)
+    torch.distributed.broadcast(asked_of_second, 1)
+    return [own, asked, asked_of_second.tolist(), [loss, last], [expected, alone], of_both]
 
 torch.manual_seed(0)
 with process_group(torch.device("cpu")) as group:
@@ -309,19 +305,22 @@ if group.leads:
 """
 
 
-def test_processes_agree_on_parts_that_fit_into_the_memory_of_each(tmp_path: Path) -> None:
-    """Eight rows each: tried whole, in halves, in quarters; then each of two steps in quarters.
+def test_a_process_with_less_memory_makes_smaller_micro_batches(tmp_path: Path) -> None:
+    """Eight rows each: the first process takes them whole, the second in quarters, found in its first step.
 
     No thread of the exchange is left once the group has ended: one could abort the process at its end.
     """
     script = tmp_path / "short.py"
     script.write_text(SHORT_OF_MEMORY, "utf-8")
-    parts, asked, losses, expected, weights, threads = json.loads(launched(2, script).splitlines()[-1])
+    own, asked, asked_of_second, losses, expected, gradients, threads = json.loads(
+        launched(2, script).splitlines()[-1]
+    )
     assert threads == []
-    assert parts == 4
-    assert asked[:15] == [8, 4, 4] + 3 * [2, 2, 2, 2]
+    assert own == [1, 4]
+    assert asked[:2] == [8, 8]
+    assert asked_of_second == [8, 4, *[2] * 8, 1]
     assert losses == pytest.approx(expected)
-    assert weights[0] == weights[1]
+    assert gradients[0] == gradients[1]
 
 
 EXCHANGED = """
@@ -329,9 +328,8 @@ import json
 import torch
 from torch import nn
 from tandem.group import ALONE, process_group
-from tandem.training.exchange import TABLE_ROWS, used_rows
 from tandem.training.execution import Execution
-from tandem.training.steps import Steps
+from tandem.training.gradients import TABLE_ROWS, GradientAccumulator, used_rows
 
 V = TABLE_ROWS + 7
 
@@ -343,18 +341,14 @@ class Model(nn.Module):
 def gradients(group, ids, weights, parts):
     torch.manual_seed(0)
     model = Model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    steps = Steps([model], list(model.parameters()), optimizer, None, 1e9, Execution(group), parts)
+    accumulator = GradientAccumulator(list(model.parameters()), Execution(group), parts)
 
-    def loss_of(rows):
+    def forward(rows):
         made = model.other(model.table(ids[rows])).square().mean(1) * weights[rows]
         last = model.table.weight[-1, 0] + 0 * model.unread(ids[rows]).sum()
         return (made + weights[rows] * last).mean()
 
-    def not_finite(loss):
-        raise ArithmeticError(loss)
-
-    steps.take(len(ids), loss_of, not_finite)
+    accumulator.backward(forward, len(ids))
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 sizes, all_reduce = [], torch.distributed.all_reduce

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from report_records import make_record
+from tandem.experiment.artefacts import model_record
 from test_text import parquet
 
 import tandem
 from tandem import decoding
 from tandem.decoding import read_text
 from tandem.errors import DataError, SettingsError, TandemError
-from tandem.experiment.artefacts import model_record
 from tandem.settings import load_settings
 from tandem.text.sources import open_documents
 from tandem.tokens.tokenizer import load_tokenizer, train_bpe

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
+from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
 
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
-from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.fingerprint import fingerprint
@@ -79,7 +79,7 @@ def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None
         assert result.perplexity == pytest.approx(record.validation.perplexity, rel=1e-5)
         assert result.accuracy == pytest.approx(record.validation.accuracy)
         assert result.bits_per_byte == pytest.approx(record.validation.bits_per_byte, rel=1e-5)
-        assert result.effective_rank == pytest.approx(record.phase1.effective_rank_validation, rel=1e-4)
+        assert result.effective_rank == pytest.approx(record.contexts.effective_rank_validation, rel=1e-4)
         assert 0 <= result.convergence_rate <= 1
         # and the model's own forward, by the sequential loop, gives the same loss
         model, tokenizer = load_model(folder)

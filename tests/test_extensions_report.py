@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from report_records import make_baseline, make_grid, make_manifest, make_record, write_run_dir
 
-from tandem.records import RunRecord
+from tandem.objectives import OBJECTIVES, Objective
+from tandem.records import Phase1Record, RunRecord
 from tandem.report import SECTIONS, Report, summary_rows, write_report
 from tandem.report.analysis import analyse, choose
 from tandem.report.document import compose
@@ -53,43 +54,58 @@ def test_a_section_of_another_package_stands_in_both_files(tmp_path: Path, lang:
     assert 'scope="col">hours</th>' in page  # a column without words has its key for its head
 
 
+class ToyRecord(Phase1Record):
+    """What the phase 1 of somebody else's recipe leaves."""
+
+    steps: int
+
+
+class Toy(Objective):
+    """An objective of another package, of which the report has the figures alone."""
+
+    record_type = ToyRecord
+
+    def train(self, *_: object) -> ToyRecord:
+        raise NotImplementedError
+
+    def figures(self, record: ToyRecord) -> dict[str, float]:
+        return {"steps": record.steps}
+
+
 def of_a_toy_recipe(record: RunRecord) -> RunRecord:
-    """As the phase 1 of somebody else's recipe leaves it: nothing in it but what every phase 1 has."""
-    common = ("effective_rank_validation", "effective_rank_train", "seconds_s", "parts", "tokens")
-    phase1 = type("ToyRecord", (), {name: getattr(record.phase1, name) for name in common})()
-    return record.model_copy(update={"recipe": "toy", "phase1": phase1})
+    """The same run, had it been made by that recipe."""
+    common = record.phase1.model_dump(include=set(Phase1Record.model_fields))
+    phase1 = ToyRecord(steps=100 + record.seed, **common)
+    name = f"toy-{record.configuration}"
+    update = {"recipe": "toy", "phase1": phase1, "variant": "toy", "configuration": name}
+    return record.model_copy(update={**update, "run": f"{name}-seed{record.seed}"})
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "of an objective"])
 @pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
-def test_a_recipe_that_the_report_does_not_know(lang: str, others: bool) -> None:
+def test_a_recipe_of_which_the_report_has_no_words(
+    monkeypatch: pytest.MonkeyPatch, lang: str, known: bool, others: bool
+) -> None:
+    if known:
+        monkeypatch.setitem(OBJECTIVES, "toy", Toy())
     seeds = (0, 1, 2)
-    toys = [of_a_toy_recipe(r) for r in make_grid(seeds)]
+    records = [of_a_toy_recipe(r) for r in make_grid(seeds)]
     if others:
-        toys = [
-            r.model_copy(
-                update={"variant": "toy", "configuration": f"toy-{r.configuration}", "run": f"toy-{r.run}"}
-            )
-            for r in toys
-        ]
-        toys += [make_record(c, t, s, variant="original") for c in (1, 2) for t in (1, 2) for s in seeds]
-    analysis = analyse(toys, None)
-    texts = Texts(lang)
+        records += [make_record(c, t, s, variant="original") for c in (1, 2) for t in (1, 2) for s in seeds]
+    analysis, texts = analyse(records, None), Texts(lang)
     document = compose(analysis, texts, frozenset())
     part = document.sections["phase1"]
-    assert texts("caption.phase1_recipe", recipe="`toy`") in part
-    table = part.partition("`toy`")[2]
-    head = [
-        texts(f"column.{key}")
-        for key in ("context_depth", "used_by", "rank_validation", "rank_train", "seconds")
-    ]
-    assert f"| {' | '.join(head)} |" in table
-    assert texts("column.iterations") not in table
     assert (texts("column.iterations") in part) == others
-    names = [row[0] for row in summary_rows(toys, lang=lang)[1]]
-    assert ("toy-C1T1" if others else "C1T1") in names
+    table = part.partition(f"**{texts('caption.phase1_recipe', recipe='`toy`')}**")[2]
+    heads = [texts(f"column.{key}") for key in ("rank_validation", "rank_train", "seconds")]
+    own = ["steps"] if known else []
+    first = [texts("column.context_depth"), texts("column.used_by")]
+    assert f"\n| {' | '.join([*first, *own, *heads])} |\n" in table
+    assert ("| 101.000 ± 1.000 |" in table) == known
+    assert "toy-C1T1" in [row[0] for row in summary_rows(records, lang=lang)[1]]
     assert choose(analysis) is not None
-    assert "<h3" in render_html(document, {})
+    assert html.escape(texts("column.rank_train")) in render_html(document, {})
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import sentences, tiny, write_jsonl
+from tandem.experiment.artefacts import load_model, unused_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +17,6 @@ import tandem
 from tandem.audit import audit
 from tandem.cli.main import run
 from tandem.errors import RunDirError, SettingsError
-from tandem.experiment.artefacts import load_model, unused_ids
 from tandem.experiment.evaluate import Evaluation, evaluate_model
 from tandem.experiment.generate import generate_text
 from tandem.experiment.runner import Unwatched, train_one

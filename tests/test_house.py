@@ -26,6 +26,7 @@ ROOMS = (
     ("cross_entropy",),
     ("metrics",),
     ("training",),
+    ("objectives",),
     ("baselines", "mixture"),
     ("experiment",),
     ("audit",),
@@ -58,7 +59,8 @@ def test_imports_go_upwards(path: Path) -> None:
 
 def test_help_and_report_need_no_torch() -> None:
     code = (
-        "import sys, tandem, tandem.settings, tandem.records, tandem.report.render, tandem.cli.main\n"
+        "import sys, tandem, tandem.settings, tandem.records, tandem.objectives\n"
+        "import tandem.report.render, tandem.cli.main\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tandem.training.phase1 import oacd_loss
 from torch import Tensor
 
 from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
 from tandem.metrics import convergence_rate, effective_rank, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.settings import ContextSettings
-from tandem.training.phase1 import oacd_loss
 
 
 def double(values: Any) -> Tensor:

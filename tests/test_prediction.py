@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tandem.training.prediction import train_predictive_contexts, windows
 from torch.nn import functional as F
 
 from tandem.contexts import Stream, compute_contexts
@@ -16,10 +17,9 @@ from tandem.errors import NonFiniteLossError
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
-from tandem.training.dropout import Dropout, Dropouts, Drops
+from tandem.training.dropout import Dropout, DropoutMasks, Masks
 from tandem.training.initialization import generator_for
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts, windows
 from tandem.training.progress import Tick
 
 PLAIN = {
@@ -282,7 +282,7 @@ def test_phase_2_drops_out_in_training_only_and_says_the_plain_first_loss() -> N
     for more in ({}, {"dropout": 0.5, "embed_dropout": 0.3, "negatives": 4, "weight_decay": 0.1}):
         settings = Phase2Settings(max_epochs=1, batch_positions=200, lr=1e-9, schedule="linear", **more)
         result = train_token_block(model, split, split, settings, 0)
-        first.append(result.first_loss_nats)
+        first.append(result.training.first_loss_nats)
         # With weights that hardly move, the validation loss is that of the whole model, without dropout.
         plain = score_stream(model, stream, split.contexts, 512).nll_nats
         assert result.validation.nll_nats == pytest.approx(plain, abs=1e-6)
@@ -340,21 +340,18 @@ def test_dropout_along_time_drops_the_same_elements_of_a_whole_window() -> None:
 def test_parts_of_a_step_are_dropped_as_the_whole_is() -> None:
     """So that a step may be computed in parts, in any order, and by several processes."""
     settings = Phase2Settings(dropout=0.5, embed_dropout=0.0, output_dropout=0.3)
-    whole, parted = (Dropouts(settings, 0, "test", along=1) for _ in range(2))
+    whole, parted = (DropoutMasks(settings, 0, "test", along=1) for _ in range(2))
     for _ in range(2):  # a second step draws on
         x, y = torch.ones(10, 3, 20), torch.ones(10, 20)
 
-        def drawn(drops: Drops, rows: slice, x: torch.Tensor = x, y: torch.Tensor = y) -> list[torch.Tensor]:
-            assert drops.contexts is not None
-            assert drops.embeds is None
-            assert drops.output is not None
-            return [drops.contexts(x[rows]), drops.contexts(x[rows]), drops.output(y[rows])]
+        def drawn(masks: Masks, rows: slice, x: torch.Tensor = x, y: torch.Tensor = y) -> list[torch.Tensor]:
+            assert torch.equal(masks.embeds(x), x)  # a probability of zero drops nothing
+            return [masks.contexts(x[rows]), masks.contexts(x[rows]), masks.output(y[rows])]
 
-        whole.begin_step()
-        together = drawn(whole.rows(slice(0, 10), 10), slice(0, 10))
-        parted.begin_step()
+        together = drawn(whole.next_step(10)(slice(0, 10)), slice(0, 10))
+        masks_of_rows = parted.next_step(10)
         parts = [slice(7, 10), slice(0, 7)]
-        late, early = (drawn(parted.rows(rows, 10), rows) for rows in parts)
+        late, early = (drawn(masks_of_rows(rows), rows) for rows in parts)
         for expected, first, second in zip(together, early, late, strict=True):
             assert torch.equal(expected, torch.cat((first, second)))
     assert not torch.equal(together[0], together[1])

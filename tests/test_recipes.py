@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PREDICTIVE, merged, tiny
+from tandem.experiment.artefacts import load_model
+from tandem.experiment.handover import head_state, load_heads, new_heads, phase1_state, take_phase1
 
 from tandem.audit import audit
 from tandem.errors import SettingsError
 from tandem.experiment import contexts
-from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.handover import head_state, load_heads, new_heads, phase1_state, take_phase1
 from tandem.experiment.pipeline import train_contexts, train_tokens, untrained_contexts
 from tandem.experiment.prepared import new_model, prepare
 from tandem.experiment.runner import Unwatched, run_experiment, train_one

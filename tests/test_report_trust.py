@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import pytest
 from report_records import (
     GRID,
-    as_schema_1,
     make_audit,
     make_baseline,
     make_baselines,
     make_grid,
     make_manifest,
     make_record,
+    without_documents,
 )
 
 from tandem.records import AuditRecord, RunAudit, RunRecord
@@ -288,6 +288,6 @@ def test_what_is_not_shown_carries_its_interval():
 
 
 def test_seeds_alone_are_owned_up_to():
-    text = words([as_schema_1(r) for r in make_grid(SEEDS)])
+    text = words([without_documents(r) for r in make_grid(SEEDS)])
     assert "On this validation text only:" in text
     assert "(seeds only)" in text

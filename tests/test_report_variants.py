@@ -9,20 +9,18 @@ from report_records import (
     ABLATIONS,
     BOTH,
     GRID,
-    as_before_variants,
     make_baseline,
     make_baselines,
     make_grid,
     make_manifest,
     make_record,
     make_variants,
-    write_run_dir,
 )
 
 from tandem.cli.summary import print_run
 from tandem.cli.terminal import Terminal
 from tandem.records import Manifest, RunRecord
-from tandem.report import summary_rows, write_report
+from tandem.report import summary_rows
 from tandem.report.analysis import analyse, changed_settings, choose, trains_plainly
 from tandem.report.document import compose, train_command
 from tandem.report.original import Outcome, as_the_original, claims
@@ -289,16 +287,7 @@ def test_controls_belong_to_their_variant():
     assert [b.variant for b in analysis.baselines] == ["original", "predictive"]
 
 
-# Older records, and one run in the terminal
-
-
-def test_records_from_before_variants_give_the_same_report(tmp_path: Path):
-    records = make_grid(SEEDS)
-    new = write_report(write_run_dir(tmp_path / "new", records, make_manifest(SEEDS)))
-    old_records = [as_before_variants(r) for r in records]
-    assert old_records == records
-    old = write_report(write_run_dir(tmp_path / "old", old_records, make_manifest(SEEDS)))
-    assert [f.read_bytes() for f in old] == [f.read_bytes() for f in new]
+# One run in the terminal
 
 
 def printed(record: RunRecord) -> str:

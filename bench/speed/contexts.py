@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from measuring import Candidate, Spread, interleaved, number, print_table
+from tandem.training.phase1 import train_context_block
 from torch import Tensor
 
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
@@ -19,7 +20,6 @@ from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, sequential_contexts
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings
-from tandem.training.phase1 import train_context_block
 
 from .inputs import python_docs
 

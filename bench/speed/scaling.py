@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 import torch
 from measuring import Candidate, Spread, Timings, interleaved, number, print_table
+from tandem.training.phase1 import train_context_block
+from tandem.training.prediction import train_predictive_contexts
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings
-from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts
 
 from .inputs import random_model, zipf_ids
 

@@ -11,18 +11,18 @@ from functools import partial
 
 import torch
 from measuring import Candidate, Spread, Timings, interleaved, number, print_table
+from tandem.experiment.handover import new_heads
+from tandem.training.prediction import train_predictive_contexts
 
 from tandem.baselines import Task
 from tandem.baselines.gpt2_network import fit_gpt2
 from tandem.baselines.lstm_network import fit_lstm
 from tandem.contexts import Stream, compute_contexts
-from tandem.experiment.handover import new_heads
 from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.prepared import Prepared, new_model, total_parameters
 from tandem.settings import Configuration, ContextSettings, Gpt2Settings, LstmSettings
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts
 
 from .inputs import python_docs
 

@@ -12,7 +12,7 @@ from tandem.audit.explain import explain_nll
 from tandem.audit.reference import POSITIONS, block_losses, contexts_at
 from tandem.audit.subject import INEXACT, Subject
 from tandem.experiment.grid import label_of
-from tandem.experiment.handover import phase1_state, take_phase1
+from tandem.experiment.phase1_checkpoint import load_phase1_state, phase1_state
 from tandem.experiment.prepared import Prepared
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord
@@ -216,7 +216,7 @@ def _first_loss(subject: Subject) -> float:
     ids, at = subject.ids("train"), subject.first_batch.to(subject.model.device)
     # What phase 1 left is as it was saved, all else as it was at the start.
     model = copy.deepcopy(subject.initial)
-    take_phase1(model, phase1_state(subject.model, subject.prepared.settings.recipe))
+    load_phase1_state(phase1_state(subject.model, subject.objective), model)
     if subject.prepared.settings.embeddings.trained:  # then contexts were others at the start
         previous, current = contexts_at(model, ids, at, subject.warm_up)
     else:

@@ -18,8 +18,8 @@ from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
-from tandem.experiment.artefacts import load_model, model_record
 from tandem.experiment.baseline import baseline_inputs, measured_against
+from tandem.experiment.checkpoints import load_model, model_record
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device, code_fingerprint
 from tandem.experiment.prepared import Prepared, model_config, prepare_variants

@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tandem.audit.reference import Block, block_losses, contexts_at
 from tandem.contexts import PIECE_TOKENS, ContextsSample, Tokens
-from tandem.experiment.artefacts import load_head, load_model, load_sample
-from tandem.experiment.handover import head_for, load_heads, new_heads
+from tandem.experiment.checkpoints import load_head, load_model, load_sample
+from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, TokenBlock
+from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import RunRecord
 from tandem.settings import Configuration, Phase2Settings
 from tandem.training.initialization import generator_for, start_from_head
 from tandem.training.phase2 import block_tokens
-from tandem.training.prediction import head_name
 from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
 LEAST_WARM_UP = 256
@@ -113,27 +113,35 @@ class Subject:
         stream = self.prepared.corpus.train if split == "train" else self.prepared.corpus.validation
         return Tokens(stream.ids, self.model.device)
 
+    @property
+    def objective(self) -> Objective:
+        """Of its phase 1."""
+        return OBJECTIVES[self.prepared.settings.recipe]
+
     @cached_property
-    def phase1_head(self) -> TokenBlock | None:
-        """The token layers of phase 1 that phase 2 started from; none where the folder does not hold them."""
-        kept, context_layers = load_head(self.folder), self.configuration.context_layers
-        heads = new_heads(self.prepared, context_layers, self.seed)
-        if kept is None or not heads:
+    def heads(self) -> nn.ModuleDict:
+        """The modules that phase 1 trains beside the model, as the seed draws them."""
+        return new_heads(self.prepared, self.configuration.context_layers, self.seed)
+
+    @cached_property
+    def phase1_head(self) -> nn.ModuleDict | None:
+        """The head of phase 1 that phase 2 started from, by name; none where the folder does not hold it."""
+        kept = load_head(self.folder)
+        if kept is None or not self.heads:
             return None
-        head = head_for(heads, self.configuration.token_layers)
+        name = self.objective.head_for(self.heads, self.configuration.token_layers)
+        head = nn.ModuleDict({name: copy.deepcopy(self.heads[name])})
         try:
-            load_heads([head], kept)
+            head.load_state_dict(kept)
         except RuntimeError:
             return None
         return head
 
     @cached_property
     def phase1_samples(self) -> dict[str, tuple[float, ...]]:
-        """Some weights of each part that phase 1 began with, its own token layers included."""
-        context_layers = self.configuration.context_layers
-        heads = new_heads(self.prepared, context_layers, self.seed)
-        model = new_model(self.prepared, Configuration(context_layers), self.seed)
-        return part_samples(model) | part_samples(nn.ModuleDict({head_name(head): head for head in heads}))
+        """Some weights of each part that phase 1 began with, its heads included."""
+        model = new_model(self.prepared, Configuration(self.configuration.context_layers), self.seed)
+        return part_samples(model) | part_samples(self.heads)
 
     @cached_property
     def initial(self) -> TandemForCausalLM:
@@ -141,7 +149,9 @@ class Subject:
         model = new_model(self.prepared, self.configuration, self.seed)
         starts = self.prepared.settings.phase2.start == "phase1" and self.record.kind == "tandem"
         if starts and self.phase1_head is not None:
-            start_from_head(model.token_block, self.phase1_head)
+            (head,) = self.phase1_head.values()
+            assert isinstance(head, TokenBlock)
+            start_from_head(model.token_block, head)
         return model
 
     @cached_property

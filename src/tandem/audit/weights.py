@@ -2,15 +2,10 @@
 
 from collections.abc import Iterator
 
-from torch import nn
-
 from tandem.audit.subject import SAME_WEIGHT, Subject
-from tandem.experiment.handover import PHASE1_PARTS
 from tandem.experiment.pipeline import count_parameters
 from tandem.metrics import effective_rank
-from tandem.records import Check, Parameters, PartRecord, Phase1Record, PredictionRecord
-from tandem.settings import Settings
-from tandem.training.prediction import head_name
+from tandem.records import Check, Parameters, PartRecord
 from tandem.training.trainable import model_parts, part_fingerprints
 
 RANKED, RANK_TOLERANCE = 512, 0.01
@@ -37,7 +32,7 @@ def _may_change(subject: Subject, part: str) -> bool:
 def _left_by_phase1(subject: Subject, part: str) -> bool:
     """Whether the part is one that phase 1 trains and leaves to phase 2; the head is the embedding."""
     child = "embedding" if part == "lm_head" else part.split(".")[0]
-    return child in PHASE1_PARTS[subject.prepared.settings.recipe]
+    return child in subject.objective.parts
 
 
 def _frozen(subject: Subject) -> Check:
@@ -71,7 +66,7 @@ def _trained(subject: Subject) -> Check:
     looked_at = "every part that a phase trains: did a gradient reach it, and did it change"
     phases = _phases(subject)
     if not phases:
-        return _check("trained", looked_at, "the record has no hashes (schema 1)", "skip")
+        return _check("trained", looked_at, "the record has no hashes", "skip")
     wrong = []
     for phase, parts in phases.items():
         for record in parts:
@@ -85,12 +80,8 @@ def _trained(subject: Subject) -> Check:
             elif not record.trained and record.gradient:
                 wrong.append(f"a gradient reached {record.part} in {phase}")
         expected = {part for part in subject.parts if _trains(subject, phase, part)}
-        if phase == "phase 1" and subject.prepared.settings.recipe == "predictive":
-            expected |= {
-                f"head{depth}.layers.{layer}"
-                for depth in subject.prepared.settings.prediction.head_layers
-                for layer in range(depth)
-            }
+        if phase == "phase 1":
+            expected |= {name for name, _ in model_parts(subject.heads)}
         said = {record.part for record in parts if record.trained}
         if expected != said:
             wrong.append(f"{phase} was to train {_names(expected)}, and trained {_names(said)}")
@@ -145,7 +136,7 @@ def _phase1(subject: Subject) -> Check:
     ours = [part for part in record.phase1.parts if _left_by_phase1(subject, part.part)]
     drawn = [part for part in record.phase1.parts if part.trained]
     if not ours:
-        return _check("phase1", looked_at, "the record has no hashes (schema 1)", "skip")
+        return _check("phase1", looked_at, "the record has no hashes", "skip")
     wrong = []
     wanted = subject.phase1_samples
     if not all(_starts_at(part, wanted[part.part]) for part in drawn):
@@ -154,43 +145,13 @@ def _phase1(subject: Subject) -> Check:
     if any(part.after != subject.parts[part.part] for part in ours if part.part != moved):
         wrong.append("its result is not what was saved")
     settings, tokens = subject.prepared.settings, len(subject.prepared.corpus.train)
-    if isinstance(record.phase1, PredictionRecord):
-        wrong += _prediction(record.phase1, settings, tokens)
-    else:
-        wrong += _dispersion(record.phase1, settings, tokens)
+    wrong += subject.objective.audit(record.phase1, settings, tokens)
     wrong += _ranks(subject)
     wrong += _head(subject)
     said = (
         f"from the weights of seed {subject.seed} to those that were saved, {record.phase1.tokens:,} tokens"
     )
     return _check("phase1", looked_at, "; ".join(wrong) or said, "fail" if wrong else "pass")
-
-
-def _dispersion(said: Phase1Record, settings: Settings, tokens: int) -> list[str]:
-    """What contradicts the settings or itself in the record of a phase 1 by dispersion."""
-    wrong = []
-    swept = min(settings.phase1.tokens_per_step or tokens, tokens)
-    if said.tokens != swept:
-        wrong.append(f"it swept {said.tokens} tokens instead of {swept}")
-    last = said.history[-1]
-    if (last.iteration, last.convergence_rate) != (said.iterations, said.convergence_rate):
-        wrong.append("its iterations or convergence rate are not those its history ends with")
-    if (said.stopped == "converged") != (said.convergence_rate >= settings.phase1.convergence_stop):
-        wrong.append(f"it says '{said.stopped}' at a convergence rate of {said.convergence_rate:.1%}")
-    return wrong
-
-
-def _prediction(said: PredictionRecord, settings: Settings, tokens: int) -> list[str]:
-    """What contradicts the settings or itself in the record of a phase 1 by prediction."""
-    wrong = []
-    if said.tokens != tokens or not tokens - 1 <= said.positions < tokens - 1 + settings.prediction.streams:
-        wrong.append(f"an epoch predicted {said.positions} of {tokens - 1} tokens")
-    if not settings.prediction.max_epochs == said.epochs == len(said.history):
-        wrong.append(
-            f"it made {said.epochs} epochs ({len(said.history)} in its history) instead of "
-            f"{settings.prediction.max_epochs}"
-        )
-    return wrong
 
 
 def _same_start(subject: Subject, part: PartRecord) -> bool:
@@ -204,7 +165,7 @@ def _starts_at(part: PartRecord, wanted: tuple[float, ...]) -> bool:
 
 def _ranks(subject: Subject) -> list[str]:
     """Whether the recorded effective rank of validation contexts recomputes."""
-    said = subject.record.phase1
+    said = subject.record.contexts
     # Embeddings that phase 2 trained give other contexts than those that phase 1 ended with.
     moved = subject.prepared.settings.embeddings.trained
     if said is None or moved or not subject.exact or len(subject.validation) < RANKED:
@@ -218,13 +179,12 @@ def _ranks(subject: Subject) -> list[str]:
 def _head(subject: Subject) -> list[str]:
     """Whether the token layers that phase 2 started from are those that phase 1 ended with."""
     record, head = subject.record, subject.phase1_head
-    if subject.prepared.settings.phase2.start != "phase1" or not isinstance(record.phase1, PredictionRecord):
+    if subject.prepared.settings.phase2.start != "phase1" or record.phase1 is None:
         return []
     if head is None:
         return ["phase 2 started from its token layers, and the model folder does not hold them"]
-    name = head_name(head)
-    found = part_fingerprints(nn.ModuleDict({name: head}))
-    said = {part.part: part.after for part in record.phase1.parts if part.part.startswith(f"{name}.")}
+    found, (prefix,) = part_fingerprints(head), (f"{name}." for name in head)
+    said = {part.part: part.after for part in record.phase1.parts if part.part.startswith(prefix)}
     return [f"its {name} is not what phase 2 started from" for name in said if found.get(name) != said[name]]
 
 
@@ -253,11 +213,8 @@ def _parameters(subject: Subject) -> Check:
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model_parts(subject.model)}
     sizes["lm_head"] -= sizes["embedding"]  # the head is the embedding, and counts its bias only
     for phase, parts in _phases(subject).items():
-        changed = sum(
-            sizes.get(r.part, 0)
-            for r in parts
-            if r.before != r.after and not r.part.startswith("head")  # phase 1's own token layers
-        )
+        # The heads of phase 1 are no part of the model.
+        changed = sum(sizes.get(r.part, 0) for r in parts if r.before != r.after)
         trained = said.trained_phase1 if phase == "phase 1" else said.trained_phase2
         if changed != (0 if phase == "phase 2" and _kept_start(subject) else trained):
             wrong.append(f"{phase} is said to train {trained:,} and changed {changed:,}")

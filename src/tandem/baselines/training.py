@@ -1,16 +1,15 @@
 """How the LSTM and the GPT-2 are trained: steps, schedule, the best epoch, refusals."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tandem.metrics import Score, perplexity
-from tandem.records import Epoch, TrainingRecord
+from tandem.metrics import Score
+from tandem.records import TrainingRecord
 from tandem.settings import Gpt2Settings, LstmSettings
-from tandem.training.epochs import Epochs
+from tandem.training.monitor import TrainingMonitor
 from tandem.training.optimizer import adamw, clip_gradients, cosine_share
 from tandem.training.progress import OnTick
 
@@ -50,42 +49,26 @@ def train(
     counts. The training NLL of an epoch is the mean over it, while the weights move. Returns the score of
     that epoch and the record. Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
-    watch = Epochs(course.title, f"{course.section}.lr", settings.max_epochs, on_tick)
+    monitor = TrainingMonitor(course.title, f"{course.section}.lr", settings.max_epochs, on_tick, [model])
     parameters = list(model.parameters())
     optimizer = adamw(parameters, settings.weight_decay, settings.lr)
     steps = course.epoch_steps * settings.max_epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: cosine_share(step, steps, round(steps * course.warm_up))
     )
-    best: tuple[Epoch, Score, dict[str, Tensor]] | None = None
     for _ in range(settings.max_epochs):
         model.train()
-        total, seen = 0.0, 0
+        loss_sum, seen = 0.0, 0
         for step, (loss, tokens) in enumerate(losses_of_epoch(), start=1):
             optimizer.zero_grad()
             loss.backward()
-            norm = clip_gradients(parameters, settings.max_grad_norm)
-            value = float(loss.detach())
-            if not (value < math.inf and torch.isfinite(norm)):
-                watch.not_finite(value, f"step {step}")
+            gradient_norm = clip_gradients(parameters, settings.max_grad_norm)
+            monitor.check_finite(float(loss.detach()), gradient_norm, f"step {step}")
             optimizer.step()
             schedule.step()
-            total += value * tokens
+            loss_sum += float(loss.detach()) * tokens
             seen += tokens
-            watch.step_done(seen / course.epoch_tokens, total / seen)
+            monitor.step(seen / course.epoch_tokens, loss_sum / seen)
         model.eval()
-        result = score()
-        epoch = watch.epoch_done(total / seen, result)
-        if best is None or result.nll_nats < best[1].nll_nats:
-            best = (epoch, result, {name: value.clone() for name, value in model.state_dict().items()})
-    assert best is not None  # max_epochs is at least 1, and a non-finite epoch has raised
-    model.load_state_dict(best[2])
-    return best[1], TrainingRecord(
-        best_epoch=best[0].epoch,
-        epochs=len(watch.history),
-        stopped="max_epochs",
-        train_nll_nats=best[0].train_nll_nats,
-        train_perplexity=perplexity(best[0].train_nll_nats),
-        seconds_s=watch.seconds_s,
-        history=tuple(watch.history),
-    )
+        monitor.end_epoch(loss_sum / seen, score())
+    return monitor.restore_best(), monitor.record()

@@ -7,11 +7,10 @@ from tandem.audit import failures
 from tandem.cli.terminal import Part, Terminal
 from tandem.experiment.estimate import Estimate
 from tandem.experiment.evaluate import Evaluation, Mixture
+from tandem.objectives import OBJECTIVES
 from tandem.records import (
     AuditRecord,
     DataRecord,
-    Phase1Record,
-    PredictionRecord,
     RunRecord,
     read_audit,
     read_manifest,
@@ -19,7 +18,6 @@ from tandem.records import (
 )
 from tandem.records.audit import Status
 from tandem.report import summary_rows
-from tandem.report.statistics import perplexity
 from tandem.shown import command
 from tandem.tokens.lost import Lost
 
@@ -46,18 +44,20 @@ def print_summary(console: Terminal, run_dir: Path, lang: str, report: list[Path
 
 def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
     """One training's figures, and how to use the model."""
+    assert record.recipe is not None
     assert record.phase1 is not None
     assert record.phase2 is not None
     assert record.contexts is not None
     assert record.validation is not None
     assert record.parameters is not None
-    phase2, validation = record.phase2, record.validation
+    phase1, phase2, validation = record.phase1, record.phase2, record.validation
     _print_pairs(
         console,
         {
             "text": _text(record.data),
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
-            "phase 1": f"{_phase1(record.phase1)}, ER {record.phase1.effective_rank_validation:.1%}",
+            "phase 1": f"{OBJECTIVES[record.recipe].summary(phase1)}, "
+            f"ER {record.contexts.effective_rank_validation:.1%}",
             "contexts": KEPT[record.contexts.train.kept],
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",
@@ -84,22 +84,10 @@ def _text(data: DataRecord) -> str:
 def _in_parts(record: RunRecord) -> dict[str, str]:
     """Where memory ran out, and what was done."""
     assert record.phase2 is not None
-    taken = {"phase 1": getattr(record.phase1, "micro_batches", 1), "phase 2": record.phase2.micro_batches}
+    assert record.phase1 is not None
+    taken = {"phase 1": record.phase1.micro_batches, "phase 2": record.phase2.micro_batches}
     said = [f"{phase} in {parts} parts a step" for phase, parts in taken.items() if parts > 1]
     return {"memory": f"ran out; computed {', '.join(said)}, with the same gradient"} if said else {}
-
-
-def _phase1(phase1: Phase1Record | PredictionRecord) -> str:
-    """How phase 1 went, by what it was for."""
-    if isinstance(phase1, PredictionRecord):
-        heads = ", ".join(
-            f"{perplexity(head.nll_nats):.1f} through {head.token_layers} token layer"
-            + ("s" if head.token_layers > 1 else "")
-            for head in phase1.heads
-        )
-        return f"{phase1.epochs} epochs, PPL {heads} of its own"
-    stopped = phase1.stopped.replace("_", " ")
-    return f"{phase1.iterations} iterations, {phase1.convergence_rate:.1%} converged ({stopped})"
 
 
 def print_evaluation(console: Terminal, result: Evaluation) -> None:
@@ -114,7 +102,7 @@ def print_evaluation(console: Terminal, result: Evaluation) -> None:
             "bits per byte": f"{result.bits_per_byte:.4f}",
             **_lost(result),
             "ER": f"{result.effective_rank:.1%}",
-            **_convergence(result),
+            **_phase1(result),
             "scan error": f"{result.scan_error:.1e}",
             **_mixture(result.mixture),
         },
@@ -129,10 +117,10 @@ def _lost(result: Evaluation) -> dict[str, str]:
     return {"lost": lost.sentence("of the text", result.text_bytes)}
 
 
-def _convergence(result: Evaluation) -> dict[str, str]:
-    if result.convergence_rate is None:
-        return {}
-    return {"Conv": f"{result.convergence_rate:.1%} after {result.convergence_iterations} iterations"}
+def _phase1(result: Evaluation) -> dict[str, str]:
+    """What only the objective of phase 1 gives a meaning."""
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.phase1.items())
+    return {"phase 1": shown} if shown else {}
 
 
 def _mixture(mixture: Mixture | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from tandem.experiment.machine import free_memory
 from tandem.experiment.prepared import Prepared
 from tandem.group import Group
 from tandem.launch import local_processes
+from tandem.metrics import effective_rank
 from tandem.model import TandemForCausalLM
 from tandem.records import ContextsRecord, ScanRecord
 from tandem.settings import Settings
@@ -115,6 +116,8 @@ def contexts_of(
             train=train_scan,
             validation=validation_scan,
             memory=measure_memory(model, validation, group),
+            effective_rank_train=effective_rank(train_contexts, settings.phase1.rank_positions),
+            effective_rank_validation=effective_rank(validation_contexts, settings.phase1.rank_positions),
             seconds_s=train_scan.seconds_s + validation_scan.seconds_s,
         ),
     )

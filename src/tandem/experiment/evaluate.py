@@ -4,21 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerFast
 
 from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
-from tandem.contexts import Contexts, Stream, compute_contexts, jacobi_sweep
+from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import SettingsError
-from tandem.experiment.artefacts import load_model, model_record, unused_ids
+from tandem.experiment.checkpoints import load_model, model_record, unused_ids
 from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
 from tandem.metrics import (
     Score,
     bits_per_byte,
-    convergence_rate,
     effective_rank,
     hidden_parts,
     perplexity,
@@ -27,15 +25,14 @@ from tandem.metrics import (
 from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
+from tandem.objectives import OBJECTIVES
 from tandem.records import Unbounded
-from tandem.settings import DataSettings, Phase1Settings, Settings, check_options, load_settings
+from tandem.settings import DataSettings, Settings, check_options, load_settings
 from tandem.text.places import counted_from
 from tandem.text.recorded import folder_of, read_recorded
 from tandem.text.splits import Splits, split_documents
 from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
 from tandem.tokens.store import TokenStream
-from tandem.training.initialization import generator_for
-from tandem.training.phase1 import windows_of
 
 READ_SECTIONS = ("data", "contexts", "phase2")
 """Of a model's settings, what is read when it is scored; all that Tandem ever wrote have them."""
@@ -58,7 +55,7 @@ class Evaluation(BaseModel):
 
     lost_bytes, lost_such_as                    of the text what its tokens cannot give back, and the first
                                                 characters of it; each byte costs 8 bits in bits_per_byte
-    convergence_rate, convergence_iterations    Conv%, of models that the recipe `original` trained; else none
+    phase1                                      figures that only the objective of its phase 1 has, by name
     """
 
     model: str
@@ -74,8 +71,7 @@ class Evaluation(BaseModel):
     accuracy: float
     bits_per_byte: float
     effective_rank: float
-    convergence_rate: float | None
-    convergence_iterations: int | None
+    phase1: dict[str, float]
     scan_error: float
     mixture: Mixture | None = None
 
@@ -134,11 +130,6 @@ def evaluate_model(
         splits = _training_text(folder, data, on_progress, on_warning)
         counted = tokenize_training_text(splits, data, tokenizer, on_progress)
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
-    rate, iterations = None, None
-    if (
-        own and settings.recipe == "original"
-    ):  # phase 1 of the other recipe makes no sweeps that could converge
-        rate, iterations = converge(model, stream, settings.phase1)
     return Evaluation(
         model=str(folder),
         configuration=model.config.name,
@@ -153,8 +144,7 @@ def evaluate_model(
         accuracy=score.accuracy,
         bits_per_byte=score.bits_per_byte(tokens),
         effective_rank=effective_rank(contexts, settings.phase1.rank_positions),
-        convergence_rate=rate,
-        convergence_iterations=iterations,
+        phase1=OBJECTIVES[settings.recipe].evaluate(model, stream, settings) if own else {},
         scan_error=max(scan.loop_error, scan.join_error),
         mixture=mixture,
     )
@@ -203,35 +193,6 @@ def _mixture(
         bits_per_byte=bits_per_byte(float(mixed.losses.sum()), tokens),
         weights=dict(zip(names, mixed.weights, strict=True)),
     )
-
-
-@torch.no_grad()
-def converge(model: TandemForCausalLM, stream: Stream, settings: Phase1Settings) -> tuple[float, int]:
-    """Conv% of a finished block: phase 1's sweeps, with its noise and stop rule, and weights that stay.
-
-    Returns the convergence rate and the iterations it took; the random start counts as the first.
-    """
-    stream = windows_of(stream, settings)
-    draws = generator_for(0, "evaluation")
-    shape = (len(stream), model.config.context_dim)
-    contexts = (torch.randn(shape, generator=draws) * settings.start_std).to(model.device)
-
-    def noise(read: torch.Tensor) -> torch.Tensor:
-        return (torch.randn(read.shape, generator=draws) * settings.noise_std).to(read)
-
-    def embeds(positions: slice) -> torch.Tensor:
-        return model.embed(stream.ids[positions])
-
-    rate, iteration = 0.0, 1
-    while iteration < settings.max_iterations and rate < settings.convergence_stop:
-        iteration += 1
-        sweep = jacobi_sweep(
-            model.context_block, contexts, embeds, stream.restart, settings.batch_positions, noise
-        )
-        swept = torch.cat([new for _, new in sweep])
-        rate = convergence_rate(contexts, swept, settings.convergence_mse)
-        contexts = swept
-    return rate, iteration
 
 
 def model_settings(folder: Path) -> Settings | None:

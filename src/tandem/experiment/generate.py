@@ -9,7 +9,7 @@ from transformers import TextStreamer
 
 from tandem.advice import named
 from tandem.errors import SettingsError
-from tandem.experiment.artefacts import load_model, unused_ids
+from tandem.experiment.checkpoints import load_model, unused_ids
 from tandem.experiment.evaluate import settings_for
 from tandem.experiment.machine import choose_device
 from tandem.model import TandemCache, TandemForCausalLM

@@ -1,6 +1,7 @@
 """Settings that do not fit the text or each other: all of it is found before any of it is said.
 
-Every such check stands here, and tells the settings that would mend what it found.
+Every such check stands here or with the objective of phase 1 that it is about, and tells the settings that
+would mend what it found.
 """
 
 import math
@@ -12,11 +13,12 @@ import torch
 from tandem.baselines import BASELINES
 from tandem.errors import MisfitError
 from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.objectives import OBJECTIVES
+from tandem.objectives.base import large_batch
 from tandem.settings import Configuration, Settings
 from tandem.tokens.embeddings import check_length
 from tandem.tokens.prepare import Corpus
 
-MORE_TEXT = "give more text"
 STEPS = 10
 """Optimizer steps that an epoch has with the size of batch that is advised."""
 
@@ -31,7 +33,11 @@ def misfits(
     found = [
         error if name is None else _of_variant(error, name, changes[name])
         for name, settings in variants.items()
-        for error in (*_sizes(settings, corpus), *_rules(settings))
+        for error in (
+            *OBJECTIVES[settings.recipe].misfits(settings, len(corpus.train)),
+            *_sizes(settings, corpus),
+            *_rules(settings),
+        )
     ]
     # Of a model that is not possible no parameters can be counted.
     if baselines and not any("model.context_dim" in error.fitting for error in found):
@@ -42,24 +48,13 @@ def misfits(
 def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
     """What is too large for the text."""
     tokens = len(corpus.train)
-    swept = min(settings.phase1.tokens_per_step or tokens, tokens)
-    if settings.recipe == "original" and settings.phase1.batch_positions > swept:
-        yield _large_batch("phase1", settings.phase1.batch_positions, swept, swept)
     if settings.phase2.batch_positions > tokens - 1:
         fits = max(1, (tokens - 1) // STEPS)
-        yield _large_batch("phase2", settings.phase2.batch_positions, tokens - 1, fits)
+        yield large_batch("phase2", settings.phase2.batch_positions, tokens - 1, fits)
     try:
         check_length(settings.embeddings, corpus.vocab_size, settings.model.embed_dim)
     except MisfitError as error:
         yield error
-
-
-def _large_batch(phase: str, batch: int, there: int, fits: int) -> MisfitError:
-    return MisfitError.of(
-        f"setting {phase}.batch_positions = {batch} is larger than the {there} positions of training text",
-        {f"{phase}.batch_positions": fits},
-        MORE_TEXT,
-    )
 
 
 def _rules(settings: Settings) -> Iterator[MisfitError]:
@@ -72,18 +67,6 @@ def _rules(settings: Settings) -> Iterator[MisfitError]:
             f"setting model.context_dim = {model.context_dim} cannot be shared evenly by {uneven[0]} gated "
             "layers",
             {"model.context_dim": shared * math.ceil(model.context_dim / shared)},
-        )
-    if settings.recipe == "original" and settings.phase2.start == "phase1":
-        yield MisfitError.of(
-            "setting phase2.start = 'phase1' belongs to recipe predictive; phase 1 of recipe original has no "
-            "token layers to start from",
-            {"phase2.start": "random"},
-        )
-    if settings.recipe == "predictive" and settings.embeddings.trained:
-        yield MisfitError.of(
-            "setting embeddings.trained = True belongs to recipe original; the recipe predictive trains the "
-            "embedding in phase 1 in any case, and leaves it as it is in phase 2",
-            {"embeddings.trained": "false"},
         )
     if model.boundary == "reset" and (
         settings.data.separator != "eos" or settings.data.validation_separator not in (None, "eos")

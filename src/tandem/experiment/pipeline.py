@@ -1,39 +1,21 @@
 """One run, from tokens to record: phase 1 for each depth and seed, phase 2 for each run."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from tandem.contexts import ContextsSample, Stream
+from tandem.contexts import ContextsSample
 from tandem.experiment.contexts import contexts_of
-from tandem.experiment.handover import (
-    PHASE1_PARTS,
-    SavedPhase1,
-    head_for,
-    head_state,
-    load_heads,
-    new_heads,
-    phase1_state,
-    take_phase1,
-)
+from tandem.experiment.phase1_checkpoint import SavedPhase1, load_phase1_state, new_heads, phase1_state
 from tandem.experiment.prepared import Prepared, new_model, streams
-from tandem.metrics import effective_rank, perplexity, score_stream, validation_record
+from tandem.metrics import Score, score_stream, validation_record
 from tandem.model import TandemForCausalLM, TokenBlock
-from tandem.records import (
-    ContextsRecord,
-    HeadRecord,
-    Parameters,
-    Phase1Record,
-    PredictionRecord,
-    TrainingRecord,
-    ValidationRecord,
-)
+from tandem.objectives import OBJECTIVES
+from tandem.records import ContextsRecord, Parameters, Phase1Record, TrainingRecord, ValidationRecord
 from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
-from tandem.training.phase1 import train_context_block
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import OnTick, silent
 
 
@@ -42,15 +24,15 @@ class TrainedContexts:
     """Phase 1 of one (context_layers, seed): its model, the contexts of both splits, and how it went.
 
     phase1    none of a control: its ContextBlock has the weights it started with
-    heads     through which a phase 1 by prediction predicted
+    heads     that phase 1 trained beside the model
     """
 
     model: TandemForCausalLM
     train: Split
     validation: Split
-    phase1: Phase1Record | PredictionRecord | None
+    phase1: Phase1Record | None
     contexts: ContextsRecord
-    heads: tuple[TokenBlock, ...] = ()
+    heads: nn.ModuleDict
 
     @property
     def seconds_s(self) -> float:
@@ -83,93 +65,25 @@ def train_contexts(
 
     Raises NonFiniteLossError or ScanError.
     """
+    settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
     train, validation = streams(prepared, model)
     if saved is None:
-        record_of = train_phase1(prepared, model, heads, train, seed, on_tick)
+        phase1 = objective.train(model, heads, train, settings, seed, on_tick, prepared.execution)
     else:
-        record_of = _taken(model, heads, saved)
+        weights, phase1 = saved
+        load_phase1_state(weights, model, heads)
     train_split, validation_split, contexts = contexts_of(prepared, model, train, validation)
-    phase1 = record_of(train_split, validation_split)
-    return TrainedContexts(model, train_split, validation_split, phase1, contexts, tuple(heads))
 
+    def score(head: nn.Module) -> Score:
+        assert isinstance(head, TokenBlock)
+        chunk, group = settings.phase2.chunk_positions, prepared.execution.group
+        return score_stream(model, validation, validation_split.contexts, chunk, head, group)
 
-RecordOf = Callable[[Split, Split], Phase1Record | PredictionRecord]
-"""Makes the record of a phase 1 that is done, once the contexts of both splits are there."""
-
-
-def _taken(model: TandemForCausalLM, heads: Sequence[TokenBlock], saved: SavedPhase1) -> RecordOf:
-    weights, record = saved
-    take_phase1(model, weights)
-    load_heads(heads, weights)
-    return lambda _train, _validation: record
-
-
-def train_phase1(
-    prepared: Prepared,
-    model: TandemForCausalLM,
-    heads: Sequence[TokenBlock],
-    stream: Stream,
-    seed: int,
-    on_tick: OnTick,
-) -> RecordOf:
-    """Phase 1 alone, of the settings' recipe, in place. Raises NonFiniteLossError."""
-    settings, execution = prepared.settings, prepared.execution
-    if settings.recipe == "predictive":
-        chunk = settings.phase2.chunk_positions
-        predicted = train_predictive_contexts(
-            model, heads, stream, settings.prediction, seed, chunk, on_tick, execution
-        )
-        return lambda train, validation: PredictionRecord(
-            parts=predicted.parts,
-            micro_batches=predicted.micro_batches,
-            epochs=predicted.epochs,
-            positions=predicted.positions,
-            tokens=len(stream),
-            heads=_scored(prepared, model, heads, validation),
-            **_ranks(train, validation, settings),
-            seconds_s=predicted.seconds_s,
-            history=predicted.history,
-        )
-    swept = train_context_block(model, stream, settings.phase1, seed, on_tick, execution)
-    return lambda train, validation: Phase1Record(
-        iterations=swept.iterations,
-        stopped=swept.stopped,
-        convergence_rate=swept.convergence_rate,
-        **_ranks(train, validation, settings),
-        tokens=swept.tokens,
-        seconds_s=swept.seconds_s,
-        history=swept.history,
-        parts=swept.parts,
-    )
-
-
-def _scored(
-    prepared: Prepared, model: TandemForCausalLM, heads: Sequence[TokenBlock], validation: Split
-) -> tuple[HeadRecord, ...]:
-    """What each head of phase 1 reaches on validation text: as good as training end to end gets."""
-    chunk, group = prepared.settings.phase2.chunk_positions, prepared.execution.group
-
-    def record(head: TokenBlock) -> HeadRecord:
-        score = score_stream(model, validation.stream, validation.contexts, chunk, head, group)
-        return HeadRecord(
-            token_layers=len(head.layers),
-            parameters=sum(p.numel() for p in head.parameters()),
-            nll_nats=score.nll_nats,
-            accuracy=score.accuracy,
-        )
-
-    return tuple(map(record, heads))
-
-
-def _ranks(train: Split, validation: Split, settings: Settings) -> dict[str, float]:
-    """Effective rank of both splits' contexts."""
-    positions = settings.phase1.rank_positions
-    return {
-        "effective_rank_train": effective_rank(train.contexts, positions),
-        "effective_rank_validation": effective_rank(validation.contexts, positions),
-    }
+    if saved is None:
+        phase1 = objective.score_heads(phase1, heads, score)
+    return TrainedContexts(model, train_split, validation_split, phase1, contexts, heads)
 
 
 def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> TrainedContexts:
@@ -179,7 +93,7 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     splits = contexts_of(prepared, model, *streams(prepared, model))
-    return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2])
+    return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2], heads=nn.ModuleDict())
 
 
 def train_tokens(
@@ -193,13 +107,15 @@ def train_tokens(
 
     Raises NonFiniteLossError; ScanError where contexts are recomputed for a trained embedding.
     """
-    settings = prepared.settings
+    settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, configuration, seed)
-    take_phase1(model, phase1_state(shared.model, settings.recipe))
+    load_phase1_state(phase1_state(shared.model, objective), model)
     head = None
-    if settings.phase2.start == "phase1" and shared.phase1 is not None:
-        started_from = head_for(shared.heads, configuration.token_layers)
-        head = head_state(started_from)
+    if settings.phase2.start == "phase1" and shared.heads:
+        name = objective.head_for(shared.heads, configuration.token_layers)
+        started_from = shared.heads[name]
+        assert isinstance(started_from, TokenBlock)
+        head = nn.ModuleDict({name: started_from}).state_dict()
         start_from_head(model.token_block, started_from)
 
     def refresh() -> tuple[Split, Split]:
@@ -219,21 +135,8 @@ def train_tokens(
         on_tick=on_tick,
         execution=prepared.execution,
     )
-    phase2 = TrainingRecord(
-        best_epoch=result.best_epoch,
-        epochs=result.history[-1].epoch,
-        stopped=result.stopped,
-        train_nll_nats=result.train_nll_nats,
-        train_perplexity=perplexity(result.train_nll_nats),
-        seconds_s=result.seconds_s,
-        history=result.history,
-        parts=result.parts,
-        positions=result.positions,
-        first_loss_nats=result.first_loss_nats,
-        micro_batches=result.micro_batches,
-    )
     validation = validation_record(result.validation, prepared.corpus.validation)
-    return TrainedTokens(model, phase2, validation, result.contexts, head)
+    return TrainedTokens(model, result.training, validation, result.contexts, head)
 
 
 _COUNTED = {"lm_head": "head"}
@@ -245,7 +148,7 @@ def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool 
     counts = model.num_params()
     return Parameters(
         **counts,
-        trained_phase1=sum(counts[_COUNTED.get(part, part)] for part in PHASE1_PARTS[settings.recipe])
+        trained_phase1=sum(counts[_COUNTED.get(part, part)] for part in OBJECTIVES[settings.recipe].parts)
         if phase1
         else 0,
         trained_phase2=counts["token_block"] + (counts["embedding"] if settings.embeddings.trained else 0),

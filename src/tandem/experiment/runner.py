@@ -22,20 +22,20 @@ from tandem.errors import (
     out_of_memory,
     storage_reason,
 )
-from tandem.experiment.artefacts import (
-    check_no_other_model,
-    load_phase1,
-    phase1_path,
-    save_model,
-    save_phase1,
-)
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
+from tandem.experiment.checkpoints import check_no_other_model, save_model
 from tandem.experiment.contexts import check_disk_for_contexts
 from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.executors import Executor, executor_of, helped, threads_each
 from tandem.experiment.grid import RunSpec, claims, plan, tandem_run
-from tandem.experiment.handover import head_state, phase1_fingerprint, phase1_state
 from tandem.experiment.machine import PeakMemory, choose_device, environment, keep_freed_memory
+from tandem.experiment.phase1_checkpoint import (
+    load_phase1,
+    phase1_fingerprint,
+    phase1_path,
+    phase1_state,
+    save_phase1,
+)
 from tandem.experiment.pipeline import (
     TrainedContexts,
     TrainedTokens,
@@ -57,7 +57,8 @@ from tandem.experiment.run_dir import (
     open_run_dir,
 )
 from tandem.group import process_group
-from tandem.records import RunRecord, nearest_head, read_records
+from tandem.objectives import OBJECTIVES
+from tandem.records import RunRecord, read_records
 from tandem.settings import Configuration, Settings, load_extensions
 from tandem.text.places import source_folder
 from tandem.training.progress import OnTick, Tick
@@ -148,7 +149,7 @@ def estimate_one(
     """What `train_one` would take. Raises as that does at its start, where it would refuse the folder too."""
     check_output(folder, "model folder", settings.data)
     set_up_process(settings)
-    settings = with_one_head(settings, configuration)
+    settings = OBJECTIVES[settings.recipe].for_one_run(settings, configuration.token_layers)
     prepared, spec = prepare(settings, watcher.preparing), tandem_run(configuration, seed)
     check_no_other_model(folder, prepared, spec.name)
     check_disk_for_contexts(prepared)
@@ -290,12 +291,11 @@ class _SharedContexts:
     ) -> TrainedContexts:
         path = phase1_path(self._run_dir, variant, context_layers, seed)
         inputs = phase1_fingerprint(self._prepared, context_layers, seed)
-        saved = load_phase1(path, inputs)
+        objective = OBJECTIVES[self._prepared.settings.recipe]
+        saved = load_phase1(path, inputs, objective)
         made = train_contexts(self._prepared, context_layers, seed, on_tick, saved)
         if saved is None and made.phase1 is not None:
-            state = phase1_state(made.model, self._prepared.settings.recipe)
-            for head in made.heads:
-                state |= head_state(head)
+            state = phase1_state(made.model, objective) | made.heads.state_dict()
             save_phase1(path, state, made.phase1, inputs)
         return made
 
@@ -409,11 +409,11 @@ def train_one(
     """Train one configuration with one seed into a model folder. Raises whatever stops it.
 
     Processes that `torchrun` started train it together; each returns the record, and the first one saves.
-    Phase 1 of recipe `predictive` then predicts through one head only, that which the TokenBlock starts from.
+    Phase 1 then trains what this configuration needs of it only.
     """
     check_output(folder, "model folder", settings.data)
     set_up_process(settings)
-    settings = with_one_head(settings, configuration)
+    settings = OBJECTIVES[settings.recipe].for_one_run(settings, configuration.token_layers)
     with process_group(choose_device(settings.device)) as group, ExitStack() as claim:
         if group.leads:
             check_writable(folder)  # said before the work, not after
@@ -452,15 +452,6 @@ def train_one(
                 ) from None
         watcher.run_finished(record)
         return record
-
-
-def with_one_head(settings: Settings, configuration: Configuration) -> Settings:
-    """Settings whose phase 1 predicts through that head alone from which the configuration starts."""
-    if settings.recipe != "predictive":
-        return settings
-    head = nearest_head(settings.prediction.head_layers, configuration.token_layers)
-    prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
-    return settings.model_copy(update={"prediction": prediction})
 
 
 def set_up_process(settings: Settings) -> None:

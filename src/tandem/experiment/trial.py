@@ -3,25 +3,23 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from tandem.contexts import PIECE_TOKENS, compute_contexts, held_in_memory, measure_memory
 from tandem.experiment.baseline import run_baseline
 from tandem.experiment.contexts import bytes_on_disk, kept_outside_memory, room_in_memory
 from tandem.experiment.grid import RunSpec
-from tandem.experiment.handover import new_heads
-from tandem.experiment.pipeline import train_phase1
+from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import Prepared, new_model, streams
 from tandem.experiment.stopwatch import allocated, seconds_of, timed
 from tandem.metrics import effective_rank, score_stream
 from tandem.model import GatedContextBlock, TandemForCausalLM
+from tandem.objectives import OBJECTIVES
 from tandem.settings import Configuration
 from tandem.tokens.prepare import default_cache_dir
 from tandem.training.phase2 import Split, train_token_block
+from tandem.training.progress import OnTick
 
-SWEPT_BYTES = torch.float32.itemsize
-"""Of a number in phase 1's contexts."""
 TRIAL_BATCHES = 12
 """Batches of phase 2 in the part of the text on which contexts, scores and phase 2 are timed."""
 
@@ -104,8 +102,8 @@ class Trial:
         found = []
         if trained:
             found.append(Part(what=f"{name}{depth}, phase 1", times=seeds, seconds_s=self._phase1(seed)))
-        contexts = self._contexts(model, trained)
-        heads = len(settings.prediction.head_layers) if trained and settings.recipe == "predictive" else 0
+        contexts = self._contexts(model)
+        heads = len(new_heads(prepared, self.context_layers, seed)) if trained else 0
         found.append(
             Part(
                 what=f"{name}{depth}, contexts and scores",
@@ -119,22 +117,21 @@ class Trial:
         return found
 
     def _phase1(self, seed: int) -> float:
-        prepared, settings, share = self.prepared, self.prepared.settings, 1.0
-        if settings.recipe == "original":  # an iteration on a long text is more than a moment
-            tokens = len(prepared.corpus.train)
-            whole = min(settings.phase1.tokens_per_step or tokens, tokens)
-            few = min(whole, 4 * settings.phase1.batch_positions)
-            phase1 = settings.phase1.model_copy(update={"tokens_per_step": few})
-            prepared = replace(prepared, settings=settings.model_copy(update={"phase1": phase1}))
-            share = few / whole
-            # A context of each position before a sweep, and after it.
-            self.held_bytes = 2 * (whole - few) * settings.model.context_dim * SWEPT_BYTES
+        objective = OBJECTIVES[self.prepared.settings.recipe]
+        shorter, share, self.held_bytes = objective.trial(
+            self.prepared.settings, len(self.prepared.corpus.train)
+        )
+        prepared = replace(self.prepared, settings=shorter)
         model = new_model(prepared, Configuration(self.context_layers), seed)
         heads = new_heads(prepared, self.context_layers, seed)
         train, _ = streams(prepared, model)
-        return seconds_of(lambda on_tick: train_phase1(prepared, model, heads, train, seed, on_tick)) / share
 
-    def _contexts(self, model: TandemForCausalLM, ranked: bool) -> _Contexts:
+        def phase1(on_tick: OnTick) -> None:
+            objective.train(model, heads, train, shorter, seed, on_tick, prepared.execution)
+
+        return seconds_of(phase1) / share
+
+    def _contexts(self, model: TandemForCausalLM) -> _Contexts:
         """Both splits' contexts and what is measured on them, by those of the beginning of the text."""
         settings, (train, validation) = self.prepared.settings, streams(self.prepared, model)
         in_memory = settings.contexts.model_copy(update={"keep": "memory"})
@@ -166,10 +163,9 @@ class Trial:
                 made += timed(lambda: contexts.on_disk(default_cache_dir())) * len(train) / size
             else:
                 train_again = a_token * len(train)
-        if ranked:
-            some_of_it = min(len(contexts), settings.phase1.rank_positions)
-            seconds = timed(lambda: effective_rank(contexts, some_of_it))
-            made += 2 * seconds * settings.phase1.rank_positions / some_of_it
+        ranked = min(len(contexts), settings.phase1.rank_positions)
+        seconds = timed(lambda: effective_rank(contexts, ranked))
+        made += 2 * seconds * settings.phase1.rank_positions / ranked
         chunk = settings.phase2.chunk_positions
         some = begun.first(min(size, 4 * chunk))
         score = timed(lambda: score_stream(model, some, contexts, chunk)) / (len(some) - 1) * len(validation)

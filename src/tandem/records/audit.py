@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
-from tandem.records.run import _Record
+from tandem.records.run import Record
 from tandem.shown import command
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
 
-class Check(_Record):
+class Check(Record):
     """One check of one run, or of the data that all runs share."""
 
     name: str
@@ -28,7 +28,7 @@ class Check(_Record):
     """`skip`: could not be made, and `figure` says why."""
 
 
-class RunAudit(_Record):
+class RunAudit(Record):
     """All checks of one run; `run` is None for those of the data that all runs share."""
 
     run: str | None
@@ -42,7 +42,7 @@ class RunAudit(_Record):
         return worst(check.status for check in self.checks)
 
 
-class AuditRecord(_Record):
+class AuditRecord(Record):
     """audit.json of a run directory or model folder."""
 
     schema_version: Literal[1] = 1

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from tandem.advice import advice
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
-from tandem.records.run import Precision, RunRecord, _Record
+from tandem.records.run import SCHEMA_VERSION, Precision, Record, RunRecord
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """RUN_DIR/manifest.json: what the experiment is."""
 
     schema_version: Literal[1] = 1
@@ -57,7 +57,7 @@ def read_records(run_dir: Path) -> list[RunRecord]:
     """The latest record of every run, in order of first appearance.
 
     A torn last line (the process died while writing it) is passed over: that run counts as not done.
-    Raises RunDirError where any other line is not a record, naming file and line.
+    Raises RunDirError where any other line is not a record, naming file and line, or is of another schema.
     """
     path = records_path(run_dir)
     if not path.is_file():
@@ -70,6 +70,13 @@ def read_records(run_dir: Path) -> list[RunRecord]:
         try:
             record = RunRecord.model_validate_json(line)
         except ValidationError as error:
+            written = _schema_version(line)
+            if written not in (None, SCHEMA_VERSION):
+                raise RunDirError(
+                    f"{path} was written by another version of Tandem: its records have schema {written}, "
+                    f"this version reads schema {SCHEMA_VERSION}"
+                    + advice("use that version", ("use a new run directory with {}", "output"))
+                ) from None
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the line"
             raise RunDirError(
@@ -84,6 +91,15 @@ def read_records(run_dir: Path) -> list[RunRecord]:
             )
         latest[record.run] = record
     return list(latest.values())
+
+
+def _schema_version(line: bytes) -> object:
+    """Which schema a line says it has; none where it is no record at all."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values.get("schema_version") if isinstance(values, dict) else None
 
 
 def manifest_path(run_dir: Path) -> Path:

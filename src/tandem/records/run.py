@@ -7,14 +7,24 @@ sentinel number.
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+import pkgutil
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 
 def _finite_or_null(value: float) -> float | None:
@@ -29,11 +39,13 @@ Unbounded = Annotated[
 ]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Base of all that is written down: immutable, no unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Parameters(_Record):
+class Parameters(Record):
     """Parameter counts by part; the tied head adds its bias only."""
 
     embedding: int = 0
@@ -50,7 +62,7 @@ class Parameters(_Record):
     """Of a baseline: all that its training changes."""
 
 
-class PartRecord(_Record):
+class PartRecord(Record):
     """What a training phase did to one part of the model."""
 
     part: str
@@ -67,88 +79,18 @@ class PartRecord(_Record):
     """Whether every one of its parameters had a gradient other than zero in the phase's last step."""
 
 
-class Phase1Iteration(_Record):
-    """One iteration; the random start is iteration 1 and has no entry."""
+class Phase1Record(Record):
+    """Result of phase 1, shared by runs of one (variant, context_layers, seed); objectives add to it."""
 
-    iteration: int
-    loss: float
-    grad_norm: float
-    convergence_rate: float
-    """Share of positions whose mean squared change since the last iteration is below the threshold."""
-    seconds_s: float
-    """Since the start of phase 1."""
-
-
-class Phase1Record(_Record):
-    """Result of phase 1 by dispersion; shared by all runs of the same (variant, context_layers, seed)."""
-
-    objective: Literal["dispersion"] = "dispersion"
-    parts: tuple[PartRecord, ...] = ()
-    """Empty in records of schema 1."""
-
-    iterations: int
-    stopped: Literal["converged", "max_iterations"]
-    convergence_rate: float
-    effective_rank_train: float
-    effective_rank_validation: float
-    tokens: int
-    seconds_s: float
-    history: tuple[Phase1Iteration, ...]
-
-
-class PredictionEpoch(_Record):
-    """One pass of phase 1 by prediction."""
-
-    epoch: int
-    train_nll_nats: Unbounded
-    """Mean over the epoch while the weights move, with dropout and a sampled softmax: not to be compared with
-    a validation figure."""
-    grad_norm: float
-    """Mean over the epoch, before clipping."""
-    seconds_s: float
-    """Since the start of phase 1."""
-
-
-class HeadRecord(_Record):
-    """Token layers of phase 1's own, at its end."""
-
-    token_layers: int
-    parameters: int
-    """Trained in phase 1, and in no other count."""
-    nll_nats: Unbounded
-    """Validation NLL through them; exact softmax, no dropout."""
-    accuracy: float
-
-
-class PredictionRecord(_Record):
-    """Result of phase 1 by prediction; shared by all runs of the same (variant, context_layers, seed)."""
-
-    objective: Literal["prediction"] = "prediction"
     parts: tuple[PartRecord, ...]
-    epochs: int
-    positions: int
-    """Tokens predicted in an epoch."""
     tokens: int
-    """Of the training text."""
-    heads: Annotated[tuple[HeadRecord, ...], Field(min_length=1)]
-    """Through which it predicted, the shallowest first."""
-    effective_rank_train: float
-    effective_rank_validation: float
+    """Of the training text that it read."""
     seconds_s: float
-    history: tuple[PredictionEpoch, ...]
     micro_batches: int = 1
     """As of TrainingRecord."""
 
-    def head_for(self, token_layers: int) -> HeadRecord:
-        """The head that a TokenBlock of this depth may start from, and is to be compared with."""
-        return next(
-            head
-            for head in self.heads
-            if head.token_layers == nearest_head([head.token_layers for head in self.heads], token_layers)
-        )
 
-
-class Epoch(_Record):
+class Epoch(Record):
     """One pass; training figures are running means over the epoch, validation is at its end."""
 
     epoch: int
@@ -160,7 +102,7 @@ class Epoch(_Record):
     """Since the start of phase 2."""
 
 
-class TrainingRecord(_Record):
+class TrainingRecord(Record):
     """Training for next-token prediction, at its best epoch: phase 2, or the training of a baseline."""
 
     best_epoch: int
@@ -172,16 +114,16 @@ class TrainingRecord(_Record):
     seconds_s: float
     history: tuple[Epoch, ...]
     parts: tuple[PartRecord, ...] = ()
-    """Empty for baselines, and in records of schema 1."""
+    """Empty for baselines."""
     positions: int | None = None
-    """Tokens predicted in an epoch; none for baselines, and in records of schema 1."""
+    """Tokens predicted in an epoch; none for baselines."""
     first_loss_nats: float | None = None
-    """Loss of the first step, before any weight moved; none for baselines, and in records of schema 1."""
+    """Loss of the first step, before any weight moved; none for baselines."""
     micro_batches: int = 1
     """Parts that a step was computed in, at the end: more than one where memory ran out."""
 
 
-class DocumentScores(_Record):
+class DocumentScores(Record):
     """NLL of every validation document, packed: base64 of little-endian arrays, [D] documents."""
 
     tokens: str
@@ -212,11 +154,11 @@ class DocumentScores(_Record):
         )
 
 
-class ValidationRecord(_Record):
+class ValidationRecord(Record):
     """What next-token prediction made of the validation text."""
 
-    tokens: int | None
-    """Scored ones: all but the first; not known in records of schema 1."""
+    tokens: int
+    """Scored ones: all but the first."""
     nll_nats: Unbounded
     """Mean per scored token."""
     perplexity: Unbounded
@@ -224,10 +166,10 @@ class ValidationRecord(_Record):
     bits_per_byte: Unbounded
     """Each byte of text that the tokens cannot give back counts 8 bits."""
     documents: DocumentScores | None
-    """None in records of schema 1."""
+    """Of each one; none: then models are compared over seeds alone."""
 
 
-class ScanRecord(_Record):
+class ScanRecord(Record):
     """How the contexts of one stream were computed, and how far from the sequential loop they are."""
 
     method: Literal["scan", "linear", "loop"]
@@ -249,23 +191,8 @@ class ScanRecord(_Record):
     tolerance: float
     seconds_s: float
 
-    @model_validator(mode="before")
-    @classmethod
-    def _once_held(cls, values: Any) -> Any:
-        """Records of a few days told `held` or not, before contexts could be on disk."""
-        if isinstance(values, Mapping) and "held" in values:
-            kept = "memory" if values["held"] else "recompute"
-            return {"kept": kept} | {key: value for key, value in values.items() if key != "held"}
-        return values
 
-
-def nearest_head(depths: Iterable[int], token_layers: int) -> int:
-    """Of the depths of heads, the deepest that is no deeper than a TokenBlock; else the shallowest."""
-    depths = sorted(depths)
-    return max((depth for depth in depths if depth <= token_layers), default=depths[0])
-
-
-class MemoryPoint(_Record):
+class MemoryPoint(Record):
     """How much of one token is left in the context some tokens later."""
 
     distance: int
@@ -275,17 +202,20 @@ class MemoryPoint(_Record):
     different places of the text."""
 
 
-class ContextsRecord(_Record):
+class ContextsRecord(Record):
     """Contexts of both splits; computed once per (variant, context_layers, seed)."""
 
     train: ScanRecord
     validation: ScanRecord
     memory: tuple[MemoryPoint, ...] = ()
-    """Measured on validation text; empty in older records, and where that text is too short."""
+    """Measured on validation text; empty where that text is too short."""
+    effective_rank_train: float
+    """Of the contexts of each split."""
+    effective_rank_validation: float
     seconds_s: float
 
 
-class DataRecord(_Record):
+class DataRecord(Record):
     """What the run was trained and scored on."""
 
     train_source: str
@@ -300,7 +230,7 @@ class DataRecord(_Record):
     overlap_documents: int
     """Validation documents that also occur in training (allowed by name only)."""
     train_lost_bytes: int = 0
-    """Of `train_bytes`, those that the tokens cannot give back; 0 in older records, which count none."""
+    """Of `train_bytes`, those that the tokens cannot give back."""
     validation_lost_bytes: int = 0
     vocab_size: int
     tokenizer: str
@@ -315,7 +245,7 @@ class DataRecord(_Record):
 Precision = Literal["float32", "bfloat16"]
 
 
-class Environment(_Record):
+class Environment(Record):
     """Where it ran."""
 
     device: str
@@ -335,10 +265,10 @@ class Environment(_Record):
     git_commit: str | None
 
 
-class RunRecord(_Record):
+class RunRecord(Record):
     """One run: one configuration, or one baseline, with one seed."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     run: str
     """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
     experiment: str
@@ -346,8 +276,8 @@ class RunRecord(_Record):
     """Where it was started, and relative paths of sources count from; none where that was not written."""
     kind: str = "tandem"
     """Else a baseline, by its name in `tandem.baselines`; `untrained` is a Tandem model without phase 1."""
-    recipe: Literal["original", "predictive"] | None = "original"
-    """How its blocks were trained; none of other models."""
+    recipe: str | None = "original"
+    """Names the objective of its phase 1; none of other models."""
     variant: str | None = None
     """The variant of the settings it was trained with; none where the experiment has no variants."""
     configuration: str
@@ -369,7 +299,7 @@ class RunRecord(_Record):
     data: DataRecord
     environment: Environment
     parameters: Parameters | None = None
-    phase1: Phase1Record | PredictionRecord | None = None
+    phase1: SerializeAsAny[Phase1Record] | None = None
     phase1_computed_here: bool | None = None
     """False: taken from a sibling run with the same variant, context_layers and seed."""
     contexts: ContextsRecord | None = None
@@ -387,19 +317,16 @@ class RunRecord(_Record):
     finished_at: str
     """UTC, ISO 8601."""
 
-    @model_validator(mode="before")
+    @field_validator("phase1", mode="before")
     @classmethod
-    def _from_schema_1(cls, values: Any) -> Any:
-        """Records of schema 1 kept the validation figures in `phase2`, and no documents."""
-        if not isinstance(values, Mapping) or values.get("schema_version") != 1:
-            return values
-        new = {**values, "schema_version": SCHEMA_VERSION}
-        if isinstance(values.get("phase2"), Mapping):
-            figures = ("nll_nats", "perplexity", "accuracy", "bits_per_byte")
-            phase2 = dict(values["phase2"])
-            found = {name: phase2.pop(f"validation_{name}", None) for name in figures}
-            new |= {"phase2": phase2, "validation": {**found, "tokens": None, "documents": None}}
-        return new
+    def _of_its_objective(cls, value: Any, info: ValidationInfo) -> Any:
+        """The record that the recipe's objective writes."""
+        if not isinstance(value, Mapping):
+            return value
+        objectives, recipe = pkgutil.resolve_name("tandem.objectives:OBJECTIVES"), info.data.get("recipe")
+        if recipe not in objectives:
+            raise ValueError(f"recipe '{recipe}' is of a package that is not installed here")
+        return objectives[recipe].record_type.model_validate(value)
 
     @model_validator(mode="after")
     def _finished_with_results(self) -> "RunRecord":

@@ -166,7 +166,8 @@ def _phase1(of_place: ByPlace) -> dict[str, tuple[Phase1OverSeeds, ...]]:
     found: dict[str, list[Phase1OverSeeds]] = {recipe: [] for recipe in PHASE1_REPORTS}
     for place, records in of_place.items():
         names = tuple(dict.fromkeys(r.configuration for r in records))
-        result = Phase1OverSeeds(*place, names, _by_seed(records, lambda r: r.phase1))
+        phase1, contexts = (_by_seed(records, of) for of in (lambda r: r.phase1, lambda r: r.contexts))
+        result = Phase1OverSeeds(*place, names, phase1, contexts)
         found.setdefault(records[0].recipe or ORIGINAL, []).append(result)
     return {recipe: tuple(results) for recipe, results in found.items()}
 

@@ -6,7 +6,8 @@ from itertools import combinations
 from math import isfinite
 from typing import Any
 
-from tandem.records import RunRecord
+from tandem.objectives import OBJECTIVES
+from tandem.records import ContextsRecord, RunRecord
 from tandem.report import wording
 from tandem.report.markdown import Column, spread_column, word_column
 from tandem.report.results import Analysis, DepthComparison, ModelResult, Phase1OverSeeds
@@ -53,7 +54,6 @@ def shared_unit(analysis: Analysis) -> Message:
 class Phase1Report:
     """What the report says of phase 1 with any recipe. Keys are those of the texts."""
 
-    trains_embeddings = False
     caption = "phase1_recipe"
     """Key of its table's caption."""
     definitions: Sequence[str] = ()
@@ -67,9 +67,18 @@ class Phase1Report:
     run_columns: Sequence[Column[RunRecord]] = ()
     """Its figures in the table of runs."""
 
+    def __init__(self, recipe: str) -> None:
+        self.recipe = recipe
+
     def columns(self, analysis: Analysis, texts: Texts) -> Sequence[Column[Any]]:  # noqa: ARG002
-        """Its own columns of its table; rows are `Phase1OverSeeds`."""
-        return self.summary_columns
+        """Its own columns of its table: the figures that its objective names. Rows are `Phase1OverSeeds`."""
+        objective = OBJECTIVES.get(self.recipe)
+        records = [p for result in analysis.phase1[self.recipe] for p in result.phase1.values()]
+        names = dict.fromkeys(name for p in records for name in objective.figures(p)) if objective else ()
+        return [_column(name, self._figure(name), lambda value: wording.number(value, 3)) for name in names]
+
+    def _figure(self, name: str) -> Callable[[Any], float]:
+        return lambda record: OBJECTIVES[self.recipe].figures(record)[name]
 
     def lead(self, analysis: Analysis) -> Iterator[Message]:  # noqa: ARG002
         """Sentences above its table."""
@@ -94,7 +103,8 @@ class Phase1Report:
 
 def phase1_report(recipe: str | None) -> Phase1Report:
     """What is said of phase 1 with this recipe: of one that is not known here, what holds for any."""
-    return PHASE1_REPORTS.get(recipe or ORIGINAL, Phase1Report())
+    recipe = recipe or ORIGINAL
+    return PHASE1_REPORTS.get(recipe) or Phase1Report(recipe)
 
 
 def own_columns(kind: str, analysis: Analysis | None = None) -> Iterator[Column[Any]]:
@@ -114,12 +124,16 @@ def own_columns(kind: str, analysis: Analysis | None = None) -> Iterator[Column[
 
 def all_columns(report: Phase1Report, analysis: Analysis, texts: Texts) -> list[Column[Any]]:
     """The columns of a table of phase 1: those of every recipe and its own."""
+
+    def rank(key: str, share: Callable[[ContextsRecord], float]) -> Column[Phase1OverSeeds]:
+        return spread_column(key, lambda d: spread(map(share, d.contexts.values())), wording.percent)
+
     return [
         Column("context_depth", lambda d: d.name),
         word_column("used_by", lambda d: texts("joined", names=d.used_by)),
         *report.columns(analysis, texts),
-        _column("rank_validation", lambda p: p.effective_rank_validation, wording.percent),
-        _column("rank_train", lambda p: p.effective_rank_train, wording.percent),
+        rank("rank_validation", lambda c: c.effective_rank_validation),
+        rank("rank_train", lambda c: c.effective_rank_train),
         _column("seconds", lambda p: p.seconds_s, wording.seconds_text),
     ]
 
@@ -261,7 +275,6 @@ def over_head(model: ModelResult) -> Spread | None:
 class PredictionReport(Phase1Report):
     """Phase 1 that predicts the next token through heads, token layers of its own."""
 
-    trains_embeddings = True
     caption = "prediction"
     definitions = ("prediction",)
     figures: Mapping[str, Curves] = {
@@ -300,7 +313,10 @@ class PredictionReport(Phase1Report):
 
 ORIGINAL = "original"
 """Recipe of the original experiment."""
-PHASE1_REPORTS: dict[str, Phase1Report] = {ORIGINAL: DispersionReport(), "predictive": PredictionReport()}
+PHASE1_REPORTS: dict[str, Phase1Report] = {
+    ORIGINAL: DispersionReport(ORIGINAL),
+    "predictive": PredictionReport("predictive"),
+}
 """By recipe, in the order of the report."""
 
 

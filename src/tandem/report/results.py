@@ -7,6 +7,7 @@ from typing import Any
 
 from tandem.records import (
     Check,
+    ContextsRecord,
     DataRecord,
     Environment,
     Manifest,
@@ -56,7 +57,7 @@ class ModelResult:
     training_is_plain: bool
     """Whether its training figures compare with validation: not with dropout or a sampled softmax."""
 
-    effective_rank = OverSeeds(lambda m: [p.effective_rank_validation for p in m.phase1.values()])
+    effective_rank = OverSeeds(lambda m: [c.effective_rank_validation for c in m.contexts.values()])
     """A share, on validation contexts."""
     nll = OverSeeds(lambda m: [v.nll_nats for v in m.validation.values()])
     """Validation, nats per token."""
@@ -87,6 +88,11 @@ class ModelResult:
     def control(self) -> bool:
         """Whether it is a configuration without its phase 1."""
         return self.baseline and self.context_layers is not None
+
+    @property
+    def contexts(self) -> dict[int | None, ContextsRecord]:
+        """By seed."""
+        return {seed: r.contexts for seed, r in self.runs.items() if r.contexts is not None}
 
     @property
     def phase1(self) -> dict[int | None, Any]:
@@ -194,10 +200,8 @@ class Phase1OverSeeds(SharedByDepth):
     used_by: tuple[str, ...]
     phase1: Mapping[int, Any]
     """Records by seed, in order, of a type of the recipe's; without the runs that failed before its end."""
-
-    def over_seeds(self, figure: Callable[[Any], float]) -> Spread | None:
-        """A figure of phase 1 over its seeds."""
-        return spread(figure(record) for record in self.phase1.values())
+    contexts: Mapping[int, ContextsRecord]
+    """By seed."""
 
 
 @dataclass(frozen=True)

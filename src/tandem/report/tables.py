@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from tandem.baselines import BASELINES
+from tandem.objectives import OBJECTIVES
 from tandem.records import DataRecord, Environment, Parameters, RunRecord, ScanRecord
 from tandem.report import wording
 from tandem.report.analysis import STATUSES, Choice
 from tandem.report.markdown import UNTRUSTED, Column, Mark, Table, make_table, spread_column, word_column
 from tandem.report.original import Claim, as_the_original, claims, load_original
-from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, own_columns, phase1_report
+from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, own_columns
 from tandem.report.results import Analysis, CheckResult, Comparison, ModelResult, ScanResult, is_baseline
 from tandem.report.statistics import Paired, mean, perplexity
 from tandem.report.wording import NONE, Texts, code, literal
@@ -353,7 +354,7 @@ def data_table(analysis: Analysis, texts: Texts) -> Table:
     def embeddings(r: RunRecord) -> str:
         """Where they come from, and which phase trains them."""
         trained = "trained" if r.data.embeddings_trained else "frozen"
-        if not is_baseline(r) and phase1_report(r.recipe).trains_embeddings:
+        if not is_baseline(r) and r.recipe in OBJECTIVES and "embedding" in OBJECTIVES[r.recipe].parts:
             trained = "trained_phase1"
         return f"{code(r.data.embeddings)} {texts(f'embeddings.{trained}')}"
 

@@ -8,7 +8,6 @@ from tandem.settings.baselines import BaselineSettings, Gpt2Settings, LstmSettin
 from tandem.settings.executors import RaySettings, SlurmSettings
 from tandem.settings.experiment import (
     Configuration,
-    Recipe,
     Settings,
     add_section,
     chosen_variant,
@@ -37,7 +36,6 @@ __all__ = [
     "Positive",
     "PredictionSettings",
     "RaySettings",
-    "Recipe",
     "Section",
     "Seed",
     "Settings",

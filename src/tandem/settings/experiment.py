@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from tandem.errors import SettingsError
@@ -17,7 +17,6 @@ from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSet
 from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
-Recipe = Literal["original", "predictive"]
 FORMER_NAMES = {"seed": "original"}
 """What recipes and presets were called earlier, and are called now."""
 VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
@@ -51,9 +50,9 @@ class Settings(Section):
         (2, 2),
     )
     """The configurations to compare, as pairs of context_layers and token_layers."""
-    recipe: Recipe = "original"
-    """How the blocks are trained. `original`: phase 1 spreads contexts (section `phase1`), as in the original
-    experiment. `predictive`: phase 1 predicts (section `prediction`)."""
+    recipe: Annotated[str, OneOf("tandem.objectives:OBJECTIVES", FORMER_NAMES)] = "original"
+    """Names the objective of phase 1. `original`: it spreads contexts (section `phase1`), as in the original
+    experiment. `predictive`: it predicts (section `prediction`)."""
     variants: dict[Annotated[str, Field(pattern=VARIANT_NAME)], dict[str, Any]] = Field(default_factory=dict)
     """Settings to compare on the same text: a name, and the settings that it changes, such as
     {original: {recipe: original, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Each
@@ -89,13 +88,6 @@ class Settings(Section):
     baselines: BaselineSettings = BaselineSettings()
     slurm: SlurmSettings = SlurmSettings()
     ray: RaySettings = RaySettings()
-
-    @field_validator("recipe", mode="before")
-    @classmethod
-    def _present_name(cls, value: object) -> object:
-        if isinstance(value, str) and value in FORMER_NAMES:
-            raise ValueError(f"this recipe is called '{FORMER_NAMES[value]}' now")
-        return value
 
     @model_validator(mode="after")
     def _no_repeats(self) -> "Settings":

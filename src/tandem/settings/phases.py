@@ -1,8 +1,8 @@
 """Settings of the two phases: phase 1 of either recipe, and phase 2."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tandem.settings.section import NonNegativeFloat, Positive, PositiveFloat, Probability, Section
 
@@ -19,7 +19,7 @@ class Phase1Settings(Section):
     tokens_per_step: Positive | None = None
     """Sweep over this many training tokens, in windows of `batch_positions` spread evenly over the text;
     none: over all of it, as the original does. Two windows of 10,000 come closer to what the whole text
-    gives than four of 5,000 (docs/performance.md). (Once called max_tokens, which files may still say.)"""
+    gives than four of 5,000 (docs/performance.md)."""
     lr: PositiveFloat = 0.002
     """Adam's learning rate; one step an iteration."""
     max_grad_norm: PositiveFloat = 2.0
@@ -36,13 +36,6 @@ class Phase1Settings(Section):
     """Stop when this share of positions has converged; above 1: never."""
     rank_positions: Positive = 10_000
     """Effective rank is computed on at most this many positions."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _once_max_tokens(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "max_tokens" in values and "tokens_per_step" not in values:
-            values = {("tokens_per_step" if key == "max_tokens" else key): values[key] for key in values}
-        return values
 
 
 class PredictionSettings(Section):

@@ -4,6 +4,7 @@ There torch draws one Mersenne Twister number after the other, which took a thir
 NumPy's SFC64 gives 16 random bits an element in a fraction of that. On other devices torch draws.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,22 +78,30 @@ class Dropout:
                 self._on_device.set_state(on_device)
 
 
-def dropped(drop: Drop | None, x: Tensor) -> Tensor:
-    """`x` after `drop`; as it is where that is None."""
-    return x if drop is None else drop(x)
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 @dataclass(frozen=True)
-class Drops:
-    """What either training loop drops: of contexts, of token embeddings, and of what the softmax reads."""
+class Masks:
+    """What applies dropout to some rows of a step: to contexts, token embeddings, and the softmax's input."""
 
-    contexts: Drop | None = None
-    embeds: Drop | None = None
-    output: Drop | None = None
+    contexts: Drop = _unchanged
+    embeds: Drop = _unchanged
+    output: Drop = _unchanged
 
 
-class Dropouts:
-    """The dropouts of one training, as the settings of a phase say; none where a probability is zero.
+StepMasks = Callable[[slice], Masks]
+"""The masks of one step, for any of its rows."""
+
+
+def no_dropout(_: slice) -> Masks:
+    """The masks of a step without dropout."""
+    return Masks()
+
+
+class DropoutMasks:
+    """The dropout masks of one training, step after step, as the settings of its phase say.
 
     `along` is the dimension of time, where there is one. What the softmax reads has a draw of its own at
     every position all the same.
@@ -112,16 +121,16 @@ class Dropouts:
             "output": (settings.output_dropout, f"{phase} output dropout", None),
         }
         self._dropouts = {
-            what: Dropout(probability, seed, name, *purpose, along=dim)
-            for what, (probability, name, dim) in probabilities.items()
+            name: Dropout(probability, seed, stream, *purpose, along=dim)
+            for name, (probability, stream, dim) in probabilities.items()
             if probability > 0
         }
 
-    def begin_step(self) -> None:
-        """From here on a step draws."""
-        for one in self._dropouts.values():
-            one.begin_step()
+    def next_step(self, rows: int) -> StepMasks:
+        """New masks for a step of so many rows.
 
-    def rows(self, rows: slice, count: int) -> Drops:
-        """What is dropped of these of a step's `count` rows."""
-        return Drops(**{what: one.rows(rows, count) for what, one in self._dropouts.items()})
+        Each row's mask depends on the row alone, so micro-batches and processes may compute any of them.
+        """
+        for dropout in self._dropouts.values():
+            dropout.begin_step()
+        return lambda part: Masks(**{name: one.rows(part, rows) for name, one in self._dropouts.items()})

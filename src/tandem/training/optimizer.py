@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 BETAS = (0.9, 0.999)
 
@@ -26,7 +26,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
     """Make the gradient as a whole at most `max_norm` long; returns how long it was.
 
     As torch's `clip_grad_norm_`, but one that is short enough is not multiplied by 1, which took more than
@@ -35,7 +35,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if norm > max_norm:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
+    return float(norm)
 
 
 def cosine_share(step: int, steps: int, warm_up: int) -> float:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk beside its record: phase 1 results to share, and model folders."""
+"""Model folders: what a run leaves on disk beside its record, and how it is read."""
 
 import json
 import tempfile
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -18,54 +17,20 @@ from tandem.advice import advice
 from tandem.contexts import ContextsSample
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, is_out_of_memory
-from tandem.experiment.handover import SavedPhase1
+from tandem.experiment.phase1_checkpoint import open_as_new_files
 from tandem.experiment.pipeline import TrainedTokens
 from tandem.experiment.prepared import Prepared
 from tandem.folders import CONFIG, RECORD, check_reading
 from tandem.model import TandemForCausalLM
-from tandem.records import Phase1Record, PredictionRecord, RunRecord
+from tandem.records import RunRecord
 from tandem.settings import Settings, dump_settings
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
 
-_PHASE1_RECORD: TypeAdapter[Phase1Record | PredictionRecord] = TypeAdapter(Phase1Record | PredictionRecord)
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 """What a tokenizer is read from; one of them is enough."""
 PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
-
-
-def phase1_path(run_dir: Path, variant: str | None, context_layers: int, seed: int) -> Path:
-    """Where the phase 1 result that runs of this variant, context depth and seed share lies."""
-    own = "" if variant is None else f"{variant}-"
-    return run_dir / "phase1" / f"{own}C{context_layers}-seed{seed}.safetensors"
-
-
-def save_phase1(
-    path: Path, state: dict[str, torch.Tensor], record: Phase1Record | PredictionRecord, fingerprint: str
-) -> None:
-    """Keep the weights that a finished phase 1 leaves, atomically, with a fingerprint of its inputs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
-    _open_as_new_files(draft)
-    draft.replace(path)
-
-
-def load_phase1(path: Path, fingerprint: str) -> SavedPhase1 | None:
-    """The kept phase 1, or none where there is none, it is damaged, or it came from anything else."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("fingerprint") != fingerprint:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, _PHASE1_RECORD.validate_json(metadata["record"])
-    except (OSError, SafetensorError, KeyError, ValidationError):
-        return None
 
 
 def save_model(
@@ -91,21 +56,12 @@ def save_model(
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
-        _open_as_new_files(*draft.iterdir())
+        open_as_new_files(*draft.iterdir())
         # The configuration last: a folder without it holds no model yet.
         for path in sorted(draft.iterdir(), key=lambda path: path.name == CONFIG):
             path.replace(folder / path.name)
         if trained.head is None:
             (folder / PHASE1_HEAD).unlink(missing_ok=True)
-
-
-def _open_as_new_files(*paths: Path) -> None:
-    """Give files the permissions that new ones get here: safetensors keeps its own from all but the owner."""
-    with tempfile.TemporaryDirectory(dir=paths[0].parent) as place:
-        plain = Path(place) / "plain"
-        plain.touch()
-        for path in paths:
-            path.chmod(plain.stat().st_mode)
 
 
 def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:

@@ -1,13 +1,13 @@
-"""A step in parts is the same step, and parts are what remains when memory is short."""
+"""The gradient of a step does not depend on its micro-batches, which are made when memory is short."""
 
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 import pytest
 import torch
+from tandem.training.prediction import train_predictive_contexts
 from test_prediction import model_and_stream as gated_model_and_stream
 from test_training import model_and_stream, split_of
 from torch import nn
@@ -18,18 +18,17 @@ from tandem.model import TandemForCausalLM
 from tandem.settings import Phase2Settings, PredictionSettings
 from tandem.training import phase2, prediction
 from tandem.training.execution import PLAIN, Execution
+from tandem.training.gradients import GradientAccumulator
 from tandem.training.phase2 import train_token_block
-from tandem.training.prediction import train_predictive_contexts
 from tandem.training.progress import Tick
-from tandem.training.steps import Steps
 
 
-class InParts(Steps):
-    """Steps of three parts from the start."""
+class ThreeMicroBatches(GradientAccumulator):
+    """Three micro-batches a step from the start."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
-        self.parts = 3
+        self.micro_batches = 3
 
 
 def phase_1(model: TandemForCausalLM, on_tick: Callable[[Tick], None]) -> None:
@@ -46,14 +45,14 @@ def phase_2(model: TandemForCausalLM, on_tick: Callable[[Tick], None]) -> None:
 
 
 @pytest.mark.parametrize("phase", [phase_1, phase_2])
-def test_a_step_in_parts_is_the_same_step(
+def test_a_step_in_micro_batches_is_the_same_step(
     phase: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses of every step and final weights, dropout and sampled softmax included."""
     results = []
-    for steps in (Steps, InParts):
-        monkeypatch.setattr(phase2, "Steps", steps)
-        monkeypatch.setattr(prediction, "Steps", steps)
+    for accumulator in (GradientAccumulator, ThreeMicroBatches):
+        monkeypatch.setattr(phase2, "GradientAccumulator", accumulator)
+        monkeypatch.setattr(prediction, "GradientAccumulator", accumulator)
         model, _ = model_and_stream()
         losses: list[float] = []
         phase(model, lambda tick, to=losses: to.append(tick.figures["train PPL"]))
@@ -104,68 +103,59 @@ def test_the_gradient_of_a_head_is_added_up_in_float32_under_bf16() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0.01, atol=1e-4)
 
 
-def not_finite(loss: float) -> NoReturn:
-    raise AssertionError(loss)
-
-
-def test_parts_are_doubled_until_memory_suffices() -> None:
+def test_micro_batches_are_halved_until_memory_suffices() -> None:
     layer = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, PLAIN)
+    gradients = GradientAccumulator(list(layer.parameters()), PLAIN)
     x, sizes = torch.randn(10, 4), []
 
-    def loss_of(rows: slice) -> torch.Tensor:
+    def forward(rows: slice) -> torch.Tensor:
         sizes.append(rows.stop - rows.start)
         if sizes[-1] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return layer(x[rows]).square().mean()
 
-    expected = float(layer(x).detach().square().mean())
-    loss, _ = steps.take(10, loss_of, not_finite)
-    assert loss == pytest.approx(expected)
+    whole = layer(x).square().mean()
+    expected = torch.autograd.grad(whole, list(layer.parameters()))
+    assert gradients.backward(forward, 10) == pytest.approx(float(whole.detach()))
+    torch.testing.assert_close([parameter.grad for parameter in layer.parameters()], list(expected))
     assert sizes == [10, 5, 2, 3, 2, 3]
-    assert steps.parts == 4
-    steps.take(10, loss_of, not_finite)
+    assert gradients.micro_batches == 4
+    gradients.backward(forward, 10)
     assert sizes[6:] == [2, 3, 2, 3]  # what once was too large is not tried again
 
 
 def test_other_errors_and_rows_that_do_not_fit_alone_are_raised() -> None:
     layer = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for error in (RuntimeError("shapes differ"), torch.OutOfMemoryError("CUDA out of memory")):
-        steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, PLAIN)
+        gradients = GradientAccumulator(list(layer.parameters()), PLAIN)
 
         def fails(_: slice, error: Exception = error) -> torch.Tensor:
             raise error
 
         with pytest.raises(type(error), match=str(error)):
-            steps.take(4, fails, not_finite)
-        assert steps.parts == (4 if is_out_of_memory(error) else 1)
+            gradients.backward(fails, 4)
+        assert gradients.micro_batches == (4 if is_out_of_memory(error) else 1)
 
 
 SHORT_OF_MEMORY = """
 import resource, torch
 from torch import nn
 from tandem.training.execution import PLAIN
-from tandem.training.steps import Steps
+from tandem.training.gradients import GradientAccumulator
 
 torch.set_num_threads(1)
 layer = nn.Linear(8, 8)
-optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-steps = Steps([layer], list(layer.parameters()), optimizer, None, 1.0, PLAIN)
+gradients = GradientAccumulator(list(layer.parameters()), PLAIN)
 rows = 1 << 20
 layer(torch.zeros(4, 8)).sum().backward()  # what the libraries need once
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (96 << 20), resource.RLIM_INFINITY))
 
-def loss_of(part):
+def forward(part):
     return layer(torch.ones(part.stop - part.start, 8)).exp().mean()
 
-def not_finite(loss):
-    raise SystemExit(f"not finite: {loss}")
-
-loss, _ = steps.take(rows, loss_of, not_finite)
-print(steps.parts, loss)
+loss = gradients.backward(forward, rows)
+print(gradients.micro_batches, loss)
 """
 
 

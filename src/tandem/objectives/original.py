@@ -1,0 +1,306 @@
+"""Phase 1 of recipe `original`: the ContextBlock learns contexts that spread out (OACD, SPEC section 3).
+
+One context per position. In each iteration every position reads the previous iteration's context of its
+predecessor, plus noise, and produces its new context; the old contexts are constants, so no gradient flows
+through time. The loss of a batch rewards dispersion around a centroid that is held at the origin.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from tandem.errors import MisfitError, NonFiniteLossError
+from tandem.objectives.base import Objective, large_batch
+from tandem.records import Phase1Record, Record
+from tandem.settings import Phase1Settings, Settings
+from tandem.training.progress import OnTick, Tick
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tandem.contexts import Stream
+    from tandem.model import TandemForCausalLM
+    from tandem.training.execution import Execution
+
+BYTES = 4
+"""Of a number in the contexts that a sweep reads and writes."""
+
+
+class Phase1Iteration(Record):
+    """One iteration; the random start is iteration 1 and has no entry."""
+
+    iteration: int
+    loss: float
+    grad_norm: float
+    convergence_rate: float
+    """Share of positions whose mean squared change since the last iteration is below the threshold."""
+    seconds_s: float
+    """Since the start of phase 1."""
+
+
+class DispersionRecord(Phase1Record):
+    """Result of phase 1 by dispersion; `tokens` are those that a sweep goes over."""
+
+    iterations: int
+    stopped: Literal["converged", "max_iterations"]
+    convergence_rate: float
+    history: tuple[Phase1Iteration, ...]
+
+
+class Dispersion(Objective):
+    """Spreads contexts by Jacobi sweeps until most of them no longer move."""
+
+    section = "phase1"
+    record_type = DispersionRecord
+
+    def train(
+        self,
+        model: TandemForCausalLM,
+        heads: nn.ModuleDict,
+        stream: Stream,
+        settings: Settings,
+        seed: int,
+        on_tick: OnTick,
+        execution: Execution,
+    ) -> DispersionRecord:
+        """On `tokens_per_step` tokens of the stream, or on all of them.
+
+        Embedding and embed_norm are read and never changed; `embed_norm` is frozen throughout Tandem, and not
+        counted as trained. The processes of `execution` share the batches. Raises NonFiniteLossError before a
+        non-finite step would reach the weights, SettingsError for fewer batches than processes.
+        """
+        import torch
+
+        from tandem.contexts import swept
+        from tandem.metrics import convergence_rate
+        from tandem.training.gradients import GradientAccumulator
+        from tandem.training.optimizer import clip_gradients
+        from tandem.training.trainable import training_only
+
+        began, group, phase1 = time.perf_counter(), execution.group, settings.phase1
+        block, size = model.context_block, phase1.batch_positions
+        stream = windows_of(stream, phase1)
+        batches = math.ceil(len(stream) / size)
+        group.check_enough(batches, "phase1.batch_positions")
+        own = group.share(batches)
+        # From here on positions are those of the process's own batches, which follow on each other.
+        shard = slice(own.start * size, min(own.stop * size, len(stream)))
+        ids, restart = stream.ids[shard], None if stream.restart is None else stream.restart[shard]
+        contexts = (_start(model, len(stream), seed)[shard] * phase1.start_std).to(model.device)
+        noise = _Noise(model, phase1, seed)
+        history: list[Phase1Iteration] = []
+
+        def forward(sweep: Sweep, batch: slice) -> Tensor:
+            """The loss of one batch, a scalar with gradients; its new contexts go to the sweep."""
+            first = (batch.start - own.start) * size
+            positions = slice(first, min(first + size, len(ids)))
+            embeds = partial(_embeds, model, ids)
+            new = swept(block, sweep.before, positions, embeds, restart, noise.draw, sweep.lead)
+            sweep.after[positions] = new.detach()
+            return oacd_loss(new, phase1.centroid_weight)
+
+        with training_only(model, block) as trainable:
+            gradients = GradientAccumulator(trainable.parameters, execution, own.stop - own.start)
+            optimizer = torch.optim.Adam(trainable.parameters, lr=phase1.lr)
+            for iteration in range(2, phase1.max_iterations + 1):  # the random start was the first
+                # Before the shard comes the one before it; before the first position the last (SPEC
+                # section 3).
+                lead = group.joined(contexts[-1:], group.size)[group.rank - 1]
+                sweep = Sweep(contexts, torch.empty_like(contexts), lead)
+                noise.pass_over(shard.start)
+                loss = gradients.backward(partial(forward, sweep), batches)
+                noise.pass_over(len(stream) - shard.stop)
+                gradient_norm = clip_gradients(trainable.parameters, phase1.max_grad_norm)
+                _check_finite(loss, gradient_norm, history)
+                optimizer.step()
+                still = round(convergence_rate(contexts, sweep.after, phase1.convergence_mse) * len(contexts))
+                rate = int(group.total(torch.tensor(still, device=model.device))) / len(stream)
+                contexts = sweep.after
+                del sweep  # before the next one is made: contexts are large
+                history.append(
+                    Phase1Iteration(
+                        iteration=iteration,
+                        loss=loss,
+                        grad_norm=gradient_norm,
+                        convergence_rate=rate,
+                        seconds_s=time.perf_counter() - began,
+                    )
+                )
+                metrics = {"loss": loss, "converged": rate}
+                on_tick(Tick("phase 1", iteration, phase1.max_iterations, "iteration", metrics))
+                if rate >= phase1.convergence_stop:
+                    break
+
+        # An exhausted budget (`max_iterations`) is not called converged.
+        return DispersionRecord(
+            iterations=iteration,
+            stopped="converged" if rate >= phase1.convergence_stop else "max_iterations",
+            convergence_rate=rate,
+            tokens=len(stream),
+            seconds_s=time.perf_counter() - began,
+            history=tuple(history),
+            parts=trainable.parts,
+        )
+
+    def misfits(self, settings: Settings, tokens: int) -> Iterator[MisfitError]:
+        """A batch larger than what a sweep goes over, beside what any objective without heads refuses."""
+        swept, batch = min(settings.phase1.tokens_per_step or tokens, tokens), settings.phase1.batch_positions
+        if batch > swept:
+            yield large_batch("phase1", batch, swept, swept)
+        yield from super().misfits(settings, tokens)
+
+    def trial(self, settings: Settings, tokens: int) -> tuple[Settings, float, int]:
+        """Sweeps over four batches, as one over a long text is more than a moment."""
+        whole = min(settings.phase1.tokens_per_step or tokens, tokens)
+        few = min(whole, 4 * settings.phase1.batch_positions)
+        phase1 = settings.phase1.model_copy(update={"tokens_per_step": few})
+        # A context of each position before a sweep, and after it.
+        held_bytes = 2 * (whole - few) * settings.model.context_dim * BYTES
+        return settings.model_copy(update={"phase1": phase1}), few / whole, held_bytes
+
+    def figures(self, record: DispersionRecord) -> dict[str, float]:
+        """Iterations, and the convergence rate."""
+        return {"iterations": record.iterations, "convergence rate": record.convergence_rate}
+
+    def summary(self, record: DispersionRecord) -> str:
+        """Iterations, and why they ended."""
+        stopped = record.stopped.replace("_", " ")
+        return f"{record.iterations} iterations, {record.convergence_rate:.1%} converged ({stopped})"
+
+    def audit(self, record: DispersionRecord, settings: Settings, tokens: int) -> Iterator[str]:
+        """Tokens swept over, the end of the history, and the reason to stop."""
+        swept = min(settings.phase1.tokens_per_step or tokens, tokens)
+        if record.tokens != swept:
+            yield f"it swept {record.tokens} tokens instead of {swept}"
+        last = record.history[-1]
+        if (last.iteration, last.convergence_rate) != (record.iterations, record.convergence_rate):
+            yield "its iterations or convergence rate are not those its history ends with"
+        if (record.stopped == "converged") != (record.convergence_rate >= settings.phase1.convergence_stop):
+            yield f"it says '{record.stopped}' at a convergence rate of {record.convergence_rate:.1%}"
+
+    def evaluate(self, model: TandemForCausalLM, stream: Stream, settings: Settings) -> dict[str, float]:
+        """Conv% of a finished block: phase 1's sweeps, with its noise and stop rule, and weights that stay.
+
+        `convergence_rate`, and the `iterations` it took; the random start counts as the first.
+        """
+        import torch
+
+        from tandem.contexts import jacobi_sweep
+        from tandem.metrics import convergence_rate
+        from tandem.training.initialization import generator_for
+
+        phase1 = settings.phase1
+        stream = windows_of(stream, phase1)
+        draws = generator_for(0, "evaluation")
+        shape = (len(stream), model.config.context_dim)
+        contexts = (torch.randn(shape, generator=draws) * phase1.start_std).to(model.device)
+
+        def noise(read: Tensor) -> Tensor:
+            return (torch.randn(read.shape, generator=draws) * phase1.noise_std).to(read)
+
+        def embeds(positions: slice) -> Tensor:
+            return model.embed(stream.ids[positions])
+
+        rate, iteration = 0.0, 1
+        with torch.no_grad():
+            while iteration < phase1.max_iterations and rate < phase1.convergence_stop:
+                iteration += 1
+                sweep = jacobi_sweep(
+                    model.context_block, contexts, embeds, stream.restart, phase1.batch_positions, noise
+                )
+                swept = torch.cat([new for _, new in sweep])
+                rate = convergence_rate(contexts, swept, phase1.convergence_mse)
+                contexts = swept
+        return {"convergence_rate": rate, "iterations": iteration}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One Jacobi sweep over consecutive positions [n]: their contexts before it, and after it.
+
+    lead    [C] context of the position before the first one
+    """
+
+    before: Tensor
+    after: Tensor
+    lead: Tensor
+
+
+def oacd_loss(contexts: Tensor, centroid_weight: float = 0.1) -> Tensor:
+    """Origin-anchored centroid dispersion of contexts X [n, C] with mean m: −‖X − m‖_F / n + w·‖m‖²."""
+    centroid = contexts.mean(dim=0)
+    return -(contexts - centroid).norm() / len(contexts) + centroid_weight * centroid.square().sum()
+
+
+def windows_of(stream: Stream, settings: Phase1Settings) -> Stream:
+    """What phase 1 sweeps over: `tokens_per_step` tokens in windows of a batch each, or the whole stream."""
+    tokens = settings.tokens_per_step or len(stream)
+    return stream if tokens >= len(stream) else stream.windows(tokens, settings.batch_positions)
+
+
+def _start(model: TandemForCausalLM, positions: int, seed: int) -> Tensor:
+    """Random contexts [T, C] of standard deviation 1, on the CPU."""
+    import torch
+
+    from tandem.training.initialization import generator_for
+
+    block = model.context_block
+    draws = generator_for(seed, "phase1 start", len(block.layers))
+    return torch.randn((positions, block.context_dim), generator=draws)
+
+
+def _embeds(model: TandemForCausalLM, ids: Tensor, positions: slice) -> Tensor:
+    """e_t [n, E] at these positions."""
+    return model.embed(ids[positions])
+
+
+class _Noise:
+    """The noise that is added to the contexts which a sweep reads."""
+
+    def __init__(self, model: TandemForCausalLM, settings: Phase1Settings, seed: int) -> None:
+        import torch
+
+        from tandem.training.initialization import generator_for
+
+        block = model.context_block
+        self._std, self._width, self._batch = settings.noise_std, block.context_dim, settings.batch_positions
+        purpose = generator_for(seed, "phase1 noise", len(block.layers))
+        self._draws = torch.Generator(model.device).manual_seed(purpose.initial_seed())
+
+    def draw(self, contexts: Tensor) -> Tensor:
+        """For contexts [n, C]."""
+        import torch
+
+        return self._std * torch.randn(contexts.shape, generator=self._draws, device=contexts.device)
+
+    def pass_over(self, positions: int) -> None:
+        """Draw what other processes need for these positions: a sweep has the same noise for any number."""
+        import torch
+
+        for first in range(0, positions, self._batch):
+            count = min(self._batch, positions - first)
+            torch.randn(count, self._width, generator=self._draws, device=self._draws.device)
+
+
+def _check_finite(loss: float, gradient_norm: float, history: list[Phase1Iteration]) -> None:
+    if loss < math.inf and math.isfinite(gradient_norm):
+        return
+    from tandem.training.initialization import START_SIZES
+
+    last = (
+        f"last good values: iteration {history[-1].iteration}, loss {history[-1].loss:.4g}, "
+        f"converged {history[-1].convergence_rate:.1%}"
+        if history
+        else "no iteration before it was good"
+    )
+    raise NonFiniteLossError.of(
+        f"phase 1 was stopped at iteration {len(history) + 2}",
+        loss,
+        last,
+        *(("phase1.lr", "model.weight_init_std") if history else START_SIZES),
+    )

@@ -1,0 +1,335 @@
+"""Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token.
+
+The text is cut into streams that are read side by side, a window of each a step. Gradients flow back through
+the window and stop at its start; the contexts are carried on, so that they remember further than that
+(truncated backpropagation through time; Mikolov et al. 2010). What predicts are heads: TokenBlocks of one or
+several depths that read the same contexts, so that these serve each depth. Phase 2 trains TokenBlocks of any
+depth on the contexts that are left, and may start from a head.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tandem.errors import MisfitError, NonFiniteLossError
+from tandem.objectives.base import NewTokenBlock, Objective
+from tandem.records import Phase1Record, Record, Unbounded
+from tandem.settings import Settings
+from tandem.training.progress import OnTick, Tick
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from tandem.contexts import Stream
+    from tandem.cross_entropy import Loss
+    from tandem.metrics import Score
+    from tandem.model import TandemForCausalLM
+    from tandem.training.dropout import StepMasks
+    from tandem.training.execution import Execution
+
+WARM_UP_STEPS = 100
+BETAS = (0.9, 0.95)
+"""Of AdamW: with few steps in all, the second moment must not look back over most of them."""
+
+
+class PredictionEpoch(Record):
+    """One pass of phase 1 by prediction."""
+
+    epoch: int
+    train_nll_nats: Unbounded
+    """Mean over the epoch while the weights move, with dropout and a sampled softmax: not to be compared with
+    a validation figure."""
+    grad_norm: float
+    """Mean over the epoch, before clipping."""
+    seconds_s: float
+    """Since the start of phase 1."""
+
+
+class HeadRecord(Record):
+    """Token layers of phase 1's own, at its end."""
+
+    token_layers: int
+    parameters: int
+    """Trained in phase 1, and in no other count."""
+    nll_nats: Unbounded
+    """Validation NLL through them; exact softmax, no dropout."""
+    accuracy: float
+
+
+class PredictionRecord(Phase1Record):
+    """Result of phase 1 by prediction; `tokens` are those of the training text."""
+
+    epochs: int
+    positions: int
+    """Tokens predicted in an epoch."""
+    heads: tuple[HeadRecord, ...] = ()
+    """Through which it predicted, the shallowest first; scored once the contexts are there."""
+    history: tuple[PredictionEpoch, ...]
+
+    def head_for(self, token_layers: int) -> HeadRecord:
+        """The head that a TokenBlock of this depth may start from, and is to be compared with."""
+        by_depth = {head.token_layers: head for head in self.heads}
+        return by_depth[nearest_head(by_depth, token_layers)]
+
+
+class Prediction(Objective):
+    """Trains contexts, embedding and output bias through heads that predict the next token."""
+
+    section = "prediction"
+    record_type = PredictionRecord
+    parts = ("context_block", "embedding", "embed_norm", "lm_head")
+
+    def train(
+        self,
+        model: TandemForCausalLM,
+        heads: nn.ModuleDict,
+        stream: Stream,
+        settings: Settings,
+        seed: int,
+        on_tick: OnTick,
+        execution: Execution,
+    ) -> PredictionRecord:
+        """The loss is the mean over the heads, which are trained in place as well.
+
+        `phase2.chunk_positions` bounds the logits held at once where the softmax is over the whole
+        vocabulary. The processes of `execution` share the streams. Raises NonFiniteLossError before a
+        non-finite step would reach the weights, SettingsError for fewer streams than processes.
+        """
+        import torch
+        from torch import nn
+
+        from tandem.cross_entropy import training_loss
+        from tandem.metrics import perplexity
+        from tandem.training.dropout import DropoutMasks
+        from tandem.training.gradients import GradientAccumulator
+        from tandem.training.initialization import generator_for
+        from tandem.training.optimizer import adamw, clip_gradients, linear_share
+        from tandem.training.trainable import training_only
+
+        began = time.perf_counter()
+        own, count = settings.prediction, len(stream) - 1
+        window, streams = own.window, min(own.streams, count)
+        execution.group.check_enough(streams, "prediction.streams")
+        epoch_steps = math.ceil(math.ceil(count / streams) / window)
+        steps = own.max_epochs * epoch_steps
+        depth = len(model.context_block.layers)
+        draws = generator_for(seed, "prediction", depth)
+        dropout = DropoutMasks(own, seed, "prediction", depth, along=1)
+        token_counts = stream.ids.counts(model.config.vocab_size)
+        loss_of_targets = training_loss(
+            token_counts, streams * window, own, draws, settings.phase2.chunk_positions
+        )
+        learners = nn.ModuleDict(
+            {
+                **{name: part for name, part in model.named_children() if name != "token_block"},
+                **heads,
+            }
+        )
+        history: list[PredictionEpoch] = []
+
+        with training_only(learners, learners) as trainable:
+            gradients = GradientAccumulator(trainable.parameters, execution)
+            decay = own.decay_per_epoch / (own.lr * epoch_steps)
+            optimizer = adamw(trainable.parameters, decay, own.lr, BETAS)
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
+            )
+            for epoch in range(1, own.max_epochs + 1):
+                loss_sum = norm_sum = 0.0
+                seen, contexts = 0, None  # of all streams; a process has those of its own share
+                for step, positions in enumerate(windows(count, streams, window, draws), start=1):
+                    after = torch.empty(
+                        streams, model.config.context_dim, device=model.device, dtype=model.dtype
+                    )
+                    batch = Batch(stream, positions.to(model.device), contexts, after)
+                    loss_of_rows = loss_of_targets(stream.ids[batch.positions + 1].flatten())
+                    forward = partial(_forward, model, heads, batch, loss_of_rows, dropout.next_step(streams))
+                    loss = gradients.backward(forward, streams)
+                    gradient_norm = clip_gradients(trainable.parameters, own.max_grad_norm)
+                    _check_finite(loss, gradient_norm, history, step)
+                    optimizer.step()
+                    schedule.step()
+                    contexts = batch.after
+                    loss_sum += loss
+                    norm_sum += gradient_norm
+                    seen += positions.numel()
+                    done = epoch - 1 + step / epoch_steps
+                    metrics = {"train PPL": perplexity(loss_sum / step), **gradients.metrics}
+                    on_tick(Tick("phase 1", done, own.max_epochs, "epoch", metrics))
+                history.append(
+                    PredictionEpoch(
+                        epoch=epoch,
+                        train_nll_nats=loss_sum / step,
+                        grad_norm=norm_sum / step,
+                        seconds_s=time.perf_counter() - began,
+                    )
+                )
+        return PredictionRecord(
+            epochs=len(history),
+            positions=seen,
+            tokens=len(stream),
+            seconds_s=time.perf_counter() - began,
+            history=tuple(history),
+            parts=trainable.parts,
+            micro_batches=gradients.micro_batches,
+        )
+
+    def new_heads(self, settings: Settings, new_token_block: NewTokenBlock) -> nn.ModuleDict:
+        """TokenBlocks of the depths that the settings name: `head2` has two layers."""
+        from torch import nn
+
+        depths = sorted(set(settings.prediction.head_layers))
+        return nn.ModuleDict({f"head{depth}": new_token_block(depth) for depth in depths})
+
+    def head_for(self, heads: nn.ModuleDict, token_layers: int) -> str:
+        """The deepest that is no deeper, else the shallowest."""
+        return f"head{nearest_head((int(name.removeprefix('head')) for name in heads), token_layers)}"
+
+    def score_heads(
+        self, record: PredictionRecord, heads: nn.ModuleDict, score: Callable[[nn.Module], Score]
+    ) -> PredictionRecord:
+        """What each head reaches: as good as training end to end gets."""
+        found = []
+        for name, head in heads.items():
+            reached, parameters = score(head), sum(p.numel() for p in head.parameters())
+            found.append(
+                HeadRecord(
+                    token_layers=int(name.removeprefix("head")),
+                    parameters=parameters,
+                    nll_nats=reached.nll_nats,
+                    accuracy=reached.accuracy,
+                )
+            )
+        return record.model_copy(update={"heads": tuple(found)})
+
+    def misfits(self, settings: Settings, tokens: int) -> Iterator[MisfitError]:
+        """An embedding that phase 2 is to train."""
+        if settings.embeddings.trained:
+            yield MisfitError.of(
+                f"setting embeddings.trained = True is not possible: recipe {settings.recipe} trains the "
+                "embedding in phase 1 in any case, and leaves it as it is in phase 2",
+                {"embeddings.trained": "false"},
+            )
+
+    def for_one_run(self, settings: Settings, token_layers: int) -> Settings:
+        """One head only, that from which the TokenBlock starts."""
+        head = nearest_head(settings.prediction.head_layers, token_layers)
+        prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
+        return settings.model_copy(update={"prediction": prediction})
+
+    def figures(self, record: PredictionRecord) -> dict[str, float]:
+        """Epochs, and the perplexity through each head."""
+        from tandem.metrics import perplexity
+
+        heads = {f"PPL of head {head.token_layers}": perplexity(head.nll_nats) for head in record.heads}
+        return {"epochs": record.epochs, **heads}
+
+    def summary(self, record: PredictionRecord) -> str:
+        """Epochs, and the perplexity through each head."""
+        from tandem.metrics import perplexity
+
+        heads = ", ".join(
+            f"{perplexity(head.nll_nats):.1f} through {head.token_layers} token layer"
+            + ("s" if head.token_layers > 1 else "")
+            for head in record.heads
+        )
+        return f"{record.epochs} epochs, PPL {heads} of its own"
+
+    def audit(self, record: PredictionRecord, settings: Settings, tokens: int) -> Iterator[str]:
+        """Positions and epochs."""
+        own = settings.prediction
+        if record.tokens != tokens or not tokens - 1 <= record.positions < tokens - 1 + own.streams:
+            yield f"an epoch predicted {record.positions} of {tokens - 1} tokens"
+        if not own.max_epochs == record.epochs == len(record.history):
+            yield (
+                f"it made {record.epochs} epochs ({len(record.history)} in its history) instead of "
+                f"{own.max_epochs}"
+            )
+
+
+def nearest_head(depths: Iterable[int], token_layers: int) -> int:
+    """Of the depths of heads, the deepest that is no deeper than a TokenBlock; else the shallowest."""
+    depths = sorted(depths)
+    return max((depth for depth in depths if depth <= token_layers), default=depths[0])
+
+
+@dataclass
+class Batch:
+    """One window [B, W] of all streams.
+
+    positions    [B, W] in the text
+    before       [B, C] the context of each stream before the window; none at the start of an epoch: zero
+    after        [B, C] the context after it, as far as it has been computed
+    """
+
+    stream: Stream
+    positions: Tensor
+    before: Tensor | None
+    after: Tensor
+
+
+def _forward(
+    model: TandemForCausalLM,
+    heads: nn.ModuleDict,
+    batch: Batch,
+    loss: Loss,
+    masks_of_rows: StepMasks,
+    rows: slice,
+) -> Tensor:
+    """Mean NLL in nats over the heads of what these streams read next, a scalar with gradients.
+
+    Also leaves the contexts that they end with in `batch.after`.
+    """
+    import torch
+
+    positions, masks = batch.positions[rows], masks_of_rows(rows)
+    embeds = masks.embeds(model.embed(batch.stream.ids[positions]))
+    restart = None if batch.stream.restart is None else batch.stream.restart[positions]
+    before = None if batch.before is None else batch.before[rows]
+    previous, current = model.context_block.unroll(embeds, before, restart, drop=masks.contexts)
+    batch.after[rows] = current[:, -1].detach()
+    width = positions.shape[1]
+    predicted = slice(rows.start * width, rows.stop * width)
+    losses = []
+    for head in heads.values():
+        hidden = masks.output(head(previous, current, embeds, masks.contexts))
+        losses.append(loss(hidden.flatten(0, 1), model.lm_head.weight, model.lm_head.bias, predicted))
+    return torch.stack(losses).mean()
+
+
+def windows(count: int, streams: int, window: int, draws: torch.Generator) -> Iterator[Tensor]:
+    """One pass over positions 0..count-1: positions [streams, window or fewer] of every step.
+
+    Stream b reads on where it stopped. The streams start at a random place and go round the end of the text,
+    so that windows are cut elsewhere in every epoch; a few positions are read twice where `count` is no
+    multiple of `streams`.
+    """
+    import torch
+
+    length = math.ceil(count / streams)
+    start = int(torch.randint(count, (), generator=draws))
+    starts = start + length * torch.arange(streams)
+    for first in range(0, length, window):
+        yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
+
+
+def _check_finite(loss: float, gradient_norm: float, history: list[PredictionEpoch], step: int) -> None:
+    if loss < math.inf and math.isfinite(gradient_norm):
+        return
+    from tandem.metrics import perplexity
+    from tandem.training.initialization import START_SIZES
+
+    last = "no epoch before it was good"
+    if history:
+        perplexity_then = perplexity(history[-1].train_nll_nats)
+        last = f"last good values: epoch {history[-1].epoch}, training PPL {perplexity_then:.4g}"
+    lower = ("prediction.lr",) if history or step > 1 else START_SIZES
+    raise NonFiniteLossError.of(
+        f"phase 1 was stopped in epoch {len(history) + 1}, step {step}", loss, last, *lower
+    )

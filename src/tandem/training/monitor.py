@@ -1,0 +1,138 @@
+"""What every training by epochs keeps and tells: history, progress, the best epoch, non-finite losses."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from tandem.errors import NonFiniteLossError
+from tandem.metrics import Score, perplexity
+from tandem.records import Epoch, PartRecord, TrainingRecord
+from tandem.training.progress import OnTick, Tick
+
+
+@dataclass
+class TrainingMonitor:
+    """Follows one training: keeps its history and the weights of its best epoch.
+
+    title            what is trained, for people: "phase 2", "LSTM"
+    lr_setting       the learning rate's name
+    modules          whose weights are kept at the best epoch
+    patience         epochs in a row without a better validation loss after which training ends; none: never
+    first_epoch      0 where what training starts from counts as an epoch
+    """
+
+    title: str
+    lr_setting: str
+    max_epochs: int
+    on_tick: OnTick
+    modules: Sequence[nn.Module]
+    patience: int | None = None
+    first_epoch: int = 1
+    history: list[Epoch] = field(default_factory=list)
+    best_epoch: Epoch | None = None
+    best_score: Score | None = None
+    _weights: list[dict[str, Tensor]] = field(default_factory=list)
+    _metrics: Mapping[str, float] = field(default_factory=dict)
+    _began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that is not finished yet."""
+        return self.first_epoch + len(self.history)
+
+    def step(self, share: float, train_nll: float, metrics: Mapping[str, float] | None = None) -> None:
+        """Tell of one step: the share of the epoch done, its mean NLL so far in nats, more metrics."""
+        self._metrics = metrics or {}
+        if share < 1:
+            shown = {"train PPL": perplexity(train_nll)}
+            if self.history:
+                shown["val PPL"] = perplexity(self.history[-1].validation_nll_nats)
+            self._tell(self.epoch - 1 + share, shown)
+
+    def end_epoch(self, train_nll: float, score: Score) -> bool:
+        """Add the epoch to the history; whether it is the best so far, and its weights were kept.
+
+        Raises NonFiniteLossError where the validation loss is not finite.
+        """
+        self.check_finite(score.nll_nats, 0.0, "validation")
+        epoch = Epoch(
+            epoch=self.epoch,
+            train_nll_nats=train_nll,
+            validation_nll_nats=score.nll_nats,
+            validation_accuracy=score.accuracy,
+            seconds_s=self._seconds(),
+        )
+        self.history.append(epoch)
+        metrics = {"train PPL": perplexity(train_nll), "val PPL": score.perplexity, "val acc": score.accuracy}
+        self._tell(epoch.epoch, metrics)
+        best = self.best_score is None or score.nll_nats < self.best_score.nll_nats
+        if best:
+            self.best_epoch, self.best_score = epoch, score
+            self._weights = [
+                {name: value.clone() for name, value in module.state_dict().items()}
+                for module in self.modules
+            ]
+        return best
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether so many epochs in a row were no better that training is to end."""
+        if self.best_epoch is None or self.patience is None:
+            return False
+        return self.history[-1].epoch - self.best_epoch.epoch >= self.patience
+
+    def restore_best(self) -> Score:
+        """Put the weights of the best epoch back; returns its score."""
+        assert self.best_score is not None  # max_epochs is at least 1, and a non-finite epoch has raised
+        for module, weights in zip(self.modules, self._weights, strict=True):
+            module.load_state_dict(weights)
+        return self.best_score
+
+    def record(
+        self,
+        parts: tuple[PartRecord, ...] = (),
+        positions: int | None = None,
+        first_loss_nats: float | None = None,
+        micro_batches: int = 1,
+    ) -> TrainingRecord:
+        """How the training went, at its best epoch; arguments as of the record's fields."""
+        assert self.best_epoch is not None
+        stopped: Literal["patience", "max_epochs"] = "patience" if self.out_of_patience else "max_epochs"
+        return TrainingRecord(
+            best_epoch=self.best_epoch.epoch,
+            epochs=self.history[-1].epoch,
+            stopped=stopped,
+            train_nll_nats=self.best_epoch.train_nll_nats,
+            train_perplexity=perplexity(self.best_epoch.train_nll_nats),
+            seconds_s=self._seconds(),
+            history=tuple(self.history),
+            parts=parts,
+            positions=positions,
+            first_loss_nats=first_loss_nats,
+            micro_batches=micro_batches,
+        )
+
+    def check_finite(self, loss: float, gradient_norm: float, where: str) -> None:
+        """Raises NonFiniteLossError, with the last good values, where either is not finite."""
+        if loss < math.inf and math.isfinite(gradient_norm):
+            return
+        last = "no epoch before it was good"
+        if self.history:
+            good = self.history[-1]
+            last = (
+                f"last good values: epoch {good.epoch}, training PPL {perplexity(good.train_nll_nats):.4g}, "
+                f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
+            )
+        raise NonFiniteLossError.of(
+            f"{self.title} was stopped at epoch {self.epoch}, {where}", loss, last, self.lr_setting
+        )
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _tell(self, epochs: float, metrics: dict[str, float]) -> None:
+        self.on_tick(Tick(self.title, epochs, self.max_epochs, "epoch", {**metrics, **self._metrics}))
