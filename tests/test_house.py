@@ -85,7 +85,7 @@ def test_only_a_report_imports_plotting() -> None:
     plotting = {"matplotlib", "matplotlib.figure"}
     found = {path.name for path in SOURCES if "import matplotlib" in path.read_text("utf-8")}
     found |= {path.name for path in SOURCES if "from matplotlib" in path.read_text("utf-8")}
-    assert found == {"drawing.py", "figures.py"}
+    assert found == {"figures.py"}
     code = (
         "import sys\n"
         "import tandem.experiment.runner, tandem.experiment.evaluate, tandem.experiment.generate\n"

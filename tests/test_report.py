@@ -1,5 +1,6 @@
 """The report: its claims, its choice, its files in both languages."""
 
+import html
 import itertools
 import math
 import re
@@ -12,7 +13,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from jinja2.filters import do_striptags as striptags
 from report_records import (
     ABLATIONS,
     BOTH,
@@ -30,16 +30,17 @@ from report_records import (
 from tandem.errors import RunDirError
 from tandem.records import RunRecord
 from tandem.report import summary_rows, write_report
-from tandem.report.analysis import analyse
-from tandem.report.choice import choose
-from tandem.report.findings import conclusions
+from tandem.report.analysis import analyse, choose
+from tandem.report.document import compose
 from tandem.report.original import Outcome, claims, load_original
-from tandem.report.phase1 import dispersion_findings
+from tandem.report.phase1 import PHASE1_REPORTS
+from tandem.report.render import inline_html, render_html
+from tandem.report.sentences import alternative_findings, conclusions
 from tandem.report.statistics import Verdict, spread
 from tandem.report.wording import (
     LANGUAGES,
+    Texts,
     count_short,
-    inline_html,
     literal,
     load_texts,
     percent,
@@ -59,14 +60,16 @@ def with_nll(values: dict[tuple[int, int], Sequence[float]]) -> list[RunRecord]:
 
 def test_mean_perplexity_is_geometric():
     analysis = analyse(with_nll({(1, 1): [4.0, 5.0, 6.0]}), None)
-    assert analysis.configurations[0].mean_perplexity == pytest.approx(math.exp(5.0))
+    assert analysis.configurations[0].perplexity.mean == pytest.approx(math.exp(5.0))
 
 
 def test_smallest_not_shown_worse_is_recommended():
     noisy = with_nll({(1, 1): [5.0, 5.1, 4.9], (2, 2): [4.9, 5.05, 4.95], (1, 2): [6.0, 6.1, 5.91]})
-    choice = choose(analyse(noisy, None))
+    analysis = analyse(noisy, None)
+    choice = choose(analysis)
     assert (choice.best.name, choice.recommended.name, choice.reason) == ("C2T2", "C1T1", "not_shown_worse")
-    assert (choice.alternative.name, choice.alternative_reason) == ("C2T2", "lowest_perplexity")
+    assert choice.alternative.name == "C2T2"
+    assert next(alternative_findings(analysis, choice)).key == "alternative.lowest_perplexity"
     assert [c.name for c, _ in choice.avoid] == ["C1T2"]
     assert not choice.provisional
     clear = with_nll({(1, 1): [5.0, 5.1, 4.9], (2, 2): [4.5, 4.61, 4.4]})
@@ -99,7 +102,7 @@ def test_no_claim_where_nothing_is_shown():
 def test_phase1_is_shared_and_its_limit_is_no_convergence():
     records = make_grid()
     analysis = analyse(records, None)
-    one = analysis.depths[0]
+    one = analysis.phase1["original"][0]
     assert one.used_by == ("C1T1", "C1T2")
     assert len(one.phase1) == 5
     assert analysis.depth_comparisons[0].verdict is Verdict.BETTER
@@ -111,8 +114,9 @@ def test_phase1_is_shared_and_its_limit_is_no_convergence():
     ]
     analysis = analyse(limited, None)
     assert analysis.depth_comparisons[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
-    assert [m.key for m in dispersion_findings(analysis)].count("phase1.all_at_limit") == 2
-    assert not any("converged" in m.key for m in dispersion_findings(analysis))
+    keys = [m.key for m in PHASE1_REPORTS["original"].findings(analysis.phase1["original"], analysis)]
+    assert keys.count("phase1.all_at_limit") == 2
+    assert not any("converged" in key for key in keys)
 
 
 def test_mixed_data_is_not_compared():
@@ -136,14 +140,14 @@ def test_claims_of_the_original_report():
 
 
 def test_original_figures_are_as_printed():
-    rows = {row.configuration: row for row in load_original().rows}
-    assert [rows[name].perplexity for name in ("C1T1", "C2T1", "C1T2", "C2T2")] == [
+    rows = {row["config"]: row for row in load_original().rows}
+    assert [rows[name]["perplexity"] for name in ("C1T1", "C2T1", "C1T2", "C2T2")] == [
         "127.2",
         "138.7",
         "300.8",
         "132.2",
     ]
-    assert rows["C2T2"].best_epoch == "9"
+    assert rows["C2T2"]["best_epoch"] == "9"
     assert load_original().caveats.keys() == set(LANGUAGES)
     assert "artefact" in load_original().caveats["en"][0]
 
@@ -153,7 +157,7 @@ def test_original_figures_are_as_printed():
 
 def test_languages_have_the_same_texts():
     english, japanese = (load_texts(language) for language in ("en", "ja"))
-    assert english.keys() == japanese.keys()
+    assert english.keys() == {key for key in japanese if not key.startswith("baseline.")}
     for key, text in english.items():
         named = [
             {name for _, name, _, _ in string.Formatter().parse(t) if name} for t in (text, japanese[key])
@@ -164,7 +168,7 @@ def test_languages_have_the_same_texts():
 
 def test_light_markdown():
     hostile = "a <b> `c` **d** | e_f & \\"
-    assert striptags(inline_html(literal(hostile))) == hostile
+    assert html.unescape(inline_html(literal(hostile))) == hostile
     assert inline_html("**x `y`** <z>") == "<strong>x <code>y</code></strong> &lt;z&gt;"
 
 
@@ -332,6 +336,26 @@ def check_markdown(markdown: str) -> None:
     assert not re.search(r"(?<!\\)<script", "\n".join(outside))
     headings = [line for line in outside if line.startswith("## ")]
     assert len(headings) >= 10
+
+
+def test_foreign_text_is_no_markup():
+    """What records and settings hold stays text: no HTML, no link, no image, no block of its own."""
+    foreign = (
+        "<img src=x> [a](http://b.c) ![d](http://e.f) <details> &amp; > [!WARNING] # g \n\n# h **i** | `j`"
+    )
+    record = make_record(1, 1, failure=foreign, device_name=foreign)
+    manifest = make_manifest(data={"train": foreign}).model_copy(update={"name": foreign})
+    page = render_html(compose(analyse([record], manifest), Texts("en"), frozenset()), {})
+    check_html(page.replace("http://", ""), "en")
+    shown = " ".join(foreign.split())
+    titles = re.findall(r"<title>(.*)</title>|<h1[^>]*>(.*)</h1>|<td>(.*g # h.*)</td>", page)
+    assert {html.unescape("".join(title)) for title in titles} >= {
+        f"{shown}: comparison of layer configurations",
+        shown,
+    }
+    assert page.count("<h1") == 1
+    assert page.count("<details>") == 1  # the settings
+    assert inline_html("[a](http://b.c) ![d](http://e.f)") == "[a](http://b.c) ![d](http://e.f)"
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])

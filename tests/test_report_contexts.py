@@ -15,14 +15,12 @@ from report_records import (
 )
 
 from tandem.records import MemoryPoint, RunRecord
-from tandem.report.analysis import analyse
-from tandem.report.choice import choose
-from tandem.report.depths import MemoryResult
+from tandem.report.analysis import analyse, choose
 from tandem.report.document import compose
 from tandem.report.figures import draw_figures
-from tandem.report.findings import phase2_findings
-from tandem.report.memory import memory_sentences
-from tandem.report.render import render_markdown
+from tandem.report.phase1 import head_perplexity, over_head
+from tandem.report.results import MemoryResult
+from tandem.report.sentences import memory_sentences, phase2_findings
 from tandem.report.wording import Texts
 
 SEEDS = (0, 1, 2)
@@ -34,7 +32,7 @@ DROPOUT = {
 
 def words(records: list[RunRecord]) -> str:
     """The report as Markdown, without figures."""
-    return render_markdown(compose(analyse(records, None), Texts("en"), frozenset()))
+    return str(compose(analyse(records, None), Texts("en"), frozenset()))
 
 
 def changed(record: RunRecord, **values: object) -> RunRecord:
@@ -47,14 +45,14 @@ def changed(record: RunRecord, **values: object) -> RunRecord:
 def test_a_predictive_run_has_a_prediction_table_and_no_iterations():
     records = [make_record(*depths, s, recipe="predictive") for depths in GRID for s in SEEDS]
     analysis = analyse(records, None)
-    assert analysis.depths == analysis.depth_comparisons == ()
+    assert analysis.phase1["original"] == analysis.depth_comparisons == ()
     part = words(records).partition("### 1. Phase 1")[2].partition("### 2. Phase 2")[0]
     assert "| Depth | Shared by | Epochs | Val PPL (own head) | ER% (val) | ER% (train) | Time |" in part
     assert "Phase1 Iter" not in part
     assert "by dispersion" not in part
-    one = analysis.predictions[0]
+    one = analysis.phase1["predictive"][0]
     heads = [r.phase1.heads[-1].nll_nats for r in records if r.configuration == "C1T1"]
-    assert one.mean_head_perplexity == pytest.approx(math.exp(sum(heads) / 3))
+    assert head_perplexity(one).mean == pytest.approx(math.exp(sum(heads) / 3))
     assert one.used_by == ("C1T1", "C1T2")
     names = draw_figures(analysis, Texts("en")).keys()
     assert "phase1_prediction" in names
@@ -75,8 +73,11 @@ def test_both_objectives_stand_apart():
 def test_runs_that_failed_stand_where_their_recipe_says():
     failed = [make_record(c, t, recipe="predictive", failure="NaN") for c, t in GRID]
     analysis = analyse(failed, None)
-    assert (len(analysis.depths), [p.name for p in analysis.predictions]) == (0, ["C1", "C2"])
-    assert analyse([make_record(failure="NaN")], None).depths[0].phase1 == {}
+    assert (len(analysis.phase1["original"]), [p.name for p in analysis.phase1["predictive"]]) == (
+        0,
+        ["C1", "C2"],
+    )
+    assert analyse([make_record(failure="NaN")], None).phase1["original"][0].phase1 == {}
 
 
 def test_phase_2_is_told_against_the_head_of_phase_1():
@@ -86,7 +87,7 @@ def test_phase_2_is_told_against_the_head_of_phase_1():
         for s, r in enumerate(records)
     ]
     analysis = analyse(heads, None)
-    assert analysis.configurations[0].over_head.mean == pytest.approx(-0.2)
+    assert over_head(analysis.configurations[0]).mean == pytest.approx(-0.2)
     (message,) = (m for m in phase2_findings(analysis, choose(analysis)) if "head" in m.key)
     assert (message.key, message.values["low"]) == ("phase2.over_head", "−18.1%")
     assert "| −18.1% |" in words(heads)
@@ -94,7 +95,7 @@ def test_phase_2_is_told_against_the_head_of_phase_1():
     both = words(make_variants(seeds=SEEDS))
     assert re.search(r"by −\d\.\d% in predictive-C\dT\d to −\d\.\d% in predictive-C\dT\d", both)
     endless = make_prediction(1, 0, math.inf)
-    assert analyse([changed(heads[0], phase1=endless)], None).configurations[0].over_head is None
+    assert over_head(analyse([changed(heads[0], phase1=endless)], None).configurations[0]) is None
 
 
 def test_training_figures_of_another_kind_are_not_held_against_validation():
@@ -136,15 +137,15 @@ def memory_of(points: dict[int, float]) -> MemoryResult:
 def test_forgetting_beyond_what_was_measured_at_once_and_for_good():
     long = analyse([with_memory(make_record(), {0: 0.9, 100: 0.5, 1500: 0.05})], None)
     assert long.memories[0].falls_below(0.01) is None
-    assert "below 1% after more than 1,500 tokens." in memory_sentences(long, Texts("en"))[0]
-    assert "1,500トークンを超えた先で1%を下回る" in memory_sentences(long, Texts("ja"))[0]
+    assert "below 1% after more than 1,500 tokens." in next(memory_sentences(long, Texts("en")))
+    assert "1,500トークンを超えた先で1%を下回る" in next(memory_sentences(long, Texts("ja")))
     assert memory_of({0: 0.05, 1: 0.04}).falls_below(0.1) == 0
     again = memory_of({0: 0.5, 1: 0.05, 2: 0.2, 3: 0.05})  # it comes back: what counts is the last time
     assert again.falls_below(0.1) == pytest.approx(2.5)
     gone = memory_of({0: 0.5, 10: 0.0})
     assert 0 < gone.falls_below(0.1) < 10
     short = analyse([with_memory(make_record(), {0: 0.5, 8: 0.05, 16: 0.001})], None)
-    assert re.search(r"10% after \d\.\d tokens", memory_sentences(short, Texts("en"))[0])
+    assert re.search(r"10% after \d\.\d tokens", next(memory_sentences(short, Texts("en"))))
 
 
 def test_memory_is_the_mean_over_seeds_of_each_variant_and_depth():

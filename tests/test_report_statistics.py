@@ -281,7 +281,7 @@ def test_families_are_corrected_apart():
 def test_models_without_a_seed_stand_beside_every_seed():
     records = [*make_grid([0, 1, 2]), make_baseline("kneser-ney"), make_baseline("bigram")]
     analysis = analyse(records, None)
-    comparison = analysis.against_baseline("KN-5", "C1T1")
+    comparison = analysis.compare("KN-5", "C1T1")
     own = {r.seed: r.validation.documents.unpack()[1] for r in records if r.configuration == "C1T1"}
     theirs = records[-2].validation.documents.unpack()[1]
     expected = over_seeds_and_documents({seed: nll - theirs for seed, nll in own.items()}, TOKENS)

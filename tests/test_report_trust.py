@@ -17,14 +17,16 @@ from report_records import (
 
 from tandem.records import AuditRecord, RunAudit, RunRecord
 from tandem.report import summary_rows
-from tandem.report.analysis import analyse
-from tandem.report.beside import against_others, against_untrained, beside_messages, beside_summary
-from tandem.report.choice import choose
+from tandem.report.analysis import analyse, audit_status, choose
 from tandem.report.document import compose
-from tandem.report.findings import conclusions
-from tandem.report.render import render_markdown
+from tandem.report.sentences import (
+    against_controls,
+    against_others,
+    baseline_findings,
+    baseline_summary,
+    conclusions,
+)
 from tandem.report.statistics import Verdict
-from tandem.report.trust import judge
 from tandem.report.wording import Texts
 
 SEEDS = (0, 1, 2)
@@ -45,25 +47,28 @@ def test_baselines_are_never_ranked_or_recommended():
     assert [c.name for c in analysis.configurations] == [f"C{c}T{t}" for c, t in GRID]
     named = {c.a for c in analysis.comparisons} | {c.b for c in analysis.comparisons}
     assert named == {c.name for c in analysis.configurations}
-    assert [d.used_by for d in analysis.depths] == [("C1T1", "C1T2"), ("C2T1", "C2T2")]  # not the untrained
+    assert [d.used_by for d in analysis.phase1["original"]] == [
+        ("C1T1", "C1T2"),
+        ("C2T1", "C2T2"),
+    ]  # not the untrained
 
 
 def test_verdicts_on_baselines_are_told():
     analysis = analyse(make_grid() + make_baselines(), None)
     choice = choose(analysis)
     assert choice.best.name == "C1T2"
-    told = {(m.key, m.values["baseline"]) for m in beside_messages(analysis, choice)}
+    told = {(m.key, m.values["baseline"]) for m in baseline_findings(analysis, choice)}
     assert told >= {
-        ("beside.better", "KN-5"),
-        ("beside.worse", "LSTM"),
-        ("beside.better", "bigram"),
+        ("vs_baselines.better", "KN-5"),
+        ("vs_baselines.worse", "LSTM"),
+        ("vs_baselines.better", "bigram"),
         ("phase1_adds.better", "C1T1-untrained"),
     }
-    sums = {m.key: list(m.values["names"]) for m in beside_summary(analysis, choice)}
-    assert sums["beside_all.worse"] == ["LSTM"]
+    sums = {m.key: list(m.values["names"]) for m in baseline_summary(analysis, choice)}
+    assert sums["vs_all_baselines.worse"] == ["LSTM"]
     assert "C1T1-untrained" not in {name for names in sums.values() for name in names}
     assert set(sums) <= {m.key for m in conclusions(analysis, choice)}
-    assert [(c.a, c.b) for c in against_untrained(analysis)] == [("C1T1-untrained", "C1T1")]
+    assert [(c.a, c.b) for c in against_controls(analysis)] == [("C1T1-untrained", "C1T1")]
     assert {c.b for c in against_others(analysis, choice)} == {choice.best.name, choice.recommended.name}
 
 
@@ -71,8 +76,8 @@ def test_equal_models_are_not_told_apart():
     records = [make_record(1, 1, s, nll=5 + 0.1 * (s == 1)) for s in SEEDS]
     records += [make_baseline("gpt2", s, nll=5 + 0.1 * (s == 2)) for s in SEEDS]
     analysis = analyse(records, None)
-    (message,) = beside_messages(analysis, choose(analysis))
-    assert message.key == "beside.no_difference_shown"
+    (message,) = baseline_findings(analysis, choose(analysis))
+    assert message.key == "vs_baselines.no_difference_shown"
     assert re.fullmatch(r"\[−0\.\d{4}, \+0\.\d{4}\]", message.values["interval"])
 
 
@@ -111,7 +116,7 @@ def test_a_baseline_with_mixed_settings_uses_the_newest():
     assert {b.name: b.seeds for b in analysis.baselines} == {"KN-5": (), "LSTM": (0, 2), "GPT-2": SEEDS}
     assert [r.run for r in analysis.left_out] == ["LSTM-seed1"]
     assert analysis.baselines[1].nll.high == 4.6
-    assert analysis.against_baseline("LSTM", "C1T1").nll.seeds == (0, 2)
+    assert analysis.compare("LSTM", "C1T1").nll.seeds == (0, 2)
     assert not analysis.untrusted("LSTM")  # what is left out does not mark what is shown
     english, japanese = words(records), words(records, lang="ja")
     assert "**Runs with other settings:** LSTM-seed1." in english
@@ -136,12 +141,12 @@ def test_what_failed_with_newer_settings_takes_the_older_figures_along():
 
 def test_an_audit_holds_for_the_records_it_saw():
     records = [make_record(1, 1, s) for s in SEEDS] + [make_record(1, 2, 0, failure="NaN")]
-    assert judge(None, records).unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
+    assert audit_status(None, records).unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
     audit = make_audit(records[:2], {("C1T1-seed1", "counts"): "fail", ("C1T1-seed0", "contexts"): "skip"})
-    trust = judge(audit, records)
-    assert (trust.failed, trust.warned, trust.untrusted) == (("counts",), (), ("C1T1-seed1",))
-    assert trust.unaudited == ("C1T1-seed2",)
-    assert {c.name: dict(c.counts) for c in trust.checks} == {
+    status = audit_status(audit, records)
+    assert (status.failed, status.warned, status.untrusted) == (("counts",), (), ("C1T1-seed1",))
+    assert status.unaudited == ("C1T1-seed2",)
+    assert {c.name: dict(c.counts) for c in status.checks} == {
         "leakage": {"pass": 1},
         "tokens": {"pass": 1},
         "causality": {"pass": 2},
@@ -149,21 +154,21 @@ def test_an_audit_holds_for_the_records_it_saw():
         "counts": {"pass": 1, "fail": 1},
     }
     again = [r.model_copy(update={"finished_at": "2026-04-01T00:00:00+00:00"}) for r in records]
-    later = judge(audit, again)  # the runs were made again: what the audit found of them is history
+    later = audit_status(audit, again)  # the runs were made again: what the audit found of them is history
     assert (later.failed, later.untrusted) == ((), ())
     assert later.unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
 
 
 def test_a_failing_check_of_the_data_spoils_every_run():
     records = make_grid([0])
-    trust = judge(make_audit(records, {(None, "leakage"): "fail"}), records)
-    assert set(trust.untrusted) == {r.run for r in records}
+    status = audit_status(make_audit(records, {(None, "leakage"): "fail"}), records)
+    assert set(status.untrusted) == {r.run for r in records}
 
 
 def test_every_failing_run_is_shown_and_the_worst_of_the_others():
     records = [make_record(1, 1, s) for s in SEEDS]
     outcomes = {(r.run, "causality"): "fail" for r in records[1:]} | {("C1T1-seed2", "counts"): "warn"}
-    shown = [(c.name, c.shown) for c in judge(make_audit(records, outcomes), records).checks]
+    shown = [(c.name, c.shown) for c in audit_status(make_audit(records, outcomes), records).checks]
     assert shown[2:] == [
         ("causality", "C1T1-seed1"),
         ("causality", "C1T1-seed2"),
@@ -174,7 +179,7 @@ def test_every_failing_run_is_shown_and_the_worst_of_the_others():
 
 def words(records: Sequence[RunRecord], audit: AuditRecord | None = None, lang: str = "en") -> str:
     """The report as Markdown, without figures."""
-    return render_markdown(compose(analyse(records, None, audit), Texts(lang), frozenset()))
+    return str(compose(analyse(records, None, audit), Texts(lang), frozenset()))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +256,7 @@ def test_figures_without_a_model_are_said_not_to_be_recomputed(lang: str, said: 
 
     audit = make_audit(records)
     audit = audit.model_copy(update={"runs": tuple(model_check(run) for run in audit.runs)})
-    assert judge(audit, records).unrecomputed == bare
+    assert audit_status(audit, records).unrecomputed == bare
     separator = Texts(lang)("list_separator")
     assert said.format(runs=separator.join(bare)) in words(records, audit, lang)
     assert said.partition("{")[0] not in words(records, make_audit(records), lang)

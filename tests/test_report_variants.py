@@ -21,17 +21,21 @@ from tandem.cli.summary import print_run
 from tandem.cli.terminal import Terminal
 from tandem.records import Manifest, RunRecord
 from tandem.report import summary_rows
-from tandem.report.analysis import analyse
-from tandem.report.beside import against_untrained
-from tandem.report.choice import choose, train_command
-from tandem.report.document import compose
-from tandem.report.findings import alternative_messages, conclusions, effect_findings
+from tandem.report.analysis import analyse, changed_settings, choose, trains_plainly
+from tandem.report.document import compose, train_command
 from tandem.report.original import Outcome, as_the_original, claims
-from tandem.report.phase1 import dispersion_findings
-from tandem.report.planned import changes, trains_plainly
-from tandem.report.render import render_html, render_markdown
+from tandem.report.phase1 import PHASE1_REPORTS
+from tandem.report.render import render_html
+from tandem.report.sentences import (
+    against_controls,
+    alternative_findings,
+    conclusions,
+    effect_findings,
+    reference_variant,
+    variant_findings,
+    variant_pairs,
+)
 from tandem.report.statistics import Verdict, holm
-from tandem.report.variants import reference, variant_findings, variant_pairs
 from tandem.report.wording import Texts
 
 SEEDS = (0, 1, 2)
@@ -39,7 +43,7 @@ SEEDS = (0, 1, 2)
 
 def words(records: list[RunRecord], manifest: Manifest | None = None, lang: str = "en") -> str:
     """The report as Markdown, without figures."""
-    return render_markdown(compose(analyse(records, manifest), Texts(lang), frozenset()))
+    return str(compose(analyse(records, manifest), Texts(lang), frozenset()))
 
 
 def changed(record: RunRecord, **values: object) -> RunRecord:
@@ -91,9 +95,14 @@ def test_summary_has_no_iterations_where_phase_1_predicts():
 def test_depths_are_compared_within_a_variant():
     variants = {"original": "original", "wide": "original", "predictive": "predictive"}
     analysis = analyse(make_variants(variants, seeds=SEEDS), None)
-    assert [d.name for d in analysis.depths] == ["original-C1", "original-C2", "wide-C1", "wide-C2"]
-    assert [d.name for d in analysis.predictions] == ["predictive-C1", "predictive-C2"]
-    assert analysis.depths[2].used_by == ("wide-C1T1", "wide-C1T2")
+    assert [d.name for d in analysis.phase1["original"]] == [
+        "original-C1",
+        "original-C2",
+        "wide-C1",
+        "wide-C2",
+    ]
+    assert [d.name for d in analysis.phase1["predictive"]] == ["predictive-C1", "predictive-C2"]
+    assert analysis.phase1["original"][2].used_by == ("wide-C1T1", "wide-C1T2")
     assert [(c.variant, c.a, c.b) for c in analysis.depth_comparisons] == [("original", 1, 2), ("wide", 1, 2)]
     assert [s.name for s in analysis.scans[::2]] == [
         "original-C1", "original-C2", "wide-C1", "wide-C2", "predictive-C1", "predictive-C2",
@@ -101,7 +110,9 @@ def test_depths_are_compared_within_a_variant():
     pairs = [p for m in effect_findings(analysis) for p in m.values["pairs"]]
     assert pairs
     assert all(len(set(re.findall(r"(\w+)-C\dT\d", pair))) == 1 for pair in pairs)
-    said = [Texts("en").say(m) for m in dispersion_findings(analysis)]
+    said = [
+        Texts("en").say(m) for m in PHASE1_REPORTS["original"].findings(analysis.phase1["original"], analysis)
+    ]
     assert said[2].startswith("original: **2 context layers converge faster than 1**")
 
 
@@ -114,7 +125,7 @@ def test_an_alternative_of_another_variant_is_no_faster_one():
     choice = choose(analysis)
     assert (choice.recommended.name, choice.alternative.name) == ("original-C1T1", "wide-C2T1")
     assert analysis.depth_comparisons[0].verdict is Verdict.BETTER
-    assert [m.key for m in alternative_messages(analysis, choice)] == ["alternative.lowest_perplexity"]
+    assert [m.key for m in alternative_findings(analysis, choice)] == ["alternative.lowest_perplexity"]
 
 
 # Variants beside each other
@@ -125,14 +136,14 @@ def test_every_variant_stands_against_the_first_of_the_manifest():
     manifest = make_manifest(SEEDS, variants={name: {} for name in ABLATIONS}, grid=[(1, 1), (1, 2)])
     analysis = analyse(records, manifest)
     pairs = variant_pairs(analysis)
-    assert reference(analysis) == "full"
+    assert reference_variant(analysis) == "full"
     assert len(pairs) == 7 * 2
     assert {c.a for c in pairs} == {"full-C1T1", "full-C1T2"}
     assert all(c.a.partition("-")[2] == c.b.partition("-")[2] for c in pairs)
     assert len(analysis.comparisons) == 16 * 15 / 2  # the family is of all pairs
     assert all(c in analysis.comparisons for c in pairs)
     without = analyse(records, None)
-    assert reference(without) is None
+    assert reference_variant(without) is None
     assert len(variant_pairs(without)) == 8 * 7 / 2 * 2
 
 
@@ -143,7 +154,7 @@ def test_the_reference_has_results():
         records, make_manifest(SEEDS, variants={name: {} for name in ABLATIONS}, grid=[(1, 1)])
     )
     assert analysis.variants[0] == "full"
-    assert reference(analysis) == "no_dropout"
+    assert reference_variant(analysis) == "no_dropout"
 
 
 def test_variants_are_told_by_verdict():
@@ -185,8 +196,12 @@ def test_long_tables_of_pairs_are_folded_only_beside_variants():
 def test_settings_of_variants_are_those_of_the_manifest():
     variants = {"full": {}, "bad": {"phase2": {"lr": 0.1, "negatives": None}, "recipe": "original"}}
     manifest = make_manifest(variants=variants, phase2={"dropout": 0.5})
-    assert changes(manifest, "full") == changes(manifest, "unknown") == ()
-    assert changes(manifest, "bad") == ("phase2.lr = 0.1", "phase2.negatives = null", 'recipe = "original"')
+    assert changed_settings(manifest, "full") == changed_settings(manifest, "unknown") == ()
+    assert changed_settings(manifest, "bad") == (
+        "phase2.lr = 0.1",
+        "phase2.negatives = null",
+        'recipe = "original"',
+    )
     assert not trains_plainly(manifest, "bad")
     assert trains_plainly(
         make_manifest(variants={"a": {"phase2": {"dropout": 0.0}}}, phase2={"dropout": 1}), "a"
@@ -215,7 +230,7 @@ def test_facts_that_differ_by_variant_are_told_of_each():
     assert "- Context dim: original: 120, predictive: 500" in text
     assert "- Embedding dim: 768" in text
     assert "- Variants: original (recipe `original`), predictive (recipe `predictive`)" in text
-    assert "| Embeddings | seed: `gpt2` (frozen), predictive: `spectral` (trained in phase 1) |" in text
+    assert "| Embeddings | original: `gpt2` (frozen), predictive: `spectral` (trained in phase 1) |" in text
     assert "predictive: `9a1de07744c2predictive`, baselines: `9a1de07744c2` |" in text
     alike = words(make_variants(ABLATIONS, [(1, 1)], SEEDS))
     assert "- Variants: full, no_dropout," in alike
@@ -265,7 +280,7 @@ def test_command_names_settings_and_variant(name: str, command: str):
 def test_controls_belong_to_their_variant():
     controls = [make_baseline("untrained", s, variant=v) for v in BOTH for s in SEEDS]
     analysis = analyse(make_variants(seeds=SEEDS) + controls, None)
-    assert [(c.a, c.b) for c in against_untrained(analysis)] == [
+    assert [(c.a, c.b) for c in against_controls(analysis)] == [
         ("original-C1T1-untrained", "original-C1T1"),
         ("predictive-C1T1-untrained", "predictive-C1T1"),
     ]

@@ -67,7 +67,7 @@ class DecayBaseline(Baseline):
         ]
 
 
-def counted(name: str, _: object) -> Iterator[str]:
+def counted(name: str, *_: object) -> Iterator[str]:
     """`numbers:COUNT`: so many documents, each of numbers in words."""
     words = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     for document in range(int(name.removeprefix("numbers:"))):

@@ -82,9 +82,9 @@ def process_group(device: torch.device) -> Iterator[Group]:
     if processes() == 1:
         yield ALONE
         return
-    # Its functions have the group as a default argument. Libraries import it, and where they do so while there
-    # is a group, this outlives `destroy_process_group`: gloo's threads run on while Python ends, and one that
-    # drops a tensor then aborts the process (LOG.md).
+    # This module's functions have the group as a default argument. If a library imports it while there is a
+    # group, the group outlives `destroy_process_group`. Then gloo's threads run on while Python ends, and one
+    # that drops a tensor aborts the process (LOG.md).
     import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     group = Group(distributed.get_rank(), distributed.get_world_size())

@@ -1,16 +1,18 @@
 """The difference of two models over seeds × documents: both are samples, and both make it uncertain.
 
-A seed stands for another training, a document for another validation text. Every pair of trainings scores the
-same documents, so the two factors are crossed, once each: a two-way random-effects analysis of variance
-without replication. Documents are the unit, never tokens: the tokens of a document resemble each other.
+A seed stands for another training, a document for another validation text. Every pair of trainings scores
+the same documents, so the two factors are crossed, once each. This is a two-way random-effects analysis
+of variance without replication. Documents are the unit, never tokens: the tokens of a document resemble
+each other.
 
-Let d[s, i] be the NLL of document i under b less that under a with seed s, in nats, summed over its n[i]
-tokens, and N = Σ n. The estimate weighs tokens equally, as perplexity does:
+Let d[s, i] be the NLL of document i under b less that under a with seed s, n[i] its tokens, and N = Σ n.
+The estimate weighs tokens equally, as perplexity does:
 
     δ[s] = Σ_i d[s, i] / N,    δ = mean of δ[s]
 
-It is a ratio of sums, and long documents weigh more. Its residuals are those of the jackknife over documents
-(Tukey's pseudo-values less δ[s]), which for documents of one length are plain deviations from the mean:
+It is a ratio of sums, and long documents weigh more. Its residuals are those of the jackknife over
+documents (Tukey's pseudo-values less δ[s]), which for documents of one length are plain deviations from
+the mean:
 
     e[s, i] = (D − 1) (d[s, i] − δ[s] n[i]) / (N − n[i])
 
@@ -20,10 +22,11 @@ It is a ratio of sums, and long documents weigh more. Its residuals are those of
 
     variance of δ = (MS_seed + MS_doc − MS_e) / (S D)
 
-with Satterthwaite's degrees of freedom, (MS_seed + MS_doc − MS_e)² over the sum of each MS² / df, but at
-least the smaller of S − 1 and D − 1. A mean square of seeds or documents below MS_e (a variance estimated as
-negative) is left out together with MS_e: the other one stands alone, with its own degrees of freedom; of two
-such mean squares the larger one. So the variance is never below what seeds or documents alone give.
+The degrees of freedom are Satterthwaite's, (MS_seed + MS_doc − MS_e)² over the sum of each MS² / df, but
+at least the smaller of S − 1 and D − 1. A mean square of seeds or documents below MS_e is a variance
+estimated as negative. It is left out together with MS_e, and the other one stands alone with its own
+degrees of freedom. Of two such mean squares the larger one stands. So the variance is never below what
+either factor gives.
 
 Satterthwaite, F. E. (1946). An approximate distribution of estimates of variance components. Biometrics
 Bull. 2, 110–114. Cochran, W. G. (1977). Sampling Techniques, 3rd ed., sections 6.4 and 6.17 (ratios).
@@ -39,47 +42,41 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from tandem.report.statistics import CONFIDENCE, MIN_SEEDS, RESOLUTION, Paired
+from tandem.report.statistics import CONFIDENCE, MIN_SEEDS, RESOLUTION, Interval, Paired, negated
 
-Basis = Literal["seeds_documents", "seeds"]
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The difference b − a of two models in validation NLL, nats per token.
+    """The difference b − a of two models in validation NLL, nats per token."""
 
-    basis        what the interval generalises to: other seeds and other documents, or other seeds only
-    by_seed      every common seed's own difference
-    documents    how many have scored tokens; None where they are not used
-    difference   the mean over common seeds; None without one
-    interval     95%; None below two seeds, or where a difference is not finite
-    df           degrees of freedom of interval and p
-    p            two-sided, uncorrected; None below three seeds, or where there is no interval
-    """
-
-    basis: Basis
+    basis: Literal["seeds_documents", "seeds"]
+    """What the interval generalises to: other seeds and other documents, or other seeds only."""
     by_seed: Mapping[int, float]
+    """The difference of every common seed."""
     documents: int | None
+    """Documents with scored tokens; None where documents are not used."""
     difference: float | None
-    interval: tuple[float, float] | None
+    """Mean over common seeds; None without one."""
+    interval: Interval | None
+    """95%; None below two seeds, or where a difference is not finite."""
     df: float | None
+    """Degrees of freedom of `interval` and `p`."""
     p: float | None
+    """Two-sided, uncorrected; None below three seeds, or without an interval."""
 
     @property
     def reversed(self) -> "Effect":
         """The same as a − b."""
-        return replace(
-            self,
-            by_seed={seed: -value for seed, value in self.by_seed.items()},
-            difference=None if self.difference is None else -self.difference,
-            interval=None if self.interval is None else (-self.interval[1], -self.interval[0]),
-        )
+        difference, interval = negated(self.difference, self.interval)
+        by_seed = {seed: -value for seed, value in self.by_seed.items()}
+        return replace(self, by_seed=by_seed, difference=difference, interval=interval)
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean difference, its standard error and the degrees of freedom of that."""
+class CrossedEstimate:
+    """A mean difference, its standard error (both in nats per token) and the error's degrees of freedom."""
 
     difference: float
     standard_error: float
@@ -93,18 +90,19 @@ class Estimate:
         return float(2 * special.stdtr(self.df, -abs(self.difference) / self.standard_error))
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> Interval:
         """Its 95% interval."""
         half = float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2)) * self.standard_error
         return self.difference - half, self.difference + half
 
 
-def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: float = 0.0) -> Estimate:
-    """The estimate from differences [S, D] in nats, summed over the documents' scored tokens [D].
+def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: float = 0.0) -> CrossedEstimate:
+    """The mean difference of two models over seeds × documents; the formulas stand at the top of this file.
 
-    The standard error never goes below `resolution / √(6 S)`, what rounding of the figures to steps of
-    `resolution` (nats per token) leaves uncertain; see `paired`. One document gives the paired t-test over
-    seeds. Raises ValueError below two seeds, without a document, and for a document without tokens.
+    `differences` [S, D] are nats, summed over each document's scored `tokens` [D]. The standard error never
+    goes below `resolution / √(6 S)`, what rounding to steps of `resolution` (nats per token) leaves
+    uncertain; see `paired`. One document gives the paired t-test over seeds. Raises ValueError below two
+    seeds, without a document, and for a document without tokens.
     """
     seeds, documents = differences.shape
     if seeds < 2 or documents < 1 or tokens.min() < 1:
@@ -126,7 +124,7 @@ def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: flo
             documents - 1,
         )
     least = resolution / math.sqrt(6 * seeds)
-    return Estimate(difference, max(math.sqrt(variance / (seeds * documents)), least), df)
+    return CrossedEstimate(difference, max(math.sqrt(variance / (seeds * documents)), least), df)
 
 
 def _variance(
@@ -147,7 +145,7 @@ def over_seeds_and_documents(
 ) -> Effect:
     """The effect from every seed's differences [D] in nats per document, of documents with `tokens` [D].
 
-    Documents without scored tokens are passed over.
+    Documents without scored tokens are not used.
     """
     scored = tokens > 0
     of_documents = np.stack([row[scored] for row in differences.values()])

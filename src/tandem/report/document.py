@@ -1,348 +1,447 @@
 """The report in order: which section holds what. Words come from the texts, figures from the analysis."""
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 import yaml
 
-from tandem.report import comparison_tables, phase1, tables
-from tandem.report.beside import beside_messages, beside_summary
-from tandem.report.blocks import (
-    Block,
-    Callout,
-    Code,
-    Details,
-    Document,
-    FigureBlock,
-    Items,
-    Paragraph,
-    Section,
-    Table,
+from tandem.report import markdown, sentences, tables, wording
+from tandem.report.analysis import Choice, changed_settings, choose
+from tandem.report.markdown import bullets, fenced, fold, make_table, numbered, warning
+from tandem.report.original import as_the_original, load_original
+from tandem.report.phase1 import (
+    ORIGINAL,
+    PHASE1_REPORTS,
+    all_columns,
+    phase1_report,
+    phase1_reports_of,
+    shared_unit,
 )
-from tandem.report.cells import folded
-from tandem.report.choice import choose
-from tandem.report.findings import (
-    caveats,
-    conclusions,
-    effect_findings,
-    pair_text,
-    phase2_findings,
-    recommendation_message,
-    standing,
-    still_improving,
-)
-from tandem.report.memory import memory_sentences
-from tandem.report.original import load_original, models_of_recipe_original
-from tandem.report.provenance import data_table, environment_table
-from tandem.report.recommendation import change_blocks, recommendation_sections
-from tandem.report.results import Analysis, Comparison
-from tandem.report.variants import (
-    overview_of_sizes,
-    overview_of_variants,
-    reference,
-    variant_findings,
-    variant_items,
-)
-from tandem.report.wording import NONE, Message, Texts, Value, literal, seconds_text, seeds_text
+from tandem.report.results import Analysis, Comparison, ModelResult
+from tandem.report.statistics import mean
+from tandem.report.wording import NONE, Message, Texts, Value, code, literal
+from tandem.settings import preset_names
+from tandem.shown import command
 
 DEFINITIONS = (
-    "config variant baseline params iterations convergence prediction rank memory perplexity bits accuracy "
+    "config variant baseline params phase1 rank memory perplexity bits accuracy "
     "plus_minus interval paired verdict efficiency time"
 )
-ROWS_UNFOLDED = 12
-"""Longer tables of all pairs are folded away where variants make them long: their own pairs stand apart."""
+"""Keys of the definitions in order; those of `phase1` are its recipes'."""
+LONGEST_TABLE = 12
+"""Rows. Longer tables of all pairs are folded away beside variants, whose own pairs have a table too."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What every section is written from."""
+
+    analysis: Analysis
+    choice: Choice | None
+    """None where nothing can be recommended."""
+    texts: Texts
+    figures: Set[str]
+    """Names of the figures there are."""
+
+    def heading(self, section: str, level: int = 2, **values: str) -> str:
+        """The heading of a section, from the text `section.NAME`."""
+        return f"{'#' * level} {self.texts(f'section.{section}', **values)}"
+
+    def list_of(self, messages: Iterable[Message]) -> str:
+        """The messages as a list."""
+        return bullets(map(self.texts.say, messages))
+
+    def figure(self, name: str) -> Iterator[str]:
+        """The figure, if there is one."""
+        if name in self.figures:
+            yield markdown.figure(f"{name}{self.texts.suffix}.svg", self.texts(f"figure.{name}"))
+
+    def findings(self, messages: Iterable[Message]) -> Iterator[str]:
+        """The findings of a section, if there are any."""
+        if said := self.list_of(messages):
+            yield self.texts("findings_lead")
+            yield said
+
+
+Section = Callable[[Report], Iterable[str]]
+"""Gives the blocks of a section, its heading first; none: there is no such section in this report."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report in Markdown."""
+
+    language: str
+    title: str
+    subtitle: str
+    sections: Mapping[str, str]
+    """By the name of the function that wrote it, which is its anchor in the page."""
+    footer: str
+
+    def __str__(self) -> str:
+        parts = [f"# {self.title}", self.subtitle, *self.sections.values(), "---", f"*{self.footer}*"]
+        return "\n\n".join(parts) + "\n"
 
 
 def compose(analysis: Analysis, texts: Texts, figures: Set[str]) -> Document:
     """The whole report; `figures` names the figures there are."""
-    writer, variants = _Writer(analysis, texts, figures), len(analysis.variants) > 1
+    report = Report(analysis, choose(analysis), texts, figures)
+    date = max(r.finished_at for r in analysis.records)[:10]
+    written = {section.__name__: "\n\n".join(section(report)) for section in SECTIONS}
     return Document(
         language=texts.language,
-        title=texts("title_variants" if variants else "title", experiment=literal(analysis.experiment)),
-        subtitle=texts("subtitle_variants" if variants else "subtitle", date=analysis.finished_at[:10]),
-        sections=tuple(writer.sections()),
-        footer=texts("footer", date=analysis.finished_at[:10]),
+        title=texts("title", experiment=literal(analysis.experiment)),
+        subtitle=texts("subtitle", date=date),
+        sections={name: text for name, text in written.items() if text},
+        footer=texts("footer", date=date),
     )
 
 
-class _Writer:
-    """Holds what every section needs: the analysis, the choice that follows from it, the texts."""
+# Overview and results
 
-    def __init__(self, analysis: Analysis, texts: Texts, figures: Set[str]) -> None:
-        self.analysis = analysis
-        self.choice = choose(analysis)
-        self.texts = texts
-        self.figures = figures
 
-    def sections(self) -> Iterator[Section]:
-        analysis, texts, choice = self.analysis, self.texts, self.choice
-        yield self._section("overview", self._overview())
-        yield self._section("summary", self._summary())
-        yield self._section("original", self._original())  # beside our own table, so that one sees both
-        yield self._section("details", [])
-        yield self._section("phase1", self._phase1(), 3)
-        yield self._section("phase2", self._phase2(), 3)
-        yield self._section(
-            "efficiency",
-            [tables.efficiency_table(analysis, texts, choice), *self._figure("perplexity_parameters")],
-            3,
-        )
-        if analysis.scans:
-            yield self._section("scans", self._scans(), 3)
-        if analysis.memories:
-            yield self._section("memory", self._memory(), 3)
-        yield self._section("findings", [])
-        yield self._section("standing", self._standing(), 3)
-        yield self._section("depth", self._depth(), 3)
-        if len(analysis.variants) > 1:
-            yield self._section("variants", self._variants(), 3)
-        if analysis.baselines:
-            yield self._section("beside", self._beside())
-        yield self._section("recommendation", [])
-        yield from recommendation_sections(analysis, choice, texts)
-        yield self._section("conclusions", [self._items(conclusions(analysis, choice), ordered=True)])
-        if choice is not None:
-            yield self._section("change", change_blocks(analysis, choice, texts))
-        yield self._section("audit", self._audit())
-        yield self._section("runs", self._runs())
-        yield self._section("provenance", self._provenance())
-        there = {
-            "variant": analysis.variants,
-            "prediction": analysis.predictions,
-            "memory": analysis.memories,
-        }
-        names = [name for name in DEFINITIONS.split() if there.get(name, True)]
-        if analysis.predictions:
-            names[names.index("params")] = "params_prediction"
-        yield self._section("definitions", [Items([texts(f"definition.{name}") for name in names])])
+def overview(report: Report) -> Iterator[str]:
+    analysis, choice, texts = report.analysis, report.choice, report.texts
+    yield report.heading("overview")
+    yield from (warning(texts.say(message)) for message in sentences.audit_warnings(analysis))
+    purpose = [Message("overview.purpose", {"count": str(len(analysis.configurations))})]
+    yield texts.say(*purpose, *([Message("overview.named")] if analysis.variants else []))
+    if choice is None:
+        yield warning(texts.say(sentences.no_conclusion(analysis)))
+    else:
+        messages = [
+            sentences.standing(analysis, choice),
+            *sentences.recommendation(analysis, choice),
+            *sentences.baseline_summary(analysis, choice),
+        ]
+        yield f"> {texts.say(*messages)}"
+    data = analysis.data[0][0]
+    seeds = sorted({r.seed for r in analysis.records if r.seed is not None})
+    facts: dict[str, Value] = {
+        "configurations": [c.name for c in analysis.configurations] or [NONE],
+        **({"variants": analysis.variants} if analysis.variants else {}),
+        "recipe": [*map(code, dict.fromkeys(c.recipe for c in analysis.configurations))] or [NONE],
+        "baselines": [b.name for b in analysis.baselines] or [NONE],
+        "seeds": wording.seeds_text(seeds),
+        "devices": sorted({literal(e.device_name) for e, _ in analysis.environments}),
+        "train_tokens": f"{data.train_tokens:,}",
+        "validation_tokens": f"{data.validation_tokens:,}",
+        "vocabulary": f"{data.vocab_size:,}",
+        **{name: _sizes(analysis, name) for name in ("embed_dim", "context_dim")},
+    }
+    yield bullets(texts(f"overview.{key}", value=value) for key, value in facts.items())
 
-    def _section(self, name: str, blocks: Iterable[Block], level: int = 2) -> Section:
-        return Section(name, self.texts(f"section.{name}"), tuple(blocks), level)
 
-    def _items(self, messages: Iterable[Message], ordered: bool = False) -> Items:
-        return Items([self.texts.say(message) for message in messages], ordered)
+def _sizes(analysis: Analysis, name: str) -> list[str]:
+    """A size of the configurations; several where variants differ in it."""
+    found = (getattr(r, name) for r in analysis.records)
+    return [*map(str, dict.fromkeys(size for size in found if size is not None))] or [NONE]
 
-    def _figure(self, name: str) -> Iterator[FigureBlock]:
-        if name in self.figures:
-            yield FigureBlock(name, self.texts(f"figure.{name}"))
 
-    def _overview(self) -> Iterator[Block]:
-        analysis, texts = self.analysis, self.texts
-        yield from self._distrust()
-        purpose = "overview.purpose_variants" if len(analysis.variants) > 1 else "overview.purpose"
-        yield Paragraph(texts(purpose, count=str(len(analysis.configurations))))
-        if self.choice is not None:
-            messages = [
-                standing(analysis, self.choice),
-                recommendation_message(self.choice),
-                *caveats(analysis, self.choice),
-                *beside_summary(analysis, self.choice),
-            ]
-            yield Callout(texts("sentence_separator").join(map(texts.say, messages)), "result")
-        else:
-            yield Callout(texts.say(next(conclusions(analysis, None))), "warning")
-        data = analysis.data[0][0]
-        facts: dict[str, Value] = {
-            "configurations": [c.name for c in analysis.configurations] or [NONE],
-            **overview_of_variants(analysis, texts),
-            "baselines": [b.name for b in analysis.baselines] or [NONE],
-            "seeds": seeds_text(analysis.seeds),
-            "devices": sorted({literal(e.device_name) for e, _ in analysis.environments}),
-            "train_tokens": f"{data.train_tokens:,}",
-            "validation_tokens": f"{data.validation_tokens:,}",
-            "vocabulary": f"{data.vocab_size:,}",
-            **overview_of_sizes(analysis, texts),
-        }
-        yield Items([texts(f"overview.{key}", value=value) for key, value in facts.items()])
+def summary(report: Report) -> Iterator[str]:
+    analysis, texts = report.analysis, report.texts
+    yield report.heading("summary")
+    for message in (*sentences.audit_warnings(analysis), *sentences.warnings(analysis)):
+        yield warning(texts.say(message))
+    yield str(tables.summary_table(analysis, texts, report.choice))
+    yield from report.figure("validation_perplexity")
 
-    def _summary(self) -> Iterator[Block]:
-        analysis, texts = self.analysis, self.texts
-        yield from self._distrust()
-        for key in self._warnings():
-            yield Callout(texts.say(key), "warning")
-        yield tables.summary_table(analysis, texts, self.choice)
-        yield from self._figure("validation_perplexity")
 
-    def _distrust(self) -> Iterator[Block]:
-        """What the audit says against these records, for the top of the report and of its figures."""
-        trust = self.analysis.trust
-        if trust.failed:
-            runs = [literal(run) for run in trust.untrusted]
-            key = "audit.failed_all" if self.analysis.all_untrusted else "audit.failed"
-            yield Callout(self.texts(key, checks=trust.failed, runs=runs), "warning")
-        if trust.warned:
-            yield Callout(self.texts("audit.warned", checks=trust.warned), "warning")
+def original(report: Report) -> Iterator[str]:
+    """Stands beside our own table, so that one sees both."""
+    analysis, texts, printed = report.analysis, report.texts, load_original()
+    ours = list(as_the_original(analysis).values())
+    yield report.heading("original")
+    if analysis.configurations and not ours:
+        yield texts("original.none")
+        return
+    about = {"title": printed.title, "date": printed.date, "device": printed.device}
+    yield warning(texts("original.label", **about, data=printed.data, tokenizer=printed.tokenizer))
+    if ours and ours[0].variant is not None:
+        yield texts("original.variant", variant=ours[0].variant)
+    yield str(tables.original_table(analysis, texts))
+    yield texts("original.caveats")
+    yield bullets(printed.caveats[texts.language])
+    yield texts("original.claims")
+    yield str(tables.claims_table(analysis, texts))
 
-    def _warnings(self) -> Iterator[Message]:
-        analysis = self.analysis
-        if not analysis.comparable:
-            yield Message("warning.not_comparable")
-        if len(analysis.environments) > 1:
-            yield Message("warning.environments", {"count": str(len(analysis.environments))})
-        if analysis.failed:
-            yield Message("warning.failed", {"runs": [literal(r.run) for r in analysis.failed]})
-        if analysis.left_out:
-            yield Message("warning.left_out", {"runs": [literal(r.run) for r in analysis.left_out]})
-        if analysis.missing or analysis.missing_baselines:
-            missing: dict[str, list[str]] = {}
-            for name, seed in analysis.missing:
-                missing.setdefault(name, []).append(str(seed))
-            runs = [f"{literal(name)} (seed {', '.join(seeds)})" for name, seeds in missing.items()]
-            runs += [literal(run) for run in analysis.missing_baselines]
-            yield Message("warning.missing", {"runs": runs})
-        if len({c.seeds for c in analysis.configurations if c.validation}) > 1:
-            yield Message("warning.seeds_differ")
-        if any(not scan.within for scan in analysis.scans):
-            yield Message("warning.scan")
-        if any(data.overlap_documents for data, _ in analysis.data):
-            yield Message("warning.overlap")
-        if any(data.validation_lost_bytes or data.train_lost_bytes for data, _ in analysis.data):
-            yield Message("warning.lost")
 
-    def _phase1(self) -> Iterator[Block]:
-        analysis, texts = self.analysis, self.texts
-        if analysis.depths or not analysis.predictions:
-            if analysis.predictions:
-                yield Paragraph(texts("phase1.by_dispersion"))
-            yield phase1.dispersion_table(analysis, texts)
-            messages = list(phase1.dispersion_findings(analysis))
-            if messages:
-                yield Paragraph(texts("findings_lead"))
-                yield self._items(messages)
-            yield from self._figure("phase1_convergence")
-            yield from self._figure("phase1_loss")
-        if analysis.predictions:
-            shared = "shared_predictions_variants" if analysis.variants else "shared_predictions"
-            about = [texts("phase1.by_prediction"), texts(f"phase1.{shared}")]
-            yield Paragraph(texts("sentence_separator").join(about))
-            yield phase1.prediction_table(analysis, texts)
-            yield from self._figure("phase1_prediction")
+# Details
 
-    def _phase2(self) -> Iterator[Block]:
-        yield tables.phase2_table(self.analysis, self.texts, self.choice)
-        messages = list(phase2_findings(self.analysis, self.choice))
-        if messages:
-            yield Paragraph(self.texts("findings_lead"))
-            yield self._items(messages)
-        yield from self._figure("learning_curves")
 
-    def _scans(self) -> Iterator[Block]:
-        yield Paragraph(self.texts("scan.meaning"))
-        if any(scan.method == "linear" for result in self.analysis.scans for scan in result.scans):
-            yield Paragraph(self.texts("scan.linear"))
-        yield tables.scan_table(self.analysis, self.texts)
+def details(report: Report) -> Iterator[str]:
+    yield report.heading("details")
 
-    def _memory(self) -> Iterator[Block]:
-        yield Paragraph(self.texts("memory.meaning"))
-        yield Items(memory_sentences(self.analysis, self.texts))
-        yield from self._figure("memory")
 
-    def _standing(self) -> Iterator[Block]:
-        if self.choice is None:
-            yield Paragraph(self.texts.say(next(conclusions(self.analysis, None))))
-            return
-        yield Paragraph(self.texts.say(standing(self.analysis, self.choice)))
-        if self.analysis.comparisons:
-            yield self._folded(comparison_tables.comparison_table(self.analysis, self.texts))
-            yield Paragraph(self.texts("comparison_note"))
-            yield from self._seeds_only(self.analysis.comparisons)
-            yield self._folded(comparison_tables.paired_table(self.analysis, self.texts))
-            yield Paragraph(self.texts("paired_note"))
+def phase1(report: Report) -> Iterator[str]:
+    analysis, texts = report.analysis, report.texts
+    yield report.heading("phase1", 3)
+    for recipe, of_recipe, results in phase1_reports_of(analysis):
+        if lead := texts.say(*of_recipe.lead(analysis)):
+            yield lead
+        columns = all_columns(of_recipe, analysis, texts)
+        yield str(make_table(texts, of_recipe.caption, columns, results, recipe=code(recipe)))
+        yield from report.findings(of_recipe.findings(results, analysis))
+        for name in of_recipe.figures:
+            yield from report.figure(name)
 
-    def _folded(self, table: Table) -> Block:
-        return folded(table, self.texts, ROWS_UNFOLDED) if self.analysis.variants else table
 
-    def _seeds_only(self, comparisons: Sequence[Comparison]) -> Iterator[Block]:
-        """Says where intervals do not cover the choice of the text."""
-        pairs = [pair_text(c) for c in comparisons if c.effect.basis == "seeds"]
-        if pairs:
-            yield Callout(self.texts("seeds_only_note", pairs=pairs), "warning")
+def phase2(report: Report) -> Iterator[str]:
+    yield report.heading("phase2", 3)
+    yield str(tables.phase2_table(report.analysis, report.texts, report.choice))
+    yield from report.findings(sentences.phase2_findings(report.analysis, report.choice))
+    yield from report.figure("learning_curves")
 
-    def _beside(self) -> Iterator[Block]:
-        analysis, texts = self.analysis, self.texts
-        yield Paragraph(texts("beside_lead"))
-        yield comparison_tables.baseline_table(analysis, texts)
-        yield from (Paragraph(texts.say(message)) for message in still_improving(analysis.baselines))
-        if self.choice is None or not analysis.baseline_comparisons:
-            yield Paragraph(texts("beside_none"))
-            return
-        yield self._items(beside_messages(analysis, self.choice))
-        yield comparison_tables.beside_table(analysis, texts, self.choice)
-        yield Paragraph(texts("beside_note"))
-        yield from self._seeds_only(analysis.baseline_comparisons)
 
-    def _audit(self) -> Iterator[Block]:
-        texts, trust = self.texts, self.analysis.trust
-        if trust.audited_at is None:
-            yield Paragraph(texts("audit.none"))
-            return
-        yield Paragraph(texts("audit.made", date=trust.audited_at[:10]))
-        if trust.checks:
-            yield comparison_tables.audit_table(self.analysis, texts)
-        if trust.unrecomputed:
-            yield Paragraph(texts("audit.unrecomputed", runs=[literal(run) for run in trust.unrecomputed]))
-        if trust.unaudited:
-            runs = [literal(run) for run in trust.unaudited]
-            yield Callout(texts("audit.unaudited", runs=runs), "warning")
+def efficiency(report: Report) -> Iterator[str]:
+    yield report.heading("efficiency", 3)
+    yield str(tables.efficiency_table(report.analysis, report.texts, report.choice))
+    yield from report.figure("perplexity_parameters")
 
-    def _depth(self) -> Iterator[Block]:
-        messages = list(effect_findings(self.analysis))
-        yield self._items(messages) if messages else Paragraph(self.texts("effect.none"))
 
-    def _variants(self) -> Iterator[Block]:
-        analysis, texts = self.analysis, self.texts
-        if items := variant_items(analysis, texts):
-            yield Paragraph(texts("variants.lead"))
-            yield Items(items)
-        messages = list(variant_findings(analysis))
-        if not messages:
-            yield Paragraph(texts("variants.none"))
-            return
-        against = reference(analysis)
-        if against is not None:
-            yield Paragraph(texts("variants.reference", reference=against))
-        yield self._items(messages)
-        yield comparison_tables.variants_table(analysis, texts)
-        yield Paragraph(texts("variants.note"))
+def scans(report: Report) -> Iterator[str]:
+    analysis, texts = report.analysis, report.texts
+    if analysis.scans:
+        yield report.heading("scans", 3)
+        yield texts("scan.meaning")
+        methods = dict.fromkeys(scan.method for result in analysis.scans for scan in result.scans)
+        yield from filter(None, (texts.of(f"scan.method.{method}") for method in methods))
+        yield str(tables.scans_table(analysis, texts))
 
-    def _original(self) -> Iterator[Block]:
-        texts, original, ours = self.texts, load_original(), models_of_recipe_original(self.analysis)
-        if self.analysis.configurations and not ours:
-            yield Paragraph(texts("original.none"))
-            return
-        yield Callout(
-            texts("original.label", title=original.title, date=original.date, device=original.device,
-                  data=original.data, tokenizer=original.tokenizer),
-            "warning",
-        )  # fmt: skip
-        if ours and ours[0].variant is not None:
-            yield Paragraph(texts("original.variant", variant=ours[0].variant))
-        yield tables.original_table(self.analysis, texts)
-        yield Paragraph(texts("original.caveats"))
-        yield Items(original.caveats[texts.language])
-        yield Paragraph(texts("original.claims"))
-        yield tables.claims_table(self.analysis, texts)
 
-    def _runs(self) -> Iterator[Block]:
-        analysis, texts = self.analysis, self.texts
-        yield Paragraph(
+def memory(report: Report) -> Iterator[str]:
+    if report.analysis.memories:
+        yield report.heading("memory", 3)
+        yield report.texts("memory.meaning")
+        yield bullets(sentences.memory_sentences(report.analysis, report.texts))
+        yield from report.figure("memory")
+
+
+# Findings
+
+
+def findings(report: Report) -> Iterator[str]:
+    yield report.heading("findings")
+
+
+def standing(report: Report) -> Iterator[str]:
+    analysis, choice, texts = report.analysis, report.choice, report.texts
+    yield report.heading("standing", 3)
+    if choice is None:
+        yield texts.say(sentences.no_conclusion(analysis))
+        return
+    yield texts.say(sentences.standing(analysis, choice))
+    if comparisons := analysis.comparisons:
+        longest = LONGEST_TABLE if analysis.variants else len(comparisons)
+        yield fold(tables.effects_table(analysis, texts, "comparison", comparisons), texts, longest)
+        yield texts("comparison_note")
+        yield from _seeds_only(comparisons, texts)
+        yield fold(tables.paired_table(analysis, texts), texts, longest)
+        yield texts("paired_note")
+
+
+def _seeds_only(comparisons: Sequence[Comparison], texts: Texts) -> Iterator[str]:
+    """Says where intervals do not cover the choice of the text."""
+    pairs = [sentences.pair_text(c) for c in comparisons if c.effect.basis == "seeds"]
+    if pairs:
+        yield warning(texts("seeds_only_note", pairs=pairs))
+
+
+def depth(report: Report) -> Iterator[str]:
+    yield report.heading("depth", 3)
+    yield report.list_of(sentences.effect_findings(report.analysis)) or report.texts("effect.none")
+
+
+def variants(report: Report) -> Iterator[str]:
+    analysis, texts = report.analysis, report.texts
+    if len(analysis.variants) < 2:
+        return
+    yield report.heading("variants", 3)
+    if analysis.manifest:
+        own = {variant: changed_settings(analysis.manifest, variant) for variant in analysis.variants}
+        yield texts("variants.lead")
+        yield bullets(
             texts(
-                "runs.time_variants" if analysis.variants else "runs.time",
-                spent=seconds_text(analysis.seconds_spent),
-                alone=seconds_text(analysis.seconds_alone),
+                f"variants.{'changes' if changed else 'unchanged'}", variant=v, changes=[*map(code, changed)]
             )
+            for v, changed in own.items()
         )
-        if analysis.failed:
-            yield tables.failures_table(analysis.failed, texts)
-        yield tables.runs_table(analysis, texts)
+    pairs = sentences.variant_pairs(analysis)
+    if not pairs:
+        yield texts("variants.none")
+        return
+    if reference := sentences.reference_variant(analysis):
+        yield texts("variants.reference", reference=reference)
+    yield report.list_of(sentences.variant_findings(analysis))
+    yield str(tables.effects_table(analysis, texts, "variants", pairs))
+    yield texts("variants.note")
 
-    def _provenance(self) -> Iterator[Block]:
-        analysis, texts = self.analysis, self.texts
-        yield Paragraph(texts("provenance.source"))
-        yield Code(texts("provenance.command"), "sh")
-        yield environment_table(analysis, texts)
-        yield data_table(analysis, texts)
-        if analysis.manifest is None:
-            yield Paragraph(texts("provenance.no_manifest"))
-            return
-        settings = yaml.safe_dump(analysis.manifest.settings, sort_keys=False, allow_unicode=True, width=100)
-        yield Details(texts("provenance.settings"), Code(settings.rstrip(), "yaml"))
+
+def vs_baselines(report: Report) -> Iterator[str]:
+    analysis, choice, texts = report.analysis, report.choice, report.texts
+    if not analysis.baselines:
+        return
+    yield report.heading("vs_baselines")
+    yield texts("vs_baselines_lead")
+    yield str(tables.baselines_table(analysis, texts))
+    yield from map(texts.say, sentences.still_improving(analysis.baselines))
+    if choice is None or not analysis.baseline_comparisons:
+        yield texts("vs_baselines_none")
+        return
+    yield report.list_of(sentences.baseline_findings(analysis, choice))
+    comparisons = [*sentences.against_others(analysis, choice), *sentences.against_controls(analysis)]
+    yield str(tables.effects_table(analysis, texts, "vs_baselines", comparisons))
+    yield texts("vs_baselines_note")
+    yield from _seeds_only(analysis.baseline_comparisons, texts)
+
+
+# Recommendation
+
+
+def recommendation(report: Report) -> Iterator[str]:
+    yield report.heading("recommendation")
+
+
+def recommended(report: Report) -> Iterator[str]:
+    choice = report.choice
+    if choice is None:
+        yield f"### {report.texts('recommended.none')}"
+        return
+    yield from _configuration(
+        report, "recommended", choice.recommended, sentences.recommendation(report.analysis, choice)
+    )
+
+
+def alternative(report: Report) -> Iterator[str]:
+    if report.choice is None:
+        return
+    reasons = sentences.alternative_findings(report.analysis, report.choice)
+    if report.choice.alternative is not None:
+        yield from _configuration(report, "alternative", report.choice.alternative, reasons)
+    else:
+        yield report.heading("no_alternative", 3)
+        yield report.list_of(reasons)
+
+
+def _configuration(report: Report, name: str, c: ModelResult, reasons: Iterable[Message]) -> Iterator[str]:
+    """A configuration to choose: how to select it, why, and its main figures."""
+    depths = {"context": str(c.context_layers), "token": str(c.token_layers)}
+    yield report.heading(name, 3, name=c.name, **depths)
+    yield fenced(_selecting_settings(c, report.texts), "python")
+    figures = [
+        Message("choice.perplexity", {"value": wording.perplexity_text(mean(c.perplexity))}),
+        Message("choice.accuracy", {"value": wording.percent(mean(c.accuracy))}),
+        Message("choice.parameters", {"value": wording.count_short(c.total_parameters)}),
+        *phase1_report(c.recipe).facts(c),
+    ]
+    yield report.list_of([*reasons, *figures])
+
+
+def _selecting_settings(c: ModelResult, texts: Texts) -> str:
+    """The settings that select it; `num_layers` sets both depths where they are equal."""
+    lines = [f"context_layers = {c.context_layers}", f"token_layers = {c.token_layers}"]
+    if c.context_layers == c.token_layers:
+        lines += [texts("code.or"), f"num_layers = {c.context_layers}"]
+    return "\n".join(lines)
+
+
+def avoid(report: Report) -> Iterator[str]:
+    if report.choice is not None:
+        yield report.heading("avoid", 3)
+        yield report.list_of(sentences.avoid_findings(report.choice))
+
+
+def conclusions(report: Report) -> Iterator[str]:
+    yield report.heading("conclusions")
+    yield numbered(map(report.texts.say, sentences.conclusions(report.analysis, report.choice)))
+
+
+def change(report: Report) -> Iterator[str]:
+    """How to select the recommended configuration, and how to train it alone."""
+    if report.choice is None:
+        return
+    c, texts = report.choice.recommended, report.texts
+    yield report.heading("change")
+    yield texts("change.settings", name=c.name)
+    yield fenced(_selecting_settings(c, texts), "python")
+    yield texts("change.command" if c.variant is None else "change.command_variant")
+    yield fenced(train_command(c, report.analysis.experiment), "sh")
+
+
+def train_command(c: ModelResult, experiment: str) -> str:
+    """The command that trains this configuration alone.
+
+    A variant is one of the experiment's settings, so the command names them: the preset of that name, or
+    else the file that an experiment takes its name from.
+    """
+    depths = ("--context-layers", c.context_layers, "--token-layers", c.token_layers)
+    if c.variant is None:
+        return command("tandem", "train", *depths)
+    settings = experiment if experiment in preset_names() else f"{experiment}.yaml"
+    return command("tandem", "train", settings, "--variant", c.variant, *depths)
+
+
+# Where it all comes from
+
+
+def audit(report: Report) -> Iterator[str]:
+    analysis, texts, status = report.analysis, report.texts, report.analysis.audit
+    yield report.heading("audit")
+    if status.audited_at is None:
+        yield texts("audit.none")
+        return
+    yield texts("audit.made", date=status.audited_at[:10])
+    if status.checks:
+        yield str(tables.audit_table(analysis, texts))
+    if status.unrecomputed:
+        yield texts("audit.unrecomputed", runs=[literal(run) for run in status.unrecomputed])
+    if status.unaudited:
+        yield warning(texts("audit.unaudited", runs=[literal(run) for run in status.unaudited]))
+
+
+def runs(report: Report) -> Iterator[str]:
+    analysis, texts = report.analysis, report.texts
+    spent, alone = map(wording.seconds_text, (analysis.seconds_spent, analysis.seconds_alone))
+    yield report.heading("runs")
+    yield texts("runs.time", spent=spent, alone=alone, unit=shared_unit(analysis))
+    if analysis.failed:
+        yield str(tables.failures_table(analysis, texts))
+    yield str(tables.runs_table(analysis, texts))
+
+
+def provenance(report: Report) -> Iterator[str]:
+    analysis, texts = report.analysis, report.texts
+    yield report.heading("provenance")
+    yield texts("provenance.source")
+    yield fenced(texts("provenance.command"), "sh")
+    yield str(tables.environment_table(analysis, texts))
+    yield str(tables.data_table(analysis, texts))
+    if analysis.manifest is None:
+        yield texts("provenance.no_manifest")
+        return
+    settings = yaml.safe_dump(analysis.manifest.settings, sort_keys=False, allow_unicode=True, width=100)
+    yield markdown.details(texts("provenance.settings"), fenced(settings.rstrip(), "yaml"))
+
+
+def definitions(report: Report) -> Iterator[str]:
+    """The terms of this report. The summary always has the columns of the original recipe."""
+    analysis = report.analysis
+    found = dict.fromkeys([PHASE1_REPORTS[ORIGINAL], *(one for _, one, _ in phase1_reports_of(analysis))])
+    terms = {
+        "variant": ["variant"] if analysis.variants else [],
+        "phase1": [key for of_recipe in found for key in of_recipe.definitions],
+        "memory": ["memory"] if analysis.memories else [],
+    }
+    keys = [key for name in DEFINITIONS.split() for key in terms.get(name, [name])]
+    yield report.heading("definitions")
+    yield bullets(report.texts(f"definition.{key}") for key in keys)
+
+
+SECTIONS: list[Section] = [
+    overview, summary, original,
+    details, phase1, phase2, efficiency, scans, memory,
+    findings, standing, depth, variants, vs_baselines,
+    recommendation, recommended, alternative, avoid, conclusions, change,
+    audit, runs, provenance, definitions,
+]  # fmt: skip
+"""The sections in order. Another one is a function more, here or in a program that extends the report."""

@@ -1,20 +1,41 @@
-"""The report's figures: what each shows. They carry no title, since their captions stand in the report.
+"""The report's figures: what each shows, and how it is drawn. Their captions stand in the report.
 
-Labels such as `@epoch` are keys, put into words in the finished SVG (see `drawing`).
+Figures are deterministic, and legible in print and for colour-blind readers. Text stays text in the SVG (no
+outlines), so the reader's own fonts serve every language. matplotlib cannot measure scripts that its own font
+lacks. So labels are drawn as plain-letter keys such as `@epoch`, and put into words in the finished SVG.
 """
 
+import html
+import io
 import math
+import re
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from tandem.objectives.original import Phase1Iteration
-from tandem.report.drawing import INK, draw_curves, drawn_svg, finish, legend, look
-from tandem.report.memory import SHARES
+from tandem.report.phase1 import Curves, phase1_report
 from tandem.report.results import Analysis, ModelResult
+from tandem.report.sentences import MEMORY_SHARES
 from tandem.report.statistics import MIN_SEEDS, perplexity
 from tandem.report.wording import Texts, count_short, perplexity_text
+
+Draw = Callable[[Axes, Analysis], bool]
+"""Draws a figure; False where there is nothing to draw."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333", "#882255")
+"""Okabe and Ito's palette (2008), less its yellow, which print loses, and Tol's wine (2021)."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FONTS = "system-ui, 'Segoe UI', 'Noto Sans', 'Hiragino Sans', 'Noto Sans CJK JP', Meiryo, sans-serif"
+LEGEND_ROWS = 18
+"""Entries that stand beside a figure in one column."""
+INK, FAINT = "#333333", "#d9d9d9"
 
 WIDE = 2.0
 """Times the lowest perplexity that the highest may be, before a logarithmic axis shows them."""
@@ -26,14 +47,43 @@ names have room on one line."""
 LEAST_CHANGE = 1e-4
 """Below it a context's memory is not drawn: rounding would fill most of the figure."""
 
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # names are no formulas
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "axes.unicode_minus": True,
+}
+
 
 def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
     """Every figure that the records have data for, as {name: SVG document}."""
-    drawings: dict[str, Callable[[Axes, Analysis], bool]] = {
+    of_phase1: dict[str, Draw] = {
+        figure: partial(_phase1, recipe, curves)
+        for recipe in analysis.phase1
+        for figure, curves in phase1_report(recipe).figures.items()
+    }
+    drawings: dict[str, Draw] = {
         "validation_perplexity": _validation_perplexity,
-        "phase1_convergence": _phase1_convergence,
-        "phase1_loss": _phase1_loss,
-        "phase1_prediction": _phase1_prediction,
+        **of_phase1,
         "learning_curves": _learning_curves,
         "memory": _memory,
         "perplexity_parameters": _perplexity_parameters,
@@ -42,11 +92,41 @@ def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
     return {name: svg for name, svg in figures.items() if svg is not None}
 
 
+def drawn_svg(name: str, draw: Draw, analysis: Analysis, texts: Texts) -> str | None:
+    """The SVG document of what `draw` draws; None where it says that there was nothing to draw."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
+        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        # Of a name in another script, whose letters the reader's fonts have.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure = Figure(figsize=(6.8, 3.5), layout="constrained")
+        FigureCanvasSVG(figure)
+        return _svg(figure, name, texts) if draw(figure.subplots(), analysis) else None
+
+
+def _svg(figure: Figure, name: str, texts: Texts) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # several stand in one page
+    svg = re.sub(r" font-family: [^;\"]*;| ?<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
+    root = f'<svg style="font-family: {FONTS}; stroke-linejoin: round; stroke-linecap: butt"'
+    svg = re.sub("<svg", root, svg, count=1)
+    svg = re.sub(r"@([a-z0-9_]+)", lambda key: html.escape(texts.of(f"axes.{key[1]}") or key[0]), svg)
+    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
+
+
+# What each figure shows
+
+
 def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
     """Every seed's dot; the mean and, from three seeds on, its 95% interval."""
     shown = [c for c in analysis.configurations if _finite(c)]
+    looks = _looks(analysis)
     for place, c in enumerate(shown):
-        colour = _colour(analysis, c)
+        colour, marker = looks[c.name]
         values = _finite_perplexities(c)
         offsets = [0.16 * (i - (len(values) - 1) / 2) / max(len(values) - 1, 1) for i in range(len(values))]
         axes.plot(
@@ -55,7 +135,7 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
         if c.nll is None:
             continue
         mean = top = perplexity(c.nll.mean)
-        axes.plot([place - 0.12], [mean], _marker(analysis, c), color=colour, ms=7)
+        axes.plot([place - 0.12], [mean], marker, color=colour, ms=7)
         if c.nll.interval is not None and len(values) >= MIN_SEEDS:
             low, top = (perplexity(end) for end in c.nll.interval)
             axes.errorbar(
@@ -92,11 +172,8 @@ def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
 def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
     """A line for the mean of every baseline near enough not to squeeze the configurations together."""
     low, high = axes.get_ylim()
-    near = {
-        b.name: b.mean_perplexity
-        for b in analysis.baselines
-        if b.mean_perplexity is not None and low / NEAR < b.mean_perplexity < high * NEAR
-    }
+    means = {b.name: b.perplexity.mean for b in analysis.baselines if b.perplexity}
+    near = {name: mean for name, mean in means.items() if low / NEAR < mean < high * NEAR}
     for mean in near.values():
         axes.axhline(mean, color=INK, lw=1, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
     axes.autoscale_view()
@@ -111,39 +188,17 @@ def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
         )  # fmt: skip
 
 
-def _phase1_convergence(axes: Axes, analysis: Analysis) -> bool:
-    drawn = _phase1(axes, analysis, lambda step: 100 * step.convergence_rate)
-    axes.set_ylabel("@convergence_rate")
-    axes.set_ylim(0, 101)
-    return drawn
-
-
-def _phase1_loss(axes: Axes, analysis: Analysis) -> bool:
-    drawn = _phase1(axes, analysis, lambda step: step.loss)
-    axes.set_ylabel("@phase1_loss")
-    return drawn
-
-
-def _phase1(axes: Axes, analysis: Analysis, value: Callable[[Phase1Iteration], float]) -> bool:
+def _phase1(recipe: str, curves: Curves, axes: Axes, analysis: Analysis) -> bool:
     """One colour per context depth: each seed thin; their mean, as far as all seeds reach, thick."""
     drawn = False
-    for order, depth in enumerate(analysis.depths):
-        curves = [{s.iteration: value(s) for s in p.history} for p in depth.phase1.values()]
-        drawn |= draw_curves(axes, [c for c in curves if c], *look(order), depth.name)
-    axes.set_xlabel("@iteration")
-    finish(axes)
-    return drawn
-
-
-def _phase1_prediction(axes: Axes, analysis: Analysis) -> bool:
-    """Training only: what validation would be beside it was measured in another way, and at the end."""
-    drawn = False
-    for order, result in enumerate(analysis.predictions):
-        curves = [{e.epoch: e.train_nll_nats for e in p.history} for p in result.phase1.values()]
-        drawn |= draw_curves(axes, [c for c in curves if c], *look(order), result.name)
-    axes.set_xlabel("@epoch")
-    axes.set_ylabel("@training_nll")
-    finish(axes)
+    for order, result in enumerate(analysis.phase1[recipe]):
+        own = [points for p in result.phase1.values() if (points := curves.points(p))]
+        drawn |= _draw_curves(axes, own, *_look(order), result.name)
+    axes.set_xlabel(f"@{curves.x}")
+    axes.set_ylabel(f"@{curves.y}")
+    _finish(axes)
+    if curves.y_limits:
+        axes.set_ylim(*curves.y_limits)
     return drawn
 
 
@@ -151,7 +206,7 @@ def _memory(axes: Axes, analysis: Analysis) -> bool:
     """The mean over seeds; a band from the lowest seed to the highest."""
     lowest, highest, longest = 1.0, 1.0, 1
     for order, memory in enumerate(analysis.memories):
-        colour, marker = look(order)
+        colour, marker = _look(order)
         distances = [point.distance for point in memory.points]
         means = [point.mean if point.mean > 0 else math.nan for point in memory.points]
         axes.plot(distances, means, color=colour, marker=marker, ms=4.5, label=memory.name)
@@ -164,7 +219,7 @@ def _memory(axes: Axes, analysis: Analysis) -> bool:
         lowest = min([lowest, *(point.mean for point in memory.points)])
         highest = max([highest, *(point.high for point in memory.points)])
         longest = max(longest, memory.measured_to)
-    for share in SHARES:
+    for share in MEMORY_SHARES:
         axes.axhline(share, color=INK, lw=0.9, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # a logarithm that has room for distance 0
     axes.set_xlim(-0.3, 1.2 * longest)
@@ -184,36 +239,38 @@ def _memory(axes: Axes, analysis: Analysis) -> bool:
 def _learning_curves(axes: Axes, analysis: Analysis) -> bool:
     """Validation solid, training dotted; each seed thin, their mean thick."""
     drawn = False
+    looks = _looks(analysis)
     for c in analysis.configurations:
-        colour, marker = _colour(analysis, c), _marker(analysis, c)
+        colour, marker = looks[c.name]
         histories = [t.history for t in c.training.values() if t.history]
         validation = [{e.epoch: perplexity(e.validation_nll_nats) for e in h} for h in histories]
         training = [{e.epoch: perplexity(e.train_nll_nats) for e in h} for h in histories]
-        drawn |= draw_curves(axes, validation, colour, marker, c.name)
-        draw_curves(axes, training, colour, style=(0, (1, 1.6)))
+        drawn |= _draw_curves(axes, validation, colour, marker, c.name)
+        _draw_curves(axes, training, colour, style=(0, (1, 1.6)))
     if drawn:
         axes.plot([], [], color=INK, label="@validation")
         axes.plot([], [], color=INK, ls=(0, (1, 1.6)), label="@training")
     axes.set_xlabel("@epoch")
     axes.set_ylabel("@perplexity")
     _logarithmic(axes)
-    finish(axes)
+    _finish(axes)
     return drawn
 
 
 def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
     shown = [c for c in analysis.configurations if _finite(c) and c.parameters is not None]
     crowded = bool(analysis.variants)  # variants of one size stand over each other
+    looks = _looks(analysis)
     for c in shown:
         if c.nll is None or c.parameters is None:
             continue
         mean, size = perplexity(c.nll.mean), c.parameters.total
-        colour = _colour(analysis, c)
+        colour, marker = looks[c.name]
         values = _finite_perplexities(c)
         axes.plot([size] * len(values), values, "_", color=colour, alpha=0.7, ms=10, mew=1.4)
-        axes.plot([size], [mean], _marker(analysis, c), color=colour, ms=7)
+        axes.plot([size], [mean], marker, color=colour, ms=7)
         if crowded:
-            axes.plot([], [], _marker(analysis, c), color=colour, label=c.name)
+            axes.plot([], [], marker, color=colour, label=c.name)
         else:
             axes.annotate(c.name, (size, mean), (9, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count_short(x)))
@@ -242,7 +299,7 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _finite(c: ModelResult) -> bool:
-    return c.rankable and math.isfinite(c.mean_perplexity or math.inf)
+    return c.rankable and c.perplexity is not None and math.isfinite(c.perplexity.mean)
 
 
 def _finite_perplexities(c: ModelResult) -> list[float]:
@@ -250,18 +307,65 @@ def _finite_perplexities(c: ModelResult) -> list[float]:
     return [v.perplexity for v in c.validation.values() if math.isfinite(v.perplexity)]
 
 
-def _colour(analysis: Analysis, c: ModelResult) -> str:
-    return look(_order(analysis, c))[0]
-
-
-def _marker(analysis: Analysis, c: ModelResult) -> str:
-    return look(_order(analysis, c))[1]
-
-
-def _order(analysis: Analysis, c: ModelResult) -> int:
-    return [other.name for other in analysis.configurations].index(c.name)
+def _looks(analysis: Analysis) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every configuration."""
+    return {c.name: _look(order) for order, c in enumerate(analysis.configurations)}
 
 
 def _leading(value: float) -> int:
     """First digit of a positive number."""
     return round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+
+
+# Curves, colours and legends
+
+
+def _draw_curves(
+    axes: Axes,
+    curves: Sequence[dict[int, float]],
+    colour: str,
+    marker: str | None = None,
+    label: str | None = None,
+    style: str | tuple[float, tuple[float, ...]] = "-",
+) -> bool:
+    """Each curve thin and, up to where the shortest ends, their mean thick; false if there is none."""
+    if len(curves) > 1:
+        for curve in curves:
+            axes.plot(*_points(curve), color=colour, lw=0.8, alpha=0.45, ls=style)
+    common = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
+    mean = {x: fmean(curve[x] for curve in curves) for x in common}
+    if not mean:
+        return False
+    axes.plot(
+        *_points(mean), color=colour, ls=style, marker=marker, ms=4.5,
+        markevery=max(1, len(mean) // 8), label=label,
+    )  # fmt: skip
+    return True
+
+
+def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
+    """Coordinates; gaps where a value is not finite."""
+    return list(curve), [y if math.isfinite(y) else math.nan for y in curve.values()]
+
+
+def _finish(axes: Axes) -> None:
+    """Whole numbers along the x axis, and the legend."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(axes)
+
+
+def legend(axes: Axes) -> None:
+    """Beside the axes, where anything has a label; in as many columns as its entries need."""
+    # The library hides labels that begin with `_`, and gives such ones to lines without a label.
+    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
+    if lines:
+        axes.legend(
+            lines, [str(line.get_label()) for line in lines], loc="center left", bbox_to_anchor=(1.0, 0.5),
+            handlelength=2.2, ncols=math.ceil(len(lines) / LEGEND_ROWS),
+        )  # fmt: skip
+
+
+def _look(order: int) -> tuple[str, str]:
+    """Colour and marker; the markers shift with every round of colours, so that 56 differ."""
+    rounds, colour = divmod(order, len(COLOURS))
+    return COLOURS[colour], MARKERS[(order + rounds) % len(MARKERS)]

@@ -1,25 +1,26 @@
-"""Numbers over seeds: the spread of one model, the paired comparison of two, Holm's correction, verdicts.
+"""Numbers over seeds: the spread of one model, the difference of two, Holm's correction, verdicts.
 
-Nothing is called better or worse on fewer than three common seeds, nor unless its p-value, corrected for all
-comparisons of its family, is below 0.05. Validation losses are compared over seeds and documents both (see
-`crossed`); what is known by seed only, such as iterations, by the paired t-test here.
+Nothing is called better or worse on fewer than three common seeds. Its p-value, corrected for all
+comparisons of its family, must be below 0.05. Validation losses are compared over seeds and documents
+(`crossed`). What is known by seed only, such as iterations, is compared by the paired t-test (`Paired`).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from scipy import stats
 
 MIN_SEEDS = 3
-"""With fewer common seeds nothing is called better or worse."""
+"""Common seeds. With fewer nothing is called better or worse."""
 ALPHA = 0.05
 """A claim needs a Holm-corrected p-value below this."""
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Level of every interval."""
 RESOLUTION = 1e-6
-"""Differences smaller than this are rounding of single-precision arithmetic, not differences."""
+"""Nats per token. A smaller difference is rounding of single-precision arithmetic."""
+Interval = tuple[float, float]
 
 
 class Verdict(StrEnum):
@@ -35,15 +36,20 @@ class Verdict(StrEnum):
         """The same finding, told of the first model."""
         return {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}.get(self, self)
 
+    @property
+    def shown(self) -> bool:
+        """Whether it says that the two models differ."""
+        return self in (Verdict.BETTER, Verdict.WORSE)
+
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over seeds; `sd` and `interval` (t, 95%, of the mean) need two finite values or more."""
+    """One figure over seeds. `sd` and `interval` (t, 95%, of the mean) need at least two finite values."""
 
     values: tuple[float, ...]
     mean: float
     sd: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | None
     low: float
     high: float
 
@@ -52,8 +58,8 @@ class Spread:
 class Paired:
     """Differences `b − a` of two models over their common seeds.
 
-    All figures are null without a common seed; `sd` and `interval` need two seeds. `p` (two-sided paired
-    t-test) is null where no test is made: fewer than three common seeds, or a value that is not finite.
+    All figures are None without a common seed; `sd` and `interval` need two seeds. `p` is that of the
+    two-sided paired t-test. It is None below three common seeds, and where a value is not finite.
     """
 
     seeds: tuple[int, ...]
@@ -61,14 +67,13 @@ class Paired:
     mean_b: float | None
     difference: float | None
     sd: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | None
     p: float | None
 
     @property
     def reversed(self) -> "Paired":
         """The same comparison as `a − b`."""
-        difference = None if self.difference is None else -self.difference
-        interval = None if self.interval is None else (-self.interval[1], -self.interval[0])
+        difference, interval = negated(self.difference, self.interval)
         return Paired(self.seeds, self.mean_b, self.mean_a, difference, self.sd, interval, self.p)
 
 
@@ -77,9 +82,24 @@ def spread(values: Iterable[float]) -> Spread | None:
     values = tuple(values)
     if not values:
         return None
-    mean, sd = _mean_and_sd(values)
-    interval = None if sd is None else _interval(mean, sd, len(values))
-    return Spread(values, mean, sd, interval, min(values), max(values))
+    center, sd = _mean_and_sd(values)
+    interval = None if sd is None else _interval(center, sd, len(values))
+    return Spread(values, center, sd, interval, min(values), max(values))
+
+
+def perplexities(figures: Iterable[tuple[float, float]]) -> Spread | None:
+    """Spread of perplexities, each given with its NLL in nats per token.
+
+    Their mean is exp of the mean NLL, that is the geometric mean.
+    """
+    figures = tuple(figures)
+    found, nll = spread(value for value, _ in figures), spread(loss for _, loss in figures)
+    return None if found is None or nll is None else replace(found, mean=perplexity(nll.mean))
+
+
+def mean(figure: Spread | None) -> float | None:
+    """Its mean; None without values."""
+    return None if figure is None else figure.mean
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = RESOLUTION) -> Paired:
@@ -87,8 +107,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = R
 
     `resolution` is the step in which the values are known (1 for counts). Rounding to it leaves a difference
     uncertain by `resolution / √6`, and the standard error never goes below what follows from that. So seeds
-    that all differ by the same amount count as strong evidence where that amount is many steps, and as none
-    where it is about one.
+    that all differ by the same amount are strong evidence only where that amount is many steps.
     """
     seeds = tuple(sorted(a.keys() & b.keys()))
     if not seeds:
@@ -136,6 +155,14 @@ def perplexity(nll_nats: float) -> float:
         return math.inf
 
 
+def negated(difference: float | None, interval: Interval | None) -> tuple[float | None, Interval | None]:
+    """A difference and its interval the other way round."""
+    return (
+        None if difference is None else -difference,
+        None if interval is None else (-interval[1], -interval[0]),
+    )
+
+
 def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard deviation (n − 1); no deviation for one value or where one is not finite."""
     n = len(values)
@@ -147,6 +174,6 @@ def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
 
 
-def _interval(mean: float, sd: float, n: int) -> tuple[float, float]:
+def _interval(mean: float, sd: float, n: int) -> Interval:
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
     return mean - half, mean + half
