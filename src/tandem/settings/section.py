@@ -2,10 +2,10 @@
 
 import difflib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from tandem.advice import named
@@ -16,6 +16,17 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def one_of(registry: Collection[str]) -> AfterValidator:
+    """The mark of a setting whose value must be a name of `registry`, as it is when the setting is read."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            raise ValueError(f"it must be {' or '.join(map(repr, registry))}")
+        return name
+
+    return AfterValidator(check)
 
 
 NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8" + (
