@@ -22,7 +22,9 @@ from tandem.cross_entropy import token_nll
 from tandem.experiment import contexts as both_splits
 from tandem.experiment import pipeline, prepared, runner
 from tandem.metrics import Score, perplexity
-from tandem.model import modeling_tandem
+from tandem.model import TokenBlock, sequential_contexts
+from tandem.model.cell_gated import GatedContextBlock
+from tandem.model.cell_residual import ResidualContextBlock
 from tandem.objectives import OBJECTIVES
 from tandem.text import splits
 from tandem.tokens import prepare
@@ -121,9 +123,7 @@ def no_burn_in(patch: Patch) -> None:
 
     def cut(model: Any, stream: Stream, _contexts: Tensor) -> Tensor:
         pieces = stream.ids[:].split(64)
-        blocks = [
-            modeling_tandem.sequential_contexts(model.context_block, model.embed(p)[None]) for p in pieces
-        ]
+        blocks = [sequential_contexts(model.context_block, model.embed(p)[None]) for p in pieces]
         return torch.cat([current[0] for _, current in blocks])
 
     _contexts(patch, "validation", torch.no_grad()(cut))
@@ -141,12 +141,12 @@ def previous_context_for_a_single_layer(patch: Patch) -> None:
             x = layer(contexts["previous" if len(self.layers) == 1 else reads], x, drop)
         return x
 
-    patch.setattr(modeling_tandem.TokenBlock, "forward", forward)
+    patch.setattr(TokenBlock, "forward", forward)
 
 
 def look_ahead(patch: Patch) -> None:
     """The context of the next token is read in place of the current one."""
-    for block in (modeling_tandem.ContextBlock, modeling_tandem.GatedContextBlock):
+    for block in (ResidualContextBlock, GatedContextBlock):
         real = block.unroll
 
         def ahead(*args: Any, _real: Any = real, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,8 @@ from tandem.contexts import (
 from tandem.contexts import stream as stream_module
 from tandem.contexts.stream import Restarts
 from tandem.errors import ScanError
-from tandem.model import modeling_tandem, sequential_contexts
+from tandem.model import sequential_contexts
+from tandem.model.cell_gated import GatedLayer
 from tandem.settings import ContextSettings, Phase1Settings
 
 
@@ -310,7 +311,7 @@ def test_a_gated_block_forgets_even_with_its_gates_wide_open() -> None:
 
 def test_a_gated_block_that_never_forgets_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It needs no burn-in, so that is no error; but whoever recomputes must read everything."""
-    monkeypatch.setattr(modeling_tandem.GatedLayer, "most_kept", 1.0)
+    monkeypatch.setattr(GatedLayer, "most_kept", 1.0)
     model, stream = block_and_stream(cell="gated", context_layers=1)
     with torch.no_grad():
         model.context_block.layers[0].linear.bias[0] = 50.0

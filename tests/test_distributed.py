@@ -193,14 +193,10 @@ import torch
 from tandem.contexts import Stream, compute_contexts, gated
 from tandem.group import ALONE, process_group
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.model.modeling_tandem import GatedLayer
 from tandem.settings import ContextSettings
 
-class Hasty:
-    most_kept = 0.5
-
 results, checked = [], []
-checked_runs = gated._checked_runs
+checked_runs, burn_in = gated._checked_runs, gated._burn_in
 
 def watched(task, contexts, group):
     checked.append(group)
@@ -227,12 +223,11 @@ with process_group(torch.device("cpu")) as group:
             bos_token_id=0,
         )
         model = TandemForCausalLM(config)
-        if cell == "gated":
-            for layer in model.context_block.layers:
-                layer.spread_memory()
+        for module in model.context_block.modules():
+            model.context_block.initialize(module)
         stream = Stream.of(model, torch.randint(40, (12_001,)))
         settings = ContextSettings(segment_length=100, check_tokens=200, keep=keep)
-        gated.GatedLayer = Hasty if hasty else GatedLayer
+        gated._burn_in = (lambda _: 40) if hasty else burn_in
         checked.clear()
         made, record = compute_contexts(model, stream, settings, group=group)
         shares = [of.size for of in checked]

@@ -16,11 +16,11 @@ ROOMS = (
     ("shown",),
     ("advice",),
     ("errors", "fingerprint", "launch"),
+    ("model",),  # its names of cells are those of a setting
     ("claims", "decoding", "folders", "group", "patience"),
     ("settings", "records"),
     ("text",),
     ("tokens",),
-    ("model",),
     ("registration",),
     ("contexts",),
     ("cross_entropy",),

@@ -10,7 +10,7 @@ from torch import nn
 
 from tandem import TandemConfig, TandemForCausalLM
 from tandem.fingerprint import Fingerprint
-from tandem.model.modeling_tandem import GatedLayer
+from tandem.model.cell_gated import GatedLayer
 from tandem.training.trainable import part_fingerprints
 
 # peft asks transformers for an attribute by its older name

@@ -132,7 +132,7 @@ model.save_pretrained({str(tmp_path / "again")!r})
     assert len(load_file(tmp_path / "again" / "model.safetensors")["lm_head.bias"]) == len(WORDS) + 1
     # which holds the code again, so that others can read it in turn
     assert json.loads((tmp_path / "again" / "config.json").read_text("utf-8"))["auto_map"]
-    for name in ("modeling_tandem.py", "configuration_tandem.py", "cache_tandem.py"):
+    for name in ("modeling_tandem.py", "configuration_tandem.py", "cells_tandem.py", "cell_gated.py"):
         assert (tmp_path / "again" / name).is_file()
 
 

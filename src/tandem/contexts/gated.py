@@ -1,4 +1,4 @@
-"""Contexts of gated blocks by the exact scan: shared among processes, and held against the loop."""
+"""Contexts by the exact scan of linear layers: shared among processes, and held against the loop."""
 
 import math
 
@@ -12,7 +12,6 @@ from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
 from tandem.model import sequential_contexts
-from tandem.model.modeling_tandem import GatedLayer
 from tandem.records import ScanRecord
 
 PROBE_STREAMS = 8
@@ -23,8 +22,8 @@ CHECKED_PLACES = 32
 """Of the stream, at which its contexts are held against the loop."""
 
 
-def gated_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
-    """A gated block's contexts by the exact scan, held against the loop at several places.
+def linear_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
+    """Contexts by the exact scan, held against the loop at several places.
 
     Raises ScanError where they differ by more than the tolerance.
     """
@@ -71,14 +70,10 @@ def _fill_shares(task: Task, states: Tensor) -> float:
     below has. Whether that was enough, the joins tell.
     """
     model, stream, group = task.model, task.stream, task.group
-    layers = len(model.context_block.layers)
-    burn_in = max(
-        1, math.ceil(layers * math.log(task.settings.tolerance / 8) / math.log(GatedLayer.most_kept))
-    )
     share = group.share(len(stream))
     start = None
     if share.start > 0:
-        earlier = stream.part(max(0, share.start - burn_in), share.start)
+        earlier = stream.part(max(0, share.start - _burn_in(task)), share.start)
         start = LinearScan(model, earlier).read(len(earlier) - 1, len(earlier))[0]
     own = LinearScan(model, stream.part(share.start, share.stop), start)
     own.fill(states[share.start : 1 + share.stop])
@@ -86,6 +81,12 @@ def _fill_shares(task: Task, states: Tensor) -> float:
     # The state before its share has been overwritten by the one with which the share before it ends.
     join_error = states.new_zeros(()) if start is None else (start - states[share.start]).abs().max()
     return float(group.largest(join_error))
+
+
+def _burn_in(task: Task) -> int:
+    """Tokens that should make a state of the highest layer forget, by what a layer keeps at most."""
+    logs = [math.log(layer.most_kept) for layer in task.model.context_block.layers]
+    return max(1, math.ceil(len(logs) * math.log(task.settings.tolerance / 8) / max(logs)))
 
 
 def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tandem.contexts.stream import AnyRestarts, restarted
-from tandem.model import AnyContextBlock
+from tandem.model import ContextBlock
 
 
 def previous_contexts(
@@ -24,7 +24,7 @@ def previous_contexts(
 
 
 def swept(
-    context_block: AnyContextBlock,
+    context_block: ContextBlock,
     contexts: Tensor,
     positions: slice,
     token_embeds: Callable[[slice], Tensor],
@@ -41,7 +41,7 @@ def swept(
 
 
 def jacobi_sweep(
-    context_block: AnyContextBlock,
+    context_block: ContextBlock,
     contexts: Tensor,
     token_embeds: Callable[[slice], Tensor],
     restart: AnyRestarts | None = None,

@@ -1,4 +1,6 @@
-"""The exact parallel scan of gated blocks: their recurrence is linear in the state, so nothing is burnt in.
+"""The exact parallel scan: a recurrence that is linear in the state needs no burn-in.
+
+It reads blocks whose layers are like GatedLayer.
 
 The stream is cut into chunks, and a chunk into segments that run side by side, twice. First from a zero
 state, for what each ends with and for the product of all that it keeps: what it would have made of another
@@ -9,15 +11,14 @@ layer read the states of the layer below.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tandem.contexts.stream import Distinct, Stream
-from tandem.model import GatedContextBlock, TandemForCausalLM
-from tandem.model.modeling_tandem import GatedLayer
+from tandem.model import TandemForCausalLM
+from tandem.model.cell_gated import GatedLayer, run_recurrence
 
 TABLE_REPEATS = 4
 """What layers read of a token is tabulated on streams with so many times more tokens than distinct ones."""
@@ -94,7 +95,7 @@ class _FromTokens:
 
 
 class LinearScan:
-    """Contexts of a stream by a model with a gated block, in its precision: any part of it, once it was read.
+    """Contexts of a stream, in the model's precision: any part of it, once it was read.
 
     States are kept all along, so that a part is computed from the last of them before it.
     `start` [C] is the context before the first token; none is zero.
@@ -102,9 +103,8 @@ class LinearScan:
 
     def __init__(self, model: TandemForCausalLM, stream: Stream, start: Tensor | None = None) -> None:
         block = model.context_block
-        assert isinstance(block, GatedContextBlock)
         self._stream, self._cut = stream, cut_for(model.device)
-        self._layers = [cast(GatedLayer, layer) for layer in block.layers]
+        self._layers = list(block.layers)
         self._from_tokens = _FromTokens(model, self._layers, stream)
         self._every = STATES if self._cut.chunk % STATES == 0 else self._cut.chunk
         # Before every so many tokens; `_reached` of them are there. One tensor: a small one for each, between
@@ -166,7 +166,7 @@ def _fill_chunk(
     for layer, made, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
         if below is not None:
             _add_from_below(made, below, fresh, *layer.linear.weight[:, -2 * layer.width :].chunk(2, dim=1))
-        keep, add = _activated(layer, made)
+        keep, add = layer.gates_(made)
         if fresh is not None:
             keep.index_fill_(0, fresh, 0.0)
         _recurrence(keep, add, own, segment_length)
@@ -198,14 +198,6 @@ def _add_from_below(
         made.index_add_(0, fresh, states[fresh] @ before.t(), alpha=-1)
 
 
-def _activated(layer: GatedLayer, made: Tensor) -> tuple[Tensor, Tensor]:
-    """What `layer` makes of `made` [n, 2·width], the result of its matrix, in its memory, up to rounding."""
-    forget, write = made.chunk(2, dim=-1)
-    keep = forget.sigmoid_().mul_(layer.most_kept)
-    write.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which takes several times as long on a CPU (LOG.md)
-    return keep, write.addcmul_(write, keep, value=-1)
-
-
 def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) -> None:
     """h_t = keep_t ⊙ h_{t-1} + add_t for t = 1..n from h_0, in states [1 + n, w]; keep and add [n, w]."""
     count = len(keep) // segment_length if len(keep) > segment_length > 1 else 0
@@ -215,12 +207,15 @@ def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) 
         keeps, adds, after = (
             part.unflatten(0, shape).unbind(1) for part in (keep[:whole], add[:whole], states[1 : 1 + whole])
         )
-        _run(keeps, adds, _starts(keeps, adds, states[0]), after)
-    _run(keep[whole:].unbind(0), add[whole:].unbind(0), states[whole], states[1 + whole :].unbind(0))
+        run_recurrence(keeps, adds, _starts(keeps, adds, states[0]), after)
+    run_recurrence(keep[whole:], add[whole:], states[whole], states[1 + whole :])
 
 
 def _starts(keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor) -> Tensor:
-    """What each of S segments starts with, [S, w], from `start` [w] of the first; arguments as of `_run`."""
+    """What each of S segments starts with, [S, w], from `start` [w] of the first.
+
+    keeps and adds are [S, w], one of each a step.
+    """
     end, product = adds[0], keeps[0]
     for keep, add in zip(keeps[1:], adds[1:], strict=True):
         end, product = torch.addcmul(add, keep, end), product * keep
@@ -228,12 +223,3 @@ def _starts(keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor) 
     states[0] = start
     _recurrence(product, end, states, len(keeps))
     return states[:-1]
-
-
-def _run(
-    keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor, after: tuple[Tensor, ...]
-) -> None:
-    """The recurrence step by step, from `start` into `after`: all [..., w], one of each a step."""
-    state = start
-    for keep, add, out in zip(keeps, adds, after, strict=True):
-        state = torch.addcmul(add, keep, state, out=out)

@@ -2,18 +2,36 @@
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from tandem.contexts.gated import gated_contexts
+from tandem.contexts.gated import linear_contexts
 from tandem.contexts.kept import Contexts
-from tandem.contexts.segments import residual_contexts
+from tandem.contexts.segments import segment_contexts
 from tandem.contexts.stream import Stream
 from tandem.contexts.task import Task, precise_block
 from tandem.group import ALONE, Group
-from tandem.model import GatedContextBlock, TandemForCausalLM
+from tandem.model import TandemForCausalLM
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A way to compute the contexts of a stream in parallel.
+
+    contexts     of a task, in memory or not, and how exact they are
+    reads_all    whether contexts that are not held in memory are all computed once, to be checked
+    """
+
+    contexts: Callable[[Task, bool], tuple[Contexts, ScanRecord]]
+    reads_all: bool
+
+
+SCANS = {"segments": Scan(segment_contexts, reads_all=True), "linear": Scan(linear_contexts, reads_all=False)}
+"""By the names that a ContextBlock gives as its `scan`."""
 
 
 @torch.no_grad()
@@ -34,17 +52,15 @@ def compute_contexts(
     With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree
     with the loop, and at every join, to the tolerance. Raises ScanError when the contexts differ
     from the sequential loop by more than `tolerance`, when the segments do not join to within it, or when
-    the block does not forget at all. The contexts of a gated block need no burn-in; what is recorded as one
-    is how fast it forgets.
+    the block does not forget at all. The linear scan needs no burn-in; what is recorded
+    as one is how fast the block forgets.
     """
     task = Task(model, precise_block(model), stream, settings, group, time.perf_counter())
     if settings.method == "loop" or len(stream) <= settings.segment_length:
         contexts = Contexts.of(task.loop(len(stream)).to(model.dtype))
         return contexts, task.record("loop", 1, 0, (0.0, 0.0), len(stream))
     hold = group.agrees(held_in_memory(model, len(stream), settings, hold_bytes), model.device)
-    if isinstance(model.context_block, GatedContextBlock):
-        return gated_contexts(task, hold)
-    return residual_contexts(task, hold)
+    return SCANS[model.context_block.scan].contexts(task, hold)
 
 
 def held_in_memory(

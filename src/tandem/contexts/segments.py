@@ -1,4 +1,4 @@
-"""The segment-parallel scan of residual blocks: sequential contexts of a stream in about one pass of work.
+"""The segment-parallel scan, of any block that forgets: sequential contexts in about one pass of work.
 
 The stream is cut into S segments that run side by side, each from a zero state with a burn-in: it first
 reads the tokens before it, until what the block remembers of anything earlier is below the tolerance (SPEC
@@ -13,15 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tandem.advice import advice
 from tandem.contexts.kept import PIECE_TOKENS, Contexts, Runs
 from tandem.contexts.stream import Distinct, restarted
 from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
 from tandem.errors import ScanError
-from tandem.model import ContextBlock
-from tandem.model.modeling_tandem import ContextLayer
 from tandem.records import ScanRecord
 
 PROBE_STREAMS = 32
@@ -36,22 +33,22 @@ class Segments:
     burn_in: int
 
 
-def residual_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
-    """A residual block's contexts by segments with a burn-in, held against the loop and at every join.
+def segment_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
+    """Contexts by segments with a burn-in, held against the loop and at every join.
 
     Raises ScanError where they differ by more than the tolerance.
     """
     stream, settings = task.stream, task.settings
     length = settings.segment_length
-    tables = _Tables(task)
+    steps = _Steps(task)
     automatic = settings.burn_in == "auto"
-    burn_in = _measured_burn_in(tables, task) if settings.burn_in == "auto" else settings.burn_in
+    burn_in = _measured_burn_in(steps, task) if settings.burn_in == "auto" else settings.burn_in
     # At least three joins lie within the part that the loop checks.
     checked = min(len(stream), max(settings.check_tokens, 4 * length))
     exact = task.loop(checked)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
-        made, errors = _checked_scan(tables, segments, exact, hold, task)
+        made, errors = _checked_scan(steps, segments, exact, hold, task)
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
         undefined = math.isnan(sum(errors))
         worst = math.nan if undefined else max(errors)
@@ -74,8 +71,8 @@ def residual_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     def read(runs: Runs) -> Tensor:
         cut = [(first // length, -(-last // length)) for first, last in runs]
         numbers = torch.cat([torch.arange(begin, end) for begin, end in cut]).to(stream.ids.device)
-        again = tables.empty(segments, len(numbers))
-        _scan(tables, segments, numbers, again)
+        again = steps.empty(segments, len(numbers))
+        _scan(steps, segments, numbers, again)
         rows = itertools.accumulate((end - begin for begin, end in cut), initial=0)
         parts = [
             again[row : row + end - begin].flatten(0, 1)[first - begin * length : last - begin * length]
@@ -87,46 +84,34 @@ def residual_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     return contexts, task.record("scan", segments.count, burn_in, errors, checked, contexts.held)
 
 
-class _Tables:
-    """What a block adds for each distinct token, computed once: table[l] = W_e·e + b, [U, C].
-
-    Every ContextLayer reads the same e_t, so its part of the product depends on the token id only.
-    """
+class _Steps:
+    """Steps of a block for many places of the stream at once, in the precision of the block."""
 
     def __init__(self, task: Task) -> None:
         model, block = task.model, task.block
-        assert isinstance(block, ContextBlock)
         self.stream = task.stream
         self._distinct = Distinct(self.stream.ids, model.config.vocab_size)
-        embeds = model.embed(self._distinct.ids)
-        self.context_dim, self._dtype = block.context_dim, model.dtype
-        self.layers = []
-        for layer in block.layers:
-            assert isinstance(layer, ContextLayer)
-            weight = layer.linear.weight
-            embeds = embeds.to(weight.dtype)
-            table = F.linear(embeds, weight[:, self.context_dim :], layer.linear.bias)
-            self.layers.append((weight[:, : self.context_dim].t(), table, layer.norm))
+        embeds = model.embed(self._distinct.ids).to(next(block.parameters()).dtype)
+        self._step = block.token_steps(embeds)
+        self._zero, self._dtype = embeds.new_zeros(block.context_dim), model.dtype
+
+    def start(self, count: int) -> Tensor:
+        """Contexts of the empty stream, [count, C]."""
+        return self._zero.expand(count, -1)
 
     def empty(self, segments: Segments, count: int) -> Tensor:
         """Room for the contexts of `count` segments, [count, length, C], in the model's precision."""
-        return torch.empty(
-            count, segments.length, self.context_dim, dtype=self._dtype, device=self.stream.ids.device
-        )
+        return self._zero.new_empty(count, segments.length, len(self._zero), dtype=self._dtype)
 
     def step(self, context: Tensor, positions: Tensor) -> Tensor:
         """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
         positions = positions.clamp(min=0)
         context = restarted(context, self.stream.restart, positions)
-        tokens = self._distinct.rows(self.stream.ids[positions])
-        for weight, table, norm in self.layers:
-            added = table.index_select(0, tokens).addmm_(context, weight)
-            context = norm(context + F.gelu(added))
-        return context
+        return self._step(context, self._distinct.rows(self.stream.ids[positions]))
 
 
 def _checked_scan(
-    tables: _Tables, segments: Segments, exact: Tensor, hold: bool, task: Task
+    steps: _Steps, segments: Segments, exact: Tensor, hold: bool, task: Task
 ) -> tuple[Tensor | None, tuple[float, float]]:
     """Contexts [T, C] by segments, if they are to be held, and their largest differences: from the loop's
     contexts `exact` [n, C] of the first tokens, and at any join of two segments."""
@@ -138,12 +123,12 @@ def _checked_scan(
     for first in range(0, segments.count, at_once):
         count = min(at_once, segments.count - first)
         share = group.share(count)
-        contexts = tables.empty(segments, count if hold else share.stop - share.start)
+        contexts = steps.empty(segments, count if hold else share.stop - share.start)
         # Those that the loop checks, in the precision of the scan.
         sample = exact[(first + share.start) * segments.length : (first + share.stop) * segments.length]
-        precise = sample.new_empty(-(-len(sample) // segments.length), segments.length, tables.context_dim)
+        precise = sample.new_empty(-(-len(sample) // segments.length), segments.length, sample.shape[1])
         numbers = torch.arange(first + share.start, first + share.stop, device=contexts.device)
-        own = _scan(tables, segments, numbers, contexts[share] if hold else contexts, precise)
+        own = _scan(steps, segments, numbers, contexts[share] if hold else contexts, precise)
         if len(sample) > 0:
             loop_error = _larger(loop_error, precise.flatten(0, 1)[: len(sample)] - sample)
         if hold:
@@ -157,7 +142,7 @@ def _checked_scan(
     loop_error, join_error = (
         float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error)
     )
-    made = contexts.flatten(0, 1)[: len(tables.stream)] if hold else None
+    made = contexts.flatten(0, 1)[: len(steps.stream)] if hold else None
     return made, (loop_error, join_error)
 
 
@@ -168,7 +153,7 @@ def _larger(error: float, differences: Tensor) -> float:
 
 
 def _scan(
-    tables: _Tables, segments: Segments, numbers: Tensor, contexts: Tensor, precise: Tensor | None = None
+    steps: _Steps, segments: Segments, numbers: Tensor, contexts: Tensor, precise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Contexts of the segments of these numbers [S] into [S, length, C].
 
@@ -176,17 +161,16 @@ def _scan(
     what each starts and ends with, both [S, C], in that precision too. Past the end of the stream the last
     token is read again.
     """
-    total = len(tables.stream)
+    total = len(steps.stream)
     starts = numbers * segments.length
-    context = tables.layers[0][1].new_zeros(len(starts), tables.context_dim)
-    entry = context
+    entry = context = steps.start(len(starts))
     for step in range(-segments.burn_in, segments.length):
         if step == 0:
             entry = context  # what each segment starts with: must equal what its predecessor ends with
         positions = (starts + step).clamp(max=total - 1)
         if step <= 0:
             context = context.masked_fill((positions <= 0)[:, None], 0.0)  # the stream itself starts at zero
-        context = tables.step(context, positions)
+        context = steps.step(context, positions)
         if step >= 0:
             contexts[:, step] = context
             if precise is not None:
@@ -194,13 +178,13 @@ def _scan(
     return entry, context
 
 
-def _measured_burn_in(tables: _Tables, task: Task) -> int:
+def _measured_burn_in(steps: _Steps, task: Task) -> int:
     """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
     places, pair = task.probes(PROBE_STREAMS, next(task.block.parameters()))
     needed = math.inf
     for count in range(1, LONGEST_BURN_IN + 1):
         at = (places + count - 1) % len(task.stream)
-        pair = tables.step(pair, at.repeat(2))
+        pair = steps.step(pair, at.repeat(2))
         if count % 8 == 0 and task.agree(pair):
             needed = MARGIN * count
             break

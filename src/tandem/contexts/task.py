@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tandem.contexts.stream import Stream
 from tandem.group import Group
-from tandem.model import AnyContextBlock, TandemForCausalLM, sequential_contexts
+from tandem.model import ContextBlock, TandemForCausalLM, sequential_contexts
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
 
@@ -34,7 +34,7 @@ class Task:
     """
 
     model: TandemForCausalLM
-    block: AnyContextBlock
+    block: ContextBlock
     stream: Stream
     settings: ContextSettings
     group: Group
@@ -89,7 +89,7 @@ class Task:
         return (zero - random).abs().amax(dim=(0, -1)) <= self.settings.tolerance / 4
 
 
-def precise_block(model: TandemForCausalLM) -> AnyContextBlock:
+def precise_block(model: TandemForCausalLM) -> ContextBlock:
     """The model's ContextBlock in double precision; a plain copy where the device has none."""
     block = copy.deepcopy(model.context_block)
     return block if model.device.type == "mps" else block.double()

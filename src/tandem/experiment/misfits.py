@@ -4,7 +4,6 @@ Every such check stands here or with the objective of phase 1 that it is about, 
 would mend what it found.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,13 +11,15 @@ import torch
 
 from tandem.baselines import BASELINES
 from tandem.errors import DataError, MisfitError
-from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.model import CELLS, TandemConfig, TandemForCausalLM
 from tandem.objectives import OBJECTIVES
 from tandem.objectives.base import large_batch
 from tandem.settings import Configuration, Settings
 from tandem.tokens.embeddings import check_fit
 from tandem.tokens.prepare import Corpus
 
+MOST_LARGER = 64
+"""Elements by which a context of twice the size may be longer, to fit a cell."""
 STEPS, LEAST_BATCH = 10, 8
 """Optimizer steps that an epoch has with the size of batch that is advised, and the smallest such size."""
 
@@ -37,15 +38,46 @@ def misfits(
         error if name is None else _of_variant(error, name, changes[name])
         for name, settings in variants.items()
         for error in (
+            *_cell(settings),
             *OBJECTIVES[settings.recipe].misfits(settings, len(corpus.train)),
             *_sizes(settings, corpus),
             *_rules(settings),
         )
     ]
     # Of a model that is not possible no parameters can be counted.
-    if baselines and not any("model.context_dim" in error.fitting for error in found):
+    if baselines and not any(error for settings in variants.values() for error in _cell(settings)):
         found += _baselines(list(variants.values()), corpus)
     return found
+
+
+def _cell(settings: Settings) -> Iterator[MisfitError]:
+    """What the cell cannot have, and a larger `context_dim` that it can."""
+    model, block = settings.model, CELLS[settings.model.cell]()
+
+    def refusal(context_dim: int) -> str:
+        """What the cell says to this size; nothing where all depths can have it."""
+        try:
+            for one in settings.grid:
+                block.check_config(
+                    TandemConfig(
+                        embed_dim=model.embed_dim,
+                        context_dim=context_dim,
+                        context_layers=one.context_layers,
+                        token_layers=one.token_layers,
+                    )
+                )
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    if said := refusal(model.context_dim):
+        larger = range(model.context_dim + 1, 2 * model.context_dim + MOST_LARGER)
+        fits = next((size for size in larger if not refusal(size)), None)
+        yield MisfitError.of(
+            f"setting model.{said.replace('=', ' = ', 1)}",
+            {} if fits is None else {"model.context_dim": fits},
+            "choose another model.cell" if fits is None else "",
+        )
 
 
 def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
@@ -67,14 +99,6 @@ def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
 def _rules(settings: Settings) -> Iterator[MisfitError]:
     """What contradicts another setting."""
     model = settings.model
-    depths = [configuration.context_layers for configuration in settings.grid]
-    if model.cell == "gated" and (uneven := [depth for depth in depths if model.context_dim % depth]):
-        shared = math.lcm(*depths)
-        yield MisfitError.of(
-            f"setting model.context_dim = {model.context_dim} cannot be shared evenly by {uneven[0]} gated "
-            "layers",
-            {"model.context_dim": shared * math.ceil(model.context_dim / shared)},
-        )
     if model.boundary == "reset" and (
         settings.data.separator != "eos" or settings.data.validation_separator not in (None, "eos")
     ):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
-from tandem.contexts import PIECE_TOKENS, compute_contexts, held_in_memory, measure_memory
+from tandem.contexts import PIECE_TOKENS, SCANS, compute_contexts, held_in_memory, measure_memory
 from tandem.experiment.baseline import run_baseline
 from tandem.experiment.contexts import bytes_on_disk, kept_outside_memory, room_in_memory
 from tandem.experiment.grid import RunSpec
@@ -13,7 +13,7 @@ from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import Prepared, new_model, streams
 from tandem.experiment.stopwatch import allocated, seconds_of, timed
 from tandem.metrics import effective_rank, score_stream
-from tandem.model import GatedContextBlock, TandemForCausalLM
+from tandem.model import TandemForCausalLM
 from tandem.objectives import OBJECTIVES
 from tandem.settings import Configuration
 from tandem.tokens.prepare import default_cache_dir
@@ -156,7 +156,7 @@ class Trial:
             # A piece is read while the one before it is still there.
             pieces = 2 * min(PIECE_TOKENS, len(train)) * model.config.context_dim * model.dtype.itemsize
             self.held_bytes = max(self.held_bytes, pieces)
-            if not isinstance(model.context_block, GatedContextBlock):
+            if SCANS[model.context_block.scan].reads_all:
                 made += a_token * whole  # checked as a whole, then computed again to be kept, or for the rank
             if kept_outside_memory(model, len(train), settings) == "disk":
                 self.disk_bytes = bytes_on_disk(len(train), model.config.context_dim)

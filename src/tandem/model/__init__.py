@@ -3,24 +3,20 @@
 They load on first use: transformers must be able to import the configuration while it is itself imported.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tandem.model.cells_tandem import CELLS
 
 if TYPE_CHECKING:
     from tandem.model.cache_tandem import TandemCache
+    from tandem.model.cell_tandem import ContextBlock, sequential_contexts
     from tandem.model.configuration_tandem import TandemConfig
-    from tandem.model.modeling_tandem import (
-        AnyContextBlock,
-        ContextBlock,
-        GatedContextBlock,
-        TandemForCausalLM,
-        TokenBlock,
-        sequential_contexts,
-    )
+    from tandem.model.modeling_tandem import TandemForCausalLM, TokenBlock
 
 __all__ = [
-    "AnyContextBlock",
+    "CELLS",
     "ContextBlock",
-    "GatedContextBlock",
     "TandemCache",
     "TandemConfig",
     "TandemForCausalLM",
@@ -29,13 +25,17 @@ __all__ = [
 ]
 
 
+_FILES = {
+    "ContextBlock": "cell",
+    "TandemCache": "cache",
+    "TandemConfig": "configuration",
+    "TandemForCausalLM": "modeling",
+    "TokenBlock": "modeling",
+    "sequential_contexts": "cell",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "TandemConfig":
-        from tandem.model import configuration_tandem
-
-        return getattr(configuration_tandem, name)
-    if name in __all__:
-        from tandem.model import modeling_tandem
-
-        return getattr(modeling_tandem, name)
+    if name in _FILES:
+        return getattr(import_module(f"tandem.model.{_FILES[name]}_tandem"), name)
     raise AttributeError(f"module 'tandem.model' has no attribute '{name}'")

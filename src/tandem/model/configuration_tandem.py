@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedConfig
 
+from .cells_tandem import CELLS
+
 
 class TandemConfig(PreTrainedConfig):
     """Sizes and depths of a Tandem model.
@@ -9,8 +11,8 @@ class TandemConfig(PreTrainedConfig):
     vocab_size        V, entries of the vocabulary
     embed_dim         E, length of a token embedding
     context_dim       C, length of the context vector
-    cell              the ContextBlock's layers: "residual" (SPEC section 1) or "gated" (linear recurrence)
-    context_layers    layers of the ContextBlock; gated ones share `context_dim` evenly
+    cell              the ContextBlock's recurrence, one of CELLS: "residual" (SPEC section 1), "gated"
+    context_layers    layers of the ContextBlock
     token_layers      layers of the TokenBlock
     token_projection  whether a second matrix follows the GELU of every token layer
     num_layers        shorthand that sets both depths; not to be given together with a different one
@@ -22,7 +24,7 @@ class TandemConfig(PreTrainedConfig):
     layer_norm_eps    of all LayerNorms
 
     Raises ValueError for sizes below 1, an epsilon that is not above 0, contradictory depths, an unknown cell
-    or boundary, gated layers that do not share `context_dim` evenly, or a reset without `bos_token_id`.
+    or boundary, a reset without `bos_token_id`, or what the cell cannot have.
     """
 
     model_type = "tandem"
@@ -65,12 +67,9 @@ class TandemConfig(PreTrainedConfig):
                 raise ValueError(f"{size}={getattr(self, size)} must be a whole number of at least 1")
         if not isinstance(self.layer_norm_eps, int | float) or not self.layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps={self.layer_norm_eps!r} must be a number above 0")
-        if self.cell not in ("residual", "gated"):
-            raise ValueError(f"cell={self.cell!r} must be 'residual' or 'gated'")
-        if self.cell == "gated" and self.context_dim % self.depths[0]:
-            raise ValueError(
-                f"context_dim={self.context_dim} cannot be shared evenly by {self.depths[0]} gated layers"
-            )
+        if self.cell not in CELLS:
+            raise ValueError(f"cell={self.cell!r} must be {' or '.join(map(repr, CELLS))}")
+        CELLS[self.cell]().check_config(self)
         if self.boundary not in ("carry", "reset"):
             raise ValueError(f"boundary={self.boundary!r} must be 'carry' or 'reset'")
         if self.boundary == "reset" and self.bos_token_id is None:

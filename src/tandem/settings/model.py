@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from tandem.settings.names import OneOf
 from tandem.settings.section import NonNegativeFloat, Positive, PositiveFloat, Section
 
 
@@ -16,7 +17,7 @@ class ModelSettings(Section):
     """E, the length of an embedding vector."""
     context_dim: Annotated[int, Field(ge=2)] = 160
     """C, the length of the context vector (at least 2: a LayerNorm of one element is constant)."""
-    cell: Literal["residual", "gated"] = "residual"
+    cell: Annotated[str, OneOf("tandem.model.cells_tandem:CELLS")] = "residual"
     """Layers of the ContextBlock: `residual` (the original's), or `gated` (a gated linear recurrence, whose
     contexts need no sequential scan; the layers share `context_dim` evenly)."""
     token_projection: bool = False
@@ -44,8 +45,8 @@ class ContextSettings(Section):
     epoch (`recompute`). Memory does not grow with the text but for the first. `auto`: the first of these for
     which half of what is free suffices."""
     segment_length: Positive = 512
-    """Tokens of a segment of a residual block's scan, burn-in not counted. Streams that are no longer are
-    computed by the loop."""
+    """Tokens of a segment of the segment-parallel scan (of `residual`), burn-in not counted. Streams that are
+    no longer are computed by the loop."""
     burn_in: Positive | Literal["auto"] = "auto"
     """Tokens read before each segment to reach its context; `auto` measures how fast the block forgets."""
     tolerance: PositiveFloat = 1e-5

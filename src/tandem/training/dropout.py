@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem.model.modeling_tandem import Drop
+from tandem.model.cell_tandem import Drop
 from tandem.settings import Phase2Settings, PredictionSettings
 from tandem.training.initialization import generator_for
 

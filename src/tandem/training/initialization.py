@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tandem.model import TandemForCausalLM
-from tandem.model.modeling_tandem import GatedLayer, TokenBlock, TokenLayer
+from tandem.model.modeling_tandem import TokenBlock, TokenLayer
 
 START_SIZES = ("embeddings.norm", "model.weight_init_std")
 """What to lower where the very first step is not finite, as no weight had moved yet."""
@@ -29,7 +29,7 @@ def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
 def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torch.Generator) -> None:
     """Initialise one block as SPEC section 1 says: weights N(0, 0.1), biases N(0, 0.01), LayerNorms 1 and 0.
 
-    The standard deviations are the configuration's; forget gates start with their spread of time constants.
+    The standard deviations are the configuration's; a cell may start in its own way.
     Drawn on the CPU, so that every device starts alike.
     """
     config = model.config
@@ -45,9 +45,9 @@ def initialize_block(block: nn.Module, model: TandemForCausalLM, generator: torc
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
-    for module in block.modules():
-        if isinstance(module, GatedLayer):  # whose matrix and bias have been drawn by now
-            module.spread_memory()
+    if block is model.context_block:
+        for module in block.modules():
+            model.context_block.initialize(module)
 
 
 @torch.no_grad()

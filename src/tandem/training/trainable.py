@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from tandem.fingerprint import Fingerprint
-from tandem.model.modeling_tandem import GatedLayer
 from tandem.records import PartRecord
 
 SAMPLED = 8
@@ -74,9 +73,8 @@ def part_fingerprints(model: nn.Module) -> dict[str, str]:
     prints = {}
     for name, part in model_parts(model):
         whole = Fingerprint("weights")
-        # Records know the weights of gated layers by the names of the matrix that such a layer once was.
-        named = part.linear if isinstance(part, GatedLayer) else part
-        for key, tensor in named.state_dict().items():
+        # A layer may be known to older records by other names of its weights.
+        for key, tensor in getattr(part, "fingerprinted", part).state_dict().items():
             whole.update(key)
             whole.update(tensor.float().cpu().numpy())
         prints[name] = whole.hexdigest()

@@ -1,0 +1,63 @@
+"""The cell `residual`, the original's (SPEC section 1).
+
+Shape letters: C context_dim, E embed_dim, U distinct tokens, n any number.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .cell_tandem import ContextBlock
+from .configuration_tandem import TandemConfig
+
+
+class ResidualLayer(nn.Module):
+    """c' = LayerNorm(c + GELU(W·[c; e] + b)), W: C×(C+E)."""
+
+    def __init__(self, context_dim: int, embed_dim: int, layer_norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.linear = nn.Linear(context_dim + embed_dim, context_dim)
+        self.norm = nn.LayerNorm(context_dim, eps=layer_norm_eps)
+
+    def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
+        """context [..., C], token_embeds [..., E] → [..., C]."""
+        return self.update(context, self.linear(torch.cat((context, token_embeds), dim=-1)))
+
+    def update(self, context: Tensor, product: Tensor) -> Tensor:
+        """c' [..., C] from c and W·[c; e] + b."""
+        return self.norm(context + F.gelu(product))
+
+
+class ResidualContextBlock(ContextBlock):
+    """`context_layers` ResidualLayers in a row; each one reads the same token embedding."""
+
+    context_norm = False  # contexts come out of a LayerNorm
+
+    def __init__(self, config: TandemConfig) -> None:
+        sizes = (config.context_dim, config.embed_dim, config.layer_norm_eps)
+        super().__init__(config, (ResidualLayer(*sizes) for _ in range(config.depths[0])))
+
+    def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
+        """One step: context [..., C] before the token, token_embeds [..., E] → context after it."""
+        for layer in self.layers:
+            context = layer(context, token_embeds)
+        return context
+
+    def token_steps(self, token_embeds: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """As of ContextBlock. A token's part of each product, W_e·e + b, is in a table [U, C]."""
+        tables = []
+        for layer in self.layers:
+            of_context, of_token = layer.linear.weight.split((self.context_dim, token_embeds.shape[1]), dim=1)
+            tables.append((layer, of_context.t(), F.linear(token_embeds, of_token, layer.linear.bias)))
+
+        def step(context: Tensor, rows: Tensor) -> Tensor:
+            for layer, weight, table in tables:
+                context = layer.update(context, table.index_select(0, rows).addmm_(context, weight))
+            return context
+
+        return step
+
+
+__all__ = ["ResidualContextBlock", "ResidualLayer"]

@@ -1,0 +1,109 @@
+"""What every cell is: a ContextBlock, of which `forward`, one step of its recurrence, is enough.
+
+Shape letters: B batch, T tokens, C context_dim, E embed_dim, U distinct tokens, n any number.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_tandem import TandemConfig
+
+Drop = Callable[[Tensor], Tensor]
+"""Dropout, in training."""
+
+
+class ContextBlock(nn.Module, ABC):
+    """Folds token after token into one context vector; a subclass is a cell, and defines the recurrence.
+
+    A subclass defines `forward`. Every other method works for any cell, and may be replaced by a faster one.
+
+    context_dim     C
+    layers          one module for each of the configuration's `context_layers`; records speak of each
+    scan            how contexts of a whole text are computed: a name in tandem.contexts.scan.SCANS.
+                    "segments" suits every cell that forgets, "linear" needs layers like GatedLayer
+    context_norm    whether token layers normalise a context before they read it
+    former_names    patterns of weights' earlier names, and their names now, for older saved models
+    """
+
+    scan: ClassVar[str] = "segments"
+    context_norm: ClassVar[bool] = True
+    former_names: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, config: TandemConfig, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.context_dim = config.context_dim
+        self.layers: Any = nn.ModuleList(layers)
+
+    @classmethod
+    def check_config(cls, config: TandemConfig) -> None:
+        """Raises ValueError for a configuration that the cell cannot have.
+
+        The sentence begins with a field and its value, such as "context_dim=9 cannot be …".
+        """
+
+    @abstractmethod
+    def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
+        """One step: context [..., C] before the token, token_embeds [..., E] → context after it."""
+
+    def unroll(
+        self,
+        token_embeds: Tensor,
+        start: Tensor | None = None,
+        restart: Tensor | None = None,
+        frozen: Tensor | None = None,
+        drop: Drop | None = None,  # noqa: ARG002 (for cells with something to drop within a step)
+    ) -> tuple[Tensor, Tensor]:
+        """Contexts before and after every token; arguments and result as in `sequential_contexts`.
+
+        `drop` is applied to what a layer reads of the layer below, [B, T, n].
+        """
+        return sequential_contexts(self, token_embeds, start, restart, frozen)
+
+    def initialize(self, module: nn.Module) -> None:
+        """Set own initial weights of one module of this block, after the common ones were drawn.
+
+        Called for every module.
+        """
+
+    def token_steps(self, token_embeds: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """One step, for tokens given as rows of token_embeds [U, E]: contexts [n, C], rows [n] → [n, C].
+
+        What depends on the token alone may be computed here, once.
+        """
+        return lambda context, rows: self(context, token_embeds.index_select(0, rows))
+
+
+def sequential_contexts(
+    context_block: ContextBlock,
+    token_embeds: Tensor,
+    start: Tensor | None = None,
+    restart: Tensor | None = None,
+    frozen: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Contexts by their definition, token after token: the ground truth of every faster way.
+
+    token_embeds [B, T, E]; start [B, C] context before the first token (none: zero); restart [B, T] bool,
+    where the context is zeroed before the token is read; frozen [B, T] bool, where the token is passed over
+    and the context stays as it was (padding).
+    Returns previous and current contexts, both [B, T, C]: before and after each token.
+    """
+    batch, length, _ = token_embeds.shape
+    context = token_embeds.new_zeros(batch, context_block.context_dim) if start is None else start
+    if restart is not None and frozen is not None:
+        restart = restart & ~frozen
+    previous, current = [], []
+    for t in range(length):
+        if restart is not None:
+            context = context.masked_fill(restart[:, t, None], 0.0)
+        previous.append(context)
+        after = context_block(context, token_embeds[:, t])
+        context = after if frozen is None else torch.where(frozen[:, t, None], context, after)
+        current.append(context)
+    return torch.stack(previous, dim=1), torch.stack(current, dim=1)
+
+
+__all__ = ["ContextBlock", "Drop", "sequential_contexts"]
