@@ -82,7 +82,7 @@ def process_group(device: torch.device) -> Iterator[Group]:
     if processes() == 1:
         yield ALONE
         return
-    # Its functions have the group as a default argument. Libraries import it, and where they do so while there
+    # Its functions have the group as a default argument. Libraries import it, and if they do while there
     # is a group, this outlives `destroy_process_group`: gloo's threads run on while Python ends, and one that
     # drops a tensor then aborts the process (LOG.md).
     import_module("torch.distributed.nn.functional")
