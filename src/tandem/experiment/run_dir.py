@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tandem.advice import advice
-from tandem.claims import CLAIMS, claimed, in_turn
+from tandem.claims import CLAIMS, locked, try_lock
 from tandem.errors import RunDirError
 from tandem.experiment.grid import RunSpec
 from tandem.experiment.prepared import Prepared, total_parameters
@@ -81,7 +81,7 @@ def _writing(folder: Path) -> Iterator[None]:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Within the block no other training makes a model in this folder. Raises RunDirError where one does."""
-    with claimed(folder, "training") as free:
+    with try_lock(folder, "training") as free:
         if not free:
             raise RunDirError(
                 f"another training is making a model in {folder} just now"
@@ -107,7 +107,7 @@ def open_run_dir(
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
     check_output(run_dir, "run directory", settings.data)
     make_folder(run_dir)
-    with in_turn(run_dir, "manifest"):
+    with locked(run_dir, "manifest"):
         precision = _take_up(run_dir, settings, corpus, specs, precision)
         # Machines that share the directory remember for a while that a file was not there.
         records_path(run_dir).touch()
