@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from tandem.claims import claimed
+from tandem.claims import try_lock
 from tandem.errors import DataError
 from tandem.fingerprint import fingerprint
 from tandem.settings import DataSettings, Settings, TokenizerSettings
@@ -328,7 +328,7 @@ def test_a_shard_that_another_process_has_is_waited_for(
     folder = kept(cache)[0].parent
     count = sum(len(cut("", split.sizes)) for split in _splits(text_file))
     other = threading.Thread(target=lambda: done.append(prepared(text_file, cache)))
-    with claimed(folder, last) as mine:
+    with try_lock(folder, last) as mine:
         assert mine
         other.start()
         wait_for(lambda: len(kept(cache)) >= count - 1)

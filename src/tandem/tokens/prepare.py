@@ -7,17 +7,17 @@ largest document, a shard's tokens, and some 100 bytes a document.
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from platformdirs import user_cache_path
 from tokenizers import Tokenizer, __version__
 from transformers import PreTrainedTokenizerFast
 
-from tandem.claims import in_turn
+from tandem.claims import locked
 from tandem.errors import DataError, StorageError
 from tandem.fingerprint import fingerprint
 from tandem.settings import DataSettings, TokenizerSettings
@@ -72,15 +72,8 @@ class Corpus:
 
 def default_cache_dir() -> Path:
     """Where prepared corpora and embeddings are kept: `TANDEM_CACHE`, else `tandem` in the user's cache."""
-    if own := os.environ.get("TANDEM_CACHE"):
-        return Path(own)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "tandem"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "tandem" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tandem"
-    return Path.home() / ".cache" / "tandem"
+    own = os.environ.get("TANDEM_CACHE")
+    return Path(own) if own else user_cache_path("tandem", appauthor=False)
 
 
 def read_splits(data: DataSettings, cache: Path, on_progress: Callable[[str], None]) -> Splits:
@@ -152,7 +145,7 @@ def _kept_tokenizer(
     on_progress: Callable[[str], None],
 ) -> tuple[Path, str | None]:
     """The file of the tokenizer in `work`, and its end-of-text token; one process trains a BPE."""
-    with in_turn(work, "tokenizer"):
+    with locked(work, "tokenizer"):
         for path in work.glob("tokenizer-*.json"):
             with contextlib.suppress(DataError):
                 if path == _tokenizer_path(work, read_tokenizer(path)):
@@ -215,7 +208,7 @@ def _tokenize(
         helpers = min(processes, len(missing)) - 1
         with encoding_helpers(max(0, helpers), tokenizer, chain, documents, eos, separators):
             shards.make_missing()
-        with in_turn(work, "corpus"):
+        with locked(work, "corpus"):
             if not tokenizer.exists():
                 raise FileNotFoundError(tokenizer)
             bad = list(shards.remove_bad())

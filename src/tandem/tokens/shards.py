@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tandem.claims import claimed, cores, helped_by
+from tandem.claims import cores, try_lock, worker_processes
 from tandem.fingerprint import fingerprint
 from tandem.text.documents import Documents, Integers
 from tandem.tokens import store
@@ -90,7 +90,7 @@ class Shards:
         while missing := self.missing():
             busy = False
             for shard in missing:
-                with claimed(self._folder, shard.name) as mine:
+                with try_lock(self._folder, shard.name) as mine:
                     if not self._tokenizer.exists():
                         raise FileNotFoundError(self._tokenizer)
                     if mine and not self._path(shard).exists():
@@ -176,7 +176,9 @@ def encoding_helpers(
         for split in documents:
             documents[split].written(Path(place) / split)
         sizes = {split: documents[split].sizes for split in documents}
-        with helped_by(helpers, _help, helpers + 1, tokenizer, chain, Path(place), sizes, eos, separators):
+        with worker_processes(
+            helpers, _help, helpers + 1, tokenizer, chain, Path(place), sizes, eos, separators
+        ):
             yield
 
 
