@@ -163,6 +163,7 @@ def test_languages_have_the_same_texts():
         ]
         assert named[0] >= named[1], key
         assert text, key
+        assert japanese[key] != text or len(text.split()) < 4, f"{key} is not translated"
 
 
 def test_light_markdown():
