@@ -12,7 +12,6 @@ current token into a prediction of the next one:
 """
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -145,26 +144,17 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        pretrained_model_name_or_path: Any,
         *args: Any,
-        config: PreTrainedConfig | str | os.PathLike[str] | None = None,
         key_mapping: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As PreTrainedModel does; weights are also known by the names that their cell gave them earlier."""
-        if isinstance(config, PreTrainedConfig):
-            cell = config.cell
-        else:
-            found, _ = TandemConfig.get_config_dict(config or pretrained_model_name_or_path or "", **kwargs)
-            cell = kwargs.get("cell", found.get("cell", TandemConfig.cell))
-        former = CELLS[cell]().former_names if cell in CELLS else {}  # which the configuration will refuse
-        return super().from_pretrained(
-            pretrained_model_name_or_path,
-            *args,
-            config=config,
-            key_mapping={**former, **(key_mapping or {})},
-            **kwargs,
-        )
+        config = kwargs.get("config") or pretrained_model_name_or_path
+        if not isinstance(config, PreTrainedConfig):
+            config = TandemConfig.from_pretrained(config, **kwargs)
+        mapping = {**CELLS[config.cell]().former_names, **(key_mapping or {})}
+        return super().from_pretrained(pretrained_model_name_or_path, *args, key_mapping=mapping, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
