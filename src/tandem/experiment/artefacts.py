@@ -21,7 +21,7 @@ from tandem.errors import DataError, RunDirError, is_out_of_memory
 from tandem.experiment.handover import SavedPhase1
 from tandem.experiment.pipeline import TrainedTokens
 from tandem.experiment.prepared import Prepared
-from tandem.folders import CONFIG, RECORD, check_reading
+from tandem.folders import CONFIG, RECORD, atomic_write, check_reading
 from tandem.model import TandemForCausalLM
 from tandem.records import Phase1Record, PredictionRecord, RunRecord
 from tandem.settings import Settings, dump_settings
@@ -46,11 +46,10 @@ def save_phase1(
 ) -> None:
     """Keep the weights that a finished phase 1 leaves, atomically, with a fingerprint of its inputs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
-    _open_as_new_files(draft)
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
+        _open_as_new_files(draft)
 
 
 def load_phase1(path: Path, fingerprint: str) -> SavedPhase1 | None:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from tandem.errors import RunDirError, storage_reason
-from tandem.folders import check_reading
+from tandem.folders import atomic_write, check_reading
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse
 from tandem.report.blocks import Code, Document
@@ -134,7 +134,6 @@ def _suffix(language: str) -> str:
 def _write(path: Path, content: str) -> Path:
     """Write all or nothing: a reader never sees half a file."""
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(path.name + ".partial")
-    draft.write_text(content, "utf-8")
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        draft.write_text(content, "utf-8")
     return path
