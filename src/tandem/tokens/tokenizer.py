@@ -56,8 +56,9 @@ def train_bpe(
 ) -> Tokenizer:
     """A byte-level BPE in GPT-2's style, learned from `documents`.
 
-    It is deterministic, and any text round-trips. Its `vocab_size` entries are `<|endoftext|>` (id 0), all 256 bytes, and merges. `on_progress` is told
-    every few seconds how far it is. Raises VocabularyError if the text does not support so many merges.
+    It is deterministic, and any text round-trips. Its `vocab_size` entries are `<|endoftext|>` (id 0), all
+    256 bytes, and merges. `on_progress` is told every few seconds how far it is. Raises VocabularyError if
+    the text does not support so many merges.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
