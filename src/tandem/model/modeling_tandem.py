@@ -150,11 +150,12 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> Any:
         """As PreTrainedModel does; weights are also known by the names that their cell gave them earlier."""
-        config = kwargs.get("config") or pretrained_model_name_or_path
+        path = pretrained_model_name_or_path  # which some give by its name
+        config = kwargs.get("config") or path
         if not isinstance(config, PreTrainedConfig):
             config = TandemConfig.from_pretrained(config, **kwargs)
         names = {**CELLS[config.cell]().former_names, **(key_mapping or {})}
-        return super().from_pretrained(pretrained_model_name_or_path, *args, key_mapping=names, **kwargs)
+        return super().from_pretrained(path, *args, key_mapping=names, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
