@@ -131,7 +131,9 @@ def main() -> None:
                 for size, text in texts.items():
                     seconds[size].append(begin(text))
             print(row(what, seconds, texts), flush=True)
-        kept = ", ".join(f"{text.contexts.train.kept} of {text.tokens:,} tokens" for text in texts.values())
+        kept = ", ".join(
+            f"{text.contexts.train.storage} of {text.tokens:,} tokens" for text in texts.values()
+        )
         print(f"\nContexts: {kept}. {given.rounds} rounds of {given.moment:g} s; {Spread.how}.")
 
 

@@ -30,7 +30,7 @@ def block_and_stream(boundary: str = "carry", **more: object) -> tuple[TandemFor
 
 
 def loop(model: TandemForCausalLM, stream: Stream) -> torch.Tensor:
-    restart = None if stream.restart is None else stream.restart[:][None]
+    restart = None if stream.resets is None else stream.resets[:][None]
     with torch.no_grad():
         embeds = model.embed(stream.ids[:])[None]
         return sequential_contexts(model.context_block, embeds, reset_mask=restart)[1][0]

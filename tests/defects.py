@@ -95,7 +95,7 @@ def noisy_sweep_for_training(patch: Patch) -> None:
         draws = generator_for(0, "defect")
         parts = []
         for at in torch.arange(len(contexts)).split(4096):
-            read = previous_contexts(contexts, at, stream.restart)
+            read = previous_contexts(contexts, at, stream.resets)
             read = read + 0.1 * torch.randn(read.shape, generator=draws)
             parts.append(model.context_block(read, model.embed(stream.ids[at])))
         return torch.cat(parts)
@@ -260,7 +260,7 @@ def scored_token_is_the_current_one(patch: Patch) -> None:
     def shifted(model: Any, stream: Stream, kept: Contexts, chunk: int, **_: Any) -> Score:
         losses, correct = [], 0
         for at in torch.arange(len(stream) - 1).split(chunk):
-            around = kept.window(0, len(kept)).around(at, stream.restart)
+            around = kept.window(0, len(kept)).before_and_after(at, stream.resets)
             hidden = model.token_block(*around, model.embed(stream.ids[at]))
             nll, best = token_nll(hidden, model.lm_head.weight, stream.ids[at], model.lm_head.bias)
             losses.append(nll)

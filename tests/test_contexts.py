@@ -135,7 +135,7 @@ def test_what_the_first_position_and_a_restart_read() -> None:
     # In a sweep the last position stands before the first, in a stream nothing does.
     swept = previous_contexts(contexts, everywhere, restart)
     assert swept.tolist() == [[7.0, 8.0], [1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]
-    before, after = Contexts.of(contexts).window(0, 4).around(everywhere, restart)
+    before, after = Contexts.of(contexts).window(0, 4).before_and_after(everywhere, restart)
     assert before.tolist() == [[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]
     assert torch.equal(after, contexts)
 
@@ -203,10 +203,10 @@ def test_contexts_computed_again_are_those_that_were_held(
     size = 4 * TOKENS * 30
     assert [held_in_memory(model, TOKENS, settings, room) for room in (size, size - 1)] == [True, False]
     again, other = compute_contexts(model, stream, settings, hold_bytes=size - 1)
-    assert compute_contexts(model, stream, settings, hold_bytes=size)[0].held
-    assert held.held
-    assert not again.held
-    assert (record.kept, other.kept) == ("memory", "recompute")
+    assert compute_contexts(model, stream, settings, hold_bytes=size)[0].in_memory
+    assert held.in_memory
+    assert not again.in_memory
+    assert (record.storage, other.storage) == ("memory", "recompute")
     same = {"kept", "seconds_s", "loop_error", "join_error", "checked_tokens"}
     assert other.model_dump(exclude=same) == record.model_dump(exclude=same)
     # A gated block's are checked elsewhere then.
@@ -216,8 +216,10 @@ def test_contexts_computed_again_are_those_that_were_held(
     torch.testing.assert_close(again.whole(), everything, rtol=0, atol=1e-6)
     for first, last in ((0, 40), (0, TOKENS), (1, 2), (499, 1301), (2999, TOKENS)):
         at = torch.randperm(last - first)[:20] + first
-        expected = held.window(first, last).around(at, stream.restart)
-        for ours, theirs in zip(again.window(first, last).around(at, stream.restart), expected, strict=True):
+        expected = held.window(first, last).before_and_after(at, stream.resets)
+        for ours, theirs in zip(
+            again.window(first, last).before_and_after(at, stream.resets), expected, strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     spread = torch.linspace(0, TOKENS - 1, 50).long()
     torch.testing.assert_close(again.at(spread), everything[spread], rtol=0, atol=1e-6)
@@ -246,8 +248,8 @@ def test_windows_are_spread_over_the_stream(
     made = Stream(ids, Resets(ids, 45)).windows(tokens, length)
     there = torch.cat([torch.arange(*window) for window in expected])
     assert torch.equal(made.ids[:], there)
-    assert made.restart is not None
-    assert torch.equal(made.restart[:], there == 45)
+    assert made.resets is not None
+    assert torch.equal(made.resets[:], there == 45)
 
 
 @pytest.mark.parametrize("cell", ["residual", "gated"])
@@ -260,13 +262,17 @@ def test_contexts_on_disk_are_those_computed_rounded_to_bf16(
     on_disk, rounding = contexts.on_disk(tmp_path)
     everything = contexts.whole()
     assert len(on_disk) == TOKENS
-    assert not on_disk.held
+    assert not on_disk.in_memory
     assert torch.equal(on_disk.whole(), everything.bfloat16().float())
     assert rounding == pytest.approx(float((on_disk.whole() - everything).abs().max()), rel=1e-3)
     assert 0 < rounding < 0.01 * float(everything.abs().max())
     at = torch.randperm(800)[:20] + 499
-    expected = Contexts.of(everything.bfloat16().float()).window(499, 1301).around(at, stream.restart)
-    for ours, theirs in zip(on_disk.window(499, 1301).around(at, stream.restart), expected, strict=True):
+    expected = (
+        Contexts.of(everything.bfloat16().float()).window(499, 1301).before_and_after(at, stream.resets)
+    )
+    for ours, theirs in zip(
+        on_disk.window(499, 1301).before_and_after(at, stream.resets), expected, strict=True
+    ):
         assert torch.equal(ours, theirs)
     assert not list(tmp_path.iterdir())  # nothing is left behind, whoever is killed
 
@@ -289,7 +295,7 @@ def test_how_soon_a_block_forgets_is_told_by_two_streams_at_several_places(cell:
     needed, apart = 0, torch.tensor(1.0)
     while apart > 1e-5 / 4 or (cell == "residual" and needed % 8 > 0):
         at = ((places + needed) % TOKENS).repeat(2)
-        pair = pair if stream.restart is None else pair.masked_fill(stream.restart[at][:, None], 0.0)
+        pair = pair if stream.resets is None else pair.masked_fill(stream.resets[at][:, None], 0.0)
         with torch.no_grad():
             pair = block(pair, model.embed(stream.ids[at]).to(pair.dtype))
         apart = (pair[:count] - pair[count:]).abs().max()
@@ -373,7 +379,7 @@ def test_memory_mapped_tokens_give_the_contexts_of_wide_ones(
     settings = ContextSettings(segment_length=200)
     ours, theirs = (compute_contexts(model, stream, settings)[0].whole() for stream in (small, wide))
     assert torch.equal(ours, theirs)
-    assert (small.restart is None) == (boundary == "carry")
-    if small.restart is not None:
-        assert torch.equal(small.restart[:], small.ids[:] == 0)
+    assert (small.resets is None) == (boundary == "carry")
+    if small.resets is not None:
+        assert torch.equal(small.resets[:], small.ids[:] == 0)
     assert measure_memory(model, small) == measure_memory(model, wide)

@@ -151,7 +151,7 @@ def test_the_first_process_tells_and_saves(text_file: Path, tmp_path: Path) -> N
     saved = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
     assert RunRecord.model_validate_json(line) == saved
     assert saved.contexts is not None
-    assert saved.contexts.train.kept == "disk"
+    assert saved.contexts.train.storage == "disk"
     assert (folder / "model.safetensors").is_file()
 
 
@@ -234,7 +234,7 @@ with process_group(torch.device("cpu")) as group:
         alone, record_alone = compute_contexts(model, stream, settings, group=ALONE)
         difference = float((made.whole() - alone.whole()).abs().max())
         same = record.burn_in == record_alone.burn_in and record.checked_tokens == record_alone.checked_tokens
-        results.append([shares, same, record.kept, difference, record.join_error, record.loop_error])
+        results.append([shares, same, record.storage, difference, record.join_error, record.loop_error])
     if group.leads:
         print(json.dumps(results))
 """

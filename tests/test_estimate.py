@@ -124,7 +124,7 @@ def test_contexts_are_computed_as_often_as_was_estimated(
     record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
     assert record.contexts is not None
     train = record.contexts.train
-    assert train.kept == keep
+    assert train.storage == keep
     assert told.seconds_s == pytest.approx(
         count[0], rel=0.06
     )  # the last segment of a scan is read to its end

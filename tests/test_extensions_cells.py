@@ -103,7 +103,7 @@ def test_its_contexts_are_those_of_the_loop(boundary: str, keep: str) -> None:
     stream = Stream.of(model, torch.randint(40, (3000,)))
     contexts, record = compute_contexts(model, stream, ContextSettings(segment_length=200, keep=keep))
     assert (record.method, record.segments) == ("scan", 15)
-    restart = None if stream.restart is None else stream.restart[:][None]
+    restart = None if stream.resets is None else stream.resets[:][None]
     with torch.no_grad():
         exact = sequential_contexts(model.context_block, model.embed(stream.ids[:])[None], reset_mask=restart)
     assert float((contexts.whole() - exact[1][0]).abs().max()) <= 1e-5

@@ -152,7 +152,7 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
     assert isinstance(record.phase1, PredictionRecord)
     assert [one.token_layers for one in record.phase1.heads] == [head]
     assert record.contexts is not None
-    kept = (record.contexts.train.kept, record.contexts.validation.kept)
+    kept = (record.contexts.train.storage, record.contexts.validation.storage)
     assert kept == (("memory", "memory") if keep == "auto" else (keep, "recompute"))
     assert audit(tmp_path / "model").status == "pass"
 
@@ -169,7 +169,7 @@ def test_contexts_that_memory_has_no_room_for_go_to_disk_if_that_has(
     monkeypatch.setattr(os, "statvfs", lambda _path: usage)
     monkeypatch.setattr(contexts, "free_memory", lambda _device: 0)
     made = untrained_contexts(prepared, 1, 0).contexts
-    assert (made.train.kept, made.validation.kept) == (kept, "recompute")
+    assert (made.train.storage, made.validation.storage) == (kept, "recompute")
 
 
 @pytest.mark.parametrize(("lr", "kept"), [(50.0, True), (0.001, False)])

@@ -200,7 +200,7 @@ def test_phase_2_reads_blocks_of_all_the_text_whether_contexts_are_held_or_not(
     for keep in ("memory", "recompute"):
         model, stream = model_and_stream()
         contexts, _ = compute_contexts(model, stream, ContextSettings(segment_length=64, keep=keep))
-        assert contexts.held == (keep == "memory")
+        assert contexts.in_memory == (keep == "memory")
         split = Split(stream, contexts)
         read: list[torch.Tensor] = []
         real = phase2._batches

@@ -141,7 +141,7 @@ def _sizes_of(model: TandemForCausalLM) -> str:
 
 @torch.no_grad()
 def _loop(model: TandemForCausalLM, stream: Stream) -> Tensor:
-    resets = None if stream.restart is None else stream.restart[:][None]
+    resets = None if stream.resets is None else stream.resets[:][None]
     return sequential_contexts(model.context_block, model.embed(stream.ids[:])[None], None, resets)[1][0]
 
 
@@ -150,8 +150,8 @@ def _sweep(model: TandemForCausalLM, stream: Stream, contexts: Tensor) -> Tensor
     """One sweep; position 0 reads zero, as in the loop."""
     restart = (
         torch.zeros(len(stream), dtype=torch.bool, device=model.device)
-        if stream.restart is None
-        else stream.restart
+        if stream.resets is None
+        else stream.resets
     )
     restart = restart.index_fill(0, torch.zeros(1, dtype=torch.long, device=restart.device), True)
     sweep = jacobi_sweep(

@@ -140,8 +140,8 @@ class SampledSoftmax:
                 logits = hidden[start - first : stop - first] @ own.t() - log_chance
                 if bias is not None:
                     logits = logits + bias[sample]
-                at = torch.searchsorted(sample, targets[start:stop])
-                total = total + F.cross_entropy(logits.float(), at, reduction="sum")
+                ranks = torch.searchsorted(sample, targets[start:stop])
+                total = total + F.cross_entropy(logits.float(), ranks, reduction="sum")
             return total / (last - first)
 
         return loss

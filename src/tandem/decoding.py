@@ -193,10 +193,10 @@ def _encoding(start: bytes) -> str:
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding
-    zeros = [start[at::4].count(0) for at in range(4)]
+    zeros = [start[offset::4].count(0) for offset in range(4)]
     quarter = max(1, len(start) // 4)
     for encoding, zero, lowest in (("utf-32-le", (2, 3), 0), ("utf-32-be", (0, 1), 3)):
-        if len(start) >= 4 and all(zeros[at] >= quarter for at in zero) and zeros[lowest] < quarter:
+        if len(start) >= 4 and all(zeros[offset] >= quarter for offset in zero) and zeros[lowest] < quarter:
             return encoding
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
     # Of two bytes one is zero in ASCII characters; in other scripts line ends have one, and few others.
@@ -243,11 +243,11 @@ def _fault(file: IO[bytes], path: Path) -> str:
         if newlines := text.count("\n"):
             line, before = line + newlines, 0
         before += len(text[text.rfind("\n") + 1 :].encode())
-    at, around = fault.start, fault.object
-    where = f"{path}, line {line} is not UTF-8 text (byte 0x{around[at]:02x} at position {before + 1})"
+    offset, around = fault.start, fault.object
+    where = f"{path}, line {line} is not UTF-8 text (byte 0x{around[offset]:02x} at position {before + 1})"
     if not block:
         return f"{where}: the file ends within a character; fetch it again, or mend its end"
-    sample = around[max(0, at - GUESSED_BYTES) : at + GUESSED_BYTES]
+    sample = around[max(0, offset - GUESSED_BYTES) : offset + GUESSED_BYTES]
     if b"\0" in sample:
         return f"{where} and holds zero bytes, so it is no text; give a text file"
     if foreign:

@@ -33,9 +33,9 @@ def effective_rank(contexts: Tensor | Contexts, max_positions: int | None = None
     Not centred. On at most `max_positions` evenly spaced positions. Roy & Vetterli, "The effective rank",
     EUSIPCO 2007. Contexts that are all zero have rank 0. Raises ValueError if they are not finite.
     """
-    kept = Contexts.of(contexts) if isinstance(contexts, Tensor) else contexts
-    count = len(kept) if max_positions is None else min(len(kept), max_positions)
-    contexts = kept.at(torch.linspace(0, len(kept) - 1, count, dtype=torch.float64).long())
+    store = Contexts.of(contexts) if isinstance(contexts, Tensor) else contexts
+    count = len(store) if max_positions is None else min(len(store), max_positions)
+    contexts = store.at(torch.linspace(0, len(store) - 1, count, dtype=torch.float64).long())
     if not bool(torch.isfinite(contexts).all()):
         raise ValueError("effective rank of contexts that are not finite")
     if not bool(contexts.any()):
@@ -137,9 +137,9 @@ def hidden_parts(
     for first in range(share.start, share.stop, PIECE_TOKENS):
         last = min(first + PIECE_TOKENS, share.stop)
         window = contexts.window(first, last)
-        for at in torch.arange(first, last, device=stream.ids.device).split(chunk_positions):
-            before, after = window.around(at, stream.restart)
-            yield token_block(before, after, model.embed(stream.ids[at]))
+        for positions in torch.arange(first, last, device=stream.ids.device).split(chunk_positions):
+            before, after = window.before_and_after(positions, stream.resets)
+            yield token_block(before, after, model.embed(stream.ids[positions]))
 
 
 def validation_record(score: Score, tokens: TokenStream) -> ValidationRecord:

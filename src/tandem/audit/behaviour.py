@@ -87,11 +87,11 @@ def _causality(subject: Subject) -> Check:
     changed_from = [len(ids) // 4, len(ids) // 2, len(ids) - 1]
     worst, where = 0.0, 0
     logits = model(input_ids=ids[None], use_cache=False).logits[0]
-    for at in changed_from:
-        again = model(input_ids=_changed(subject, ids, at)[None], use_cache=False).logits[0]
-        difference = float((again[:at] - logits[:at]).abs().max()) if at else 0.0
+    for position in changed_from:
+        again = model(input_ids=_changed(subject, ids, position)[None], use_cache=False).logits[0]
+        difference = float((again[:position] - logits[:position]).abs().max()) if position else 0.0
         if difference > worst:
-            worst, where = difference, at
+            worst, where = difference, position
     scanned = _scanned(subject)
     # Another burn-in may be chosen for another text, so scanned contexts agree to the tolerance only.
     limit = 2 * subject.prepared.settings.contexts.tolerance + 1e-6
@@ -124,8 +124,8 @@ def _scanned(subject: Subject) -> float | None:
     half = len(ids) // 2
     if not half or not subject.exact:
         return None
-    made = subject.contexts.of(subject)
-    if "scanned" not in made:
+    computed = subject.contexts.of(subject)
+    if "scanned" not in computed:
         try:
             one, two = (
                 compute_contexts(subject.model, Stream.of(subject.model, text.cpu()), settings)[0].whole()
@@ -133,8 +133,8 @@ def _scanned(subject: Subject) -> float | None:
             )
         except ScanError:
             return None
-        made["scanned"] = (one, two)
-    one, two = made["scanned"]
+        computed["scanned"] = (one, two)
+    one, two = computed["scanned"]
     return float((one[:half] - two[:half]).abs().max())
 
 

@@ -51,17 +51,17 @@ def _recomputed(subject: Subject, sample: ContextsSample) -> Check:
         tolerance += subject.record.contexts.train.rounding
     largest, wrong, count = 0.0, [], 0
     for split in ("train", "validation"):
-        at, kept = getattr(sample, f"{split}_at"), getattr(sample, split)
+        positions, recorded = getattr(sample, f"{split}_at"), getattr(sample, split)
         ids = subject.ids(split)
-        if len(at) == 0 or int(at.max()) >= len(ids):
+        if len(positions) == 0 or int(positions.max()) >= len(ids):
             wrong.append(f"{split}: the sample is of a longer text")
             continue
-        right = subject.contexts_at(split, at)[1].cpu()
-        difference = float((kept - right).abs().max())
+        right = subject.contexts_at(split, positions)[1].cpu()
+        difference = float((recorded - right).abs().max())
         largest = max(largest, difference)
-        count += len(at)
+        count += len(positions)
         if not difference <= tolerance:
-            wrong.append(f"{split}: {explain_contexts(subject, split, at, kept, right)}")
+            wrong.append(f"{split}: {explain_contexts(subject, split, positions, recorded, right)}")
     return Check(
         name="contexts",
         looked_at=f"{count} contexts that were read, against the recurrence recomputed token by token",

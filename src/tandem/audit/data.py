@@ -87,14 +87,14 @@ def _encode_again(
     tokenizer: Tokenizer, documents: Sequence[str], stream: TokenStream, separator: str, eos: int | None
 ) -> tuple[int, str | None]:
     """Documents compared, from the first on, and what was wrong with the first that differs."""
-    taken, cut = 0, cutter(tokenizer)
+    size, cut = 0, cutter(tokenizer)
     ends = [*stream.document_starts[1:].tolist(), len(stream)]
     for number, document in enumerate(documents):
         if number >= len(ends):
             break
-        if taken > ENCODED_BYTES:
+        if size > ENCODED_BYTES:
             return number, None
-        taken += len(document.encode())
+        size += len(document.encode())
         last = number == len(documents) - 1
         text = document if separator == "eos" or last else document + separator
         ids: list[int] = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tandem.audit.reference import block_losses, contexts_at
-from tandem.audit.subject import Contexts, Subject
+from tandem.audit.subject import ComputedContexts, Subject
 from tandem.metrics import by_document
 from tandem.records import ValidationRecord
 
@@ -72,7 +72,7 @@ def _mistakes(subject: Subject) -> Iterator[tuple[str, Losses]]:
     ):
         yield why, block_losses(model, block, ahead=ahead)[0]
     if subject.record.kind == "tandem":
-        stale = replace(subject, model=subject.initial, contexts=Contexts()).validation
+        stale = replace(subject, model=subject.initial, contexts=ComputedContexts()).validation
         yield (
             "contexts of the ContextBlock before phase 1 give it",
             block_losses(model, block, stale.previous, stale.current)[0],
@@ -94,8 +94,8 @@ def _averages(subject: Subject) -> Iterator[tuple[str, float]]:
     for size in (settings.chunk_positions, settings.batch_positions):
         batches = [losses[start : start + size] for start in range(0, len(losses), size)]
         if len(batches) > 1:
-            kept = losses[: -len(batches[-1])]
-            yield f"dropping the last partial batch of {size} gives it", float(kept.mean())
+            whole = losses[: -len(batches[-1])]
+            yield f"dropping the last partial batch of {size} gives it", float(whole.mean())
             means = [float(batch.mean()) for batch in batches]
             yield f"averaging over batches of {size} instead of tokens gives it", float(np.mean(means))
 
@@ -109,18 +109,18 @@ def _noisy_nll(subject: Subject) -> float:
     return float(losses.mean(dtype=np.float64))
 
 
-def explain_contexts(subject: Subject, split: str, at: Tensor, kept: Tensor, right: Tensor) -> str:
+def explain_contexts(subject: Subject, split: str, positions: Tensor, recorded: Tensor, right: Tensor) -> str:
     """What the kept contexts [N, C] at positions `at` are instead of the right ones, in words."""
     length = len(subject.ids(split))
-    if not bool(kept.any()):
+    if not bool(recorded.any()):
         return "they are all zero"
     for offset, whose in ((-1, "the token before"), (1, "the token after")):
-        inside = (at + offset >= 0) & (at + offset < length)
-        if _agree(kept[inside], _contexts_at(subject, split, at[inside] + offset)):
+        inside = (positions + offset >= 0) & (positions + offset < length)
+        if _agree(recorded[inside], _contexts_at(subject, split, positions[inside] + offset)):
             return f"they are those of {whose}"
-    if _agree(kept, _contexts_at(subject, split, at, initial=True)):
+    if _agree(recorded, _contexts_at(subject, split, positions, initial=True)):
         return "they are those of the ContextBlock before phase 1 (stale)"
-    difference = kept - right
+    difference = recorded - right
     spread = float(difference.std())
     noise = subject.prepared.settings.phase1.noise_std
     if noise and abs(spread / noise - 1) < 0.1 and float(difference.mean(0).abs().max()) < noise:
@@ -128,9 +128,9 @@ def explain_contexts(subject: Subject, split: str, at: Tensor, kept: Tensor, rig
     return f"they differ by {spread:.2g} (standard deviation)"
 
 
-def _contexts_at(subject: Subject, split: str, at: Tensor, initial: bool = False) -> Tensor:
+def _contexts_at(subject: Subject, split: str, positions: Tensor, initial: bool = False) -> Tensor:
     model = subject.initial if initial else subject.model
-    return contexts_at(model, subject.ids(split), at, 2 * subject.warm_up)[1].cpu()
+    return contexts_at(model, subject.ids(split), positions, 2 * subject.warm_up)[1].cpu()
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

@@ -213,21 +213,21 @@ def _history(record: TrainingRecord) -> list[str]:
 
 def _first_loss(subject: Subject) -> float:
     """Mean NLL of the first batch of phase 2, with the weights that the run's seed draws."""
-    ids, at = subject.ids("train"), subject.first_batch.to(subject.model.device)
+    ids, positions = subject.ids("train"), subject.first_batch.to(subject.model.device)
     # What phase 1 left is as it was saved, all else as it was at the start.
     model = copy.deepcopy(subject.initial)
     load_phase1_state(phase1_state(subject.model, subject.objective), model)
     if subject.prepared.settings.embeddings.trained:  # then contexts were others at the start
-        previous, current = contexts_at(model, ids, at, subject.warm_up)
+        previous, current = contexts_at(model, ids, positions, subject.warm_up)
     else:
-        previous, current = subject.contexts_at("train", at)
+        previous, current = subject.contexts_at("train", positions)
     total = 0.0
     with torch.no_grad():
-        for part in torch.arange(len(at), device=ids.device).split(POSITIONS):
-            hidden = model.token_block(previous[part], current[part], model.embed(ids[at[part]]))
+        for part in torch.arange(len(positions), device=ids.device).split(POSITIONS):
+            hidden = model.token_block(previous[part], current[part], model.embed(ids[positions[part]]))
             logits = model.lm_head(hidden).float()
-            total += float(F.cross_entropy(logits, ids[at[part] + 1], reduction="sum"))
-    return total / len(at)
+            total += float(F.cross_entropy(logits, ids[positions[part] + 1], reduction="sum"))
+    return total / len(positions)
 
 
 def gap_check(record: RunRecord, train_nll: float, gaps: dict[str, float]) -> Check:

@@ -41,14 +41,14 @@ class Block:
 
 @torch.no_grad()
 def contexts_at(
-    model: TandemForCausalLM, ids: Tensor | Tokens, at: Tensor, warm_up: int
+    model: TandemForCausalLM, ids: Tensor | Tokens, positions: Tensor, warm_up: int
 ) -> tuple[Tensor, Tensor]:
     """Contexts before and after the tokens at positions [n] of a stream [T], both [n, C], by the plain loop.
 
     They are read in blocks, each from `warm_up` tokens before it and a zero context, or from the
     start of the stream where that is nearer; in double precision where the device has it.
     """
-    wanted, back = at.to(ids.device).unique(return_inverse=True)
+    wanted, back = positions.to(ids.device).unique(return_inverse=True)
     warm_up = min(warm_up, int(wanted.max()))
 
     def steps(length: int) -> int:
@@ -75,14 +75,14 @@ def _read(
     dtype = next(block.parameters()).dtype
     context = torch.zeros(len(starts), block.context_dim, dtype=dtype, device=ids.device)
     for step in range(-warm_up, length):
-        at = starts + step
-        tokens = ids[at.clamp(0, len(ids) - 1)]
-        context = context.masked_fill((at <= 0)[:, None], 0.0)
+        positions = starts + step
+        tokens = ids[positions.clamp(0, len(ids) - 1)]
+        context = context.masked_fill((positions <= 0)[:, None], 0.0)
         if model.config.boundary == "reset":
             context = context.masked_fill((tokens == model.config.bos_token_id)[:, None], 0.0)
         before, context = context, block(context, model.embed(tokens).to(dtype))
         if step >= 0:
-            yield at, before.to(model.dtype), context.to(model.dtype)
+            yield positions, before.to(model.dtype), context.to(model.dtype)
 
 
 @torch.no_grad()
@@ -102,10 +102,10 @@ def block_losses(
     current = block.current if current is None else current
     losses, right = [], []
     for start in range(0, len(block), POSITIONS):
-        at = torch.arange(start, min(start + POSITIONS, len(block)), device=block.ids.device)
-        hidden = model.token_block(previous[at], current[at], model.embed(block.ids[at]))
+        positions = torch.arange(start, min(start + POSITIONS, len(block)), device=block.ids.device)
+        hidden = model.token_block(previous[positions], current[positions], model.embed(block.ids[positions]))
         logits = model.lm_head(hidden).float()
-        targets = block.ids[(at + ahead).clamp(max=len(block.ids) - 1)]
+        targets = block.ids[(positions + ahead).clamp(max=len(block.ids) - 1)]
         losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
         right.append((logits.argmax(-1) == targets).cpu())
     return torch.cat(losses).numpy(), torch.cat(right).numpy()

@@ -13,7 +13,7 @@ from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
-from tandem.audit.subject import Contexts, Subject
+from tandem.audit.subject import ComputedContexts, Subject
 from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
 from tandem.decoding import read_text
@@ -83,7 +83,7 @@ def audit_run_dir(run_dir: Path, on_progress: OnProgress = lambda _: None) -> Au
     gaps = baseline_gaps(reference, records)
     shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(reference, splits), "data")]
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
-    contexts = Contexts()
+    contexts = ComputedContexts()
     for record in records:
         on_progress(f"auditing {record.run}")
         folder = run_dir / "models" / record.run
@@ -118,7 +118,7 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
     return _record(
         [
             RunAudit(run=None, finished_at=None, checks=tuple(shared)),
-            _audit_run(prepared, record, (record,), folder, baseline_gaps(prepared, ()), Contexts()),
+            _audit_run(prepared, record, (record,), folder, baseline_gaps(prepared, ()), ComputedContexts()),
         ]
     )
 
@@ -212,7 +212,7 @@ def _audit_run(
     siblings: tuple[RunRecord, ...],
     folder: Path,
     gaps: dict[str, float],
-    contexts: Contexts,
+    contexts: ComputedContexts,
 ) -> RunAudit:
     if not record.is_tandem:
         checks = _baseline_checks(prepared, record)
@@ -285,10 +285,10 @@ def _saved_check(subject: Subject) -> Check:
         for name in CONFIG
         if said.get(name) != wanted[name]
     ]
-    kept = model_record(subject.folder)
-    if kept is None:
+    saved = model_record(subject.folder)
+    if saved is None:
         wrong.append("it has no readable record.json")
-    elif kept != subject.record:
+    elif saved != subject.record:
         wrong.append("its record.json is not the record of the run")
     return Check(
         name="model",

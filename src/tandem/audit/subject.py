@@ -34,7 +34,7 @@ TOKENS, NUDGE = 512, 1e-7
 INEXACT = "the ContextBlock amplifies rounding errors, so nothing that it gives can be recomputed"
 
 
-class Contexts:
+class ComputedContexts:
     """Contexts that were computed for the last ContextBlock: runs that differ in token depth share them."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Subject:
     model: TandemForCausalLM
     tokenizer: PreTrainedTokenizerFast
     sample: ContextsSample | None
-    contexts: Contexts
+    contexts: ComputedContexts
 
     @classmethod
     def load(
@@ -77,7 +77,7 @@ class Subject:
         record: RunRecord,
         siblings: tuple[RunRecord, ...],
         folder: Path,
-        contexts: Contexts,
+        contexts: ComputedContexts,
     ) -> "Subject":
         """From a model folder. Raises RunDirError if the model cannot be read."""
         model, tokenizer = load_model(folder)
@@ -126,13 +126,13 @@ class Subject:
     @cached_property
     def phase1_head(self) -> nn.ModuleDict | None:
         """The head of phase 1 that phase 2 started from, by name; none where the folder does not hold it."""
-        kept = load_head(self.folder)
-        if kept is None or not self.heads:
+        saved = load_head(self.folder)
+        if saved is None or not self.heads:
             return None
         name = self.objective.head_for(self.heads, self.configuration.token_layers)
         head = nn.ModuleDict({name: copy.deepcopy(self.heads[name])})
         try:
-            head.load_state_dict(kept)
+            head.load_state_dict(saved)
         except RuntimeError:
             return None
         return head
@@ -206,22 +206,24 @@ class Subject:
         train = torch.cat((sampled, self.first_batch, *self._scored_training)).unique()
         return {"train": train[train < length], "validation": torch.arange(len(self.ids("validation")))}
 
-    def contexts_at(self, split: str, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def contexts_at(self, split: str, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Contexts before and after the tokens at positions [n] of a split, both [n, C].
 
         They are among those of the sample, of the first batch, and of the text that is scored. Read from
         twice as far back as the run's own burn-in, which was enough at the places where it was measured.
         """
-        made, there = self.contexts.of(self), self._looked_at[split]
+        computed, there = self.contexts.of(self), self._looked_at[split]
         key = (split, there.numpy().tobytes())
-        if key not in made:
-            made[key] = contexts_at(self.model, self.ids(split), there, 2 * self.warm_up)
-        place = torch.searchsorted(there, at.cpu()).to(self.model.device)
-        return made[key][0][place], made[key][1][place]
+        if key not in computed:
+            computed[key] = contexts_at(self.model, self.ids(split), there, 2 * self.warm_up)
+        place = torch.searchsorted(there, positions.cpu()).to(self.model.device)
+        return computed[key][0][place], computed[key][1][place]
 
-    def _block(self, split: str, at: torch.Tensor) -> Block:
+    def _block(self, split: str, positions: torch.Tensor) -> Block:
         """The tokens at consecutive positions, which are read, and the one after them."""
-        return Block(self.ids(split)[int(at[0]) : int(at[-1]) + 2], *self.contexts_at(split, at))
+        return Block(
+            self.ids(split)[int(positions[0]) : int(positions[-1]) + 2], *self.contexts_at(split, positions)
+        )
 
     @cached_property
     def validation(self) -> Block:
@@ -245,7 +247,7 @@ class Subject:
     @cached_property
     def training(self) -> list[Block]:
         """These parts of the training text."""
-        return [self._block("train", at) for at in self._scored_training]
+        return [self._block("train", positions) for positions in self._scored_training]
 
 
 def first_batch(settings: Phase2Settings, seed: int, count: int) -> torch.Tensor:
@@ -255,10 +257,10 @@ def first_batch(settings: Phase2Settings, seed: int, count: int) -> torch.Tensor
         return torch.arange(min(count, size))
     order = generator_for(seed, "phase2 order")
     piece = size * max(1, PIECE_TOKENS // size)
-    at = torch.arange(count)
+    positions = torch.arange(count)
     # More than a piece: blocks of all the text are drawn for the first, else it is the text.
     block = block_tokens(size)
     if -(-count // block) > piece // block:
         drawn = torch.randperm(count // block, generator=order)[: piece // block]
-        at = (block * drawn.sort().values[:, None] + torch.arange(block)).flatten()
-    return at[torch.randperm(len(at), generator=order)[:size]]
+        positions = (block * drawn.sort().values[:, None] + torch.arange(block)).flatten()
+    return positions[torch.randperm(len(positions), generator=order)[:size]]

@@ -70,19 +70,19 @@ class KneserNey:
         if order < 2:
             raise ValueError(f"a Kneser-Ney model has an order of at least 2, not {order}")
         tokens = ids.astype(np.int64)
-        at = tokens  # id of the k-gram that starts at each position
+        gram_ids = tokens  # id of the k-gram that starts at each position
         known = vocab_size
         keys: list[Ints] = []
         counts: list[Ints] = []
         for k in range(2, order + 1):
             found, first, longer = np.unique(
-                at[:-1] * vocab_size + tokens[k - 1 :], return_index=True, return_inverse=True
+                gram_ids[:-1] * vocab_size + tokens[k - 1 :], return_index=True, return_inverse=True
             )
             # Every distinct k-gram is one left token of the (k-1)-gram it ends with.
-            counts.append(np.bincount(at[1:][first], minlength=known))
+            counts.append(np.bincount(gram_ids[1:][first], minlength=known))
             keys.append(found)
-            at, known = longer, len(found)
-        counts.append(np.bincount(at, minlength=known))
+            gram_ids, known = longer, len(found)
+        counts.append(np.bincount(gram_ids, minlength=known))
         histories = (vocab_size, *(len(found) for found in keys))
         return cls(
             vocab_size,

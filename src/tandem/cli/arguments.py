@@ -205,7 +205,7 @@ def _with_options(values: dict[str, Any], line: Line) -> dict[str, Any]:
             section = section[name]
         given = [_value(part.option, word) for word in part.values]
         if key in ("configurations", "untrained"):
-            section[key] = [given[at : at + 2] for at in range(0, len(given), 2)]
+            section[key] = [given[first : first + 2] for first in range(0, len(given), 2)]
         else:
             section[key] = given if part.option.many and given != [None] else given[0]
     return values

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tandem.cli.line import Line, Part, is_option
+from tandem.cli.line import Argument, Line, is_option
 from tandem.cli.values import as_meant, reads
 from tandem.cli.words import (
     CONFIGURATION,
@@ -92,7 +92,7 @@ def check(line: Line) -> None:
 
 def pasted_hyphens(line: Line) -> Mistake | None:
     """`–data.train` or `-data.train` instead of `--data.train`."""
-    for at, part in _unknown(line):
+    for index, part in _unknown(line):
         name = part.given.lstrip(f"-{HYPHENS}")
         for hyphen in HYPHENS:
             name = name.replace(hyphen, "-")
@@ -105,13 +105,13 @@ def pasted_hyphens(line: Line) -> Mistake | None:
             f"and options begin with two hyphens{'' if one else ' (word processors make a dash of them)'}"
         )
         again = Line.of(line.command, line.options, (f"--{name}", *part.values, *part.strays)).parts[1:]
-        return Mistake(what, line.replaced(at, *again))
+        return Mistake(what, line.replaced(index, *again))
     return None
 
 
 def pasted_quotes(line: Line) -> Mistake | None:
     """`“Once upon a time”`, which the shell takes for four words."""
-    for at, part in enumerate(line.parts):
+    for index, part in enumerate(line.parts):
         given = (*part.values, *part.strays)
         opening = next((n for n, word in enumerate(given) if word[0:1] in tuple(QUOTES)), None)
         if opening is None or (part.option and part.option.free and not part.strays):
@@ -124,43 +124,43 @@ def pasted_quotes(line: Line) -> Mistake | None:
         before = (part.given,) if part.given else ()
         words = (*before, *given[:opening], text, *given[closing + 1 :])
         again = Line.of(line.command, line.options, words).parts
-        return Mistake(what, line.replaced(at, *(again[1:] if part.given else again)))
+        return Mistake(what, line.replaced(index, *(again[1:] if part.given else again)))
     return None
 
 
 def unknown_option(line: Line) -> Mistake | None:
     """An option that the command does not have, with those that may have been meant."""
-    for at, part in _unknown(line):
-        before = line.parts[at - 1]
+    for index, part in _unknown(line):
+        before = line.parts[index - 1]
         if before.takes_more() and not before.values and not part.given.startswith("--"):
             continue  # meant as a value: the parser says how one that begins with a hyphen is written
         what = f"there is no option {part.given}"
         depths = (*part.values, *part.strays)
         if line.command == "train" and part.given == "--configurations" and len(depths) == 2:
-            rest = line.replaced(at).with_option("--context-layers", depths[0])
+            rest = line.replaced(index).with_option("--context-layers", depths[0])
             return Mistake(f"{what}, as one is trained", rest.with_option("--token-layers", depths[1]))
         maybe = _similar(part.given, line)
         if len(maybe) == 1:
             again = (maybe[0], *part.values, *part.strays)
-            meant = line.replaced(at, *Line.of(line.command, line.options, again).parts[1:])
+            meant = line.replaced(index, *Line.of(line.command, line.options, again).parts[1:])
             return Mistake(f"{what}; did you mean {maybe[0]}", meant)
         hint = f"; did you mean one of {', '.join(maybe)}?" if maybe else ""
         if not maybe and part.given.lstrip("-").split(".")[0] in Settings.model_fields:
             hint = "; `tandem experiment` has it"
-        return Mistake(f"{what}{hint} (tandem {line.command} --help lists all)", without=line.replaced(at))
+        return Mistake(f"{what}{hint} (tandem {line.command} --help lists all)", without=line.replaced(index))
     return None
 
 
 def empty_value(line: Line) -> Mistake | None:
     """`--data.train=`, of an option that takes no empty text, or no value at all."""
-    for at, part in enumerate(line.parts):
+    for index, part in enumerate(line.parts):
         if part.takes_more() and part.option and not part.option.many:
             what = f"{part.given} has no value (one that begins with a hyphen is written --option=-value)"
-            after = line.parts[at + 1 : at + 2]
+            after = line.parts[index + 1 : index + 2]
             if not after or after[0].option or not after[0].given:
                 return Mistake(what)
-            value = Part(part.option, part.given, (after[0].given, *after[0].values, *after[0].strays))
-            return Mistake(what, line.replaced(at + 1).replaced(at, value))
+            value = Argument(part.option, part.given, (after[0].given, *after[0].values, *after[0].strays))
+            return Mistake(what, line.replaced(index + 1).replaced(index, value))
         if part.option and not part.option.free and "" in part.values:
             return Mistake(f"{part.given} is empty; give it a value, or leave it out")
     return None
@@ -169,13 +169,13 @@ def empty_value(line: Line) -> Mistake | None:
 def several_words(line: Line) -> Mistake | None:
     """A value of which the shell made several words: a pattern or a text without quotes."""
     own = _own_word(line)
-    for at, part in enumerate(line.parts):
+    for index, part in enumerate(line.parts):
         if part.option is None or part.option.kind != "text" or not part.values or part.option.many:
             continue
         strays = part.strays
-        kept: tuple[str, ...] = ()
-        if own and own[0] == at and (len(strays) == 1 or kind_of(strays[own[1]]) in {"model", "run"}):
-            kept = (strays[own[1]],)
+        remaining: tuple[str, ...] = ()
+        if own and own[0] == index and (len(strays) == 1 or kind_of(strays[own[1]]) in {"model", "run"}):
+            remaining = (strays[own[1]],)
             strays = strays[: own[1]] + strays[own[1] + 1 :]
         if not strays:
             continue
@@ -185,9 +185,11 @@ def several_words(line: Line) -> Mistake | None:
         one_text = prompt_is_there and all(kind_of(word) == "word" for word in strays)
         if part.option.free or one_text or Path(joined).exists():
             what = f"{part.given} takes one value, and without quotes this is {len(words)} words to the shell"
-            return Mistake(what, line.replaced(at, Part(part.option, part.given, (joined,), kept)))
+            return Mistake(
+                what, line.replaced(index, Argument(part.option, part.given, (joined,), remaining))
+            )
         if part.option.name in {*SOURCES.values(), "--data.validation"} and _are_texts(words):
-            return _from_pattern(line, at, part.option.name, words)
+            return _from_pattern(line, index, part.option.name, words)
     return None
 
 
@@ -195,15 +197,15 @@ def stray_word(line: Line) -> Mistake | None:
     """A word that is no option, no value, and not what the command takes."""
     line = _with_lists_ended(line)
     own = _own_word(line)
-    for at, part in enumerate(line.parts):
+    for index, part in enumerate(line.parts):
         for number in range(len(part.strays)):
-            if (at, number) == own:
+            if (index, number) == own:
                 continue
             # The command's own word stays where it is.
-            kept = tuple(word for n, word in enumerate(part.strays) if n < number or (at, n) == own)
-            group = tuple(word for n, word in enumerate(part.strays) if n >= number and (at, n) != own)
-            rest = line.replaced(at, replace(part, strays=kept))
-            return _placed(line, rest, at, group, taken=own is not None)
+            remaining = tuple(word for n, word in enumerate(part.strays) if n < number or (index, n) == own)
+            group = tuple(word for n, word in enumerate(part.strays) if n >= number and (index, n) != own)
+            rest = line.replaced(index, replace(part, strays=remaining))
+            return _placed(line, rest, index, group, has_own=own is not None)
     return None
 
 
@@ -212,10 +214,10 @@ def other_place(line: Line) -> Mistake | None:
     own = _own_word(line)
     if own is None:
         return None
-    at, number = own
-    word = line.parts[at].strays[number]
+    index, number = own
+    word = line.parts[index].strays[number]
     kind = kind_of(word)
-    rest = _without(line, at, number)
+    rest = _without(line, index, number)
     wrong = f"{word} is {NAMES[kind]}, and `tandem {line.command}` takes {PLACES[line.command]} here"
     if line.command in FIRST and kind == "model":
         inside = str(Path(word) / "settings.yaml")
@@ -234,44 +236,44 @@ def other_place(line: Line) -> Mistake | None:
         and data
         and [kind_of(v) for v in data.values] == ["model"]
     ):
-        at = rest.parts.index(data)
-        swapped = rest.replaced(at, replace(data, values=(word,)))
+        index = rest.parts.index(data)
+        swapped = rest.replaced(index, replace(data, values=(word,)))
         return Mistake(wrong, _with_own(swapped, data.values[0]))
     return None
 
 
 def value_as_meant(line: Line) -> Mistake | None:
     """A value written in a way of elsewhere: `true`, `none`, `[0,1]`, `C2T1`, `1e6`, `−3`."""
-    for at, part in enumerate(line.parts):
+    for index, part in enumerate(line.parts):
         if part.option is None:
             continue
         meant = as_meant(part)
         if meant is not None:
             what, now = meant
-            return Mistake(what, line.replaced(at, *(() if now is None else (now,))))
+            return Mistake(what, line.replaced(index, *(() if now is None else (now,))))
     return None
 
 
 def no_number(line: Line) -> Mistake | None:
     """A text where a command without settings takes a number; of settings all that is wrong is said later."""
-    for at, part in enumerate(line.parts):
+    for index, part in enumerate(line.parts):
         numeric = part.option and part.option.kind in {"int", "float"} and line.command not in FIRST
         if numeric and part.values and not reads(float, part.values[0]):
-            return Mistake(f"{part.given} takes a number, not {part.values[0]}", without=line.replaced(at))
+            return Mistake(f"{part.given} takes a number, not {part.values[0]}", without=line.replaced(index))
     return None
 
 
 def given_twice(line: Line) -> Mistake | None:
     """An option of several values that is given again with others; of one with one value the last counts."""
-    for at, part in enumerate(line.parts):
-        again = part.option and next((o for o in line.parts[:at] if o.option == part.option), None)
+    for index, part in enumerate(line.parts):
+        again = part.option and next((o for o in line.parts[:index] if o.option == part.option), None)
         if not again or not part.option or not part.option.many or again.values == part.values:
             continue
         one, other = (" ".join((p.given, *p.values)) for p in (again, part))
         values = tuple(dict.fromkeys((*again.values, *part.values)))
-        kept = line.replaced(at, replace(part, values=values))
-        kept = replace(kept, parts=tuple(p for p in kept.parts if p is not again))
-        return Mistake(f"{one} and {other} contradict each other, so give all values to one", kept)
+        remaining = line.replaced(index, replace(part, values=values))
+        remaining = replace(remaining, parts=tuple(p for p in remaining.parts if p is not again))
+        return Mistake(f"{one} and {other} contradict each other, so give all values to one", remaining)
     return None
 
 
@@ -337,7 +339,7 @@ def no_such_command(word: str, rest: list[str], commands: list[str]) -> str:
     return f"there is no command '{word}'{hint} (commands: {', '.join(commands)})"
 
 
-def _placed(line: Line, rest: Line, at: int, words: tuple[str, ...], taken: bool) -> Mistake:
+def _placed(line: Line, rest: Line, index: int, words: tuple[str, ...], has_own: bool) -> Mistake:
     """A stray word where it belongs; `rest` is the line without these words, the first of which it is."""
     word, kind, source = words[0], kind_of(words[0]), SOURCES.get(line.command)
     more = words[1:]
@@ -348,12 +350,12 @@ def _placed(line: Line, rest: Line, at: int, words: tuple[str, ...], taken: bool
     free = source if source and not rest.find(source) and not rest.find("--prompt") else None
     if free and _are_texts(words):
         return _from_pattern(rest, None, free, words)
-    after = _after(rest, at, more)
+    after = _after(rest, index, more)
     said = f"{word} is {NAMES[kind]}"
     if kind == "missing file" and is_text_name(word) and free:
         what = f"a text stands after {free}, and there is no file {word} yet"
         return Mistake(what, after.with_option(free, word))
-    if line.command in FIRST and kind in PRESETS and not taken:
+    if line.command in FIRST and kind in PRESETS and not has_own:
         return Mistake(
             f"{said}, and a preset or settings file comes first, before all options", _with_own(after, word)
         )
@@ -383,11 +385,11 @@ def _placed(line: Line, rest: Line, at: int, words: tuple[str, ...], taken: bool
             f"{name} is an option, and options begin with two hyphens",
             replace(now, parts=(*now.parts, *again)),
         )
-    second = " a second one" if taken else " it"
+    second = " a second one" if has_own else " it"
     return Mistake(f"{said}, and `tandem {line.command}` has no place for{second}")
 
 
-def _from_pattern(rest: Line, at: int | None, option: str, words: tuple[str, ...]) -> Mistake:
+def _from_pattern(rest: Line, index: int | None, option: str, words: tuple[str, ...]) -> Mistake:
     """Several files as one source of text."""
     if len(words) == 1:
         kind = NAMES[kind_of(words[0])]
@@ -399,15 +401,15 @@ def _from_pattern(rest: Line, at: int | None, option: str, words: tuple[str, ...
     if option == "--prompt-file" or pattern is None:
         return Mistake(f"{what}; put them into one {'file' if option == '--prompt-file' else 'folder'}")
     what += ": the shell made them of a pattern without quotes"
-    if at is None:
+    if index is None:
         return Mistake(what, rest.with_option(option, pattern))
-    part = rest.parts[at]
-    return Mistake(what, rest.replaced(at, Part(part.option, part.given, (pattern,))))
+    part = rest.parts[index]
+    return Mistake(what, rest.replaced(index, Argument(part.option, part.given, (pattern,))))
 
 
 def _own_word(line: Line) -> tuple[int, int] | None:
     """Where the word stands that the command takes besides options: part, and number among its strays."""
-    places = [(at, n, word) for at, part in enumerate(line.parts) for n, word in enumerate(part.strays)]
+    places = [(index, n, word) for index, part in enumerate(line.parts) for n, word in enumerate(part.strays)]
     if line.command in FIRST:
         first = line.parts[0].strays[:1]
         return (0, 0) if first and _may_be_settings(line, first[0]) else None
@@ -438,14 +440,14 @@ def _may_be_settings(line: Line, word: str) -> bool:
 
 def _with_lists_ended(line: Line) -> Line:
     """Numbers end where a file or preset stands, which an option with any number of values would take too."""
-    for at, part in enumerate(line.parts):
+    for index, part in enumerate(line.parts):
         if part.option and part.option.many and part.option.kind == "int":
             ends = (
                 n for n, word in enumerate(part.values) if kind_of(word) in PRESETS | TEXTS | {"model", "run"}
             )
             if (end := next(ends, None)) is not None:
                 strays = (*part.values[end:], *part.strays)
-                line = line.replaced(at, replace(part, values=part.values[:end], strays=strays))
+                line = line.replaced(index, replace(part, values=part.values[:end], strays=strays))
     return line
 
 
@@ -454,8 +456,8 @@ def _are_texts(words: tuple[str, ...]) -> bool:
     return kinds <= TEXTS | {"file"} and not kinds.isdisjoint(TEXTS)
 
 
-def _unknown(line: Line) -> Iterator[tuple[int, Part]]:
-    return ((at, part) for at, part in enumerate(line.parts) if part.option is None and part.given)
+def _unknown(line: Line) -> Iterator[tuple[int, Argument]]:
+    return ((index, part) for index, part in enumerate(line.parts) if part.option is None and part.given)
 
 
 def _similar(given: str, line: Line) -> list[str]:
@@ -479,9 +481,9 @@ def _similar(given: str, line: Line) -> list[str]:
     return [next(option for option, last in lasts.items() if last == near[0])] if near else []
 
 
-def _without(line: Line, at: int, number: int) -> Line:
-    part = line.parts[at]
-    return line.replaced(at, replace(part, strays=(*part.strays[:number], *part.strays[number + 1 :])))
+def _without(line: Line, index: int, number: int) -> Line:
+    part = line.parts[index]
+    return line.replaced(index, replace(part, strays=(*part.strays[:number], *part.strays[number + 1 :])))
 
 
 def _with_own(line: Line, word: str) -> Line:
@@ -489,6 +491,6 @@ def _with_own(line: Line, word: str) -> Line:
     return line.replaced(0, replace(line.parts[0], strays=(word, *line.parts[0].strays)))
 
 
-def _after(line: Line, at: int, words: tuple[str, ...]) -> Line:
-    part = line.parts[at]
-    return line.replaced(at, replace(part, strays=(*part.strays, *words)))
+def _after(line: Line, index: int, words: tuple[str, ...]) -> Line:
+    part = line.parts[index]
+    return line.replaced(index, replace(part, strays=(*part.strays, *words)))

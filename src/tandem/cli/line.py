@@ -38,7 +38,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Part:
+class Argument:
     """An option as it was given, and the words after it; the first part has those before all options.
 
     option    none: the first part, or what looks like an option and is none of this command's
@@ -73,12 +73,12 @@ class Line:
 
     command: str
     options: Mapping[str, Option]
-    parts: tuple[Part, ...]
+    parts: tuple[Argument, ...]
 
     @classmethod
     def of(cls, command: str, options: Mapping[str, Option], args: Sequence[str]) -> "Line":
         """`args` in parts."""
-        parts, current = [], Part()
+        parts, current = [], Argument()
         for word in args:
             name, equals, value = word.partition("=")
             if is_option(word) or (looks_like_option(word) and (current.values or not current.takes_more())):
@@ -86,7 +86,7 @@ class Line:
                 option = (
                     options.get(name.replace("_", "-")) if is_option(word) else None
                 )  # as tyro reads names
-                current = Part(option, name, (value,) if equals else ())
+                current = Argument(option, name, (value,) if equals else ())
             elif current.takes_more():
                 current = replace(current, values=(*current.values, word))
             else:
@@ -97,17 +97,17 @@ class Line:
         """The arguments again."""
         return [word for part in self.parts for word in part.words()]
 
-    def find(self, name: str) -> Part | None:
+    def find(self, name: str) -> Argument | None:
         """The part of the option of this name, where it was given."""
         return next((part for part in self.parts if part.option and part.option.name == name), None)
 
-    def replaced(self, at: int, *parts: Part) -> "Line":
+    def replaced(self, index: int, *parts: Argument) -> "Line":
         """With other parts in place of one."""
-        return replace(self, parts=(*self.parts[:at], *parts, *self.parts[at + 1 :]))
+        return replace(self, parts=(*self.parts[:index], *parts, *self.parts[index + 1 :]))
 
     def with_option(self, name: str, *values: str) -> "Line":
         """With another option at the end."""
-        return replace(self, parts=(*self.parts, Part(self.options.get(name), name, values)))
+        return replace(self, parts=(*self.parts, Argument(self.options.get(name), name, values)))
 
 
 def is_option(word: str) -> bool:

@@ -278,8 +278,8 @@ def _run(args: Sequence[str]) -> int:
             raise
         return _fail(out_of_memory(error))
     except KeyboardInterrupt:
-        kept = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
-        sys.stderr.write(f"tandem: interrupted{kept}\n")
+        rest = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
+        sys.stderr.write(f"tandem: interrupted{rest}\n")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0

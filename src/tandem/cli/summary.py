@@ -21,7 +21,7 @@ from tandem.report import summary_rows
 from tandem.shown import command
 from tandem.tokens.lost import Lost
 
-KEPT = {
+STORAGE = {
     "memory": "held in memory",
     "disk": "on disk, rounded to bf16",
     "recompute": "computed again in every epoch",
@@ -58,7 +58,7 @@ def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
             "configuration": f"{record.configuration}, {record.parameters.total:,} parameters",
             "phase 1": f"{OBJECTIVES[record.recipe].summary(phase1)}, "
             f"ER {record.contexts.effective_rank_validation:.1%}",
-            "contexts": KEPT[record.contexts.train.kept],
+            "contexts": STORAGE[record.contexts.train.storage],
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
             f"train PPL {phase2.train_perplexity:.1f}",
             "validation": f"PPL {validation.perplexity:.1f}, "
@@ -85,8 +85,8 @@ def _in_parts(record: RunRecord) -> dict[str, str]:
     """Where memory ran out, and what was done."""
     assert record.phase2 is not None
     assert record.phase1 is not None
-    taken = {"phase 1": record.phase1.micro_batches, "phase 2": record.phase2.micro_batches}
-    said = [f"{phase} in {parts} parts a step" for phase, parts in taken.items() if parts > 1]
+    micro_batches = {"phase 1": record.phase1.micro_batches, "phase 2": record.phase2.micro_batches}
+    said = [f"{phase} in {parts} parts a step" for phase, parts in micro_batches.items() if parts > 1]
     return {"memory": f"ran out; computed {', '.join(said)}, with the same gradient"} if said else {}
 
 

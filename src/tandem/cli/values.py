@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tandem.cli.line import Option, Part
+from tandem.cli.line import Argument, Option
 from tandem.cli.words import CONFIGURATION, HYPHENS
 
 YES, NO = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 SIZES = {"k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9}
 
 
-def as_meant(part: Part) -> tuple[str, Part | None] | None:
+def as_meant(part: Argument) -> tuple[str, Argument | None] | None:
     """What is wrong with the values of an option, and the option as it was meant (none: leave it out).
 
     None where they can be read as they are, or where nothing is known to have been meant.
@@ -38,7 +38,7 @@ def as_meant(part: Part) -> tuple[str, Part | None] | None:
     return None
 
 
-def _switch(option: Option, part: Part) -> tuple[str, Part | None] | None:
+def _switch(option: Option, part: Argument) -> tuple[str, Argument | None] | None:
     """`--phase2.shuffle true`, where the name alone says it."""
     value = (part.values or part.strays[:1] or ("",))[0].lower()
     if value not in YES | NO:
@@ -48,10 +48,10 @@ def _switch(option: Option, part: Part) -> tuple[str, Part | None] | None:
     what = f"{part.given} is a switch and takes no value"
     if not on and option.off is None:
         return f"{what}; leave it out", None
-    return what, Part(option, option.name if on else str(option.off), (), strays)
+    return what, Argument(option, option.name if on else str(option.off), (), strays)
 
 
-def _list(option: Option, part: Part) -> tuple[str, Part] | None:
+def _list(option: Option, part: Argument) -> tuple[str, Argument] | None:
     """`[0,1]`, `0,1,2` or `C2T1`, where values stand apart."""
     meant: list[str] = []
     named = False
@@ -70,7 +70,7 @@ def _list(option: Option, part: Part) -> tuple[str, Part] | None:
     return what, replace(part, values=tuple(meant))
 
 
-def _number(option: Option, part: Part) -> tuple[str, Part] | None:
+def _number(option: Option, part: Argument) -> tuple[str, Argument] | None:
     """A number with another minus, with commas, with a unit, or a whole one as `1e6`."""
     word = part.values[0]
     read: Callable[[str], float] = int if option.kind == "int" else float

@@ -4,7 +4,7 @@ Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segmen
 """
 
 from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Window
-from tandem.contexts.jacobi import jacobi_sweep, jacobi_update, previous_contexts, swept
+from tandem.contexts.jacobi import jacobi_sweep, jacobi_update, previous_contexts
 from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
 from tandem.contexts.scan import SCANS, compute_contexts, held_in_memory
@@ -24,5 +24,4 @@ __all__ = [
     "jacobi_update",
     "measure_memory",
     "previous_contexts",
-    "swept",
 ]

@@ -66,8 +66,6 @@ class Window:
         before = self.contexts[row - 1].masked_fill_((positions == 0)[:, None], 0.0)
         return apply_resets(before, reset_mask, positions), self.contexts[row]
 
-    around = before_and_after  # as training/phase2.py calls it
-
 
 class Contexts:
     """Contexts after every token of a stream, as [T, C] would hold them.
@@ -75,8 +73,8 @@ class Contexts:
     `read` gives any part of them where they are not `held` [T, C].
     """
 
-    def __init__(self, tokens: int, held: Tensor | None, read: Read) -> None:
-        self._tokens, self._held = tokens, held
+    def __init__(self, tokens: int, in_memory: Tensor | None, read: Read) -> None:
+        self._tokens, self._held = tokens, in_memory
         self._read: Read = torch.no_grad()(read)
 
     @classmethod
@@ -88,7 +86,7 @@ class Contexts:
         return self._tokens
 
     @property
-    def held(self) -> bool:
+    def in_memory(self) -> bool:
         """Whether they are in memory, all of them."""
         return self._held is not None
 
@@ -156,6 +154,6 @@ class Contexts:
             mapped = np.memmap(file, np.int16, "r+", offset, shape)
             return torch.from_numpy(mapped).view(torch.bfloat16).to(device, dtype)
 
-        kept = Contexts(len(self), None, one_by_one(read))
-        weakref.finalize(kept, file.close)
-        return kept, rounding
+        again = Contexts(len(self), None, one_by_one(read))
+        weakref.finalize(again, file.close)
+        return again, rounding

@@ -59,6 +59,3 @@ def jacobi_sweep(
     for start in range(0, length, batch or length):
         positions = slice(start, min(start + (batch or length), length))
         yield positions, jacobi_update(context_block, contexts, positions, token_embeds, reset_mask, noise)
-
-
-swept = jacobi_update  # as training/phase1.py calls it

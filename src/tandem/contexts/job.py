@@ -44,7 +44,7 @@ class ContextJob:
         """Contexts [n, C] after the first `tokens` by the sequential loop, in the precision of the block."""
         first = self.stream.first(tokens)
         embeds = self.model.embed(first.ids[:]).to(next(self.block.parameters()).dtype)
-        reset_mask = None if first.restart is None else first.restart[:][None]
+        reset_mask = None if first.resets is None else first.resets[:][None]
         return sequential_contexts(self.block, embeds[None], reset_mask=reset_mask)[1][0]
 
     def record(
@@ -60,7 +60,7 @@ class ContextJob:
         return ScanRecord(
             method=method,
             tokens=len(self.stream),
-            kept="memory" if hold else "recompute",
+            storage="memory" if hold else "recompute",
             segments=segments,
             burn_in=burn_in,
             loop_error=errors[0],

@@ -140,13 +140,13 @@ class LinearScan:
         length, every = self._cut.chunk, self._every
         states[0] = self._states[origin // every]
         for offset in range(0, len(states) - 1, length):
-            made = states[offset : offset + length + 1]
-            begin, end = origin + offset, origin + offset + len(made) - 1
-            reset_mask = None if self._stream.restart is None else self._stream.restart[begin:end]
-            _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), reset_mask, self._cut.segment)
+            gates = states[offset : offset + length + 1]
+            begin, end = origin + offset, origin + offset + len(gates) - 1
+            reset_mask = None if self._stream.resets is None else self._stream.resets[begin:end]
+            _fill_chunk(gates, self._layers, self._from_tokens.of(begin, end), reset_mask, self._cut.segment)
             if begin < self._reached * every <= end:
                 new = slice(self._reached, end // every + 1)
-                self._states[new] = made[new.start * every - begin :: every]
+                self._states[new] = gates[new.start * every - begin :: every]
                 self._reached = new.stop
 
 
@@ -163,10 +163,10 @@ def _fill_chunk(
     """
     fresh = None if reset_mask is None else reset_mask.nonzero()[:, 0]
     below: Tensor | None = None
-    for layer, made, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
+    for layer, gates, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
         if below is not None:
-            _add_from_below(made, below, fresh, *layer.linear.weight[:, -2 * layer.width :].chunk(2, dim=1))
-        keep, add = layer.gates_(made)
+            _add_from_below(gates, below, fresh, *layer.linear.weight[:, -2 * layer.width :].chunk(2, dim=1))
+        keep, add = layer.gates_(gates)
         if fresh is not None:
             keep.index_fill_(0, fresh, 0.0)
         _recurrence(keep, add, own, segment_length)
@@ -174,7 +174,7 @@ def _fill_chunk(
 
 
 def _add_from_below(
-    made: Tensor, states: Tensor, fresh: Tensor | None, before: Tensor, after: Tensor
+    gates: Tensor, states: Tensor, fresh: Tensor | None, before: Tensor, after: Tensor
 ) -> None:
     """What gates read of the layer below, W_b·h_{t-1} + W_a·h_t for t = 1..n, added to made [n, m], in place.
 
@@ -187,15 +187,15 @@ def _add_from_below(
     where W_b·h_{t-1} is W_b·y of the two tokens before (a fast FIR algorithm: Parhi 1999, "VLSI Digital
     Signal Processing Systems", section 9.2).
     """
-    even = len(made) // 2 * 2
+    even = len(gates) // 2 * 2
     x, y = states[1 : 1 + even : 2], states[2 : 2 + even : 2]
     by_after, by_before = x @ after.t(), states[: 1 + even : 2] @ before.t()
-    made[:even:2].add_(by_after).add_(by_before[:-1])
-    made[1:even:2].addmm_(x + y, (before + after).t()).sub_(by_after).sub_(by_before[1:])
-    if even < len(made):
-        made[even:] += by_before[-1] + states[-1:] @ after.t()
+    gates[:even:2].add_(by_after).add_(by_before[:-1])
+    gates[1:even:2].addmm_(x + y, (before + after).t()).sub_(by_after).sub_(by_before[1:])
+    if even < len(gates):
+        gates[even:] += by_before[-1] + states[-1:] @ after.t()
     if fresh is not None:
-        made.index_add_(0, fresh, states[fresh] @ before.t(), alpha=-1)
+        gates.index_add_(0, fresh, states[fresh] @ before.t(), alpha=-1)
 
 
 def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) -> None:

@@ -100,7 +100,7 @@ def _checked_runs(job: ContextJob, contexts: Contexts, group: Group) -> Tensor:
     """
     cut = cut_for(job.model.device)
     # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.
-    reach = len(contexts) if contexts.held else min(len(contexts), PIECE_TOKENS)
+    reach = len(contexts) if contexts.in_memory else min(len(contexts), PIECE_TOKENS)
     tokens = -(-max(job.settings.check_tokens, 4 * cut.segment) // CHECKED_PLACES)
     parts = 3 * CHECKED_PLACES
     if parts * tokens > reach:
@@ -119,15 +119,17 @@ def _checked_runs(job: ContextJob, contexts: Contexts, group: Group) -> Tensor:
     origins = [Group(rank, group.size).share(len(contexts)).start for rank in range(group.size)]
     ends = [*origins[1:], reach]
     chunks = [
-        edge for at, end in zip(origins, ends, strict=True) for edge in range(at, min(end, reach), cut.chunk)
+        edge
+        for position, end in zip(origins, ends, strict=True)
+        for edge in range(position, min(end, reach), cut.chunk)
     ]
     for edge in chunks[1 :: max(1, -(-(len(chunks) - 1) // (CHECKED_PLACES // 2)))]:
         add(edge)
     for part in (part for first in (1, 2, 3) for part in range(first, parts, 3)):
-        at = reach * part // parts
-        origin = max(start for start in origins if start <= at)
-        seam = at - (at - origin) % cut.outer + cut.segment * cut.nested
-        add(seam) or add(at - (at - origin) % cut.segment) or add(at)
+        position = reach * part // parts
+        origin = max(start for start in origins if start <= position)
+        seam = position - (position - origin) % cut.outer + cut.segment * cut.nested
+        add(seam) or add(position - (position - origin) % cut.segment) or add(position)
     return torch.tensor(sorted(starts))[:, None] + torch.arange(tokens)
 
 
@@ -147,12 +149,12 @@ def _loop_error(job: ContextJob, contexts: Contexts, runs: Tensor) -> float:
         # much is read around them that segments of segments are made, if they are anywhere.
         first, last = int(run[0]), int(run[-1]) + 1
         edge = -(-first // cut.chunk) * cut.chunk
-        if not contexts.held and first < edge < last:
+        if not contexts.in_memory and first < edge < last:
             read, around = [(first, edge), (edge, last)], 0
         else:
-            read, around = [(first, last)], cut.outer if cut.nested and not contexts.held else 0
+            read, around = [(first, last)], cut.outer if cut.nested and not contexts.in_memory else 0
         parts = [
-            contexts.window(max(0, begin - around), min(end + around, len(stream))).around(
+            contexts.window(max(0, begin - around), min(end + around, len(stream))).before_and_after(
                 run[begin - first : end - first], None
             )
             for begin, end in read
@@ -164,7 +166,7 @@ def _loop_error(job: ContextJob, contexts: Contexts, runs: Tensor) -> float:
         job.block,
         job.model.embed(stream.ids[runs]).to(precise),
         torch.stack(befores).to(precise),
-        None if stream.restart is None else stream.restart[runs],
+        None if stream.resets is None else stream.resets[runs],
     )[1]
     return float((torch.stack(afters) - exact).abs().max())
 
@@ -175,10 +177,10 @@ def _memory(job: ContextJob) -> float:
     block = model.context_block
     places, pair = job.probes(PROBE_STREAMS, next(block.parameters()))
     for first in range(0, LONGEST_BURN_IN, PROBE_TOKENS):
-        at = ((places + first)[:, None] + torch.arange(PROBE_TOKENS, device=places.device)) % len(stream)
-        at = at.repeat(2, 1)
-        reset_mask = None if stream.restart is None else stream.restart[at]
-        _, contexts = block.unroll(model.embed(stream.ids[at]), pair, reset_mask)
+        positions = (places + first)[:, None] + torch.arange(PROBE_TOKENS, device=places.device)
+        positions = (positions % len(stream)).repeat(2, 1)
+        reset_mask = None if stream.resets is None else stream.resets[positions]
+        _, contexts = block.unroll(model.embed(stream.ids[positions]), pair, reset_mask)
         forgotten = job.agree(contexts)
         if forgotten.any():
             return MARGIN * (first + 1 + int(forgotten.int().argmax()))

@@ -32,7 +32,7 @@ def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALON
     dtype = next(block.parameters()).dtype
 
     def read(contexts: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
-        return block(apply_resets(contexts, stream.restart, positions), model.embed(ids).to(dtype))
+        return block(apply_resets(contexts, stream.resets, positions), model.embed(ids).to(dtype))
 
     contexts = torch.zeros(len(places), block.context_dim, dtype=dtype, device=stream.ids.device)
     for step in range(-WARM_UP, 0):

@@ -48,7 +48,7 @@ def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]
     exact = job.loop(checked)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
-        made, errors = _checked_scan(steps, segments, exact, hold, job)
+        computed, errors = _checked_scan(steps, segments, exact, hold, job)
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
         undefined = math.isnan(sum(errors))
         worst = math.nan if undefined else max(errors)
@@ -56,7 +56,7 @@ def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]
         if exact_enough or undefined or not automatic or burn_in >= LONGEST_BURN_IN:
             break
         burn_in *= 2
-        made = None
+        computed = None
 
     if not exact_enough:
         raise ScanError(
@@ -80,8 +80,8 @@ def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made)
-    return contexts, job.record("scan", segments.count, burn_in, errors, checked, contexts.held)
+    contexts = Contexts(len(stream), None, read) if computed is None else Contexts.of(computed)
+    return contexts, job.record("scan", segments.count, burn_in, errors, checked, contexts.in_memory)
 
 
 class _Steps:
@@ -106,7 +106,7 @@ class _Steps:
     def step(self, context: Tensor, positions: Tensor) -> Tensor:
         """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
         positions = positions.clamp(min=0)
-        context = apply_resets(context, self.stream.restart, positions)
+        context = apply_resets(context, self.stream.resets, positions)
         return self._step(context, self._distinct.rows(self.stream.ids[positions]))
 
 
@@ -142,8 +142,8 @@ def _checked_scan(
     loop_error, join_error = (
         float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error)
     )
-    made = contexts.flatten(0, 1)[: len(steps.stream)] if hold else None
-    return made, (loop_error, join_error)
+    computed = contexts.flatten(0, 1)[: len(steps.stream)] if hold else None
+    return computed, (loop_error, join_error)
 
 
 def _larger(error: float, differences: Tensor) -> float:

@@ -102,12 +102,12 @@ def apply_resets(contexts: Tensor, reset_mask: ResetMask | None, positions: Posi
 class Stream:
     """Tokens of one split, in order.
 
-    ids        [T]
-    restart    [T], where the context is zeroed before the token is read; none if it never is
+    ids       [T]
+    resets    where the context is zeroed before the token is read, [T]; none if it never is
     """
 
     ids: Tokens
-    restart: Resets | None
+    resets: Resets | None
 
     @classmethod
     def of(cls, model: TandemForCausalLM, ids: npt.NDArray[np.integer[Any]] | Tensor) -> "Stream":
@@ -130,7 +130,7 @@ class Stream:
             ]
         ).to(self.ids.device)
         ids = Tokens(self.ids[positions], self.ids.device)
-        return Stream(ids, None if self.restart is None else Resets(ids, self.restart.token))
+        return Stream(ids, None if self.resets is None else Resets(ids, self.resets.token))
 
     def first(self, tokens: int) -> "Stream":
         """The stream's first so many tokens."""
@@ -139,4 +139,4 @@ class Stream:
     def part(self, first: int, last: int) -> "Stream":
         """Its tokens first..last-1, as a stream of their own."""
         ids = self.ids.part(first, last)
-        return Stream(ids, None if self.restart is None else Resets(ids, self.restart.token))
+        return Stream(ids, None if self.resets is None else Resets(ids, self.resets.token))

@@ -70,19 +70,19 @@ def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
         return
     record = model_record(folder)
     if record is None:
-        held = "a model whose record cannot be read"
+        there = "a model whose record cannot be read"
     elif record.run != run:
-        held = f"{record.run}, another run than {run}"
+        there = f"{record.run}, another run than {run}"
     elif record.settings_fingerprint != prepared.settings.fingerprint():
-        held = f"a {run} of other settings"
+        there = f"a {run} of other settings"
     elif record.data.tokens_fingerprint != prepared.corpus.fingerprint:
-        held = f"a {run} of other text or tokens"
+        there = f"a {run} of other text or tokens"
     elif record.environment.precision != prepared.precision:
-        held = f"a {run} that was trained in {record.environment.precision}"
+        there = f"a {run} that was trained in {record.environment.precision}"
     else:
         return
     raise RunDirError(
-        f"{folder} holds {held}, which would be lost"
+        f"{folder} holds {there}, which would be lost"
         + advice(("give another {}", "output"), "remove that folder")
     )
 

@@ -76,7 +76,7 @@ def _train_contexts(
     contexts, scan = compute_contexts(
         model, stream, settings.contexts, room_in_memory(model, settings), group
     )
-    if contexts.held:
+    if contexts.in_memory:
         return contexts, scan
     on_disk = kept_outside_memory(model, len(stream), settings) == "disk"
     if not group.agrees(on_disk, model.device):  # those on disk are rounded, so all processes read alike
@@ -101,7 +101,7 @@ def contexts_of(
     """
     settings, group = prepared.settings, prepared.execution.group
     train_contexts, train_scan = _train_contexts(model, train, settings, group)
-    keep = {} if train_contexts.held else {"keep": "recompute"}
+    keep = {} if train_contexts.in_memory else {"keep": "recompute"}
     validation_contexts, validation_scan = compute_contexts(
         model,
         validation,

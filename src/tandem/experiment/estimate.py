@@ -12,7 +12,7 @@ from tandem.experiment.grid import RunSpec, claims
 from tandem.experiment.machine import PeakMemory
 from tandem.experiment.prepared import Prepared
 from tandem.experiment.run_dir import disk_needed
-from tandem.experiment.trial import Part, Trial, baseline_trial
+from tandem.experiment.trial import CostItem, Trial, baseline_trial
 from tandem.settings import Settings
 
 
@@ -32,7 +32,7 @@ class Estimate(BaseModel):
     memory_bytes: int | None
     disk_bytes: int
     context_disk_bytes: int
-    parts: tuple[Part, ...]
+    parts: tuple[CostItem, ...]
 
 
 def estimated(variants: Mapping[str | None, Prepared], settings: Settings, specs: list[RunSpec]) -> Estimate:
@@ -42,19 +42,19 @@ def estimated(variants: Mapping[str | None, Prepared], settings: Settings, specs
     """
     reference = measured_against(variants.values())
     memory = PeakMemory(reference.device)
-    parts: list[Part] = []
-    held, on_disk = 0, 0
+    parts: list[CostItem] = []
+    held_bytes, on_disk = 0, 0
     for group in _alike(specs):
         first, configuration = group[0], group[0].configuration
         prepared = reference if configuration is None else variants[first.variant]
         if configuration is None:
             seconds, grown = baseline_trial(prepared, first)
-            held = held if reference.device.type == "cuda" else max(held, grown)
-            parts.append(Part(what=first.label, times=len(group), seconds_s=seconds))
+            held_bytes = held_bytes if reference.device.type == "cuda" else max(held_bytes, grown)
+            parts.append(CostItem(what=first.label, times=len(group), seconds_s=seconds))
         else:
             trial = Trial(prepared, configuration.context_layers)
             parts += trial.parts(group)
-            held, on_disk = max(held, trial.held_bytes), max(on_disk, trial.disk_bytes)
+            held_bytes, on_disk = max(held_bytes, trial.held_bytes), max(on_disk, trial.disk_bytes)
     peak = memory.read()
     total = sum(part.times * part.seconds_s for part in parts)
     workers = min(settings.workers, max(1, len(claims(specs))))
@@ -62,7 +62,7 @@ def estimated(variants: Mapping[str | None, Prepared], settings: Settings, specs
         runs=len(specs),
         workers=workers,
         seconds_s=total / workers,
-        memory_bytes=None if peak is None else peak + held,
+        memory_bytes=None if peak is None else peak + held_bytes,
         disk_bytes=disk_needed(variants, specs),
         context_disk_bytes=workers * on_disk,
         parts=tuple(parts),

@@ -120,8 +120,8 @@ def train_tokens(
 
     def refresh() -> tuple[Split, Split]:
         # Held, since they would otherwise be computed with an embedding that has moved on.
-        held = settings.contexts.model_copy(update={"keep": "memory"})
-        holding = replace(prepared, settings=settings.model_copy(update={"contexts": held}))
+        in_memory = settings.contexts.model_copy(update={"keep": "memory"})
+        holding = replace(prepared, settings=settings.model_copy(update={"contexts": in_memory}))
         return contexts_of(holding, model, shared.train.stream, shared.validation.stream)[:2]
 
     result = train_token_block(

@@ -292,11 +292,11 @@ class _SharedContexts:
         inputs = phase1_fingerprint(self._prepared, context_layers, seed)
         objective = OBJECTIVES[self._prepared.settings.recipe]
         saved = load_phase1(path, inputs, objective)
-        made = train_contexts(self._prepared, context_layers, seed, on_tick, saved)
-        if saved is None and made.phase1 is not None:
-            state = phase1_state(made.model, objective) | made.heads.state_dict()
-            save_phase1(path, state, made.phase1, inputs)
-        return made
+        trained = train_contexts(self._prepared, context_layers, seed, on_tick, saved)
+        if saved is None and trained.phase1 is not None:
+            state = phase1_state(trained.model, objective) | trained.heads.state_dict()
+            save_phase1(path, state, trained.phase1, inputs)
+        return trained
 
 
 def _run(

@@ -24,7 +24,7 @@ TRIAL_BATCHES = 12
 """Batches of phase 2 in the part of the text on which contexts, scores and phase 2 are timed."""
 
 
-class Part(BaseModel):
+class CostItem(BaseModel):
     """One kind of work: how often it will be done, and how long it takes once."""
 
     model_config = ConfigDict(frozen=True)
@@ -89,7 +89,7 @@ class Trial:
     held_bytes: int = 0
     disk_bytes: int = 0
 
-    def parts(self, specs: list[RunSpec]) -> list[Part]:
+    def parts(self, specs: list[RunSpec]) -> list[CostItem]:
         """What these runs will take: what they share for each seed, and phase 2 for each run."""
         prepared, settings = self.prepared, self.prepared.settings
         name = "" if specs[0].variant is None else f"{specs[0].variant}, "
@@ -101,19 +101,21 @@ class Trial:
         model = new_model(prepared, configuration, seed)
         found = []
         if trained:
-            found.append(Part(what=f"{name}{depth}, phase 1", times=seeds, seconds_s=self._phase1(seed)))
+            found.append(CostItem(what=f"{name}{depth}, phase 1", times=seeds, seconds_s=self._phase1(seed)))
         contexts = self._contexts(model)
         heads = len(new_heads(prepared, self.context_layers, seed)) if trained else 0
         found.append(
-            Part(
+            CostItem(
                 what=f"{name}{depth}, contexts and scores",
                 times=seeds,
                 seconds_s=contexts.made_s + heads * (contexts.score_s + contexts.validation_again_s),
             )
         )
-        for made, runs in Counter(spec.configuration for spec in specs if spec.configuration).items():
-            seconds = self._phase2(made, contexts, seed, starts_from_phase1=heads > 0)
-            found.append(Part(what=f"{name}{made.name}, phase 2", times=runs, seconds_s=seconds))
+        for configuration, runs in Counter(
+            spec.configuration for spec in specs if spec.configuration
+        ).items():
+            seconds = self._phase2(configuration, contexts, seed, starts_from_phase1=heads > 0)
+            found.append(CostItem(what=f"{name}{configuration.name}, phase 2", times=runs, seconds_s=seconds))
         return found
 
     def _phase1(self, seed: int) -> float:
@@ -144,35 +146,37 @@ class Trial:
         scan(size // 4)  # what is done once in a process
         few, many = scan(size // 4), scan(size)
         a_token = max(0.0, many - few) / (size - size // 4)  # checks of a fixed size are in both
-        scanned = made = 2 * few + a_token * (whole - size // 2)
+        scanned = computing = 2 * few + a_token * (whole - size // 2)
         begun = train.first(size)
         contexts, _ = compute_contexts(model, begun, in_memory)
         train_again = validation_again = 0.0
         if held_in_memory(model, len(train), settings.contexts, room_in_memory(model, settings)):
-            held = whole * model.config.context_dim * model.dtype.itemsize
-            self.held_bytes = max(self.held_bytes, held)
+            size_bytes = whole * model.config.context_dim * model.dtype.itemsize
+            self.held_bytes = max(self.held_bytes, size_bytes)
         else:
             validation_again = a_token * len(validation)
             # A piece is read while the one before it is still there.
             pieces = 2 * min(PIECE_TOKENS, len(train)) * model.config.context_dim * model.dtype.itemsize
             self.held_bytes = max(self.held_bytes, pieces)
             if SCANS[model.context_block.scan].reads_all:
-                made += a_token * whole  # checked as a whole, then computed again to be kept, or for the rank
+                computing += (
+                    a_token * whole
+                )  # checked as a whole, then computed again to be kept, or for the rank
             if kept_outside_memory(model, len(train), settings) == "disk":
                 self.disk_bytes = bytes_on_disk(len(train), model.config.context_dim)
-                made += timed(lambda: contexts.on_disk(default_cache_dir())) * len(train) / size
+                computing += timed(lambda: contexts.on_disk(default_cache_dir())) * len(train) / size
             else:
                 train_again = a_token * len(train)
         ranked = min(len(contexts), settings.contexts.rank_positions)
         seconds = timed(lambda: effective_rank(contexts, ranked))
-        made += 2 * seconds * settings.contexts.rank_positions / ranked
+        computing += 2 * seconds * settings.contexts.rank_positions / ranked
         chunk = settings.phase2.chunk_positions
         some = begun.first(min(size, 4 * chunk))
         score = timed(lambda: score_stream(model, some, contexts, chunk)) / (len(some) - 1) * len(validation)
         measured = timed(lambda: measure_memory(model, validation))
         return _Contexts(
             Split(begun, contexts),
-            made + measured,
+            computing + measured,
             scanned + measured,
             score,
             train_again,
@@ -202,8 +206,8 @@ class Trial:
         epochs = settings.phase2.max_epochs
         if trains_embedding:  # all contexts are made anew, and held beside those before, and phase 1's
             size = len(prepared.corpus.train) + len(prepared.corpus.validation)
-            held = size * settings.model.context_dim * model.dtype.itemsize
-            self.held_bytes = max(self.held_bytes, 3 * held)
+            size_bytes = size * settings.model.context_dim * model.dtype.itemsize
+            self.held_bytes = max(self.held_bytes, 3 * size_bytes)
             return seconds + epochs * (contexts.score_s + contexts.again_s)
         # Where phase 2 starts from phase 1's token layers, these are scored first, on validation and on as
         # much of the training text; of the best epoch's contexts a sample is kept, for the audit.

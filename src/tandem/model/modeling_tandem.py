@@ -265,8 +265,8 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values = TandemCache() if past_key_values is None else past_key_values
             past_key_values.store(current[:, -1], length)
 
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden = self.token_block(previous[:, kept], current[:, kept], token_embeds[:, kept])
+        wanted = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = self.token_block(previous[:, wanted], current[:, wanted], token_embeds[:, wanted])
         logits = self.lm_head(hidden)
         loss = None
         if labels is not None:

@@ -76,7 +76,7 @@ class Dispersion(Objective):
         """
         import torch
 
-        from tandem.contexts import swept
+        from tandem.contexts import jacobi_update
         from tandem.metrics import convergence_rate
         from tandem.training.gradients import GradientAccumulator
         from tandem.training.optimizer import clip_gradients
@@ -90,7 +90,7 @@ class Dispersion(Objective):
         own = group.share(batches)
         # From here on positions are those of the process's own batches, which follow on each other.
         shard = slice(own.start * size, min(own.stop * size, len(stream)))
-        ids, restart = stream.ids[shard], None if stream.restart is None else stream.restart[shard]
+        ids, restart = stream.ids[shard], None if stream.resets is None else stream.resets[shard]
         contexts = (_start(model, len(stream), seed)[shard] * phase1.start_std).to(model.device)
         noise = _Noise(model, phase1, seed)
         history: list[Phase1Iteration] = []
@@ -100,7 +100,7 @@ class Dispersion(Objective):
             first = (batch.start - own.start) * size
             positions = slice(first, min(first + size, len(ids)))
             embeds = partial(_embeds, model, ids)
-            new = swept(block, sweep.before, positions, embeds, restart, noise.draw, sweep.lead)
+            new = jacobi_update(block, sweep.before, positions, embeds, restart, noise.draw, sweep.lead)
             sweep.after[positions] = new.detach()
             return oacd_loss(new, phase1.centroid_weight)
 
@@ -207,7 +207,7 @@ class Dispersion(Objective):
             while iteration < phase1.max_iterations and rate < phase1.convergence_stop:
                 iteration += 1
                 sweep = jacobi_sweep(
-                    model.context_block, contexts, embeds, stream.restart, phase1.batch_positions, noise
+                    model.context_block, contexts, embeds, stream.resets, phase1.batch_positions, noise
                 )
                 swept = torch.cat([new for _, new in sweep])
                 rate = convergence_rate(contexts, swept, phase1.convergence_mse)

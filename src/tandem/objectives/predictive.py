@@ -143,7 +143,7 @@ class Prediction(Objective):
                     after = torch.empty(
                         streams, model.config.context_dim, device=model.device, dtype=model.dtype
                     )
-                    batch = Batch(stream, positions.to(model.device), contexts, after)
+                    batch = WindowBatch(stream, positions.to(model.device), contexts, after)
                     loss_of_rows = loss_of_targets(stream.ids[batch.positions + 1].flatten())
                     forward = partial(_forward, model, heads, batch, loss_of_rows, dropout.next_step(streams))
                     loss = gradients.backward(forward, streams)
@@ -247,7 +247,7 @@ def nearest_head(depths: Iterable[int], token_layers: int) -> int:
 
 
 @dataclass
-class Batch:
+class WindowBatch:
     """One window [B, W] of all streams.
 
     positions    [B, W] in the text
@@ -264,7 +264,7 @@ class Batch:
 def _forward(
     model: TandemForCausalLM,
     heads: nn.ModuleDict,
-    batch: Batch,
+    batch: WindowBatch,
     loss: Loss,
     masks_of_rows: StepMasks,
     rows: slice,
@@ -277,7 +277,7 @@ def _forward(
 
     positions, masks = batch.positions[rows], masks_of_rows(rows)
     embeds = masks.embeds(model.embed(batch.stream.ids[positions]))
-    restart = None if batch.stream.restart is None else batch.stream.restart[positions]
+    restart = None if batch.stream.resets is None else batch.stream.resets[positions]
     before = None if batch.before is None else batch.before[rows]
     previous, current = model.context_block.unroll(embeds, before, restart, drop=masks.contexts)
     batch.after[rows] = current[:, -1].detach()

@@ -175,7 +175,7 @@ class ScanRecord(Record):
     method: Literal["scan", "linear", "loop"]
     """`scan`: segments with a burn-in; `linear`: exact, of gated blocks; `loop`: token after token."""
     tokens: int
-    kept: Literal["memory", "disk", "recompute"] = "memory"
+    storage: Literal["memory", "disk", "recompute"] = "memory"
     """In memory, on disk in bf16, or not at all: then they were computed again in every epoch."""
     rounding: float = 0.0
     """Largest absolute difference that keeping them on disk made."""

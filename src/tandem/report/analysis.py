@@ -121,8 +121,8 @@ def _by_newest_settings(baselines: Sequence[RunRecord]) -> tuple[list[RunRecord]
     A resume with other settings makes a baseline's runs again; until it is through, both kinds are there.
     """
     newest = {r.configuration: r.baseline_fingerprint for r in sorted(baselines, key=lambda r: r.finished_at)}
-    kept = [r for r in baselines if r.baseline_fingerprint == newest[r.configuration]]
-    return kept, [r for r in baselines if r.baseline_fingerprint != newest[r.configuration]]
+    current = [r for r in baselines if r.baseline_fingerprint == newest[r.configuration]]
+    return current, [r for r in baselines if r.baseline_fingerprint != newest[r.configuration]]
 
 
 def _models(records: Sequence[RunRecord], manifest: Manifest | None) -> Iterator[ModelResult]:

@@ -216,7 +216,7 @@ def scans_table(analysis: Analysis, texts: Texts) -> Table:
 
     def method(scan: ScanRecord) -> str:
         shown = f"`{scan.method}`"
-        return shown if scan.kept == "memory" else texts(f"scan.{scan.kept}", method=shown)
+        return shown if scan.storage == "memory" else texts(f"scan.{scan.storage}", method=shown)
 
     columns: list[Column[ScanResult]] = [
         Column("context_depth", lambda s: s.name),

@@ -58,13 +58,13 @@ class Documents(Sequence[str]):
         return len(self.sizes)
 
     @overload
-    def __getitem__(self, at: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, at: slice) -> "Documents": ...
-    def __getitem__(self, at: int | slice) -> "str | Documents":
-        if isinstance(at, slice):
-            return Documents(self._text, self._starts[at], self.sizes[at])
-        return self._text.read(int(self._starts[at]), int(self.sizes[at])).decode()
+    def __getitem__(self, index: slice) -> "Documents": ...
+    def __getitem__(self, index: int | slice) -> "str | Documents":
+        if isinstance(index, slice):
+            return Documents(self._text, self._starts[index], self.sizes[index])
+        return self._text.read(int(self._starts[index]), int(self.sizes[index])).decode()
 
     def __iter__(self) -> Iterator[str]:
         return (text.decode() for text in self.encoded())

@@ -58,8 +58,8 @@ class Dropout:
             return x * (draws >= self._probability).to(x.dtype).mul_(1 / (1 - self._probability))
         dropped = round(self._probability * LEVELS)
         bits = torch.from_numpy(self._draws.integers(0, LEVELS, size=shape, dtype=np.uint16)[rows])
-        kept = bits.to(torch.int32) >= dropped
-        return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+        surviving = bits.to(torch.int32) >= dropped
+        return x * surviving.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if self._on_device is None:

@@ -59,11 +59,11 @@ def start_from_head(block: TokenBlock, head: TokenBlock) -> None:
     only normalises its input.
     """
     ours, theirs = list(block.layers), list(head.layers)
-    taken = [(ours.pop(), theirs.pop())]
+    pairs = [(ours.pop(), theirs.pop())]
     if ours and theirs:
-        taken.append((ours.pop(0), theirs.pop(0)))
-    taken += zip(ours, theirs, strict=False)
-    for layer, source in taken:
+        pairs.append((ours.pop(0), theirs.pop(0)))
+    pairs += zip(ours, theirs, strict=False)
+    for layer, source in pairs:
         layer.load_state_dict(source.state_dict())
     for layer in ours[len(theirs) :]:
         assert isinstance(layer, TokenLayer)

@@ -152,7 +152,7 @@ def _forward(
 ) -> Tensor:
     """Mean NLL in nats of what follows these rows of a batch, a scalar with gradients."""
     positions, masks = batch.positions[rows], masks_of_rows(rows)
-    before, after = batch.contexts.around(positions, batch.stream.restart)
+    before, after = batch.contexts.before_and_after(positions, batch.stream.resets)
     embeds = masks.embeds(model.embed(batch.stream.ids[positions]))
     hidden = masks.output(model.token_block(before, after, embeds, masks.contexts))
     return loss(hidden, model.lm_head.weight, model.lm_head.bias, rows)

@@ -87,8 +87,8 @@ def part_samples(model: nn.Module) -> dict[str, tuple[float, ...]]:
     samples = {}
     for name, part in model_parts(model):
         largest = max(part.parameters(), key=torch.numel).flatten()
-        at = torch.linspace(0, len(largest) - 1, SAMPLED, dtype=torch.float64).long()
-        samples[name] = tuple(float(value) for value in largest[at.to(largest.device)])
+        indices = torch.linspace(0, len(largest) - 1, SAMPLED, dtype=torch.float64).long()
+        samples[name] = tuple(float(value) for value in largest[indices.to(largest.device)])
     return samples
 
 
