@@ -399,11 +399,11 @@ def test_failed_write_leaves_nothing(tmp_path, source, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.np, "savez", fail)
+    monkeypatch.setattr(store.np, "save", fail)
     with pytest.raises(DataError, match="No space left on device"):
         prepare_corpus(DataSettings(train=str(source)), BPE_SETTINGS, tmp_path / "cache")
     assert not (tmp_path / "cache" / "corpora").exists()
-    assert not list((tmp_path / "cache").rglob("*.npz"))
+    assert not list((tmp_path / "cache").rglob("*.shard"))
 
 
 @shared

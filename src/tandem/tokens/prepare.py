@@ -223,16 +223,15 @@ def _write_corpus(folder: Path, shards: Shards, splits: Splits) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
         draft = Path(place) / "draft"
         draft.mkdir()
-        model = read_tokenizer(shards.tokenizer)
         record = _record(
             shards.chain,
             splits,
-            model,
+            shards.model,
             shards.eos,
             shards.joined("train", draft, splits.train_source),
             shards.joined("validation", draft, splits.validation_source),
         )
-        model.save(str(draft / "tokenizer.json"))
+        shards.model.save(str(draft / "tokenizer.json"))
         (draft / "corpus.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
         with suppress(FileNotFoundError):
             folder.rename(Path(place) / "damaged")

@@ -4,7 +4,7 @@ The documents of each split are grouped into shards of about SHARD_BYTES of text
 complete, a folder of the cache holds:
 
     tokenizer-FINGERPRINT.json    the tokenizer
-    SPLIT-NUMBER.npz              the tokens of one shard
+    SPLIT-NUMBER.shard            the tokens of one shard
     claims/                       locks: a shard is made by the process that has its claim
 
 Every process that is given the same command makes shards that nobody else makes.
@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from tandem.claims import cores, try_lock, worker_processes
 from tandem.fingerprint import fingerprint
@@ -74,11 +75,15 @@ class Shards:
     on_encoded: Callable[[int], None] | None = None
 
     @cached_property
+    def model(self) -> Tokenizer:
+        """The tokenizer."""
+        return read_tokenizer(self.tokenizer)
+
+    @cached_property
     def encoders(self) -> dict[str, Encoder]:
         """Of each split. Raises DataError as `Encoder` does."""
-        model = read_tokenizer(self.tokenizer)
         return {
-            split: Encoder(model, self.eos, separator, self.on_encoded)
+            split: Encoder(self.model, self.eos, separator, self.on_encoded)
             for split, separator in self.separators.items()
         }
 
@@ -104,12 +109,15 @@ class Shards:
                     if not self.tokenizer.exists():
                         raise FileNotFoundError(self.tokenizer)
                     if mine and not self._path(shard).exists():
-                        documents = self.documents[shard.split]
-                        stream = self.encoders[shard.split].encode(documents, shard.first, shard.last)
-                        write_shard(self._path(shard), replace(stream, chain=self._chain(shard)))
+                        self._make(shard)
                         busy = True
             if not busy:
                 time.sleep(WAIT_S)
+
+    def _make(self, shard: Shard) -> None:
+        documents = self.documents[shard.split]
+        stream = self.encoders[shard.split].encode(documents, shard.first, shard.last)
+        write_shard(self._path(shard), replace(stream, chain=self._chain(shard)))
 
     @contextmanager
     def helped(self, helpers: int) -> Iterator[None]:
@@ -144,7 +152,7 @@ class Shards:
         return fingerprint("shard", self.chain, shard.split, shard.first, shard.last)
 
     def _path(self, shard: Shard) -> Path:
-        return self.tokenizer.with_name(f"{shard.name}.npz")
+        return self.tokenizer.with_name(f"{shard.name}.shard")
 
 
 def _help(processes: int, shards: Shards) -> None:

@@ -1,6 +1,6 @@
 """Tokens of one split, in memory and on disk. [T] tokens, [D] documents.
 
-On disk they are a file for each shard, SPLIT-NUMBER.npz, until all shards are there. Then they are files that
+On disk they are a file for each shard, SPLIT-NUMBER.shard, until all are there. Then they are files that
 can be memory-mapped:
 
     SPLIT.ids.npy                [T] uint16 or int32
@@ -117,16 +117,17 @@ def token_counts(ids: npt.NDArray[np.integer[Any]], vocab_size: int) -> npt.NDAr
 
 def write_shard(path: Path, shard: TokenStream) -> None:
     """Write a shard to one file. Raises OSError."""
-    arrays = {name: getattr(shard, name) for name in ARRAYS}
     with atomic_write(path) as draft, draft.open("wb") as file:
-        np.savez(file, record=np.array(json.dumps(shard.record())), **arrays)
+        np.save(file, np.array(json.dumps(shard.record())))
+        for name in ARRAYS:
+            np.save(file, getattr(shard, name))
 
 
 def read_shard(path: Path, chain: str) -> TokenStream:
     """A shard with this `chain`. Raises CacheFault where the file holds anything else."""
-    with cache_faults(), path.open("rb") as file, np.load(file) as found:
-        record = json.loads(str(found["record"]))
-        shard = _stream((found[name] for name in ARRAYS), record, chain)
+    with cache_faults(), path.open("rb") as file:
+        record = json.loads(str(np.load(file)))
+        shard = _stream((np.load(file) for _ in ARRAYS), record, chain)
         if shard.record() != record:
             raise CacheFault("its tokens are not those of its fingerprint")
     return shard
@@ -144,7 +145,7 @@ def join_shards(folder: Path, split: str, shards: Iterable[TokenStream], chain: 
         for shard in shards:
             if not starts:
                 _write_header(file, shard.ids.dtype, 0)
-            file.write(shard.ids.tobytes())
+            file.write(shard.ids.data)
             starts.append(shard.document_starts + tokens)
             sizes.append(shard.document_bytes)
             tokens, scored, lost = tokens + len(shard), scored + shard.scored_bytes, lost + shard.lost
