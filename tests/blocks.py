@@ -33,7 +33,7 @@ def loop(model: TandemForCausalLM, stream: Stream) -> torch.Tensor:
     restart = None if stream.restart is None else stream.restart[:][None]
     with torch.no_grad():
         embeds = model.embed(stream.ids[:])[None]
-        return sequential_contexts(model.context_block, embeds, restart=restart)[1][0]
+        return sequential_contexts(model.context_block, embeds, reset_mask=restart)[1][0]
 
 
 def train_phase1(

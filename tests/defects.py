@@ -27,7 +27,7 @@ from tandem.model.cell_gated import GatedContextBlock
 from tandem.model.cell_residual import ResidualContextBlock
 from tandem.objectives import OBJECTIVES
 from tandem.text import splits
-from tandem.tokens import prepare
+from tandem.tokens import shards
 from tandem.training import phase2
 from tandem.training.initialization import generator_for
 
@@ -201,7 +201,7 @@ def phase1_of_another_seed(patch: Patch) -> None:
 
 def wrong_tokenizer_at_evaluation(patch: Patch) -> None:
     """Validation is encoded with another vocabulary of the same size."""
-    real, calls = prepare.Encoder, [0]
+    real, calls = shards.Encoder, [0]
 
     def other(tokenizer: Any, *rest: Any) -> Any:
         calls[0] += 1
@@ -214,7 +214,7 @@ def wrong_tokenizer_at_evaluation(patch: Patch) -> None:
             tokenizer = Tokenizer.from_str(json.dumps(rules))
         return real(tokenizer, *rest)
 
-    patch.setattr(prepare, "Encoder", other)
+    patch.setattr(shards, "Encoder", other)
 
 
 def last_batch_dropped(patch: Patch) -> None:

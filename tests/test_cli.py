@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import sentences, tiny, write_jsonl
 
-from tandem.claims import claimed
+from tandem.claims import try_lock
 from tandem.cli.arguments import ExperimentArguments, parse_with_preset
 from tandem.cli.main import run
 from tandem.records import read_records
@@ -173,7 +173,7 @@ def test_two_trainings_do_not_make_a_model_in_one_folder(
 ) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    with claimed(model, "training"):  # as the other training does
+    with try_lock(model, "training"):  # as the other training does
         code, _, err = call(capsys, "train", preset, "--output", str(model))
     assert code == 2
     assert f"another training is making a model in {model} just now; give another --output" in err

@@ -16,16 +16,16 @@ from tandem.contexts import (
     Stream,
     Tokens,
     compute_contexts,
-    gated,
     held_in_memory,
     jacobi_sweep,
     linear,
+    linear_contexts,
     measure_memory,
     previous_contexts,
     segments,
 )
 from tandem.contexts import stream as stream_module
-from tandem.contexts.stream import Restarts
+from tandem.contexts.stream import Resets
 from tandem.errors import ScanError
 from tandem.model import sequential_contexts
 from tandem.model.cell_gated import GatedLayer
@@ -195,7 +195,7 @@ def test_contexts_computed_again_are_those_that_were_held(
     boundary: str, cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "ON_CPU", linear.Cut(500, 100))
-    for module in (gated, segments):
+    for module in (linear_contexts, segments):
         monkeypatch.setattr(module, "PIECE_TOKENS", 700)
     model, stream = block_and_stream(boundary, cell=cell)
     settings = ContextSettings(segment_length=100, check_tokens=400)
@@ -243,7 +243,7 @@ def test_windows_are_spread_over_the_stream(
     tokens: int, length: int, expected: list[tuple[int, int]]
 ) -> None:
     ids = Tokens(torch.arange(100), torch.device("cpu"))
-    made = Stream(ids, Restarts(ids, 45)).windows(tokens, length)
+    made = Stream(ids, Resets(ids, 45)).windows(tokens, length)
     there = torch.cat([torch.arange(*window) for window in expected])
     assert torch.equal(made.ids[:], there)
     assert made.restart is not None
@@ -296,7 +296,7 @@ def test_how_soon_a_block_forgets_is_told_by_two_streams_at_several_places(cell:
         needed += 1
     assert record.burn_in == int(1.5 * needed)
     if cell == "gated" and boundary == "carry":
-        assert needed > gated.PROBE_TOKENS
+        assert needed > linear_contexts.PROBE_TOKENS
 
 
 def test_a_gated_block_forgets_even_with_its_gates_wide_open() -> None:

@@ -190,19 +190,19 @@ def test_all_processes_leave_a_folder_that_holds_another_model(text_file: Path, 
 CONTEXTS = """
 import json
 import torch
-from tandem.contexts import Stream, compute_contexts, gated
+from tandem.contexts import Stream, compute_contexts, linear_contexts
 from tandem.group import ALONE, process_group
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.settings import ContextSettings
 
 results, checked = [], []
-checked_runs, burn_in = gated._checked_runs, gated._burn_in
+checked_runs, burn_in = linear_contexts._checked_runs, linear_contexts._burn_in
 
 def watched(task, contexts, group):
     checked.append(group)
     return checked_runs(task, contexts, group)
 
-gated._checked_runs = watched
+linear_contexts._checked_runs = watched
 with process_group(torch.device("cpu")) as group:
     for cell, boundary, keep, hasty in (
         ("gated", "carry", "memory", False),
@@ -227,7 +227,7 @@ with process_group(torch.device("cpu")) as group:
             model.context_block.initialize(module)
         stream = Stream.of(model, torch.randint(40, (12_001,)))
         settings = ContextSettings(segment_length=100, check_tokens=200, keep=keep)
-        gated._burn_in = (lambda _: 40) if hasty else burn_in
+        linear_contexts._burn_in = (lambda _: 40) if hasty else burn_in
         checked.clear()
         made, record = compute_contexts(model, stream, settings, group=group)
         shares = [of.size for of in checked]

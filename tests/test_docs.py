@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "README.ja.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = ("sh", "python")
-SHOWN = ("text", "yaml", "json")
+SHOWN = ("text", "yaml", "json", "toml")
 """What blocks of output and of files are tagged."""
 
 SMALL = {

@@ -13,14 +13,14 @@ from tandem.settings import EmbeddingSettings
 from tandem.text import hub
 from tandem.tokens import embeddings
 from tandem.tokens.embeddings import embedding_table, pretrained, spectral
-from tandem.tokens.store import make_stream
+from tandem.tokens.store import TokenStream
 
 V, E = 30, 8
 
 
 def stream(ids, starts=(0,)):
     sizes = np.ones(len(starts), np.int64)
-    return make_stream("chain", np.asarray(ids, np.uint16), np.asarray(starts, np.int64), sizes, len(ids))
+    return TokenStream(np.asarray(ids, np.uint16), np.asarray(starts, np.int64), sizes, len(ids))
 
 
 @pytest.fixture

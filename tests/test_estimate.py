@@ -12,7 +12,7 @@ from torch import Tensor
 from tandem.cli.main import run
 from tandem.cli.summary import print_estimate
 from tandem.cli.terminal import Terminal
-from tandem.contexts import Stream, compute_contexts, gated, linear, segments
+from tandem.contexts import Stream, compute_contexts, linear, linear_contexts, segments
 from tandem.experiment import stopwatch, trial
 from tandem.experiment.baseline import run_baseline
 from tandem.experiment.grid import plan
@@ -120,7 +120,7 @@ def test_contexts_are_computed_as_often_as_was_estimated(
 
     monkeypatch.setattr(segments, "_scan", scanned)
     monkeypatch.setattr(linear.LinearScan, "_fill", filled)
-    monkeypatch.setattr(gated, "_loop_error", lambda *_: 0.0)  # of a fixed size
+    monkeypatch.setattr(linear_contexts, "_loop_error", lambda *_: 0.0)  # of a fixed size
     record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
     assert record.contexts is not None
     train = record.contexts.train

@@ -13,7 +13,7 @@ import ray
 from conftest import tiny
 from test_workers import experiment, lines, wait_for
 
-from tandem.claims import CLAIMS, in_sight, presence
+from tandem.claims import CLAIMS, is_alive, liveness_lock
 from tandem.cli.main import run
 from tandem.errors import RunDirError, SettingsError
 from tandem.experiment.executors import JOBS, Executor, Ray, Slurm, Worker, executor_of, threads_each
@@ -246,7 +246,7 @@ def test_jobs_that_have_ended_are_cancelled_too(
 ) -> None:
     """Slurm may have put them back into its queue, where they would stay."""
     told: list[str] = []
-    with presence(tmp_path) as command:
+    with liveness_lock(tmp_path) as command:
         worker = Worker(tiny(text_file), tmp_path, tmp_path, command, operator.is_)  # done at once
         with Slurm(SlurmSettings()).helping(worker, 2, told.append):
             until = time.monotonic() + 120
@@ -323,8 +323,8 @@ def test_a_worker_that_does_not_share_the_run_directory_works_on_nothing(
     settings = experiment(text_file, tmp_path / "run", workers=2)
     corpus = prepare(settings, lambda _: None).corpus
     run_dir, _ = open_run_dir(settings, corpus, plan(settings), "float32")
-    with presence(run_dir) as command:
-        assert in_sight(run_dir, command)
+    with liveness_lock(run_dir) as command:
+        assert is_alive(run_dir, command)
         elsewhere = Worker(settings, tmp_path / "elsewhere", tmp_path, command, help_experiment)
         with pytest.raises(RunDirError, match="does not see the run directory"):
             elsewhere()

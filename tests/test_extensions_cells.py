@@ -105,7 +105,7 @@ def test_its_contexts_are_those_of_the_loop(boundary: str, keep: str) -> None:
     assert (record.method, record.segments) == ("scan", 15)
     restart = None if stream.restart is None else stream.restart[:][None]
     with torch.no_grad():
-        exact = sequential_contexts(model.context_block, model.embed(stream.ids[:])[None], restart=restart)
+        exact = sequential_contexts(model.context_block, model.embed(stream.ids[:])[None], reset_mask=restart)
     assert float((contexts.whole() - exact[1][0]).abs().max()) <= 1e-5
     assert measure_memory(model, stream)[0].change > 0
 

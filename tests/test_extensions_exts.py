@@ -83,10 +83,8 @@ def test_an_experiment_with_all_of_them(site: Path, tmp_path: Path) -> None:
 
     without = tandem("report", str(tmp_path / "run"))
     assert without.returncode == 2
-    assert (
-        "of a baseline 'decay' that is not known here; install the package that brings it" in without.stderr
-    )
-    assert [*without.stderr.splitlines()] == [without.stderr.strip()]
+    assert "baseline 'decay' that is not known here; install the package that brings it" in without.stderr
+    assert len(without.stderr.splitlines()) == 1
 
 
 def test_commands_know_its_settings(site: Path) -> None:

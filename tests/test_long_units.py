@@ -107,7 +107,7 @@ def test_a_large_document_is_encoded_batch_by_batch(monkeypatch: pytest.MonkeyPa
     told: list[int] = []
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100_000)
     text = LINES["base64"] * 4
-    Encoder(BPE, None, "", told.append).encode([text], 0, 1)
+    Encoder(BPE, None, "", told.append).encode([text])
     assert told == sizes
     assert sum(told) == len(text)
     assert max(sizes) <= encoding.BATCH_CHARACTERS + 2 * tokenizer.PIECE_CHARACTERS
@@ -193,7 +193,7 @@ def test_training_evaluation_prompts_and_audit_cut_alike(tmp_path: Path) -> None
     again = tokenize_for_evaluation(str(validation), data, corpus.tokenizer)
     assert np.array_equal(again.ids, corpus.validation.ids)
     ends = corpus.validation.document_starts[1]
-    prompt = Encoder(plain(corpus.tokenizer), None, "").encode([long + "T"], 0, 1)
+    prompt = Encoder(plain(corpus.tokenizer), None, "").encode([long + "T"])
     assert prompt.ids.tolist() == corpus.validation.ids[1:ends].tolist()
     whole = corpus.tokenizer.backend_tokenizer
     assert len(whole.encode(long + "T").ids) <= ends - 1

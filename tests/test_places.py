@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from tandem.audit import audit
-from tandem.claims import presence
+from tandem.claims import liveness_lock
 from tandem.cli.main import run
 from tandem.errors import DataError
 from tandem.experiment.evaluate import evaluate_model
@@ -217,7 +217,7 @@ def test_a_worker_reads_the_commands_text_and_stays_where_it_is(
     run_dir.mkdir()
     monkeypatch.chdir(tmp_path)
     settings = tiny(Path("texts"), **RELATIVE)
-    with presence(run_dir) as command:
+    with liveness_lock(run_dir) as command:
         Worker(settings, run_dir, tmp_path / "project", command, work)()
     assert (run_dir / "found").read_text("utf-8") == "40"
     assert Path.cwd() == tmp_path

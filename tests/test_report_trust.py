@@ -226,8 +226,8 @@ def test_a_recommendation_from_untrusted_figures_says_so(lang: str, run: str):
 @pytest.mark.parametrize(
     ("lang", "every", "said"),
     [
-        ("en", "all runs", "(leakage): the figures of all runs are untrusted**"),
-        ("ja", "すべての実行", "（leakage）。すべての実行の数値が信頼できない**"),
+        ("en", "all runs", "(leakage): these figures are untrusted: all runs**"),
+        ("ja", "すべての実行", "（leakage）。次の実行の数値は信頼できない: すべての実行**"),
     ],
 )
 def test_a_failing_check_of_the_data_is_said_of_all_runs(lang: str, every: str, said: str):
@@ -284,7 +284,7 @@ def test_what_is_not_shown_carries_its_interval():
     assert analysis.comparisons[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
     messages = {m.key: m for m in conclusions(analysis, choose(analysis))}
     assert "[−" in messages["standing.nothing_shown"].values["others"][0]
-    assert "[−" in messages["conclusion.no_effect.token"].values["pairs"][0]
+    assert "[−" in messages["effect.no_difference_shown"].values["pairs"][0]
 
 
 def test_seeds_alone_are_owned_up_to():

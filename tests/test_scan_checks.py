@@ -6,8 +6,8 @@ import pytest
 import torch
 from blocks import TOKENS, block_and_stream
 
-from tandem.contexts import PIECE_TOKENS, Contexts, Stream, compute_contexts, gated, linear
-from tandem.contexts.task import Task
+from tandem.contexts import PIECE_TOKENS, Contexts, Stream, compute_contexts, linear, linear_contexts
+from tandem.contexts.job import ContextJob
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
 from tandem.settings import ContextSettings
@@ -49,8 +49,8 @@ def test_edges_between_chunks_are_checked_wherever_there_are_any(
         kept = torch.empty(length, 0) if held else None
         contexts = Contexts(length, kept, lambda *_: torch.empty(0))
         group = Group(0, processes) if held else ALONE
-        runs = gated._checked_runs(
-            Task(model, model.context_block, stream, ContextSettings(), group, 0.0), contexts, group
+        runs = linear_contexts._checked_runs(
+            ContextJob(model, model.context_block, stream, ContextSettings(), group, 0.0), contexts, group
         )
         reach = length if held else min(length, PIECE_TOKENS)
         assert (int(runs.min()), int(runs.max())) == (0, reach - 1)
@@ -124,7 +124,7 @@ def test_a_gated_block_is_checked_at_both_ends_and_across_chunks(
 ) -> None:
     """With five runs of 100 tokens on edges of 100, among them those between chunks of 1,000."""
     monkeypatch.setattr(linear, "ON_CPU", linear.Cut(1000, 100))
-    monkeypatch.setattr(gated, "CHECKED_PLACES", 5)
+    monkeypatch.setattr(linear_contexts, "CHECKED_PLACES", 5)
     real = linear.LinearScan.fill
 
     def wrong(self: linear.LinearScan, states: torch.Tensor) -> None:
@@ -139,11 +139,11 @@ def test_a_gated_block_is_checked_at_both_ends_and_across_chunks(
 
 def test_runs_that_are_checked_lie_across_edges_of_each_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ON_CPU", linear.Cut(1000, 200))
-    monkeypatch.setattr(gated, "CHECKED_PLACES", 8)
+    monkeypatch.setattr(linear_contexts, "CHECKED_PLACES", 8)
     model, stream = block_and_stream(cell="gated")
     settings, group = ContextSettings(check_tokens=10), Group(0, 2)
-    task = Task(model, model.context_block, stream, settings, group, 0.0)
-    runs = gated._checked_runs(task, Contexts.of(torch.zeros(TOKENS, 30)), group)
+    job = ContextJob(model, model.context_block, stream, settings, group, 0.0)
+    runs = linear_contexts._checked_runs(job, Contexts.of(torch.zeros(TOKENS, 30)), group)
     assert runs.shape == (8, 100)
     assert (int(runs.min()), int(runs.max())) == (0, TOKENS - 1)
     edges = {int(run[50]) for run in runs[1:-1]}

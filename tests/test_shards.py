@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from tandem.claims import claimed
+from tandem.claims import try_lock
 from tandem.errors import DataError
 from tandem.fingerprint import fingerprint
 from tandem.settings import DataSettings, Settings, TokenizerSettings
@@ -26,6 +27,7 @@ from tandem.tokens import prepare, shards
 from tandem.tokens.encoding import Encoder, encode_documents
 from tandem.tokens.prepare import Corpus, prepare_corpus
 from tandem.tokens.shards import Shards, cut
+from tandem.tokens.store import TokenStream
 from tandem.tokens.tokenizer import train_bpe
 
 SMALL = 2000
@@ -45,7 +47,7 @@ def in_small_shards(text: Path, cache: Path, made: Path | None = None, seconds: 
     shards.SHARD_BYTES = SMALL
     real = Encoder.encode
 
-    def noted(self: Encoder, documents: list[str], first: int, last: int) -> object:
+    def noted(self: Encoder, documents: list[str], first: int, last: int) -> TokenStream:
         time.sleep(seconds)
         if made is not None:
             with (made / f"{len(documents)}-{first}").open("a") as file:
@@ -70,7 +72,7 @@ def wait_for(met: Callable[[], object], seconds: float = 120) -> None:
 
 
 def kept(cache: Path) -> list[Path]:
-    return sorted(cache.glob("preparing/*/*.shard"))
+    return sorted(cache.glob("preparing/*/*.npz"))
 
 
 @pytest.fixture
@@ -273,13 +275,13 @@ def test_what_a_killed_process_had_is_made_by_another(
     said: list[str] = []
     after: dict[Path, int] = {}
     with pytest.MonkeyPatch.context() as patch:
-        real = Shards.remove_bad
+        real = Shards.joined
 
-        def looked(self: Shards) -> object:
+        def looked(self: Shards, *rest: Any) -> TokenStream:
             after.update({path: path.stat().st_mtime_ns for path in kept(cache)})
-            return real(self)
+            return real(self, *rest)
 
-        patch.setattr(Shards, "remove_bad", looked)
+        patch.setattr(Shards, "joined", looked)
         corpus = prepared(text_file, cache, said)
     assert any(f"of which {len(before)} are there" in line for line in said)
     assert len(after) > len(before)
@@ -291,7 +293,7 @@ def interrupted(text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, after:
     """Prepare until so many shards are there, then stop as Ctrl-C would."""
     real, count = Encoder.encode, iter(range(after))
 
-    def stop(self: Encoder, documents: list[str], first: int, last: int) -> object:
+    def stop(self: Encoder, documents: list[str], first: int, last: int) -> TokenStream:
         if next(count, None) is None:
             raise KeyboardInterrupt
         return real(self, documents, first, last)
@@ -328,13 +330,13 @@ def test_a_shard_that_another_process_has_is_waited_for(
     folder = kept(cache)[0].parent
     count = sum(len(cut("", split.sizes)) for split in _splits(text_file))
     other = threading.Thread(target=lambda: done.append(prepared(text_file, cache)))
-    with claimed(folder, last) as mine:
+    with try_lock(folder, last) as mine:
         assert mine
         other.start()
         wait_for(lambda: len(kept(cache)) >= count - 1)
         time.sleep(2 * shards.WAIT_S)  # long enough to look again
         assert other.is_alive()
-        assert not (folder / f"{last}.shard").exists()
+        assert not (folder / f"{last}.npz").exists()
     other.join(120)
     assert len(done) == 1
 
@@ -350,17 +352,32 @@ def truncate(path: Path) -> None:
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[-30] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
+def without(path: Path, name: str) -> None:
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays.pop(name)
+    np.savez(path, **arrays)
+
+
+def another_token(path: Path) -> None:
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["ids"][3] ^= 1
+    np.savez(path, **arrays)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (truncate, "it cannot be read"),
-    "empty": (lambda path: path.write_bytes(b""), "it cannot be read"),
-    "without its fingerprint": (lambda path: path.write_bytes(path.read_bytes()[:-16]), "fingerprint"),
-    "another token": (flip, "fingerprint"),
+    "truncated": (truncate, "it is damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "it is damaged"),
+    "one bit": (flip, "it is damaged"),
+    "without its fingerprint": (lambda path: without(path, "record"), "it is damaged"),
+    "another token": (another_token, "fingerprint"),
     "another shard": (
-        lambda path: path.write_bytes(path.with_name("train-00001.shard").read_bytes()),
+        lambda path: path.write_bytes(path.with_name("train-00001.npz").read_bytes()),
         "fingerprint",
     ),
 }

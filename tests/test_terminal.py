@@ -15,7 +15,7 @@ from conftest import sentences, tiny, write_jsonl
 from report_records import make_grid, make_manifest, make_record, write_run_dir
 
 from tandem.__main__ import main
-from tandem.claims import helped_by
+from tandem.claims import worker_processes
 from tandem.cli.main import run
 from tandem.cli.terminal import Terminal
 from tandem.errors import RunDirError
@@ -153,7 +153,7 @@ def speak(file: str) -> None:
 def test_other_processes_print_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     said = tmp_path / "said"
-    with helped_by(1, speak, str(said)):
+    with worker_processes(1, speak, str(said)):
         for _ in range(600):
             if said.exists():
                 break

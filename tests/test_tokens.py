@@ -171,7 +171,7 @@ def test_hub_tokenizer_offline(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "_hub_answers", lambda: False)
-    with pytest.raises(DataError, match="cannot be reached and no copy is kept"):
+    with pytest.raises(DataError, match="cannot be reached and no usable copy is kept"):
         load_tokenizer("someone/bpe")
     kept = tmp_path / "models--someone--bpe"
     (kept / "refs").mkdir(parents=True)
@@ -257,9 +257,9 @@ def test_ids_are_as_small_as_they_can_be():
 
 def test_corpus_counts(tmp_path, source):
     corpus = prepare_corpus(DataSettings(train=str(source)), BPE_SETTINGS, tmp_path / "cache")
-    assert corpus.train_documents + corpus.validation_documents == len(TEXTS)
-    assert corpus.train_bytes + corpus.validation_bytes == sum(len(text.encode()) for text in TEXTS)
-    assert corpus.train_bytes == corpus.train.document_bytes.sum()
+    train, validation = corpus.train, corpus.validation
+    assert len(train.document_starts) + len(validation.document_starts) == len(TEXTS)
+    assert train.text_bytes + validation.text_bytes == sum(len(text.encode()) for text in TEXTS)
     assert corpus.validation_source == f"5% of {source}"
     assert (corpus.vocab_size, corpus.eos_token_id, corpus.train.ids.dtype) == (300, 0, np.uint16)
     assert isinstance(corpus.train.ids, np.memmap)
@@ -399,11 +399,11 @@ def test_failed_write_leaves_nothing(tmp_path, source, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.np, "save", fail)
+    monkeypatch.setattr(store.np, "savez", fail)
     with pytest.raises(DataError, match="No space left on device"):
         prepare_corpus(DataSettings(train=str(source)), BPE_SETTINGS, tmp_path / "cache")
     assert not (tmp_path / "cache" / "corpora").exists()
-    assert not list((tmp_path / "cache").rglob("*.shard"))
+    assert not list((tmp_path / "cache").rglob("*.npz"))
 
 
 @shared

@@ -20,7 +20,7 @@ from tandem.metrics import convergence_rate, effective_rank, perplexity, score_s
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.objectives.original import oacd_loss
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings
-from tandem.tokens.store import make_stream
+from tandem.tokens.store import TokenStream
 from tandem.training import phase2
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.phase2 import Split, train_token_block
@@ -276,7 +276,7 @@ def test_scores_do_not_depend_on_the_chunk() -> None:
     assert {score.tokens for score in scores} == {332}
     manual = model(stream.ids[None], labels=stream.ids[None]).loss
     assert scores[0].nll_nats == pytest.approx(float(manual.detach()), abs=1e-5)
-    text = make_stream("", stream.ids[:].numpy(), np.zeros(1, np.int64), np.full(1, 1000), 1000)
+    text = TokenStream(stream.ids[:].numpy(), np.zeros(1, np.int64), np.full(1, 1000), 1000)
     assert scores[0].bits_per_byte(text) == pytest.approx(
         float(manual.detach()) * 332 / math.log(2) / 1000, rel=1e-5
     )

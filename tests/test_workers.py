@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny
 
-from tandem.claims import claimed, in_turn
+from tandem.claims import locked, try_lock
 from tandem.experiment.executors import threads_each
 from tandem.experiment.grid import claims, plan
 from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
@@ -59,9 +59,13 @@ def group_lives(group: int) -> bool:
 
 
 def test_a_claim_is_one_processs_alone(tmp_path: Path) -> None:
-    with claimed(tmp_path, "a") as first, claimed(tmp_path, "a") as second, claimed(tmp_path, "b") as other:
+    with (
+        try_lock(tmp_path, "a") as first,
+        try_lock(tmp_path, "a") as second,
+        try_lock(tmp_path, "b") as other,
+    ):
         assert (first, second, other) == (True, False, True)
-    with claimed(tmp_path, "a") as again:
+    with try_lock(tmp_path, "a") as again:
         assert again
 
 
@@ -99,7 +103,7 @@ def test_what_another_worker_has_is_waited_for_and_not_made(text_file: Path, tmp
     run_dir.mkdir()
     done: list[RunRecord] = []
     worker = threading.Thread(target=lambda: done.extend(run_experiment(settings, Unwatched())[1]))
-    with claimed(run_dir, "tandem-C1-seed1") as mine:
+    with try_lock(run_dir, "tandem-C1-seed1") as mine:
         assert mine
         worker.start()
         wait_for(run_dir, 5)
@@ -155,11 +159,11 @@ def test_writing_takes_turns(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with in_turn(tmp_path, "report"):
+        with locked(tmp_path, "report"):
             order.append("second")
 
     other = threading.Thread(target=second)
-    with in_turn(tmp_path, "report"):
+    with locked(tmp_path, "report"):
         other.start()
         time.sleep(0.2)
         order.append("first")

@@ -141,8 +141,8 @@ def _sizes_of(model: TandemForCausalLM) -> str:
 
 @torch.no_grad()
 def _loop(model: TandemForCausalLM, stream: Stream) -> Tensor:
-    restart = None if stream.restart is None else stream.restart[:][None]
-    return sequential_contexts(model.context_block, model.embed(stream.ids[:])[None], restart=restart)[1][0]
+    resets = None if stream.restart is None else stream.restart[:][None]
+    return sequential_contexts(model.context_block, model.embed(stream.ids[:])[None], None, resets)[1][0]
 
 
 @torch.no_grad()

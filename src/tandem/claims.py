@@ -5,7 +5,7 @@ another one then makes what is left.
 
 On several machines this relies on a file system whose `flock` spans them: NFS 4, or NFS 3 with its lock
 service (but not mounted with `nolock` or `local_lock`), Lustre mounted with `flock` (not `localflock`), GPFS,
-CephFS. `in_sight` tells a process that was started for a command where it does not. What is claimed is
+CephFS. `is_alive` tells a process that was started for a command where it does not. What is claimed is
 written and closed before its claim is released, and opened after it is had, which is what NFS needs to show
 it. A machine that dies, not only a process on it, keeps its claims until the server ends its lease (NFS 4: a
 minute or two); one cut off for longer may go on with what another has begun by then.
@@ -32,7 +32,7 @@ CLAIMS = "claims"
 
 
 @contextmanager
-def claimed(folder: Path, name: str) -> Iterator[bool]:
+def try_lock(folder: Path, name: str) -> Iterator[bool]:
     """Within the block, whether this process has the claim `name`; if not, another one has it just now.
 
     Raises FileNotFoundError if there is no such folder.
@@ -50,29 +50,29 @@ def claimed(folder: Path, name: str) -> Iterator[bool]:
 
 
 @contextmanager
-def in_turn(folder: Path, name: str) -> Iterator[None]:
-    """As `claimed`, but waits until it has it."""
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """As `try_lock`, but waits until it has it."""
     with _lock(folder, name):
         yield
 
 
 @contextmanager
-def presence(folder: Path) -> Iterator[str]:
-    """Within the block this process has a claim of its own; yields its name, for `in_sight`."""
+def liveness_lock(folder: Path) -> Iterator[str]:
+    """Within the block this process has a claim of its own; yields its name, for `is_alive`."""
     name = f"command-{uuid4().hex}"
     try:
-        with claimed(folder, name):
+        with try_lock(folder, name):
             yield name
     finally:
         (folder / CLAIMS / f"{name}.lock").unlink(missing_ok=True)
 
 
-def in_sight(folder: Path, name: str) -> bool:
-    """Whether the claim that `presence` named is held, and seen to be held from here.
+def is_alive(folder: Path, name: str) -> bool:
+    """Whether the claim that `liveness_lock` named is held, and seen to be held from here.
 
     If not, its process has ended, or file locks do not reach from its machine to this one.
     """
-    with claimed(folder, name) as free:
+    with try_lock(folder, name) as free:
         return not free
 
 
@@ -91,7 +91,7 @@ def cores() -> int:
 
 
 @contextmanager
-def helped_by(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
+def worker_processes(count: int, work: Callable[..., None], *given: Any) -> Iterator[None]:
     """Within the block so many further processes do `work(*given)`.
 
     It has to be an importable function. The block ends when all work is done, so what still runs is stopped.

@@ -4,6 +4,7 @@ Every one is a single sentence (or two) that says what was wrong, where, and wha
 prints it without a traceback and exits with code 2; as a library they are ordinary exceptions.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -66,15 +67,16 @@ class NonFiniteLossError(TandemError):
     """A loss or gradient was NaN or infinite; the step was refused before the optimizer saw it."""
 
     @classmethod
-    def of(cls, stopped: str, loss: float, last: str, *lower: str) -> "NonFiniteLossError":
-        """What was stopped where, the loss there, the last good values if any, and the settings to lower.
+    def check(cls, loss: float, gradient_norm: float, stopped: str, last: str, *lower: str) -> None:
+        """Raise it where either is not finite: what was stopped where, the last good values, what to lower.
 
         No __init__, as errors of workers are pickled, which calls that with the sentence alone.
         """
-        return cls(
-            f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}"
-            + advice(("try a lower {}", *lower))
-        )
+        if not (loss < math.inf and math.isfinite(gradient_norm)):
+            raise cls(
+                f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}"
+                + advice(("try a lower {}", *lower))
+            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

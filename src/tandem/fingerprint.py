@@ -6,14 +6,15 @@ no two different lists of parts give the same stream of bytes.
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 DIGITS = 16
+BLOCK_BYTES = 1 << 20
 Part = str | bytes | int | float | Mapping[str, Any] | np.ndarray | None
 
 
@@ -28,7 +29,10 @@ class Fingerprint:
     def update(self, part: Part) -> None:
         """Add one part. Arrays count by dtype, shape and bytes; mappings by their sorted JSON."""
         if isinstance(part, np.ndarray):
-            self.update_array(part.dtype, part.shape, [np.ascontiguousarray(part).tobytes()])
+            self.update(f"{part.dtype.str}{part.shape}")
+            self._hash.update(part.nbytes.to_bytes(8, "little"))
+            for block in _blocks(part):
+                self._hash.update(block)
             return
         if isinstance(part, bytes):
             data = part
@@ -38,13 +42,6 @@ class Fingerprint:
             data = json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
         self._hash.update(len(data).to_bytes(8, "little"))
         self._hash.update(data)
-
-    def update_array(self, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[bytes]) -> None:
-        """Add an array whose bytes come in `blocks`, one after the other, as `update` adds a whole one."""
-        self.update(f"{dtype.str}{shape}")
-        self._hash.update((dtype.itemsize * math.prod(shape)).to_bytes(8, "little"))
-        for block in blocks:
-            self._hash.update(block)
 
     def hexdigest(self) -> str:
         """The fingerprint so far, 16 hexadecimal digits."""
@@ -60,9 +57,23 @@ def fingerprint(kind: str, *parts: Part) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """Fingerprint of a file's bytes, read in blocks of 1 MiB."""
+    """Fingerprint of a file's bytes."""
     whole = hashlib.blake2b(digest_size=DIGITS // 2)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            whole.update(block)
+    for block in _read(path, 0):
+        whole.update(block)
     return whole.hexdigest()
+
+
+def _blocks(array: np.ndarray) -> Iterable[bytes]:
+    """The bytes of an array. A memory-mapped one is read from its file: what is read through a map stays in
+    the process's memory."""
+    if isinstance(array, np.memmap) and isinstance(getattr(array, "base", None), mmap.mmap):  # no part of one
+        return _read(Path(str(array.filename)), array.offset)
+    return [np.ascontiguousarray(array).tobytes()]
+
+
+def _read(path: Path, start: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(BLOCK_BYTES):
+            yield block

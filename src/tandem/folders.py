@@ -1,7 +1,9 @@
-"""What a folder is, told from its files: asked before anything is read from it or written into it."""
+"""What a folder is, told from its files before they are read or written, and how files are written whole."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +47,20 @@ class Found:
     kind: Kind
     what: str
     inside: tuple[Path, ...] = ()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a draft beside `path`, to be written within the block, and then puts it in the place of `path`.
+
+    So a reader finds the whole file or none; where the block raises, nothing changes.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def look(path: Path) -> Found:

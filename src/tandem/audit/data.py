@@ -64,16 +64,12 @@ def _tokens(prepared: Prepared, splits: Splits) -> Check:
     corpus, data = prepared.corpus, prepared.settings.data
     tokenizer = plain(corpus.tokenizer)
     tokenizer.encode_special_tokens = True
-    separators = {
-        "training": data.separator,
-        "validation": data.separator if data.validation_separator is None else data.validation_separator,
-    }
     wrong, count = [], 0
-    for split, documents, stream in (
-        ("training", splits.train, corpus.train),
-        ("validation", splits.validation, corpus.validation),
+    for split, documents, stream, separator in (
+        ("training", splits.train, corpus.train, data.separators["train"]),
+        ("validation", splits.validation, corpus.validation, data.separators["validation"]),
     ):
-        checked, bad = _encode_again(tokenizer, documents, stream, separators[split], corpus.eos_token_id)
+        checked, bad = _encode_again(tokenizer, documents, stream, separator, corpus.eos_token_id)
         count += checked
         if len(documents) != len(stream.document_starts):
             bad = f"has {len(stream.document_starts)} documents instead of {len(documents)}"

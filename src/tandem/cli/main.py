@@ -68,7 +68,7 @@ def experiment(args: Sequence[str]) -> None:
             "train single configurations with torchrun … tandem train"
         )
     from tandem.audit import audit as audit_runs
-    from tandem.claims import in_turn
+    from tandem.claims import locked
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_audit_lines, print_summary
     from tandem.experiment.runner import estimate_experiment, run_experiment
@@ -82,7 +82,7 @@ def experiment(args: Sequence[str]) -> None:
     with ProgressView(ERR) as view:
         run_dir, records = run_experiment(settings, view)
     audited, unaudited = None, None
-    with in_turn(run_dir, "report"):  # other workers of the same experiment end here as well
+    with locked(run_dir, "report"):  # other workers of the same experiment end here as well
         try:
             audited = audit_runs(run_dir, _tell(arguments.json_output))
         except TandemError as error:  # the report comes first; it says that nothing was audited

@@ -3,8 +3,8 @@
 Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segments.
 """
 
-from tandem.contexts.jacobi import jacobi_sweep, previous_contexts, swept
-from tandem.contexts.kept import PIECE_TOKENS, Contexts, Window
+from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Window
+from tandem.contexts.jacobi import jacobi_sweep, jacobi_update, previous_contexts, swept
 from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
 from tandem.contexts.scan import SCANS, compute_contexts, held_in_memory
@@ -21,6 +21,7 @@ __all__ = [
     "compute_contexts",
     "held_in_memory",
     "jacobi_sweep",
+    "jacobi_update",
     "measure_memory",
     "previous_contexts",
     "swept",

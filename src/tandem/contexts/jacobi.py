@@ -5,36 +5,36 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tandem.contexts.stream import AnyRestarts, restarted
+from tandem.contexts.stream import ResetMask, apply_resets
 from tandem.model import ContextBlock
 
 
 def previous_contexts(
-    contexts: Tensor, at: Tensor, restart: AnyRestarts | None, lead: Tensor | None = None
+    contexts: Tensor, positions: Tensor, reset_mask: ResetMask | None, lead: Tensor | None = None
 ) -> Tensor:
-    """Contexts before the tokens at positions `at` [n], as [n, C], from those after each token, [T, C].
+    """Contexts before the tokens at `positions` [n], as [n, C], from those after each token, [T, C].
 
     Position 0 reads `lead` [C], or, without it, the last position's context (SPEC section 3); a position
-    where `restart` [T] is true reads zero.
+    where `reset_mask` [T] is true reads zero.
     """
-    before = contexts[at - 1]  # position 0 takes index -1, the last
+    before = contexts[positions - 1]  # position 0 takes index -1, the last
     if lead is not None:
-        before = torch.where((at == 0)[:, None], lead, before)
-    return restarted(before, restart, at)
+        before = torch.where((positions == 0)[:, None], lead, before)
+    return apply_resets(before, reset_mask, positions)
 
 
-def swept(
+def jacobi_update(
     context_block: ContextBlock,
     contexts: Tensor,
     positions: slice,
     token_embeds: Callable[[slice], Tensor],
-    restart: AnyRestarts | None = None,
+    reset_mask: ResetMask | None = None,
     noise: Callable[[Tensor], Tensor] | None = None,
     lead: Tensor | None = None,
 ) -> Tensor:
     """New contexts [n, C] of some positions, with their graph; arguments as of `jacobi_sweep`."""
-    at = torch.arange(positions.start, positions.stop, device=contexts.device)
-    read = previous_contexts(contexts, at, restart, lead)
+    indices = torch.arange(positions.start, positions.stop, device=contexts.device)
+    read = previous_contexts(contexts, indices, reset_mask, lead)
     if noise is not None:
         read = read + noise(read)
     return context_block(read, token_embeds(positions))
@@ -44,7 +44,7 @@ def jacobi_sweep(
     context_block: ContextBlock,
     contexts: Tensor,
     token_embeds: Callable[[slice], Tensor],
-    restart: AnyRestarts | None = None,
+    reset_mask: ResetMask | None = None,
     batch: int | None = None,
     noise: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -58,4 +58,7 @@ def jacobi_sweep(
     length = len(contexts)
     for start in range(0, length, batch or length):
         positions = slice(start, min(start + (batch or length), length))
-        yield positions, swept(context_block, contexts, positions, token_embeds, restart, noise)
+        yield positions, jacobi_update(context_block, contexts, positions, token_embeds, reset_mask, noise)
+
+
+swept = jacobi_update  # as training/phase1.py calls it

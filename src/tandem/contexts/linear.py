@@ -142,8 +142,8 @@ class LinearScan:
         for offset in range(0, len(states) - 1, length):
             made = states[offset : offset + length + 1]
             begin, end = origin + offset, origin + offset + len(made) - 1
-            restart = None if self._stream.restart is None else self._stream.restart[begin:end]
-            _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), restart, self._cut.segment)
+            reset_mask = None if self._stream.restart is None else self._stream.restart[begin:end]
+            _fill_chunk(made, self._layers, self._from_tokens.of(begin, end), reset_mask, self._cut.segment)
             if begin < self._reached * every <= end:
                 new = slice(self._reached, end // every + 1)
                 self._states[new] = made[new.start * every - begin :: every]
@@ -154,14 +154,14 @@ def _fill_chunk(
     states: Tensor,
     layers: list[GatedLayer],
     from_tokens: list[Tensor],
-    restart: Tensor | None,
+    reset_mask: Tensor | None,
     segment_length: int,
 ) -> None:
     """The contexts after n consecutive tokens into states [1 + n, C], whose first is that before them.
 
     `from_tokens` as of _FromTokens; it is overwritten.
     """
-    fresh = None if restart is None else restart.nonzero()[:, 0]
+    fresh = None if reset_mask is None else reset_mask.nonzero()[:, 0]
     below: Tensor | None = None
     for layer, made, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
         if below is not None:

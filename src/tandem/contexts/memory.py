@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from tandem.contexts.stream import Stream, restarted
-from tandem.contexts.task import precise_block
+from tandem.contexts.job import precise_block
+from tandem.contexts.stream import Stream, apply_resets
 from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM
 from tandem.records import MemoryPoint
@@ -31,8 +31,8 @@ def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALON
     block = precise_block(model)
     dtype = next(block.parameters()).dtype
 
-    def read(contexts: Tensor, at: Tensor, ids: Tensor) -> Tensor:
-        return block(restarted(contexts, stream.restart, at), model.embed(ids).to(dtype))
+    def read(contexts: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+        return block(apply_resets(contexts, stream.restart, positions), model.embed(ids).to(dtype))
 
     contexts = torch.zeros(len(places), block.context_dim, dtype=dtype, device=stream.ids.device)
     for step in range(-WARM_UP, 0):
@@ -40,9 +40,9 @@ def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALON
     other = stream.ids[(places + len(stream) // 2) % len(stream)]
     pair, seen = contexts.repeat(2, 1), []  # as it is, and changed
     for distance in range(DISTANCES[-1] + 1):
-        at = (places + distance).repeat(2)
-        ids = torch.cat((stream.ids[places], other)) if distance == 0 else stream.ids[at]
-        pair = read(pair, at, ids)
+        positions = (places + distance).repeat(2)
+        ids = torch.cat((stream.ids[places], other)) if distance == 0 else stream.ids[positions]
+        pair = read(pair, positions, ids)
         if distance in DISTANCES:
             seen.append(pair)
     contexts, changed = torch.stack(seen, dim=1).chunk(2)  # of this process's places, [n, distances, C]

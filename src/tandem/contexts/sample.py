@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tandem.contexts.kept import Contexts
+from tandem.contexts.context_store import Contexts
 
 FIRST, SPACED = 64, 192
 """Positions sampled of each split: so many at its start, and so many evenly spaced over all of it."""
@@ -44,14 +44,14 @@ class ContextsSample:
         values: dict[str, Tensor] = {}
         for split, contexts in (("train", train), ("validation", validation)):
             spaced = torch.linspace(0, len(contexts) - 1, SPACED, dtype=torch.float64).long()
-            at = torch.cat((torch.arange(min(FIRST, len(contexts))), spaced)).unique()
+            positions = torch.cat((torch.arange(min(FIRST, len(contexts))), spaced)).unique()
             total = squares = lengths = zeros = torch.zeros((), dtype=torch.float64)
             picked, first = torch.empty(0), 0
             for piece in contexts.pieces():
                 if first == 0:  # all of it at once, as in Contexts.at
-                    picked = torch.empty(len(at), piece.shape[1])
-                inside = (at >= first) & (at < first + len(piece))
-                picked[inside] = piece[at[inside].to(piece.device) - first].cpu()
+                    picked = torch.empty(len(positions), piece.shape[1])
+                inside = (positions >= first) & (positions < first + len(piece))
+                picked[inside] = piece[positions[inside].to(piece.device) - first].cpu()
                 for part in piece.cpu().split(8192):  # their double precision takes memory
                     length = part.norm(dim=1)
                     total = total + part.sum(dim=0, dtype=torch.float64)
@@ -61,7 +61,7 @@ class ContextsSample:
                 first += len(piece)
             mean = total / len(contexts)
             values |= {
-                f"{split}_at": at,
+                f"{split}_at": positions,
                 split: picked,
                 f"{split}_mean": mean.float(),
                 f"{split}_std": (squares / len(contexts) - mean.square()).clamp(min=0).sqrt().float(),

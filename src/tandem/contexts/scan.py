@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tandem.contexts.gated import linear_contexts
-from tandem.contexts.kept import Contexts
+from tandem.contexts.context_store import Contexts
+from tandem.contexts.job import ContextJob, precise_block
+from tandem.contexts.linear_contexts import linear_contexts
 from tandem.contexts.segments import segment_contexts
 from tandem.contexts.stream import Stream
-from tandem.contexts.task import Task, precise_block
 from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM
 from tandem.records import ScanRecord
@@ -26,7 +26,7 @@ class Scan:
     reads_all    whether contexts that are not held in memory are all computed once, to be checked
     """
 
-    contexts: Callable[[Task, bool], tuple[Contexts, ScanRecord]]
+    contexts: Callable[[ContextJob, bool], tuple[Contexts, ScanRecord]]
     reads_all: bool
 
 
@@ -55,12 +55,12 @@ def compute_contexts(
     the block does not forget at all. The linear scan needs no burn-in; what is recorded
     as one is how fast the block forgets.
     """
-    task = Task(model, precise_block(model), stream, settings, group, time.perf_counter())
+    job = ContextJob(model, precise_block(model), stream, settings, group, time.perf_counter())
     if settings.method == "loop" or len(stream) <= settings.segment_length:
-        contexts = Contexts.of(task.loop(len(stream)).to(model.dtype))
-        return contexts, task.record("loop", 1, 0, (0.0, 0.0), len(stream))
+        contexts = Contexts.of(job.loop(len(stream)).to(model.dtype))
+        return contexts, job.record("loop", 1, 0, (0.0, 0.0), len(stream))
     hold = group.agrees(held_in_memory(model, len(stream), settings, hold_bytes), model.device)
-    return SCANS[model.context_block.scan].contexts(task, hold)
+    return SCANS[model.context_block.scan].contexts(job, hold)
 
 
 def held_in_memory(

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tandem.advice import advice
-from tandem.contexts.kept import PIECE_TOKENS, Contexts, Runs
-from tandem.contexts.stream import Distinct, restarted
-from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
+from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Runs
+from tandem.contexts.job import LONGEST_BURN_IN, MARGIN, ContextJob
+from tandem.contexts.stream import Distinct, apply_resets
 from tandem.errors import ScanError
 from tandem.records import ScanRecord
 
@@ -33,22 +33,22 @@ class Segments:
     burn_in: int
 
 
-def segment_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
+def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]:
     """Contexts by segments with a burn-in, held against the loop and at every join.
 
     Raises ScanError where they differ by more than the tolerance.
     """
-    stream, settings = task.stream, task.settings
+    stream, settings = job.stream, job.settings
     length = settings.segment_length
-    steps = _Steps(task)
+    steps = _Steps(job)
     automatic = settings.burn_in == "auto"
-    burn_in = _measured_burn_in(steps, task) if settings.burn_in == "auto" else settings.burn_in
+    burn_in = _measured_burn_in(steps, job) if settings.burn_in == "auto" else settings.burn_in
     # At least three joins lie within the part that the loop checks.
     checked = min(len(stream), max(settings.check_tokens, 4 * length))
-    exact = task.loop(checked)
+    exact = job.loop(checked)
     while True:
         segments = Segments(length, -(-len(stream) // length), burn_in)
-        made, errors = _checked_scan(steps, segments, exact, hold, task)
+        made, errors = _checked_scan(steps, segments, exact, hold, job)
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
         undefined = math.isnan(sum(errors))
         worst = math.nan if undefined else max(errors)
@@ -81,15 +81,15 @@ def segment_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     contexts = Contexts(len(stream), None, read) if made is None else Contexts.of(made)
-    return contexts, task.record("scan", segments.count, burn_in, errors, checked, contexts.held)
+    return contexts, job.record("scan", segments.count, burn_in, errors, checked, contexts.held)
 
 
 class _Steps:
     """Steps of a block for many places of the stream at once, in the precision of the block."""
 
-    def __init__(self, task: Task) -> None:
-        model, block = task.model, task.block
-        self.stream = task.stream
+    def __init__(self, job: ContextJob) -> None:
+        model, block = job.model, job.block
+        self.stream = job.stream
         self._distinct = Distinct(self.stream.ids, model.config.vocab_size)
         embeds = model.embed(self._distinct.ids).to(next(block.parameters()).dtype)
         self._step = block.token_steps(embeds)
@@ -106,16 +106,16 @@ class _Steps:
     def step(self, context: Tensor, positions: Tensor) -> Tensor:
         """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
         positions = positions.clamp(min=0)
-        context = restarted(context, self.stream.restart, positions)
+        context = apply_resets(context, self.stream.restart, positions)
         return self._step(context, self._distinct.rows(self.stream.ids[positions]))
 
 
 def _checked_scan(
-    steps: _Steps, segments: Segments, exact: Tensor, hold: bool, task: Task
+    steps: _Steps, segments: Segments, exact: Tensor, hold: bool, job: ContextJob
 ) -> tuple[Tensor | None, tuple[float, float]]:
     """Contexts [T, C] by segments, if they are to be held, and their largest differences: from the loop's
     contexts `exact` [n, C] of the first tokens, and at any join of two segments."""
-    group = task.group
+    group = job.group
     checked = -(-len(exact) // segments.length)
     at_once = segments.count if hold else max(checked, PIECE_TOKENS // segments.length)
     loop_error, join_error = 0.0, 0.0
@@ -178,17 +178,17 @@ def _scan(
     return entry, context
 
 
-def _measured_burn_in(steps: _Steps, task: Task) -> int:
+def _measured_burn_in(steps: _Steps, job: ContextJob) -> int:
     """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
-    places, pair = task.probes(PROBE_STREAMS, next(task.block.parameters()))
+    places, pair = job.probes(PROBE_STREAMS, next(job.block.parameters()))
     needed = math.inf
     for count in range(1, LONGEST_BURN_IN + 1):
-        at = (places + count - 1) % len(task.stream)
-        pair = steps.step(pair, at.repeat(2))
-        if count % 8 == 0 and task.agree(pair):
+        positions = (places + count - 1) % len(job.stream)
+        pair = steps.step(pair, positions.repeat(2))
+        if count % 8 == 0 and job.agree(pair):
             needed = MARGIN * count
             break
-    longest = float(task.group.largest(torch.tensor(needed, device=task.model.device)))
+    longest = float(job.group.largest(torch.tensor(needed, device=job.model.device)))
     if longest == math.inf:
         raise ScanError(
             f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tandem.model import TandemForCausalLM
 
-At = Tensor | slice
+Positions = Tensor | slice
 """Positions of a stream: indices of any shape, or a range."""
 COUNTED_TOKENS = 1 << 20
 
@@ -38,9 +38,9 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._stored)
 
-    def __getitem__(self, at: At) -> Tensor:
-        """Ids at positions `at`, int64 and of its shape."""
-        ids = self._stored[at].long()
+    def __getitem__(self, positions: Positions) -> Tensor:
+        """Ids at `positions`, int64 and of its shape."""
+        ids = self._stored[positions].long()
         return ids & 0xFFFF if self._unsigned else ids
 
     def part(self, first: int, last: int) -> "Tokens":
@@ -78,24 +78,24 @@ class Distinct:
 
 
 @dataclass(frozen=True)
-class Restarts:
+class Resets:
     """Where a context is zeroed before a token is read: at every `token`. Indexed as the tokens are."""
 
     ids: Tokens
     token: int
 
-    def __getitem__(self, at: At) -> Tensor:
-        """Bool, of the shape of `at`."""
-        return self.ids[at] == self.token
+    def __getitem__(self, positions: Positions) -> Tensor:
+        """Bool, of the shape of `positions`."""
+        return self.ids[positions] == self.token
 
 
-AnyRestarts = Restarts | Tensor
+ResetMask = Resets | Tensor
 """Of a stream, or as a [T] bool tensor."""
 
 
-def restarted(contexts: Tensor, restart: AnyRestarts | None, at: At) -> Tensor:
-    """What tokens at positions `at` [n] read of the contexts before them [n, C]: zero where they restart."""
-    return contexts if restart is None else contexts.masked_fill(restart[at][:, None], 0.0)
+def apply_resets(contexts: Tensor, reset_mask: ResetMask | None, positions: Positions) -> Tensor:
+    """What tokens at `positions` [n] read of the contexts before them [n, C]: zero where they restart."""
+    return contexts if reset_mask is None else contexts.masked_fill(reset_mask[positions][:, None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class Stream:
     """
 
     ids: Tokens
-    restart: Restarts | None
+    restart: Resets | None
 
     @classmethod
     def of(cls, model: TandemForCausalLM, ids: npt.NDArray[np.integer[Any]] | Tensor) -> "Stream":
-        """The stream of `ids` on the model's device, restarting where the model's boundary says so."""
+        """The stream of `ids` on the model's device, with resets where the model's boundary says so."""
         tokens, config = Tokens(ids, model.device), model.config
-        return cls(tokens, Restarts(tokens, config.bos_token_id) if config.boundary == "reset" else None)
+        return cls(tokens, Resets(tokens, config.bos_token_id) if config.boundary == "reset" else None)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -123,14 +123,14 @@ class Stream:
         edges = [*range(0, tokens, length), tokens]
         count = len(edges) - 1
         space = len(self) - tokens
-        at = torch.cat(
+        positions = torch.cat(
             [
                 torch.arange(first, last) + (space * window // max(1, count - 1))
                 for window, (first, last) in enumerate(pairwise(edges))
             ]
         ).to(self.ids.device)
-        ids = Tokens(self.ids[at], self.ids.device)
-        return Stream(ids, None if self.restart is None else Restarts(ids, self.restart.token))
+        ids = Tokens(self.ids[positions], self.ids.device)
+        return Stream(ids, None if self.restart is None else Resets(ids, self.restart.token))
 
     def first(self, tokens: int) -> "Stream":
         """The stream's first so many tokens."""
@@ -139,4 +139,4 @@ class Stream:
     def part(self, first: int, last: int) -> "Stream":
         """Its tokens first..last-1, as a stream of their own."""
         ids = self.ids.part(first, last)
-        return Stream(ids, None if self.restart is None else Restarts(ids, self.restart.token))
+        return Stream(ids, None if self.restart is None else Resets(ids, self.restart.token))

@@ -114,7 +114,7 @@ def evaluate_model(
     model.to(chosen)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     data = settings.data
     if separator is None:
-        separator = data.separator if data.validation_separator is None else data.validation_separator
+        separator = data.separators["validation"]
     reading = data.model_copy(
         update={"txt_documents": txt_documents or data.txt_documents, "validation_separator": separator}
     )

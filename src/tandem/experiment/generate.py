@@ -15,7 +15,6 @@ from tandem.experiment.machine import choose_device
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.settings import check_options
 from tandem.tokens.encoding import Encoder
-from tandem.tokens.lost import Lost
 from tandem.tokens.tokenizer import plain
 
 READ_AT_ONCE = 4096
@@ -65,13 +64,12 @@ def generate_text(
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     settings, _ = settings_for(folder, tokenizer, on_warning)
     starts = settings.data.separator == "eos" and tokenizer.eos_token is not None
-    read = Encoder(plain(tokenizer), tokenizer.eos_token, "eos" if starts else "").encode([prompt], 0, 1)
+    read = Encoder(plain(tokenizer), tokenizer.eos_token, "eos" if starts else "").encode([prompt])
     ids = read.ids.tolist()
-    lost = Lost(bytes=int(read.lost.sum()), such_as=read.such_as)
-    if lost.bytes:
+    if read.lost.bytes:
         on_warning(
-            f"the model does not see {lost.bytes:,} of the {read.sizes.sum():,} bytes of the prompt as they "
-            f"are: its tokenizer has no tokens for {lost.examples}"
+            f"the model does not see {read.lost.bytes:,} of the {read.text_bytes:,} bytes of the prompt as "
+            f"they are: its tokenizer has no tokens for {read.lost.examples}"
         )
     if not ids:
         reason = "cannot be tokenized" if prompt else "is empty"

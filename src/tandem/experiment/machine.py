@@ -9,6 +9,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 
@@ -58,7 +59,7 @@ def multiplies_bfloat16() -> bool:
 
 def environment(device: torch.device, bfloat16: bool = False) -> Environment:
     """Versions and hardware, for the records; `bfloat16` if matrices are multiplied in it in training."""
-    name, memory = _processor_name(), _physical_memory()
+    name, memory = _processor_name(), psutil.virtual_memory().total
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
@@ -135,13 +136,6 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _physical_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 KEPT_BYTES = 512 << 20
 LARGEST_HEAP_BLOCKS = (KEPT_BYTES // 2, 32 << 20)
 """Blocks above which memory is mapped, and goes back when freed; older versions of glibc refuse the first."""
@@ -173,23 +167,18 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be used: the device's on CUDA, else the machine's, or what its group may have.
-
-    Where the system does not tell, half of the machine's memory; where it does not tell that either, 2 GB.
-    """
+    """Bytes that may still be used: the device's on CUDA, else the machine's, or what its group may have."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = (_physical_memory() or 4 << 30) // 2
+    free = psutil.virtual_memory().available
     try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
         group = Path("/sys/fs/cgroup")  # version 2, as in a container
         limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
         if limit != "max":
             free = min(free, max(0, int(limit) - int(used)))
-    except (OSError, StopIteration, ValueError):
+    except (OSError, ValueError):
         pass
-    return free
+    return int(free)
 
 
 @cache

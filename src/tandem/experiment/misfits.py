@@ -56,18 +56,13 @@ def _cell(settings: Settings) -> Iterator[MisfitError]:
 
     def refusal(context_dim: int) -> str:
         """What the cell says to this size; nothing where all depths can have it."""
-        try:
-            for one in settings.grid:
-                block.check_config(
-                    TandemConfig(
-                        embed_dim=model.embed_dim,
-                        context_dim=context_dim,
-                        context_layers=one.context_layers,
-                        token_layers=one.token_layers,
-                    )
-                )
-        except ValueError as error:
-            return str(error)
+        config = TandemConfig(embed_dim=model.embed_dim, context_dim=context_dim)
+        for depths in settings.configurations:
+            config.context_layers, config.token_layers = depths
+            try:
+                block.check_config(config)
+            except ValueError as error:
+                return str(error)
         return ""
 
     if said := refusal(model.context_dim):

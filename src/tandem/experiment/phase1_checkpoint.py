@@ -12,6 +12,7 @@ from torch import nn
 
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.fingerprint import fingerprint
+from tandem.folders import atomic_write
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Phase1Record
@@ -76,11 +77,10 @@ def load_phase1_state(
 def save_phase1(path: Path, state: dict[str, torch.Tensor], record: Phase1Record, fingerprint: str) -> None:
     """Keep the weights that a finished phase 1 leaves, atomically, with a fingerprint of its inputs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
-    open_as_new_files(draft)
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
+        open_as_new_files(draft)
 
 
 def load_phase1(path: Path, fingerprint: str, objective: Objective) -> SavedPhase1 | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tandem.advice import advice
-from tandem.claims import CLAIMS, claimed, in_turn
+from tandem.claims import CLAIMS, locked, try_lock
 from tandem.errors import RunDirError
 from tandem.experiment.grid import RunSpec
 from tandem.experiment.prepared import Prepared, total_parameters
@@ -82,12 +82,12 @@ def _writing(folder: Path) -> Iterator[None]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Within the block the folder is there, and no other training makes a model in it.
 
-    What was made for that goes where nothing was put into it. Raises RunDirError where another training does,
-    or the folder cannot be made or written to.
+    Folders that were missing are removed again if nothing was put into them. Raises RunDirError where another
+    training does so, or the folder cannot be made or written to.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     make_folder(folder)
-    with claimed(folder, "training") as free:
+    with try_lock(folder, "training") as free:
         if not free:
             raise RunDirError(
                 f"another training is making a model in {folder} just now"
@@ -98,7 +98,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         finally:  # a model folder is to hold what belongs to the model; other claims, of an experiment, stay
             with suppress(OSError):
                 (folder / CLAIMS / "training.lock").unlink()
-                for place in (folder / CLAIMS, *made):
+                for place in (folder / CLAIMS, *missing):
                     place.rmdir()
 
 
@@ -114,7 +114,7 @@ def open_run_dir(
     run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
     check_output(run_dir, "run directory", settings.data)
     make_folder(run_dir)
-    with in_turn(run_dir, "manifest"):
+    with locked(run_dir, "manifest"):
         precision = _take_up(run_dir, settings, corpus, specs, precision)
         # Machines that share the directory remember for a while that a file was not there.
         records_path(run_dir).touch()

@@ -12,7 +12,7 @@ import torch
 
 from tandem.advice import advice
 from tandem.baselines import BASELINES
-from tandem.claims import claimed
+from tandem.claims import try_lock
 from tandem.errors import (
     DataError,
     RunDirError,
@@ -215,7 +215,7 @@ class _Grid:
 
     def _work_on(self, claim: str, specs: list[RunSpec]) -> bool:
         """Make the runs of one claim that are still to be made; false where another worker has it."""
-        with claimed(self._run_dir, claim) as mine:
+        with try_lock(self._run_dir, claim) as mine:
             if not mine:
                 return False
             self._take_note()  # another worker may have had the claim, and made these runs, until now

@@ -112,7 +112,7 @@ class GatedContextBlock(ContextBlock):
         self,
         token_embeds: Tensor,
         start: Tensor | None = None,
-        restart: Tensor | None = None,
+        reset_mask: Tensor | None = None,
         frozen: Tensor | None = None,
         drop: Drop | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -120,19 +120,19 @@ class GatedContextBlock(ContextBlock):
         embeds = token_embeds.transpose(0, 1)  # [T, B, E], as the recurrence runs
         if start is None:
             start = embeds.new_zeros(embeds.shape[1], self.context_dim)
-        restart = None if restart is None else restart.t()[..., None]
+        reset_mask = None if reset_mask is None else reset_mask.t()[..., None]
         frozen = None if frozen is None else frozen.t()[..., None]
-        if restart is not None and frozen is not None:
-            restart = restart & ~frozen
+        if reset_mask is not None and frozen is not None:
+            reset_mask = reset_mask & ~frozen
 
         def run(keep: Tensor, add: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-            if restart is not None:
-                keep = keep.masked_fill(restart, 0.0)
+            if reset_mask is not None:
+                keep = keep.masked_fill(reset_mask, 0.0)
             if frozen is not None:
                 keep, add = keep.masked_fill(frozen, 1.0), add.masked_fill(frozen, 0.0)
             after = linear_recurrence(keep, add, state)
             before = torch.cat((state[None], after[:-1]))
-            return before if restart is None else before.masked_fill(restart, 0.0), after
+            return before if reset_mask is None else before.masked_fill(reset_mask, 0.0), after
 
         previous, current = self._through_layers(embeds, start, run, drop)
         return torch.cat(previous, dim=-1).transpose(0, 1), torch.cat(current, dim=-1).transpose(0, 1)

@@ -53,7 +53,7 @@ class ContextBlock(nn.Module, ABC):
         self,
         token_embeds: Tensor,
         start: Tensor | None = None,
-        restart: Tensor | None = None,
+        reset_mask: Tensor | None = None,
         frozen: Tensor | None = None,
         drop: Drop | None = None,  # noqa: ARG002 (for cells with something to drop within a step)
     ) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class ContextBlock(nn.Module, ABC):
 
         `drop` is applied to what a layer reads of the layer below, [B, T, n].
         """
-        return sequential_contexts(self, token_embeds, start, restart, frozen)
+        return sequential_contexts(self, token_embeds, start, reset_mask, frozen)
 
     def initialize(self, module: nn.Module) -> None:
         """Set own initial weights of one module of this block, after the common ones were drawn.
@@ -81,24 +81,24 @@ def sequential_contexts(
     context_block: ContextBlock,
     token_embeds: Tensor,
     start: Tensor | None = None,
-    restart: Tensor | None = None,
+    reset_mask: Tensor | None = None,
     frozen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Contexts by their definition, token after token: the ground truth of every faster way.
 
-    token_embeds [B, T, E]; start [B, C] context before the first token (none: zero); restart [B, T] bool,
+    token_embeds [B, T, E]; start [B, C] context before the first token (none: zero); reset_mask [B, T] bool,
     where the context is zeroed before the token is read; frozen [B, T] bool, where the token is passed over
     and the context stays as it was (padding).
     Returns previous and current contexts, both [B, T, C]: before and after each token.
     """
     batch, length, _ = token_embeds.shape
     context = token_embeds.new_zeros(batch, context_block.context_dim) if start is None else start
-    if restart is not None and frozen is not None:
-        restart = restart & ~frozen
+    if reset_mask is not None and frozen is not None:
+        reset_mask = reset_mask & ~frozen
     previous, current = [], []
     for t in range(length):
-        if restart is not None:
-            context = context.masked_fill(restart[:, t, None], 0.0)
+        if reset_mask is not None:
+            context = context.masked_fill(reset_mask[:, t, None], 0.0)
         previous.append(context)
         after = context_block(context, token_embeds[:, t])
         context = after if frozen is None else torch.where(frozen[:, t, None], context, after)

@@ -12,7 +12,6 @@ current token into a prediction of the next one:
 """
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -145,26 +144,18 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        pretrained_model_name_or_path: Any,
         *args: Any,
-        config: PreTrainedConfig | str | os.PathLike[str] | None = None,
         key_mapping: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As PreTrainedModel does; weights are also known by the names that their cell gave them earlier."""
-        if isinstance(config, PreTrainedConfig):
-            cell = config.cell
-        else:
-            found, _ = TandemConfig.get_config_dict(config or pretrained_model_name_or_path or "", **kwargs)
-            cell = kwargs.get("cell", found.get("cell", TandemConfig.cell))
-        former = CELLS[cell]().former_names if cell in CELLS else {}  # which the configuration will refuse
-        return super().from_pretrained(
-            pretrained_model_name_or_path,
-            *args,
-            config=config,
-            key_mapping={**former, **(key_mapping or {})},
-            **kwargs,
-        )
+        path = pretrained_model_name_or_path  # which some give by its name
+        config = kwargs.get("config") or path
+        if not isinstance(config, PreTrainedConfig):
+            config = TandemConfig.from_pretrained(config, **kwargs)
+        names = {**CELLS[config.cell]().former_names, **(key_mapping or {})}
+        return super().from_pretrained(path, *args, key_mapping=names, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -222,7 +213,7 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         """e_t of SPEC section 1: ids [...] → normalised embeddings [..., E]."""
         return self.embed_norm(self.embedding(input_ids))
 
-    def restarts(self, input_ids: Tensor) -> Tensor | None:
+    def reset_mask(self, input_ids: Tensor) -> Tensor | None:
         """Where the context is zeroed before a token is read, like `input_ids`; none if it never is."""
         return input_ids == self.config.bos_token_id if self.config.boundary == "reset" else None
 
@@ -255,19 +246,19 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
                 "returned, or none to start"
             )
         if input_ids is not None:
-            token_embeds, restart = self.embed(input_ids), self.restarts(input_ids)
+            token_embeds, reset_mask = self.embed(input_ids), self.reset_mask(input_ids)
         else:
             if self.config.boundary == "reset":
                 raise ValueError(
                     "boundary='reset' needs input_ids: embeddings do not tell where documents start"
                 )
-            token_embeds, restart = self.embed_norm(inputs_embeds), None
+            token_embeds, reset_mask = self.embed_norm(inputs_embeds), None
         length = token_embeds.shape[1]
         frozen = None if attention_mask is None else attention_mask[:, -length:] == 0
         if frozen is not None and not frozen.any():
             frozen = None
         start = None if past_key_values is None else past_key_values.context
-        previous, current = self.context_block.unroll(token_embeds, start, restart, frozen)
+        previous, current = self.context_block.unroll(token_embeds, start, reset_mask, frozen)
 
         use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
         if use_cache:

@@ -163,10 +163,6 @@ class Dispersion(Objective):
         held_bytes = 2 * (whole - few) * settings.model.context_dim * BYTES
         return settings.model_copy(update={"phase1": phase1}), few / whole, held_bytes
 
-    def figures(self, record: DispersionRecord) -> dict[str, float]:
-        """Iterations, and the convergence rate."""
-        return {"iterations": record.iterations, "convergence rate": record.convergence_rate}
-
     def summary(self, record: DispersionRecord) -> str:
         """Iterations, and why they ended."""
         stopped = record.stopped.replace("_", " ")
@@ -288,19 +284,14 @@ class _Noise:
 
 
 def _check_finite(loss: float, gradient_norm: float, history: list[Phase1Iteration]) -> None:
-    if loss < math.inf and math.isfinite(gradient_norm):
-        return
     from tandem.training.initialization import START_SIZES
 
-    last = (
-        f"last good values: iteration {history[-1].iteration}, loss {history[-1].loss:.4g}, "
-        f"converged {history[-1].convergence_rate:.1%}"
-        if history
-        else "no iteration before it was good"
-    )
-    raise NonFiniteLossError.of(
-        f"phase 1 was stopped at iteration {len(history) + 2}",
-        loss,
-        last,
-        *(("phase1.lr", "model.weight_init_std") if history else START_SIZES),
-    )
+    stopped = f"phase 1 was stopped at iteration {len(history) + 2}"
+    last, lower = "no iteration before it was good", START_SIZES
+    if history:
+        good, lower = history[-1], ("phase1.lr", "model.weight_init_std")
+        last = (
+            f"last good values: iteration {good.iteration}, loss {good.loss:.4g}, "
+            f"converged {good.convergence_rate:.1%}"
+        )
+    NonFiniteLossError.check(loss, gradient_norm, stopped, last, *lower)

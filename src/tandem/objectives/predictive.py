@@ -125,12 +125,8 @@ class Prediction(Objective):
         loss_of_targets = training_loss(
             token_counts, streams * window, own, draws, settings.phase2.chunk_positions
         )
-        learners = nn.ModuleDict(
-            {
-                **{name: part for name, part in model.named_children() if name != "token_block"},
-                **heads,
-            }
-        )
+        parts = {name: part for name, part in model.named_children() if name in self.parts}
+        learners = nn.ModuleDict({**parts, **heads})
         history: list[PredictionEpoch] = []
 
         with training_only(learners, learners) as trainable:
@@ -195,18 +191,16 @@ class Prediction(Objective):
         self, record: PredictionRecord, heads: nn.ModuleDict, score: Callable[[nn.Module], Score]
     ) -> PredictionRecord:
         """What each head reaches: as good as training end to end gets."""
-        found = []
-        for name, head in heads.items():
-            reached, parameters = score(head), sum(p.numel() for p in head.parameters())
-            found.append(
-                HeadRecord(
-                    token_layers=int(name.removeprefix("head")),
-                    parameters=parameters,
-                    nll_nats=reached.nll_nats,
-                    accuracy=reached.accuracy,
-                )
+        found = tuple(
+            HeadRecord(
+                token_layers=int(name.removeprefix("head")),
+                parameters=sum(p.numel() for p in head.parameters()),
+                nll_nats=(reached := score(head)).nll_nats,
+                accuracy=reached.accuracy,
             )
-        return record.model_copy(update={"heads": tuple(found)})
+            for name, head in heads.items()
+        )
+        return record.model_copy(update={"heads": found})
 
     def misfits(self, settings: Settings, tokens: int) -> Iterator[MisfitError]:
         """An embedding that phase 2 is to train."""
@@ -222,13 +216,6 @@ class Prediction(Objective):
         head = nearest_head(settings.prediction.head_layers, token_layers)
         prediction = settings.prediction.model_copy(update={"head_layers": (head,)})
         return settings.model_copy(update={"prediction": prediction})
-
-    def figures(self, record: PredictionRecord) -> dict[str, float]:
-        """Epochs, and the perplexity through each head."""
-        from tandem.metrics import perplexity
-
-        heads = {f"PPL of head {head.token_layers}": perplexity(head.nll_nats) for head in record.heads}
-        return {"epochs": record.epochs, **heads}
 
     def summary(self, record: PredictionRecord) -> str:
         """Epochs, and the perplexity through each head."""
@@ -320,16 +307,13 @@ def windows(count: int, streams: int, window: int, draws: torch.Generator) -> It
 
 
 def _check_finite(loss: float, gradient_norm: float, history: list[PredictionEpoch], step: int) -> None:
-    if loss < math.inf and math.isfinite(gradient_norm):
-        return
     from tandem.metrics import perplexity
     from tandem.training.initialization import START_SIZES
 
+    stopped = f"phase 1 was stopped in epoch {len(history) + 1}, step {step}"
     last = "no epoch before it was good"
     if history:
         perplexity_then = perplexity(history[-1].train_nll_nats)
         last = f"last good values: epoch {history[-1].epoch}, training PPL {perplexity_then:.4g}"
     lower = ("prediction.lr",) if history or step > 1 else START_SIZES
-    raise NonFiniteLossError.of(
-        f"phase 1 was stopped in epoch {len(history) + 1}, step {step}", loss, last, *lower
-    )
+    NonFiniteLossError.check(loss, gradient_norm, stopped, last, *lower)

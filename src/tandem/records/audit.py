@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
+from tandem.folders import atomic_write
 from tandem.records.run import Record
 from tandem.shown import command
 
@@ -70,9 +71,9 @@ def worst(statuses: Iterable[Status]) -> Status:
 def write_audit(folder: Path, audit: AuditRecord) -> Path:
     """Write audit.json atomically; returns its path."""
     path = folder / "audit.json"
-    draft = path.with_suffix(".json.partial")
-    draft.write_text(json.dumps(audit.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    draft.replace(path)
+    content = json.dumps(audit.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    with atomic_write(path) as draft:
+        draft.write_text(content + "\n", "utf-8")
     return path
 
 

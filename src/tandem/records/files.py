@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tandem.advice import advice
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
+from tandem.folders import atomic_write
 from tandem.records.run import SCHEMA_VERSION, Precision, Record, RunRecord
 
 
@@ -109,12 +110,9 @@ def manifest_path(run_dir: Path) -> Path:
 
 def write_manifest(run_dir: Path, manifest: Manifest) -> None:
     """Write the manifest atomically."""
-    path = manifest_path(run_dir)
-    draft = path.with_suffix(".json.partial")
-    draft.write_text(
-        json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8"
-    )
-    draft.replace(path)
+    content = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    with atomic_write(manifest_path(run_dir)) as draft:
+        draft.write_text(content + "\n", "utf-8")
 
 
 def read_manifest(run_dir: Path) -> Manifest | None:

@@ -24,8 +24,8 @@ from tandem.settings import preset_names
 from tandem.shown import command
 
 DEFINITIONS = (
-    "config variant baseline params phase1 rank memory perplexity bits accuracy "
-    "plus_minus interval paired verdict efficiency time"
+    "config variant baseline params phase1 rank perplexity bits accuracy "
+    "plus_minus interval verdict efficiency time"
 )
 """Keys of the definitions in order; those of `phase1` are its recipes'."""
 LONGEST_TABLE = 12
@@ -430,7 +430,6 @@ def definitions(report: Report) -> Iterator[str]:
     terms = {
         "variant": ["variant"] if analysis.variants else [],
         "phase1": [key for of_recipe in found for key in of_recipe.definitions],
-        "memory": ["memory"] if analysis.memories else [],
     }
     keys = [key for name in DEFINITIONS.split() for key in terms.get(name, [name])]
     yield report.heading("definitions")

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
+from typing import Literal
 
 import yaml
 
 from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, phase1_report
-from tandem.report.results import Analysis, ModelResult
+from tandem.report.results import Analysis, Comparison, ModelResult
 from tandem.report.statistics import Verdict
 from tandem.report.wording import Message, change_text, interval_text, read_resource
 
@@ -27,13 +27,7 @@ class OriginalReport:
     caveats: Mapping[str, Sequence[str]]
 
 
-class Outcome(StrEnum):
-    """What these records say of a claim of the original report."""
-
-    SUPPORTED = "supported"
-    CONTRADICTED = "contradicted"
-    NOT_SHOWN = "not_shown"
-    NOT_TESTED = "not_tested"
+Outcome = Literal["supported", "contradicted", "not_shown", "not_tested"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,8 @@ def claims(analysis: Analysis) -> Iterator[Claim]:
         for c in analysis.depth_comparisons
         if (c.a, c.b) == (1, 2) and c.variant in variants and c.verdict is not Verdict.TOO_FEW_SEEDS
     ]
-    outcomes = {Verdict.BETTER: Outcome.SUPPORTED, Verdict.WORSE: Outcome.CONTRADICTED}
-    outcome = outcomes.get(speeds[0].verdict, Outcome.NOT_SHOWN) if speeds else Outcome.NOT_TESTED
+    outcomes: dict[Verdict, Outcome] = {Verdict.BETTER: "supported", Verdict.WORSE: "contradicted"}
+    outcome = outcomes.get(speeds[0].verdict, "not_shown") if speeds else "not_tested"
     yield Claim("faster_convergence", outcome, tuple(c.message for c in speeds))
 
 
@@ -83,24 +77,15 @@ def _claim(analysis: Analysis, key: str, pairs: Sequence[tuple[str, str]], suppo
         if a in ours and b in ours and (comparison := analysis.compare(ours[a].name, ours[b].name))
     ]
     tested = [c.verdict for c in found if c.verdict is not Verdict.TOO_FEW_SEEDS]
-    if Verdict.BETTER in tested:
-        outcome = Outcome.CONTRADICTED
-    elif not tested:
-        outcome = Outcome.NOT_TESTED
-    elif tested == [supports] * len(pairs):
-        outcome = Outcome.SUPPORTED
-    else:
-        outcome = Outcome.NOT_SHOWN
-    evidence = [
-        Message(
-            f"evidence.{c.verdict}",
-            {
-                "a": c.a,
-                "b": c.b,
-                "change": change_text(c.effect.difference),
-                "interval": interval_text(c.effect.interval),
-            },
-        )
-        for c in found
-    ]
-    return Claim(key, outcome, tuple(evidence))
+    outcome: Outcome = (
+        "contradicted" if Verdict.BETTER in tested
+        else "not_tested" if not tested
+        else "supported" if tested == [supports] * len(pairs)
+        else "not_shown"
+    )  # fmt: skip
+    return Claim(key, outcome, tuple(_evidence(c) for c in found))
+
+
+def _evidence(c: Comparison) -> Message:
+    change, interval = change_text(c.effect.difference), interval_text(c.effect.interval)
+    return Message(f"evidence.{c.verdict}", {"a": c.a, "b": c.b, "change": change, "interval": interval})

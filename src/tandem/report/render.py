@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from tandem.errors import RunDirError, storage_reason
-from tandem.folders import check_reading
+from tandem.folders import atomic_write, check_reading
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import analyse, choose
 from tandem.report.document import Document, compose
@@ -73,9 +73,8 @@ def summary_rows(
 def _write(path: Path, content: str) -> Path:
     """Write all or nothing: a reader never sees half a file."""
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(path.name + ".partial")
-    draft.write_text(content, "utf-8")
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        draft.write_text(content, "utf-8")
     return path
 
 

@@ -70,8 +70,9 @@ class Texts:
 
 @cache
 def load_texts(language: str) -> dict[str, str]:
-    """The texts of one language as {dotted key: text}."""
-    return _flatten(yaml.safe_load(read_resource(f"texts.{language}.yaml")))
+    """The texts of one language as {dotted key: text}; what it does not name stays English."""
+    own = _flatten(yaml.safe_load(read_resource(f"texts.{language}.yaml")))
+    return own if language == "en" else load_texts("en") | own
 
 
 def read_resource(name: str) -> str:

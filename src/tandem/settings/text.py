@@ -43,6 +43,12 @@ class DataSettings(Section):
             )
         return value
 
+    @property
+    def separators(self) -> dict[str, str]:
+        """What stands between the documents of each split."""
+        validation = self.separator if self.validation_separator is None else self.validation_separator
+        return {"train": self.separator, "validation": validation}
+
 
 class TokenizerSettings(Section):
     """Tokens: the vocabulary."""

@@ -1,13 +1,12 @@
 """Documents that lie in a file and are read when they are asked for: memory does not grow with their text."""
 
-import os
 import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,17 @@ Integers = npt.NDArray[np.int64]
 
 
 class TextFile:
-    """A file of UTF-8 text, read by position; closed with the last that refers to it."""
+    """A file of UTF-8 text, read by position; closed with the last that refers to it.
+
+    One that has a name can be pickled.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         weakref.finalize(self, file.close)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_text, (Path(self._file.name),)
 
     def read(self, start: int, size: int) -> bytes:
         """`size` bytes from `start` on."""
@@ -39,17 +44,11 @@ class Documents(Sequence[str]):
     def __init__(self, text: TextFile, starts: Integers, sizes: Integers) -> None:
         self._text, self._starts, self.sizes = text, starts, sizes
 
-    @classmethod
-    def in_file(cls, path: Path, sizes: Integers) -> "Documents":
-        """Those that `written` put into a file. Raises OSError where there is none."""
-        return cls(TextFile(path.open("rb")), np.cumsum(sizes) - sizes, sizes)
-
-    def written(self, path: Path) -> None:
-        """Put them into a file, one after the other; it is there in full or not at all. Raises OSError."""
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        with draft.open("wb") as file:
+    def copied(self, path: Path) -> "Documents":
+        """The same in a file at `path`, so that other processes can read them. Raises OSError."""
+        with path.open("wb") as file:
             file.writelines(self.encoded())
-        draft.replace(path)
+        return Documents(_open_text(path), np.cumsum(self.sizes) - self.sizes, self.sizes)
 
     def chosen(self, which: npt.NDArray[np.bool_]) -> "Documents":
         """Those where `which` [D] is true, in order."""
@@ -76,6 +75,10 @@ class Documents(Sequence[str]):
             self._text.read(int(start), int(size))
             for start, size in zip(self._starts, self.sizes, strict=True)
         )
+
+
+def _open_text(path: Path) -> TextFile:
+    return TextFile(path.open("rb"))
 
 
 def put_down(documents: Iterable[str], folder: Path | None) -> Documents:

@@ -4,16 +4,19 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from tandem.advice import advice
 from tandem.errors import DataError
-from tandem.text.places import user_path
+from tandem.text.places import names_path, user_path
 from tandem.text.rows import COLUMNS, record_text
 
 PROBE_TIMEOUT_S = 5.0
+Fetch = Callable[[str], Path | None]
+"""Gives the local path of a file by its name."""
 
 
 def hub_documents(source: str) -> Iterator[str]:
@@ -88,6 +91,58 @@ def hub_access() -> Iterator[bool]:
         _set_bars(hub_bars, on=not bars_were_off)
 
 
+@contextmanager
+def files_of(source: str, what: str, setting: str, instead: str, *suffixes: str) -> Iterator[Fetch]:
+    """Yields a function that fetches a file of `source`, and returns None where there is no such file.
+
+    `source` is a folder, a file in one, or a name on the hub. It is none of the latter if it ends in one of
+    the `suffixes`. Errors call it a `what`, and advise to change `setting`, offline to `instead`.
+    Raises DataError where there is no such source, or the hub cannot be reached and has no usable copy here.
+    """
+    path, check = user_path(source), advice(("check {}", setting))
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+        yield lambda name: folder / name if (folder / name).is_file() else None
+        return
+    if names_path(source, *suffixes):
+        raise DataError(f"there is no {what} file or folder {source}{check}")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    with hub_access() as reachable:
+
+        def fetch(file: str) -> Path | None:
+            try:
+                return Path(hf_hub_download(source, file))
+            except EntryNotFoundError as error:
+                if reachable and isinstance(error, LocalEntryNotFoundError):  # the connection broke off
+                    raise
+                return None
+
+        try:
+            yield fetch
+        except HFValidationError:
+            raise DataError(f"'{source}' is neither a file, a folder nor a hub name{check}") from None
+        except DataError:
+            if reachable:
+                raise
+            raise DataError(
+                f"'{source}' is no file or folder here, the Hugging Face hub cannot be reached and no usable "
+                "copy is kept" + advice("connect to the network", ("use {}", f"{setting} {instead}"))
+            ) from None
+        except HfHubHTTPError:
+            raise DataError(f"the hub has no {what} '{source}' that is open to you{check}") from None
+        except OSError as error:
+            raise DataError(
+                f"fetching the {what} '{source}' failed ({_first_line(error)}); try again, or give a file"
+            ) from None
+
+
 def _load(name: str, split: str) -> Any:
     """The rows of one split, as a `datasets.Dataset`."""
     try:
@@ -98,7 +153,7 @@ def _load(name: str, split: str) -> Any:
         ) from None
     folder = user_path(name)
     local = folder.is_dir()
-    if not local and (name.startswith((".", "/", "~", "\\")) or name.count("/") > 1):
+    if not local and names_path(name):
         raise DataError(f"there is no folder {name} (in 'hf:{name}'); check the path")
     bars_were_off = datasets.are_progress_bars_disabled()
     _set_bars(datasets, on=False)

@@ -36,3 +36,8 @@ def user_path(source: str) -> Path:
         raise DataError(f"{source} cannot be found ({str(error).rstrip('.')}); give the whole path") from None
     folder = _counted_from.get()
     return path if folder is None else folder / path
+
+
+def names_path(source: str, *suffixes: str) -> bool:
+    """Whether a source can only be a path: its form, or one of the `suffixes`, is not that of a hub name."""
+    return source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or source.endswith(suffixes)

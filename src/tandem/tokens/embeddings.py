@@ -1,7 +1,6 @@
 """Token embeddings, which are also the output head: spectral, random, or from a trained model. [V, E]"""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,13 @@ import scipy.sparse as sparse
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tandem.advice import advice, together
+from tandem.advice import together
 from tandem.decoding import read_text
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
+from tandem.folders import atomic_write
 from tandem.settings import EmbeddingSettings
-from tandem.text.hub import hub_access
+from tandem.text.hub import Fetch, files_of
 from tandem.text.places import user_path
 from tandem.tokens.prepare import Corpus
 from tandem.tokens.store import TokenStream, unwritten
@@ -26,57 +26,44 @@ from tandem.tokens.store import TokenStream, unwritten
 Table = npt.NDArray[np.float32]
 
 CUSTOMARY_NAMES = (
-    "wte.weight",
-    "embed_tokens.weight",
-    "tok_embeddings.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-    "token_embedding.weight",
-    "token_embeddings.weight",
-    "embedding.weight",
-    "embeddings.weight",
-    "shared.weight",
+    *("wte.weight", "embed_tokens.weight", "tok_embeddings.weight", "word_embeddings.weight"),
+    *("embed_in.weight", "token_embedding.weight", "token_embeddings.weight", "embedding.weight"),
+    *("embeddings.weight", "shared.weight"),
 )
-"""How models call their input embedding, prefixes such as `transformer.` apart; tried in this order."""
+"""How models call their input embedding, after prefixes such as `transformer.`, in the order of search."""
 EXTRA_DIMENSIONS = 64
 """Dimensions that the randomised SVD computes beyond those wanted, for accuracy."""
 UNSEEN_LENGTH = 0.1
 """Length of the vector of a token without co-occurrences, relative to the others."""
 COUNTED_PAIRS = 1 << 22
-"""Pairs of tokens counted at once; bounds memory, changes nothing else."""
+"""Pairs of tokens counted at once. It bounds memory and changes nothing else."""
 MADE_HERE = ("spectral", "random")
 """Sources that are no model's."""
-CHECK_SOURCE = ("check {}", "embeddings.source")
-"""Advice where there is no such model."""
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Files of model weights, in order of preference; each may be split into parts listed by an index."""
+"""Files of model weights, in order of preference. Each may be split into parts listed by an index."""
 
 
 def embedding_table(
     settings: EmbeddingSettings, corpus: Corpus, embed_dim: int, cache: Path | None, seed: int = 0
 ) -> tuple[Table, str]:
-    """The embedding of every token, [V, E] float32, and its fingerprint (of the table itself).
+    """The embedding of every token, [V, E] float32, and the fingerprint of this table.
 
-    `spectral` tables are kept in `cache` (None: nowhere) and compared with their fingerprint when read
-    again; a damaged one is made anew. `seed` serves `random` and the vectors of tokens that never occur.
+    `spectral` tables are kept in `cache`, if there is one, and compared with their fingerprint when read.
+    `seed` serves `random` and the vectors of tokens that never occur.
 
-    Raises DataError if the source cannot be read or holds values that are not finite, and MisfitError if it
-    does not fit the vocabulary or `embed_dim`.
+    Raises DataError if the source cannot be read or holds values that are not finite. Raises MisfitError if
+    it does not fit the vocabulary or `embed_dim`.
     """
+    size, window, norm = corpus.vocab_size, settings.window, settings.norm
     if settings.source == "spectral":
-        check_fit(settings, corpus.vocab_size, embed_dim)
-        request = {"window": settings.window, "norm": settings.norm, "embed_dim": embed_dim, "seed": seed}
-        table = _cached(
-            cache,
-            fingerprint("spectral", corpus.train.fingerprint, request),
-            lambda: spectral(
-                corpus.train, corpus.vocab_size, embed_dim, settings.window, settings.norm, seed
-            ),
-        )
+        check_fit(settings, size, embed_dim)
+        request = {"window": window, "norm": norm, "embed_dim": embed_dim, "seed": seed}
+        key = fingerprint("spectral", corpus.train.fingerprint, request)
+        table = _cached(cache, key, lambda: spectral(corpus.train, size, embed_dim, window, norm, seed))
     elif settings.source == "random":
-        table = _scaled(_normal(corpus.vocab_size, embed_dim, seed), settings.norm).astype(np.float32)
+        table = _scaled(_normal(size, embed_dim, seed), norm).astype(np.float32)
     else:
-        table = pretrained(settings.source, corpus.vocab_size, embed_dim)
+        table = pretrained(settings.source, size, embed_dim)
     return table, fingerprint("embeddings", table)
 
 
@@ -97,14 +84,13 @@ def spectral(
 ) -> Table:
     """U·√S of the truncated SVD of the positive pointwise mutual information (PPMI) of co-occurrences.
 
-    Two tokens co-occur if they stand at most `window` apart in one document; a pair counts 1/distance.
-    The SVD is a randomised one (power iterations from a fixed seed); signs are fixed by making each
-    dimension's largest entry positive. Rows have a root mean square length of `norm`; tokens without
-    co-occurrences get a random vector of a tenth of the others' length. Bit for bit the same on the same
-    machine.
+    Two tokens co-occur if they stand at most `window` apart in one document. A pair counts 1/distance. The
+    SVD is a randomised one: power iterations from a fixed seed. Each dimension's largest entry is positive.
+    Rows have a root mean square length of `norm`. Tokens without co-occurrences get a random vector of a
+    tenth of the others' length. The same machine gives the same bits.
 
-    Sources: Levy and Goldberg 2014, "Neural word embedding as implicit matrix factorization"; Halko,
-    Martinsson and Tropp 2011, algorithm 4.4 (the randomised SVD).
+    Levy and Goldberg 2014, "Neural word embedding as implicit matrix factorization". Halko, Martinsson and
+    Tropp 2011, algorithm 4.4.
     """
     ppmi = _ppmi(_cooccurrences(stream, vocab_size, window))
     seen = np.diff(ppmi.indptr) > 0
@@ -117,29 +103,16 @@ def spectral(
 def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     """The input embedding of a trained model, [V, E], read without loading the rest of the model.
 
-    `source` is a .safetensors file, a model folder (safetensors or PyTorch weights, in one file or several),
-    or a hub name. Rows beyond `vocab_size` are cut off.
+    `source` is a .safetensors file, a hub name, or a model folder. A folder has safetensors or PyTorch
+    weights in one file or several. Rows beyond `vocab_size` are cut off.
 
     Raises DataError if there is no such model, no tensor can be told to be the embedding, or it has values
-    that are not finite; MisfitError for another width than `embed_dim`, or fewer rows than `vocab_size`.
+    that are not finite. Raises MisfitError for another width than `embed_dim`, or for fewer rows than
+    `vocab_size`.
     """
     path = user_path(source)
-
-    def in_folder(name: str) -> Path | None:
-        return path / name if (path / name).is_file() else None
-
-    if path.is_file():
-        table = _read_embedding(path, source)
-    elif path.is_dir():
-        table = _read_embedding(_weights_file(in_folder, source), source)
-    elif (
-        path.suffix in {".safetensors", ".bin"}
-        or source.startswith((".", "/", "~", "\\"))
-        or source.count("/") > 1
-    ):
-        raise DataError(f"there is no model file or folder {source}" + advice(CHECK_SOURCE))
-    else:
-        table = _read_from_hub(source)
+    with files_of(source, "model", "embeddings.source", "spectral", ".safetensors", ".bin") as fetch:
+        table = _read_embedding(path if path.is_file() else _weights_file(fetch, source), source)
     rows, width = table.shape
     found = []
     if width != embed_dim:
@@ -162,7 +135,7 @@ def _cooccurrences(stream: TokenStream, vocab_size: int, window: int) -> Any:
     counts = sparse.csr_array((vocab_size, vocab_size))
     for distance in range(1, min(window, len(stream) - 1) + 1):
         pairs = _pairs(stream, vocab_size, distance)
-        # 1/distance added up pair by pair, so that the sum does not depend on how many are counted at once.
+        # 1/distance is added up pair by pair. So the sum does not depend on how many are counted at once.
         sums = np.full(int(pairs.data.max(initial=0)), 1 / distance).cumsum()
         counts = counts + sparse.csr_array((sums[pairs.data - 1], pairs.indices, pairs.indptr), pairs.shape)
     return (counts + counts.T).tocsr()
@@ -179,9 +152,8 @@ def _pairs(stream: TokenStream, vocab_size: int, distance: int) -> Any:
         document = np.searchsorted(stream.document_starts[1:], position, side="right")
         together = document[distance:] == document[:-distance]
         pairs = ids[:-distance][together] * vocab_size + ids[distance:][together]
-        found, times = np.unique(pairs, return_counts=True)
-        places = found // vocab_size, found % vocab_size
-        counts = counts + sparse.coo_array((times, places), shape=counts.shape).tocsr()
+        pairs, times = np.unique(pairs, return_counts=True)
+        counts = counts + sparse.coo_array((times, divmod(pairs, vocab_size)), shape=counts.shape).tocsr()
     return counts
 
 
@@ -192,8 +164,8 @@ def _ppmi(counts: Any) -> Any:
     rows, columns = pairs.coords
     information = np.log(pairs.data * totals.sum() / (totals[rows] * totals[columns]))
     positive = information > 0
-    kept = (rows[positive], columns[positive])
-    return sparse.coo_array((information[positive], kept), shape=counts.shape).tocsr()
+    entries = information[positive], (rows[positive], columns[positive])
+    return sparse.coo_array(entries, shape=counts.shape).tocsr()
 
 
 def _root_vectors(matrix: Any, width: int) -> npt.NDArray[np.float64]:
@@ -218,10 +190,10 @@ def _root_vectors(matrix: Any, width: int) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Linear algebra on one thread: the same bits whatever the thread setting.
+    """Linear algebra on one thread gives the same bits whatever the thread setting.
 
-    It is also faster where the cores are shared: threads that wait for each other through thousands of
-    small steps made the decomposition ten times slower on two busy cores.
+    It is also faster where cores are shared. On two busy ones the decomposition, which has thousands of small
+    steps, took ten times as long with two threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -236,75 +208,36 @@ def _normal(rows: int, width: int, seed: int) -> npt.NDArray[np.float64]:
 
 
 def _scaled(rows: npt.NDArray[np.float64], norm: float) -> npt.NDArray[np.float64]:
-    """`rows` times one number, so that the root mean square of their lengths is `norm`."""
+    """`rows` times one number. The root mean square of their lengths is `norm`."""
     length = np.sqrt(np.square(rows).sum(axis=1).mean())
     return rows * (norm / length) if length > 0 else rows
 
 
 def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table:
-    """The table kept under `key` if its bytes are still those its file name tells, else a computed one."""
+    """The table in the cache, if its bytes are still those that its file name tells, else a computed one."""
     if cache is None:
         return compute()
     folder = cache / "embeddings"
     for path in sorted(folder.glob(f"{key}-*.npy")):
         try:
-            kept: Table = np.load(path)
+            table: Table = np.load(path)
         except (OSError, ValueError, EOFError):
             continue
-        if path.stem == f"{key}-{fingerprint('embeddings', kept)}":
-            return kept
+        if path.stem == f"{key}-{fingerprint('embeddings', table)}":
+            return table
     table = compute()
     path = folder / f"{key}-{fingerprint('embeddings', table)}.npy"
-    draft = path.with_suffix(f".{os.getpid()}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
+        with atomic_write(path) as draft, draft.open("wb") as file:
             np.save(file, table)
-        draft.replace(path)
     except OSError as error:
         raise unwritten("the embeddings", folder, error) from None
     return table
 
 
-def _read_from_hub(name: str) -> torch.Tensor:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file))
-        except EntryNotFoundError:  # not in the repository, or offline and not among the kept copies
-            return None
-
-    with hub_access() as reachable:
-        try:
-            return _read_embedding(_weights_file(fetch, name), name)
-        except HFValidationError:
-            raise DataError(
-                f"'{name}' is neither a file, a folder nor a hub name" + advice(CHECK_SOURCE)
-            ) from None
-        except HfHubHTTPError:
-            raise DataError(
-                f"the hub has no model '{name}' that is open to you" + advice(CHECK_SOURCE)
-            ) from None
-        except DataError:
-            if reachable:
-                raise
-            raise DataError(
-                f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no usable "
-                "copy is kept" + advice("connect to the network", ("use {}", "embeddings.source spectral"))
-            ) from None
-        except OSError as error:
-            raise DataError(
-                f"fetching the model '{name}' failed ({error}); try again, or give a .safetensors file"
-            ) from None
-
-
-def _weights_file(fetch: Callable[[str], Path | None], source: str) -> Path:
-    """The file of a model's weights: the part that holds the embedding, where an index tells which.
-
-    `fetch` gives the local path of a file of the model, None if the model has no such file.
-    """
+def _weights_file(fetch: Fetch, source: str) -> Path:
+    """The file of a model's weights. Where an index lists parts, the one that holds the embedding."""
     for name in WEIGHTS_FILES:
         if whole := fetch(name):
             return whole
@@ -335,7 +268,7 @@ def _read_embedding(path: Path, source: str) -> torch.Tensor:
 
 
 def _embedding_name(matrices: list[str], source: str) -> str:
-    """Which of the named matrices is the input embedding: one of customary name, or the only one there is."""
+    """Which of the named matrices is the input embedding. It has a customary name, or is the only one."""
     for customary in CUSTOMARY_NAMES:
         found = [name for name in matrices if name == customary or name.endswith(f".{customary}")]
         if len(found) == 1:

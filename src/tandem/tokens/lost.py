@@ -33,6 +33,9 @@ class Lost(BaseModel):
     bytes: int = 0
     such_as: tuple[str, ...] = ()
 
+    def __add__(self, other: "Lost") -> "Lost":
+        return Lost(bytes=self.bytes + other.bytes, such_as=_first_few((*self.such_as, *other.such_as)))
+
     def sentence(self, what: str, total: int) -> str:
         """How much of `what`, which has `total` bytes, is lost, and what comes of it."""
         return (
@@ -50,9 +53,8 @@ class Lost(BaseModel):
 NOTHING_LOST = Lost()
 
 
-def such_as(lost: Iterable[str]) -> tuple[str, ...]:
-    """The first few different ones."""
-    return tuple(dict.fromkeys(unit[:EXAMPLE_CHARACTERS] for unit in lost))[:EXAMPLES]
+def _first_few(units: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(unit[:EXAMPLE_CHARACTERS] for unit in units))[:EXAMPLES]
 
 
 class Decoding:
@@ -72,18 +74,23 @@ class Decoding:
             # Without the library's tidying, which takes spaces away that the text may have had.
             self._tokenizer.decoder = decoders.WordPiece(prefix=decoder["prefix"], cleanup=False)
 
-    def lost(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[Counter[str]]:
-        """Characters and runs of white space of each text that its ids do not give back; how often each."""
+    def lost(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Lost:
+        """What the ids of each text do not give back of it, of all texts together."""
         if self._lossless:
-            return [Counter() for _ in texts]
+            return NOTHING_LOST
         decoded = self._tokenizer.decode_batch(list(ids), skip_special_tokens=False)
-        return [
-            self._missing(text, back, sum(token == self._unknown for token in row))
+        missing = [
+            item
             for text, back, row in zip(texts, decoded, ids, strict=True)
+            for item in self._missing(text, back, sum(token == self._unknown for token in row)).items()
         ]
+        return Lost(
+            bytes=sum(times * len(unit.encode()) for unit, times in missing),
+            such_as=_first_few(unit for unit, _ in missing),
+        )
 
     def _missing(self, text: str, back: str, unknown: int) -> Counter[str]:
-        """As `lost`, of a text that comes back with so many unknown tokens in it."""
+        """Units of a text that does not come back whole, how often each. `unknown` counts unknown tokens."""
         if text == back and not unknown:
             return Counter()
         there = Counter(UNIT.findall(text.strip(" ")))

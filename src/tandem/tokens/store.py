@@ -1,205 +1,97 @@
-"""Token streams on disk: ids memory-mapped, with document offsets. [T] tokens, [D] documents.
+"""Tokens of one split, in memory and on disk. [T] tokens, [D] documents.
 
-A corpus is a folder, written beside its place and renamed into it, so that it is there in full or not at all:
+On disk they are a file for each shard, SPLIT-NUMBER.npz, until all shards are there. Then they are files that
+can be memory-mapped:
 
-    corpus.json                  counts and fingerprints (`CorpusRecord`)
-    tokenizer.json               the tokenizer
     SPLIT.ids.npy                [T] uint16 or int32
     SPLIT.document_starts.npy    [D] int64
     SPLIT.document_bytes.npy     [D] int64
 """
 
-import contextlib
-import tempfile
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
-from tokenizers import Tokenizer
 
-from tandem.errors import DataError, StorageError
-from tandem.fingerprint import Fingerprint
+from tandem.errors import StorageError
+from tandem.fingerprint import fingerprint
+from tandem.folders import atomic_write
 from tandem.tokens.lost import NOTHING_LOST, Lost
-from tandem.tokens.tokenizer import read_tokenizer, tokenizer_fingerprint, vocab_size
 
-BLOCK_BYTES = 1 << 22
+ARRAYS = ("ids", "document_starts", "document_bytes")
 COUNTED_TOKENS = 1 << 20
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """All documents of one split, tokenized and joined.
+    """Documents of one split as tokens, joined: all of them, or a shard.
 
-    ids                [T] uint16 or int32, memory-mapped where they are kept on disk
-    document_starts    [D] int64, position of each document's first token (its separator token included)
-    document_bytes     [D] int64, UTF-8 bytes of each document's text (separator text included)
-    scored_bytes       UTF-8 bytes that tokens 1..T-1 stand for: the text that next-token prediction scores
-    fingerprint        of all else, chained from text, tokenizer and separators
-    lost               text that the tokens cannot give back; its bytes are among `scored_bytes`
+    ids                [T] uint16 or int32. They are memory-mapped where they are kept on disk.
+    document_starts    [D] int64, position of each document's first token, which may be a separator.
+    document_bytes     [D] int64, UTF-8 bytes of each document's text. Separator text counts.
+    scored_bytes       UTF-8 bytes that next-token prediction scores: those of tokens 1..T-1.
+    lost               Text that the tokens cannot give back. Its bytes are among `scored_bytes`.
+    chain              Fingerprint of what the tokens are made from.
     """
 
     ids: Ids
     document_starts: npt.NDArray[np.int64]
     document_bytes: npt.NDArray[np.int64]
     scored_bytes: int
-    fingerprint: str
     lost: Lost = NOTHING_LOST
+    chain: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return int(self.document_bytes.sum())
 
-class StreamRecord(BaseModel):
-    """What corpus.json says of one split."""
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all fields."""
+        arrays = (getattr(self, name) for name in ARRAYS)
+        # Where nothing is lost, older records have the fingerprint without it.
+        lost = [self.lost.bytes] if self.lost.bytes else []
+        return fingerprint("tokens", self.chain, *arrays, self.scored_bytes, *lost)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    tokens: int
-    documents: int
-    text_bytes: int
-    scored_bytes: int
-    lost: Lost
-    fingerprint: str
-
-
-class CorpusRecord(BaseModel):
-    """corpus.json: what a stored corpus is and what it was made from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[2] = 2
-    chain: str
-    """Of everything the tokens were made from; part of every stream's fingerprint."""
-    text_fingerprint: str
-    tokenizer_fingerprint: str
-    vocab_size: int
-    eos_token: str | None
-    train: StreamRecord
-    validation: StreamRecord
+    def record(self) -> dict[str, Any]:
+        """What is written beside the arrays, and compared when they are read."""
+        return {
+            "tokens": len(self),
+            "documents": len(self.document_starts),
+            "text_bytes": self.text_bytes,
+            "scored_bytes": self.scored_bytes,
+            "lost": self.lost.model_dump(mode="json"),
+            "fingerprint": self.fingerprint,
+        }
 
 
-@dataclass(frozen=True)
-class StoredCorpus:
-    """A corpus folder, read back and verified."""
-
-    record: CorpusRecord
-    tokenizer: Tokenizer
-    train: TokenStream
-    validation: TokenStream
+class CacheFault(Exception):
+    """What lies in the cache is not what it should be, so it is made again. The message says what differs."""
 
 
-class StaleCorpus(Exception):
-    """A stored corpus is not what its record says; the message tells what differs. It is to be rebuilt."""
-
-
-def ids_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
-    """The smallest dtype for ids below `vocab_size`: uint16 up to 65,536, else int32."""
-    return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
-
-
-def token_counts(ids: npt.NDArray[np.integer[Any]], vocab_size: int) -> npt.NDArray[np.int64]:
-    """How often each token of the vocabulary occurs in ids [T], [V]; without a wider copy of the whole."""
-    counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(ids), COUNTED_TOKENS):
-        counts += np.bincount(ids[start : start + COUNTED_TOKENS], minlength=vocab_size)
-    return counts
-
-
-def make_stream(
-    chain: str,
-    ids: Ids,
-    document_starts: npt.NDArray[np.int64],
-    document_bytes: npt.NDArray[np.int64],
-    scored_bytes: int,
-    lost: Lost = NOTHING_LOST,
-) -> TokenStream:
-    """The stream of these arrays, fingerprinted; `chain` is the fingerprint of what it was made from."""
-    whole = Fingerprint("tokens")
-    for part in (chain, ids, document_starts, document_bytes):
-        whole.update(part)
-    return TokenStream(
-        ids, document_starts, document_bytes, scored_bytes, _ended(whole, scored_bytes, lost), lost
-    )
-
-
-def _ended(whole: Fingerprint, scored_bytes: int, lost: Lost) -> str:
-    """The fingerprint of a stream, whose arrays are in it already."""
-    whole.update(scored_bytes)
-    if lost.bytes:  # the usual stream keeps the fingerprint that older records have of it
-        whole.update(lost.bytes)
-    return whole.hexdigest()
-
-
-def stream_record(stream: TokenStream) -> StreamRecord:
-    """What corpus.json is to say of `stream`."""
-    return StreamRecord(
-        tokens=len(stream),
-        documents=len(stream.document_starts),
-        text_bytes=int(stream.document_bytes.sum()),
-        scored_bytes=stream.scored_bytes,
-        lost=stream.lost,
-        fingerprint=stream.fingerprint,
-    )
-
-
-@dataclass(frozen=True)
-class StreamParts:
-    """A stream to be written: what `TokenStream` says, the ids in parts that need not all be in memory.
-
-    lengths    [D] int64, tokens of each document
-    parts      ids that follow on each other, read once
-    """
-
-    dtype: np.dtype[Any]
-    lengths: npt.NDArray[np.int64]
-    document_bytes: npt.NDArray[np.int64]
-    scored_bytes: int
-    lost: Lost
-    parts: Iterable[Ids]
-
-
-def write_corpus(
-    folder: Path,
-    chain: str,
-    text_fingerprint: str,
-    tokenizer: Tokenizer,
-    eos: str | None,
-    train: StreamParts,
-    validation: StreamParts,
-) -> None:
-    """Put a corpus into `folder` in one step, replacing whatever lies there.
-
-    `chain` is the fingerprint of what the tokens were made from. Raises DataError where the place cannot be
-    written, and whatever reading the parts raises.
-    """
+@contextmanager
+def cache_faults() -> Iterator[None]:
+    """Whatever goes wrong within the block is a CacheFault: something in the cache cannot be read."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
-            draft = Path(place) / "draft"
-            draft.mkdir()
-            record = CorpusRecord(
-                chain=chain,
-                text_fingerprint=text_fingerprint,
-                tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-                vocab_size=vocab_size(tokenizer),
-                eos_token=eos,
-                train=_write_stream(draft, "train", train, chain),
-                validation=_write_stream(draft, "validation", validation, chain),
-            )
-            tokenizer.save(str(draft / "tokenizer.json"))
-            (draft / "corpus.json").write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(Path(place) / "replaced")
-            try:
-                draft.rename(folder)
-            except OSError:  # another process may have put the same corpus there meanwhile
-                if not (folder / "corpus.json").is_file():
-                    raise
-    except OSError as error:
-        raise unwritten("the prepared corpus", folder, error) from None
+        yield
+    except CacheFault:
+        raise
+    except FileNotFoundError as error:
+        raise CacheFault(f"{Path(error.filename).name} is missing") from None
+    except Exception as error:  # of damaged files the libraries raise whatever they come upon
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CacheFault(f"it is damaged or of another version ({reason})") from None
 
 
 def unwritten(what: str, place: Path, error: OSError) -> StorageError:
@@ -210,79 +102,72 @@ def unwritten(what: str, place: Path, error: OSError) -> StorageError:
     )
 
 
-def _write_stream(folder: Path, split: str, stream: StreamParts, chain: str) -> StreamRecord:
-    starts = np.cumsum(stream.lengths) - stream.lengths
-    np.save(folder / f"{split}.document_starts.npy", starts)
-    np.save(folder / f"{split}.document_bytes.npy", stream.document_bytes)
-    tokens = int(stream.lengths.sum())
-    header = {"descr": stream.dtype.str, "fortran_order": False, "shape": (tokens,)}
-    with (folder / f"{split}.ids.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for part in stream.parts:
-            file.write(part.tobytes())
-    return stream_record(_open_stream(folder, split, stream.scored_bytes, stream.lost, chain))
+def ids_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
+    """The smallest dtype for ids below `vocab_size`: uint16 up to 65,536, else int32."""
+    return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
 
 
-def read_corpus(folder: Path, chain: str) -> StoredCorpus:
-    """The corpus in `folder`, its arrays memory-mapped, every byte compared with the recorded fingerprints.
+def token_counts(ids: npt.NDArray[np.integer[Any]], vocab_size: int) -> npt.NDArray[np.int64]:
+    """How often each token of the vocabulary occurs in ids [T], as [V]. The whole is not copied."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(ids), COUNTED_TOKENS):
+        counts += np.bincount(ids[start : start + COUNTED_TOKENS], minlength=vocab_size)
+    return counts
 
-    `chain` is the fingerprint of what it must have been made from. Raises StaleCorpus if anything differs
-    or cannot be read.
+
+def write_shard(path: Path, shard: TokenStream) -> None:
+    """Write a shard to one file. Raises OSError."""
+    arrays = {name: getattr(shard, name) for name in ARRAYS}
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        np.savez(file, record=np.array(json.dumps(shard.record())), **arrays)
+
+
+def read_shard(path: Path, chain: str) -> TokenStream:
+    """A shard with this `chain`. Raises CacheFault where the file holds anything else."""
+    with cache_faults(), path.open("rb") as file, np.load(file) as found:
+        record = json.loads(str(found["record"]))
+        shard = _stream((found[name] for name in ARRAYS), record, chain)
+        if shard.record() != record:
+            raise CacheFault("its tokens are not those of its fingerprint")
+    return shard
+
+
+def join_shards(folder: Path, split: str, shards: Iterable[TokenStream], chain: str) -> TokenStream:
+    """Write the shards of a split to `folder`, one after the other. Returns the whole, memory-mapped.
+
+    Its `scored_bytes` are those of the shards. Raises OSError, and whatever reading the shards raises.
     """
-    try:
-        record = CorpusRecord.model_validate_json((folder / "corpus.json").read_bytes())
-        tokenizer = _read_tokenizer(folder / "tokenizer.json", record.tokenizer_fingerprint)
-        if record.chain != chain:
-            raise StaleCorpus("it was made from other inputs")
-        return StoredCorpus(
-            record,
-            tokenizer,
-            _read_stream(folder, "train", record.train, chain),
-            _read_stream(folder, "validation", record.validation, chain),
-        )
-    except FileNotFoundError as error:
-        raise StaleCorpus(f"{Path(error.filename).name} is missing") from None
-    except ValidationError:
-        raise StaleCorpus("corpus.json is damaged or of another version") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise StaleCorpus(f"it cannot be read ({error})") from None
+    tokens, scored, lost = 0, 0, NOTHING_LOST
+    starts: list[npt.NDArray[np.int64]] = []
+    sizes: list[npt.NDArray[np.int64]] = []
+    with (folder / f"{split}.ids.npy").open("wb") as file:
+        for shard in shards:
+            if not starts:
+                _write_header(file, shard.ids.dtype, 0)
+            file.write(shard.ids.tobytes())
+            starts.append(shard.document_starts + tokens)
+            sizes.append(shard.document_bytes)
+            tokens, scored, lost = tokens + len(shard), scored + shard.scored_bytes, lost + shard.lost
+        file.seek(0)
+        _write_header(file, shard.ids.dtype, tokens)
+    np.save(folder / f"{split}.document_starts.npy", np.concatenate(starts))
+    np.save(folder / f"{split}.document_bytes.npy", np.concatenate(sizes))
+    return map_stream(folder, split, {"scored_bytes": scored, "lost": lost.model_dump()}, chain)
 
 
-def _read_tokenizer(path: Path, expected: str) -> Tokenizer:
-    try:
-        tokenizer = read_tokenizer(path)
-    except DataError as error:
-        raise StaleCorpus(str(error)) from None
-    if tokenizer_fingerprint(tokenizer) != expected:
-        raise StaleCorpus("tokenizer.json is not the recorded one")
-    return tokenizer
+def _write_header(file: Any, dtype: np.dtype[Any], tokens: int) -> None:
+    """Of an array of so many tokens. numpy makes it equally long for any number."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
-def _read_stream(folder: Path, split: str, record: StreamRecord, chain: str) -> TokenStream:
-    stream = _open_stream(folder, split, record.scored_bytes, record.lost, chain)
-    if stream_record(stream) != record:
-        raise StaleCorpus(f"the {split} tokens are not the recorded ones")
-    return stream
+def map_stream(folder: Path, split: str, record: Mapping[str, Any], chain: str) -> TokenStream:
+    """A split in `folder`, memory-mapped. Its record has to be compared."""
+    # mmap_mode "c" copies on writing: torch takes arrays that may be written to only, and nobody does.
+    arrays = (np.load(folder / f"{split}.{name}.npy", mmap_mode="c") for name in ARRAYS)
+    return _stream(arrays, record, chain)
 
 
-def _open_stream(folder: Path, split: str, scored_bytes: int, lost: Lost, chain: str) -> TokenStream:
-    """The stream whose arrays lie in `folder`, memory-mapped; fingerprinted through plain reading, since
-    what is read through a map stays in the process's memory."""
-    whole = Fingerprint("tokens")
-    whole.update(chain)
-    arrays = []
-    for name in ("ids", "document_starts", "document_bytes"):
-        path = folder / f"{split}.{name}.npy"
-        # Copies on writing, as torch takes arrays that may be written to only; nobody does.
-        array = np.load(path, mmap_mode="c")
-        whole.update_array(array.dtype, array.shape, _blocks(path, array.offset))
-        arrays.append(array)
+def _stream(arrays: Iterable[Any], record: Mapping[str, Any], chain: str) -> TokenStream:
     ids, starts, sizes = arrays
-    return TokenStream(ids, starts, sizes, scored_bytes, _ended(whole, scored_bytes, lost), lost)
-
-
-def _blocks(path: Path, start: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while block := file.read(BLOCK_BYTES):
-            yield block
+    return TokenStream(ids, starts, sizes, record["scored_bytes"], Lost(**record["lost"]), chain)

@@ -6,51 +6,44 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tandem.advice import advice
 from tandem.decoding import read_text
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
 from tandem.patience import Pace, patiently
-from tandem.text.hub import hub_access
+from tandem.text.hub import files_of
 from tandem.text.places import user_path
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (
-    END_OF_TEXT,
-    "</s>",
-    "<eos>",
-    "<|end_of_text|>",
-    "<｜end▁of▁sentence｜>",
-    "<|eot_id|>",
-    "<|im_end|>",
+    *(END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|eot_id|>", "<|im_end|>"),
     "[SEP]",
 )
 """Customary end-of-text tokens, tried in this order where a tokenizer does not say which one is its own."""
 
-CHECK_SOURCE = ("check {}", "tokenizer.source")
-"""Advice where there is no such tokenizer."""
 PIECE_CHARACTERS = 1 << 15
 """Longer documents are encoded in pieces of about this length, where that changes nothing."""
 CUT = re.compile(r"(?=[ \n]\S)")
 UNIT_CHARACTERS = 1 << 10
 """A longer run of letters, of digits, of white space or of other characters is cut, in training and after.
 
-BPE training takes time in the square of such a run. Per character of a long line of DNA, of letters or of
-Chinese it took the same up to 1,024 characters; at 4,096 two to five times as much, at 65,536 eight to forty.
+BPE training takes time in the square of such a run. A character of a long line of DNA, of letters or of
+Chinese took the same time up to 1,024 characters. At 4,096 it took two to five times as long, at 65,536 eight
+to forty times.
 """
 LOADED_UNIT_CHARACTERS = 1 << 16
-"""The same for a loaded tokenizer of other rules, where a cut changes what is encoded: none has so long a one
-in ordinary text. Encoding is linear in a run; the cut bounds what is handed over at once."""
+"""The same for a loaded tokenizer of other rules, where a cut changes what is encoded.
+
+Ordinary text has no such run. Encoding is linear in a run, so the cut only bounds what is encoded at once.
+"""
 RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
 JOINER = "\u200d"
 GRAPHEME_CHARACTERS = 16
-
-
 VOCABULARY = "tokenizer.vocab_size"
 
 
@@ -61,10 +54,11 @@ class VocabularyError(MisfitError):
 def train_bpe(
     documents: Iterable[str], vocab_size: int, on_progress: Callable[[str], None] = lambda _: None
 ) -> Tokenizer:
-    """A byte-level BPE in GPT-2's style, learned from `documents`: deterministic, any text round-trips.
+    """A byte-level BPE in GPT-2's style, learned from `documents`.
 
-    Its `vocab_size` entries are `<|endoftext|>` (id 0), all 256 bytes, and merges. `on_progress` is told
-    every few seconds how far it is. Raises VocabularyError if the text does not support so many merges.
+    It is deterministic, and any text round-trips. Its `vocab_size` entries are `<|endoftext|>` (id 0), all
+    256 bytes, and merges. `on_progress` is told every few seconds how far it is. Raises VocabularyError if
+    the text does not support so many merges.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -111,20 +105,15 @@ def load_tokenizer(source: str) -> tuple[Tokenizer, str | None]:
     The end-of-text token is the `eos_token` of the tokenizer_config.json beside it, else the first of
     `END_OF_TEXT_NAMES` in its vocabulary, else None. Truncation and padding are switched off.
 
-    Raises DataError if there is no such tokenizer, it cannot be read, or the hub cannot be reached.
+    Raises DataError as `files_of` does, and if the tokenizer cannot be read.
     """
     path = user_path(source)
-    if path.is_file():
-        tokenizer, config = read_tokenizer(path), path.with_name("tokenizer_config.json")
-        eos = _configured_eos(config) if config.is_file() else None
-    elif path.is_dir() and (path / "tokenizer.json").is_file():
-        return load_tokenizer(str(path / "tokenizer.json"))
-    elif path.is_dir():
-        tokenizer, eos = _through_transformers(str(path), f"the folder {source}")
-    elif source.endswith(".json") or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
-        raise DataError(f"there is no tokenizer file or folder {source}" + advice(CHECK_SOURCE))
-    else:
-        tokenizer, eos = _from_hub(source)
+    with files_of(source, "tokenizer", "tokenizer.source", "bpe", ".json") as fetch:
+        if file := path if path.is_file() else fetch("tokenizer.json"):
+            tokenizer, config = read_tokenizer(file), fetch("tokenizer_config.json")
+            eos = _configured_eos(config) if config else None
+        else:
+            tokenizer, eos = _through_transformers(str(path) if path.is_dir() else source)
     tokenizer = plain(tokenizer)
     if eos is None or tokenizer.token_to_id(eos) is None:
         eos = next((name for name in END_OF_TEXT_NAMES if tokenizer.token_to_id(name) is not None), None)
@@ -132,8 +121,7 @@ def load_tokenizer(source: str) -> tuple[Tokenizer, str | None]:
 
 
 def plain(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy that encodes all of every text and nothing else: without the truncation and padding that its
-    file may ask for. What is changed in it changes nothing elsewhere."""
+    """A copy without the truncation and padding that its file may ask for. It may be changed."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         tokenizer = tokenizer.backend_tokenizer
     copy = Tokenizer.from_str(tokenizer.to_str())
@@ -145,8 +133,8 @@ def plain(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
 def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenizerFast:
     """`tokenizer` as transformers wants it, so that a model folder can hold it and AutoTokenizer load it.
 
-    `eos` becomes its end-of-text token, and its beginning-of-text token too: Tandem puts it before each
-    document, so generation may start from it. It pads as well, on the left, where the state is frozen.
+    `eos` becomes its end-of-text token. It is its beginning-of-text token too, as Tandem puts it before each
+    document. So generation may start from it. It pads as well, on the left, where the state is frozen.
     """
     special = {} if eos is None else {"eos_token": eos, "bos_token": eos, "pad_token": eos}
     return PreTrainedTokenizerFast(
@@ -197,27 +185,22 @@ def cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[str]]:
     if may_be_cut(tokenizer):
         return pieces
     if _cuts_are_unseen(tokenizer):
-        return _cut_runs
+        return lambda text: (text[begin:end] for begin, end in _short_runs(text, LOADED_UNIT_CHARACTERS))
     return lambda text: iter([text])
 
 
 def pieces(text: str) -> Iterator[str]:
     """`text`, cut about every `PIECE_CHARACTERS` so that a single long document costs little memory.
 
-    Cuts lie before a space or line end that a visible character follows, else between two tokens of GPT-2's
-    pre-tokenizer: what stands on either side is matched as before. Runs of one kind of character that are
-    longer than UNIT_CHARACTERS are cut too.
+    A cut lies before a space or line end that a visible character follows. Where there is none, it lies
+    between two tokens of GPT-2's pre-tokenizer. What stands on either side is matched as before. Runs of one
+    kind of character that are longer than UNIT_CHARACTERS are cut too.
     """
-    begin = 0
-    for end in [*_run_cuts(text, UNIT_CHARACTERS), len(text)]:
-        while end - begin > PIECE_CHARACTERS:
-            cut = _natural_cut(text, begin, end)
-            if cut is None:
-                break
+    for begin, end in _short_runs(text, UNIT_CHARACTERS):
+        while end - begin > PIECE_CHARACTERS and (cut := _natural_cut(text, begin, end)):
             yield text[begin:cut]
             begin = cut
         yield text[begin:end]
-        begin = end
 
 
 def _natural_cut(text: str, begin: int, end: int) -> int | None:
@@ -235,52 +218,48 @@ def _natural_cut(text: str, begin: int, end: int) -> int | None:
     return found.start() if found else None
 
 
-def _cut_runs(text: str) -> Iterator[str]:
-    begin = 0
-    for end in [*_run_cuts(text, LOADED_UNIT_CHARACTERS), len(text)]:
-        yield text[begin:end]
-        begin = end
+def _short_runs(text: str, longest: int) -> Iterable[tuple[int, int]]:
+    """Begin and end of parts of `text`, which is cut where a run of one kind of character is too long."""
+    return pairwise([0, *_run_cuts(text, longest), len(text)])
 
 
 def _run_cuts(text: str, longest: int) -> Iterator[int]:
-    """Where runs of one kind of character are to be cut so that no part has more than `longest`.
+    """Where runs of one kind of character are cut so that no part has more than `longest`.
 
     A longer run covers the second half of one of its strides, so that only there is looked.
     """
-    stride = longest // 2
-    at = 0
-    while at < len(text):
-        end = _run_end(text, at)
-        if end - at < stride:
-            at += stride
+    stride, position = longest // 2, 0
+    while position < len(text):
+        end = _run_end(text, position)
+        if end - position < stride:
+            position += stride
             continue
-        begin = at
-        if at and _run_end(text, at - 1) == end:  # it began within the stride before
-            before = text[max(0, at - stride) : at][::-1]
-            begin -= _run_end(before, 0)
+        begin = position
+        if position and _run_end(text, position - 1) == end:  # it began within the stride before
+            begin -= _run_end(text[max(0, position - stride) : position][::-1], 0)
         while end - begin > longest:
             begin = _between_graphemes(text, begin + longest, begin)
             yield begin
-        at += (end - at) // stride * stride
-        if at < end:
-            at += stride
+        position += (end - position) // stride * stride
+        if position < end:
+            position += stride
 
 
-def _run_end(text: str, at: int) -> int:
-    found = RUN.match(text, at)
+def _run_end(text: str, position: int) -> int:
+    found = RUN.match(text, position)
     assert found is not None  # every character is of one of the kinds
     return found.end()
 
 
 def _between_graphemes(text: str, cut: int, begin: int) -> int:
-    """`cut`, or a little before where that would part a mark or a joined emoji from what it belongs to.
+    """`cut`, or a little before it where it would part a mark or a joined emoji from what it belongs to.
 
     It stays after `begin`.
     """
-    for at in range(cut, max(begin, cut - GRAPHEME_CHARACTERS), -1):
-        joins = text[at] == JOINER or unicodedata.category(text[at]).startswith("M")
-        if not joins and text[at - 1] != JOINER:
-            return at
+    for position in range(cut, max(begin, cut - GRAPHEME_CHARACTERS), -1):
+        joins = text[position] == JOINER or unicodedata.category(text[position]).startswith("M")
+        if not joins and text[position - 1] != JOINER:
+            return position
     return cut
 
 
@@ -324,37 +303,7 @@ def _configured_eos(config: Path) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _from_hub(name: str) -> tuple[Tokenizer, str | None]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    with hub_access() as reachable:
-        try:
-            tokenizer = read_tokenizer(Path(hf_hub_download(name, "tokenizer.json")))
-        except (LocalEntryNotFoundError, ConnectionError):
-            raise DataError(_unreachable(name) if not reachable else _interrupted(name)) from None
-        except EntryNotFoundError:
-            return _through_transformers(name, f"the hub's '{name}'")
-        except HFValidationError:
-            raise DataError(
-                f"'{name}' is neither a file, a folder nor a hub name" + advice(CHECK_SOURCE)
-            ) from None
-        except (HfHubHTTPError, OSError):
-            raise DataError(
-                f"the hub has no tokenizer '{name}' that is open to you" + advice(CHECK_SOURCE)
-            ) from None
-        try:
-            return tokenizer, _configured_eos(Path(hf_hub_download(name, "tokenizer_config.json")))
-        except (EntryNotFoundError, HfHubHTTPError, ConnectionError):
-            return tokenizer, None
-
-
-def _through_transformers(source: str, shown: str) -> tuple[Tokenizer, str | None]:
+def _through_transformers(source: str) -> tuple[Tokenizer, str | None]:
     """For older forms (vocab.json and merges.txt, SentencePiece), which transformers can convert."""
     from transformers import AutoTokenizer
 
@@ -362,19 +311,8 @@ def _through_transformers(source: str, shown: str) -> tuple[Tokenizer, str | Non
         loaded = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DataError(
-            f"{shown} holds no tokenizer that can be loaded ({str(error).splitlines()[0]})"
+            f"{source} holds no tokenizer that can be loaded ({str(error).splitlines()[0]})"
         ) from None
     if not isinstance(loaded, PreTrainedTokenizerFast):
-        raise DataError(f"{shown} has no fast tokenizer; save one with a tokenizer.json")
+        raise DataError(f"{source} has no fast tokenizer; save one with a tokenizer.json")
     return loaded.backend_tokenizer, loaded.eos_token
-
-
-def _unreachable(name: str) -> str:
-    return (
-        f"'{name}' is no file or folder here, the Hugging Face hub cannot be reached and no copy is kept"
-        + advice("connect to the network", ("use a tokenizer.json file or 'bpe' as {}", "tokenizer.source"))
-    )
-
-
-def _interrupted(name: str) -> str:
-    return f"the download of the tokenizer '{name}' broke off; try again, or give a tokenizer.json file"

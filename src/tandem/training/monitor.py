@@ -1,6 +1,5 @@
 """What every training by epochs keeps and tells: history, progress, the best epoch, non-finite losses."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,8 +117,6 @@ class TrainingMonitor:
 
     def check_finite(self, loss: float, gradient_norm: float, where: str) -> None:
         """Raises NonFiniteLossError, with the last good values, where either is not finite."""
-        if loss < math.inf and math.isfinite(gradient_norm):
-            return
         last = "no epoch before it was good"
         if self.history:
             good = self.history[-1]
@@ -127,9 +124,8 @@ class TrainingMonitor:
                 f"last good values: epoch {good.epoch}, training PPL {perplexity(good.train_nll_nats):.4g}, "
                 f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
             )
-        raise NonFiniteLossError.of(
-            f"{self.title} was stopped at epoch {self.epoch}, {where}", loss, last, self.lr_setting
-        )
+        stopped = f"{self.title} was stopped at epoch {self.epoch}, {where}"
+        NonFiniteLossError.check(loss, gradient_norm, stopped, last, self.lr_setting)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tandem.advice import advice, command_options
-from tandem.claims import presence
+from tandem.claims import liveness_lock
 from tandem.errors import SettingsError
 from tandem.experiment.executors.base import Executor, Tell, Worker
 from tandem.experiment.executors.local import Local
@@ -71,7 +71,7 @@ def helped(
         yield
         return
     run_dir = run_dir.absolute()
-    with presence(run_dir) as command:
+    with liveness_lock(run_dir) as command:
         worker = Worker(settings, run_dir, source_folder(), command, work, command_options())
         with executor.helping(worker, settings.workers - 1, tell):
             yield

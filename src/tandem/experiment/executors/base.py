@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from tandem.advice import Options, advice, in_command
-from tandem.claims import in_sight
+from tandem.claims import is_alive
 from tandem.errors import RunDirError
 from tandem.settings import Settings
 from tandem.shown import tolerate_any_encoding
@@ -25,7 +25,7 @@ class Worker:
     It is pickled, and what it names is looked up there: `work` is an importable function, `run_dir` absolute.
 
     folder   working directory of the command, from which relative paths in the settings count
-    command  the command's `presence`
+    command  the command's `liveness_lock`
     options  the command's options, for messages
     """
 
@@ -45,7 +45,7 @@ class Worker:
                 f"{host} does not see the run directory {self.run_dir}"
                 + advice(("choose one that all machines share with {}", "output"))
             )
-        if not in_sight(self.run_dir, self.command):
+        if not is_alive(self.run_dir, self.command):
             raise RunDirError(
                 f"file locks in {self.run_dir} do not span {host} and the machine that gave the command, or "
                 "the command has ended" + advice(("choose a file system whose locks do with {}", "output"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tandem.claims import cores, helped_by
+from tandem.claims import cores, worker_processes
 from tandem.experiment.executors.base import Executor, Tell, Worker
 from tandem.settings import Settings
 
@@ -21,5 +21,5 @@ class Local(Executor):
     @contextmanager
     def helping(self, worker: Worker, count: int, tell: Tell) -> Iterator[None]:  # noqa: ARG002
         """See Executor; nothing needs to be told."""
-        with helped_by(count, worker):
+        with worker_processes(count, worker):
             yield

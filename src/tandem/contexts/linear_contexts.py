@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tandem.advice import advice
-from tandem.contexts.kept import PIECE_TOKENS, Contexts, one_by_one
+from tandem.contexts.context_store import PIECE_TOKENS, Contexts, one_by_one
+from tandem.contexts.job import LONGEST_BURN_IN, MARGIN, ContextJob
 from tandem.contexts.linear import LinearScan, cut_for
-from tandem.contexts.task import LONGEST_BURN_IN, MARGIN, Task
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
 from tandem.model import sequential_contexts
@@ -22,19 +22,19 @@ CHECKED_PLACES = 32
 """Of the stream, at which its contexts are held against the loop."""
 
 
-def linear_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
+def linear_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]:
     """Contexts by the exact scan, held against the loop at several places.
 
     Raises ScanError where they differ by more than the tolerance.
     """
-    model, stream, settings = task.model, task.stream, task.settings
-    group, shared, join_error = task.group, False, 0.0
+    model, stream, settings = job.model, job.stream, job.settings
+    group, shared, join_error = job.group, False, 0.0
     if hold:
         states = torch.empty(
             1 + len(stream), model.config.context_dim, dtype=model.dtype, device=model.device
         )
         if group.size > 1:
-            join_error = _fill_shares(task, states)
+            join_error = _fill_shares(job, states)
             shared = join_error <= settings.tolerance
         if not shared:
             LinearScan(model, stream).fill(states)
@@ -42,10 +42,10 @@ def linear_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
         contexts = Contexts.of(states[1:])
     else:
         contexts = Contexts(len(stream), None, one_by_one(LinearScan(model, stream).read))
-    runs = _checked_runs(task, contexts, group if shared else ALONE)
+    runs = _checked_runs(job, contexts, group if shared else ALONE)
     # The first process does the one, the last one the other: sharing either out brought nothing (LOG.md).
-    loop_error = _loop_error(task, contexts, runs) if group.rank == 0 else 0.0
-    forgets = _memory(task) if group.rank == group.size - 1 else 0.0
+    loop_error = _loop_error(job, contexts, runs) if group.rank == 0 else 0.0
+    forgets = _memory(job) if group.rank == group.size - 1 else 0.0
     loop_error, forgets = (
         float(group.largest(torch.tensor(value, device=model.device))) for value in (loop_error, forgets)
     )
@@ -59,21 +59,21 @@ def linear_contexts(task: Task, hold: bool) -> tuple[Contexts, ScanRecord]:
     # One that does not forget is to be read from the start of the stream, wherever it is to be recomputed.
     burn_in = int(min(forgets, len(stream)))
     errors = (loop_error, join_error)
-    return contexts, task.record("linear", segments, burn_in, errors, len(runs.unique()), hold)
+    return contexts, job.record("linear", segments, burn_in, errors, len(runs.unique()), hold)
 
 
-def _fill_shares(task: Task, states: Tensor) -> float:
+def _fill_shares(job: ContextJob, states: Tensor) -> float:
     """Contexts before and after all tokens into states [1 + T, C]; and how well they join.
 
     Each process computes its share. It starts from a zero state, as many tokens earlier as should make it
     forget that: states lie within -1..1, what a layer keeps is bounded, and it begins to forget when the one
     below has. Whether that was enough, the joins tell.
     """
-    model, stream, group = task.model, task.stream, task.group
+    model, stream, group = job.model, job.stream, job.group
     share = group.share(len(stream))
     start = None
     if share.start > 0:
-        earlier = stream.part(max(0, share.start - _burn_in(task)), share.start)
+        earlier = stream.part(max(0, share.start - _burn_in(job)), share.start)
         start = LinearScan(model, earlier).read(len(earlier) - 1, len(earlier))[0]
     own = LinearScan(model, stream.part(share.start, share.stop), start)
     own.fill(states[share.start : 1 + share.stop])
@@ -83,13 +83,13 @@ def _fill_shares(task: Task, states: Tensor) -> float:
     return float(group.largest(join_error))
 
 
-def _burn_in(task: Task) -> int:
+def _burn_in(job: ContextJob) -> int:
     """Tokens that should make a state of the highest layer forget, by what a layer keeps at most."""
-    logs = [math.log(layer.most_kept) for layer in task.model.context_block.layers]
-    return max(1, math.ceil(len(logs) * math.log(task.settings.tolerance / 8) / max(logs)))
+    logs = [math.log(layer.most_kept) for layer in job.model.context_block.layers]
+    return max(1, math.ceil(len(logs) * math.log(job.settings.tolerance / 8) / max(logs)))
 
 
-def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
+def _checked_runs(job: ContextJob, contexts: Contexts, group: Group) -> Tensor:
     """Positions [B, n] of the stream, n that follow on each other, where its contexts are checked.
 
     At the start of the stream, at its end, across edges between two chunks, up to half of all runs, and
@@ -98,10 +98,10 @@ def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
     Edges count from the start of each process's share. All of a stream that is not three times as long as
     what is to be checked.
     """
-    cut = cut_for(task.model.device)
+    cut = cut_for(job.model.device)
     # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.
     reach = len(contexts) if contexts.held else min(len(contexts), PIECE_TOKENS)
-    tokens = -(-max(task.settings.check_tokens, 4 * cut.segment) // CHECKED_PLACES)
+    tokens = -(-max(job.settings.check_tokens, 4 * cut.segment) // CHECKED_PLACES)
     parts = 3 * CHECKED_PLACES
     if parts * tokens > reach:
         tokens = -(-reach // CHECKED_PLACES)
@@ -131,14 +131,14 @@ def _checked_runs(task: Task, contexts: Contexts, group: Group) -> Tensor:
     return torch.tensor(sorted(starts))[:, None] + torch.arange(tokens)
 
 
-def _loop_error(task: Task, contexts: Contexts, runs: Tensor) -> float:
+def _loop_error(job: ContextJob, contexts: Contexts, runs: Tensor) -> float:
     """The largest difference between the contexts and the loop's, at positions `runs` [B, n].
 
     The loop runs over all of them side by side: from zero at the start of the stream, elsewhere from the
     scan's own context before the run. No burn-in could hide an error from it: what is right from each token
     to the next, and at the start, is right everywhere.
     """
-    stream, cut = task.stream, cut_for(task.model.device)
+    stream, cut = job.stream, cut_for(job.model.device)
     runs = runs.to(stream.ids.device)
     befores, afters = [], []
     for run in runs:
@@ -159,27 +159,27 @@ def _loop_error(task: Task, contexts: Contexts, runs: Tensor) -> float:
         ]
         befores.append(parts[0][0][0])
         afters.append(torch.cat([after for _, after in parts]))
-    precise = next(task.block.parameters()).dtype
+    precise = next(job.block.parameters()).dtype
     exact = sequential_contexts(
-        task.block,
-        task.model.embed(stream.ids[runs]).to(precise),
+        job.block,
+        job.model.embed(stream.ids[runs]).to(precise),
         torch.stack(befores).to(precise),
         None if stream.restart is None else stream.restart[runs],
     )[1]
     return float((torch.stack(afters) - exact).abs().max())
 
 
-def _memory(task: Task) -> float:
+def _memory(job: ContextJob) -> float:
     """Tokens after which the block has forgotten; in its own precision, which is enough to tell."""
-    model, stream = task.model, task.stream
+    model, stream = job.model, job.stream
     block = model.context_block
-    places, pair = task.probes(PROBE_STREAMS, next(block.parameters()))
+    places, pair = job.probes(PROBE_STREAMS, next(block.parameters()))
     for first in range(0, LONGEST_BURN_IN, PROBE_TOKENS):
         at = ((places + first)[:, None] + torch.arange(PROBE_TOKENS, device=places.device)) % len(stream)
         at = at.repeat(2, 1)
-        restart = None if stream.restart is None else stream.restart[at]
-        _, contexts = block.unroll(model.embed(stream.ids[at]), pair, restart)
-        forgotten = task.agree(contexts)
+        reset_mask = None if stream.restart is None else stream.restart[at]
+        _, contexts = block.unroll(model.embed(stream.ids[at]), pair, reset_mask)
+        forgotten = job.agree(contexts)
         if forgotten.any():
             return MARGIN * (first + 1 + int(forgotten.int().argmax()))
         pair = contexts[:, -1]

@@ -26,7 +26,7 @@ With 1.25, a trained block missed the tolerance by 0.6% at the worst of 390 join
 
 
 @dataclass(frozen=True)
-class Task:
+class ContextJob:
     """Whose contexts of what are asked for, how, and by which processes.
 
     block    the model's ContextBlock, in double precision where the device has it
@@ -44,8 +44,8 @@ class Task:
         """Contexts [n, C] after the first `tokens` by the sequential loop, in the precision of the block."""
         first = self.stream.first(tokens)
         embeds = self.model.embed(first.ids[:]).to(next(self.block.parameters()).dtype)
-        restart = None if first.restart is None else first.restart[:][None]
-        return sequential_contexts(self.block, embeds[None], restart=restart)[1][0]
+        reset_mask = None if first.restart is None else first.restart[:][None]
+        return sequential_contexts(self.block, embeds[None], reset_mask=reset_mask)[1][0]
 
     def record(
         self,

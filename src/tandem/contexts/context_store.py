@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem.contexts.stream import AnyRestarts, restarted
+from tandem.contexts.stream import ResetMask, apply_resets
 
 PIECE_TOKENS = 65_536
 """About so many tokens' contexts are computed at once where they are not held."""
@@ -55,16 +55,18 @@ class Window:
     firsts: Tensor
     shifts: Tensor
 
-    def around(self, at: Tensor, restart: AnyRestarts | None) -> tuple[Tensor, Tensor]:
-        """Contexts before and after the tokens at positions `at` [n] of the stream, both [n, C].
+    def before_and_after(self, positions: Tensor, reset_mask: ResetMask | None) -> tuple[Tensor, Tensor]:
+        """Contexts before and after the tokens at `positions` [n] of the stream, both [n, C].
 
-        What comes before is zero at the start of the stream, and where `restart` [T] is true.
+        What comes before is zero at the start of the stream, and where `reset_mask` [T] is true.
         """
-        run = 0 if len(self.firsts) == 1 else torch.searchsorted(self.firsts, at, right=True) - 1
-        row = at + self.shifts[run]
+        run = 0 if len(self.firsts) == 1 else torch.searchsorted(self.firsts, positions, right=True) - 1
+        row = positions + self.shifts[run]
         # Position 0 takes index -1, put right here.
-        before = self.contexts[row - 1].masked_fill_((at == 0)[:, None], 0.0)
-        return restarted(before, restart, at), self.contexts[row]
+        before = self.contexts[row - 1].masked_fill_((positions == 0)[:, None], 0.0)
+        return apply_resets(before, reset_mask, positions), self.contexts[row]
+
+    around = before_and_after  # as training/phase2.py calls it
 
 
 class Contexts:
