@@ -94,6 +94,12 @@ def text_file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "text.jsonl", sentences(60))
 
 
+@pytest.fixture
+def short_file(tmp_path: Path) -> Path:
+    """A training text that is half as long."""
+    return write_jsonl(tmp_path / "text.jsonl", sentences(30))
+
+
 def tiny(text: Path, **more: object) -> Settings:
     """Settings of an experiment that takes a second or two."""
     values: dict[str, object] = {
@@ -119,6 +125,12 @@ def merged(values: dict[str, object], more: dict[str, object]) -> dict[str, obje
         before = result.get(key)
         result[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
     return result
+
+
+def short(text: Path, **more: object) -> Settings:
+    """`tiny` for half of its text, `short_file`: what is read token by token is as short as can be."""
+    values = {"data": {"validation_fraction": 0.15}, "contexts": {"segment_length": 64, "check_tokens": 256}}
+    return tiny(text, **merged(values, more))
 
 
 PREDICTIVE: dict[str, object] = {

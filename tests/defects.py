@@ -346,7 +346,7 @@ def other_weights_saved(patch: Patch) -> None:
 
     def saved(folder: Any, trained: Any, *rest: Any) -> None:
         with torch.no_grad():
-            trained.model.token_block.layers[0].linear.bias.add_(0.05)
+            trained.model.token_block.layers[0].linear.weight.mul_(1.1)
         real(folder, trained, *rest)
 
     patch.setattr(runner, "save_model", saved)

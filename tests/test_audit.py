@@ -16,7 +16,7 @@ import defects
 import numpy as np
 import pytest
 import torch
-from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
+from conftest import PREDICTIVE, merged, sentences, short, write_jsonl
 
 from tandem.audit import audit
 from tandem.audit.reference import contexts_at
@@ -158,8 +158,8 @@ def test_every_planted_defect_is_named(
     planted = PLANTED[name]
     # Defects can reach the store of prepared tokens, so each test has one of its own.
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
-    text = write_jsonl(tmp_path / "text.jsonl", sentences(60))
-    settings = tiny(
+    text = write_jsonl(tmp_path / "text.jsonl", sentences(30))
+    settings = short(
         text,
         configurations=(planted.configuration,),
         seeds=planted.seeds,
@@ -183,12 +183,12 @@ def test_every_planted_defect_is_named(
 
 
 def test_validation_text_inside_training_is_named(tmp_path: Path) -> None:
-    documents = sentences(60)
+    documents = sentences(30)
     inside = write_jsonl(
-        tmp_path / "train.jsonl", [*documents[5:], "Before. " + documents[2] + " And after."]
+        tmp_path / "train.jsonl", [*documents[3:], "Before. " + documents[2] + " And after."]
     )
-    validation = write_jsonl(tmp_path / "valid.jsonl", documents[:5])
-    settings = tiny(
+    validation = write_jsonl(tmp_path / "valid.jsonl", documents[:3])
+    settings = short(
         inside,
         configurations=((1, 1),),
         seeds=(0,),
@@ -196,21 +196,21 @@ def test_validation_text_inside_training_is_named(tmp_path: Path) -> None:
         data={"validation": str(validation)},
     )
     run_dir, _ = run_experiment(settings, Unwatched())
-    assert "1 of 5 with 80% or more" in failed(audit(run_dir))["leakage"]
+    assert "1 of 3 with 80% or more" in failed(audit(run_dir))["leakage"]
 
 
 def test_duplicates_across_splits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    documents = sentences(60)
-    settings = tiny(
+    documents = sentences(30)
+    settings = short(
         write_jsonl(tmp_path / "train.jsonl", documents),
         configurations=((1, 1),),
         seeds=(0,),
         output=str(tmp_path / "run"),
-        data={"validation": str(write_jsonl(tmp_path / "valid.jsonl", documents[:5]))},
+        data={"validation": str(write_jsonl(tmp_path / "valid.jsonl", documents[:3]))},
     )
     defects.duplicates_across_splits(monkeypatch)
     run_dir, _ = run_experiment(settings, Unwatched())
-    assert "5 of 5 documents also in training" in failed(audit(run_dir))["leakage"]
+    assert "3 of 3 documents also in training" in failed(audit(run_dir))["leakage"]
 
 
 def better_nll(record: dict[str, Any]) -> None:
@@ -266,17 +266,27 @@ EDITED: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {
 }
 
 
-@pytest.fixture
-def finished(tmp_path: Path, text_file: Path) -> Path:
-    """A run directory with one configuration and a bigram."""
-    settings = tiny(
-        text_file,
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with one configuration and a bigram; beside it, its text and its prepared tokens."""
+    folder = tmp_path_factory.mktemp("made")
+    settings = short(
+        write_jsonl(folder / "text.jsonl", sentences(30)),
         configurations=((1, 1),),
         seeds=(0,),
-        output=str(tmp_path / "run"),
+        output=str(folder / "run"),
         baselines={"models": ("bigram",)},
     )
-    return run_experiment(settings, Unwatched())[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_CACHE", str(folder / "cache"))
+        return run_experiment(settings, Unwatched())[0]
+
+
+@pytest.fixture
+def finished(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, to be changed."""
+    monkeypatch.setenv("TANDEM_CACHE", str(made.parent / "cache"))
+    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("what", EDITED)
@@ -325,8 +335,13 @@ def test_what_was_exchanged_in_a_model_folder_is_named(finished: Path) -> None:
     assert [c.status for run in found.runs for c in run.checks if c.name == "model"] == ["warn"]
 
 
-def test_text_that_changed_since_is_no_finding(finished: Path, text_file: Path) -> None:
-    with text_file.open("a", encoding="utf-8") as file:
+def test_text_that_changed_since_is_no_finding(
+    finished: Path, made: Path, request: pytest.FixtureRequest
+) -> None:
+    text = made.parent / "text.jsonl"
+    before = text.read_bytes()
+    request.addfinalizer(lambda: text.write_bytes(before))
+    with text.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"text": "one more document"}) + "\n")
     with pytest.raises(DataError, match="is no longer what C1T1-seed0 was trained"):
         audit(finished / "models" / "C1T1-seed0")
@@ -365,31 +380,31 @@ PHRASES = [
 ]
 JAPANESE = [f"第{n}章。" + "".join(random.Random(n).choices(PHRASES, k=30)) for n in range(120)]
 CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
-    "C1T1": (sentences(60), {}),
-    "C2T3": (sentences(60), {"configurations": ((2, 3),)}),
-    "C3T2": (sentences(60), {"configurations": ((3, 2),)}),
-    "C1T4": (sentences(60), {"configurations": ((1, 4),)}),
-    "documents reset the context": (sentences(60), {"model": {"boundary": "reset"}}),
+    "C1T1": (sentences(30), {}),
+    "C2T3": (sentences(30), {"configurations": ((2, 3),)}),
+    "C3T2": (sentences(30), {"configurations": ((3, 2),)}),
+    "C1T4": (sentences(30), {"configurations": ((1, 4),)}),
+    "documents reset the context": (sentences(30), {"model": {"boundary": "reset"}}),
     "reset and two token layers": (
-        sentences(60),
+        sentences(30),
         {"model": {"boundary": "reset"}, "configurations": ((1, 2),)},
     ),
-    "trained embeddings": (sentences(60), {"embeddings": {"trained": True}, "phase2": {"max_epochs": 3}}),
+    "trained embeddings": (sentences(30), {"embeddings": {"trained": True}, "phase2": {"max_epochs": 3}}),
     "trained embeddings, two layers": (
-        sentences(60),
+        sentences(30),
         {"embeddings": {"trained": True}, "configurations": ((2, 2),)},
     ),
-    "random embeddings": (sentences(60), {"embeddings": {"source": "random"}}),
-    "shuffled small batches": (sentences(60), {"phase2": {"shuffle": True, "batch_positions": 64}}),
+    "random embeddings": (sentences(30), {"embeddings": {"source": "random"}}),
+    "shuffled small batches": (sentences(30), {"phase2": {"shuffle": True, "batch_positions": 64}}),
     "a text of several pieces": (
-        sentences(1500),
+        sentences(600),
         {"phase2": {"shuffle": True, "batch_positions": 512, "max_epochs": 1}},
     ),
-    "many epochs": (sentences(60), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
-    "a text as separator": (sentences(60), {"data": {"separator": "\n\n"}}),
-    "no separator": (sentences(60), {"data": {"separator": ""}}),
+    "many epochs": (sentences(30), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
+    "a text as separator": (sentences(30), {"data": {"separator": "\n\n"}}),
+    "no separator": (sentences(30), {"data": {"separator": ""}}),
     "sequential loop": (sentences(40), {"contexts": {"method": "loop"}}),
-    "a fixed burn-in": (sentences(60), {"contexts": {"burn_in": 200}}),
+    "a fixed burn-in": (sentences(30), {"contexts": {"burn_in": 200}}),
     "long documents": (LONG, {"data": {"validation_fraction": 0.2}}),
     "Japanese": (JAPANESE, {"tokenizer": {"vocab_size": 320}}),
     "a larger vocabulary": (sentences(200), {"tokenizer": {"vocab_size": 420}, "model": {"context_dim": 40}}),
@@ -397,16 +412,16 @@ CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
         [*sentences(40), " ".join(sentences(8, seed=7))],
         {"data": {"validation_fraction": 0.3}},
     ),
-    "part of phase 1's tokens": (sentences(60), {"phase1": {"tokens_per_step": 1500, "max_iterations": 20}}),
-    "converged phase 1": (sentences(60), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
-    "without training of the contexts": (sentences(60), {"baselines": {"models": ("untrained", "bigram")}}),
+    "part of phase 1's tokens": (sentences(30), {"phase1": {"tokens_per_step": 1500, "max_iterations": 20}}),
+    "converged phase 1": (sentences(30), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
+    "without training of the contexts": (sentences(30), {"baselines": {"models": ("untrained", "bigram")}}),
 }
 
 
 @pytest.mark.parametrize("shape", CLEAN)
 def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
     documents, more = CLEAN[shape]
-    settings = tiny(
+    settings = short(
         write_jsonl(tmp_path / "text.jsonl", documents),
         **{"configurations": ((1, 1),), "seeds": (0,), "output": str(tmp_path / "run"), **more},
     )
@@ -426,8 +441,8 @@ def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
     }
 
 
-def test_a_model_folder_is_audited_alone(tmp_path: Path, text_file: Path) -> None:
-    settings = tiny(text_file, configurations=((1, 2),), seeds=(0,), output=str(tmp_path / "run"))
+def test_a_model_folder_is_audited_alone(tmp_path: Path, short_file: Path) -> None:
+    settings = short(short_file, configurations=((1, 2),), seeds=(0,), output=str(tmp_path / "run"))
     run_dir, _ = run_experiment(settings, Unwatched())
     folder = run_dir / "models" / "C1T2-seed0"
     found = audit(folder)
@@ -439,9 +454,9 @@ def test_a_model_folder_is_audited_alone(tmp_path: Path, text_file: Path) -> Non
     assert "accuracy" in failed(audit(folder))["perplexity"]
 
 
-def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, text_file: Path) -> None:
-    settings = tiny(
-        text_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"), save_models=False
+def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, short_file: Path) -> None:
+    settings = short(
+        short_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"), save_models=False
     )
     run_dir, _ = run_experiment(settings, Unwatched())
     found = audit(run_dir)

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import sentences, short, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
@@ -15,7 +17,8 @@ from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.phase1_checkpoint import load_phase1, phase1_path
 from tandem.experiment.runner import Unwatched, run_experiment, train_one
 from tandem.fingerprint import fingerprint
-from tandem.records import append_record, read_manifest, read_records, records_path
+from tandem.objectives import OBJECTIVES
+from tandem.records import RunRecord, append_record, read_manifest, read_records, records_path
 from tandem.settings import Configuration, Settings
 from tandem.training.progress import Tick
 
@@ -37,8 +40,36 @@ class Interrupt(Unwatched):
             raise KeyboardInterrupt
 
 
-def test_an_experiment_end_to_end(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, output=str(tmp_path / "run"), configurations=((1, 1), (1, 2), (2, 1)))
+@dataclass(frozen=True)
+class Made:
+    """A finished experiment of two configurations and two seeds."""
+
+    settings: Settings
+    whole: list[RunRecord]
+    run_dir: Path
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The experiment itself: made once, and left as it is."""
+    folder = tmp_path_factory.mktemp("made")
+    settings = short(write_jsonl(folder / "text.jsonl", sentences(30)), output=str(folder / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_CACHE", str(folder / "cache"))
+        run_dir, records = run_experiment(settings, Unwatched())
+    return Made(settings, list(records), run_dir)
+
+
+@pytest.fixture
+def made(made_once: Made, tmp_path: Path) -> Made:
+    """A copy of it that may be changed, in `run`."""
+    run_dir = Path(shutil.copytree(made_once.run_dir, tmp_path / "run"))
+    settings = made_once.settings.model_copy(update={"output": str(run_dir)})
+    return Made(settings, made_once.whole, run_dir)
+
+
+def test_an_experiment_end_to_end(short_file: Path, tmp_path: Path) -> None:
+    settings = short(short_file, output=str(tmp_path / "run"), configurations=((1, 1), (1, 2), (2, 1)))
     run_dir, records = run_experiment(settings, Unwatched())
     assert [record.run for record in records] == [
         "C1T1-seed0", "C1T2-seed0", "C2T1-seed0", "C1T1-seed1", "C1T2-seed1", "C2T1-seed1",
@@ -67,13 +98,13 @@ def test_an_experiment_end_to_end(text_file: Path, tmp_path: Path) -> None:
         assert record.validation.perplexity < record.data.vocab_size
 
 
-def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None:
+def test_saved_models_score_as_recorded(short_file: Path, tmp_path: Path) -> None:
     held_out = tmp_path / "held.jsonl"
-    lines = text_file.read_text("utf-8").splitlines(keepends=True)
-    text_file.write_text("".join(lines[:50]), "utf-8")
-    held_out.write_text("".join(lines[50:]), "utf-8")
+    lines = short_file.read_text("utf-8").splitlines(keepends=True)
+    short_file.write_text("".join(lines[:25]), "utf-8")
+    held_out.write_text("".join(lines[25:]), "utf-8")
     for boundary in ("carry", "reset"):
-        settings = tiny(text_file, data={"validation": str(held_out)}, model={"boundary": boundary})
+        settings = short(short_file, data={"validation": str(held_out)}, model={"boundary": boundary})
         folder = tmp_path / boundary
         record = train_one(settings, Configuration(2, 2), 0, folder, Unwatched())
         result = evaluate_model(folder, str(held_out), device="cpu")
@@ -85,28 +116,28 @@ def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None
         # and the model's own forward, by the sequential loop, gives the same loss
         model, tokenizer = load_model(folder)
         eos = model.config.bos_token_id
-        ids = [token for line in lines[50:] for token in [eos, *tokenizer.encode(json.loads(line)["text"])]]
+        ids = [token for line in lines[25:] for token in [eos, *tokenizer.encode(json.loads(line)["text"])]]
         loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
         assert float(loss.detach()) == pytest.approx(record.validation.nll_nats, abs=1e-4)
 
 
-def test_the_same_settings_twice_give_identical_records(text_file: Path, tmp_path: Path) -> None:
-    runs = [run_experiment(tiny(text_file, output=str(tmp_path / name)), Unwatched())[1] for name in "ab"]
-    for first, second in zip(*runs, strict=True):
+def test_the_same_settings_twice_give_identical_records(made: Made, tmp_path: Path) -> None:
+    settings = made.settings.model_copy(update={"output": str(tmp_path / "again")})
+    for first, second in zip(made.whole, run_experiment(settings, Unwatched())[1], strict=True):
         assert first.without_times() == second.without_times()
         assert json.loads(first.model_dump_json())["phase2"]["history"]
 
 
-def test_seeds_make_a_difference(text_file: Path, tmp_path: Path) -> None:
-    _, records = run_experiment(tiny(text_file, output=str(tmp_path / "run"), seeds=(0, 1, 2)), Unwatched())
+def test_seeds_make_a_difference(made: Made) -> None:
+    _, records = run_experiment(made.settings.model_copy(update={"seeds": (0, 1, 2)}), Unwatched())
+    assert len(records) == 6
     assert len({record.validation.nll_nats for record in records}) == len(records)
     assert len({record.phase1.history[0].loss for record in records}) == len(records)
 
 
 @pytest.mark.parametrize("phase", [None, "phase 1", "phase 2"])
-def test_an_interrupted_experiment_continues(text_file: Path, tmp_path: Path, phase: str | None) -> None:
-    whole = run_experiment(tiny(text_file, output=str(tmp_path / "whole")), Unwatched())[1]
-    settings = tiny(text_file, output=str(tmp_path / "torn"))
+def test_an_interrupted_experiment_continues(made: Made, tmp_path: Path, phase: str | None) -> None:
+    settings = made.settings.model_copy(update={"output": str(tmp_path / "torn")})
     with pytest.raises(KeyboardInterrupt):
         run_experiment(settings, Interrupt("C1T1-seed1", phase))
     kept = read_records(tmp_path / "torn")
@@ -115,28 +146,26 @@ def test_an_interrupted_experiment_continues(text_file: Path, tmp_path: Path, ph
     follower = Interrupt(at="none")
     _, records = run_experiment(settings, follower)
     assert follower.started == ["C1T1-seed1", "C2T1-seed1"]  # finished runs are not repeated
-    assert [r.without_times() for r in records] == [r.without_times() for r in whole]
+    assert [r.without_times() for r in records] == [r.without_times() for r in made.whole]
     assert run_experiment(settings, follower)[1] == records
     assert len(follower.started) == 2
 
 
-def test_a_torn_last_record_is_done_again(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
-    run_dir, records = run_experiment(settings, Unwatched())
-    path = records_path(run_dir)
+def test_a_torn_last_record_is_done_again(made: Made) -> None:
+    path = records_path(made.run_dir)
     path.write_bytes(path.read_bytes()[:-100])
-    assert [record.run for record in read_records(run_dir)] == ["C1T1-seed0"]
-    assert [r.without_times() for r in run_experiment(settings, Unwatched())[1]] == [
-        r.without_times() for r in records
+    assert [record.run for record in read_records(made.run_dir)] == ["C1T1-seed0", "C2T1-seed0", "C1T1-seed1"]
+    assert [r.without_times() for r in run_experiment(made.settings, Unwatched())[1]] == [
+        r.without_times() for r in made.whole
     ]
-    assert path.read_bytes().count(b"\n") == 2
+    assert path.read_bytes().count(b"\n") == 4
     path.write_bytes(b"not a record\n" + path.read_bytes())
     with pytest.raises(RunDirError, match=r"records\.jsonl, line 1 is not a record"):
-        read_records(run_dir)
+        read_records(made.run_dir)
 
 
-def test_a_failed_run_is_recorded_and_the_others_go_on(text_file: Path, tmp_path: Path) -> None:
-    good = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
+def test_a_failed_run_is_recorded_and_the_others_go_on(short_file: Path, tmp_path: Path) -> None:
+    good = short(short_file, output=str(tmp_path / "run"), seeds=(0,))
 
     class Saboteur(Unwatched):
         def tick(self, tick: Tick) -> None:
@@ -163,35 +192,32 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(text_file: Path, tmp_path
     assert [record.run for record in again if record.phase1_computed_here] == ["C1T2-seed0", "C2T1-seed0"]
 
 
-def test_a_run_directory_of_another_experiment_is_refused(text_file: Path, tmp_path: Path) -> None:
-    output = str(tmp_path / "run")
-    run_dir, records = run_experiment(tiny(text_file, output=output, seeds=(0,)), Unwatched())
+def test_a_run_directory_of_another_experiment_is_refused(made: Made) -> None:
+    phase2 = made.settings.phase2.model_copy(update={"lr": 0.02})
     with pytest.raises(RunDirError, match="holds an experiment with other settings"):
-        run_experiment(tiny(text_file, output=output, phase2={"lr": 0.02}), Unwatched())
-    assert read_records(run_dir) == records
+        run_experiment(made.settings.model_copy(update={"phase2": phase2}), Unwatched())
+    assert read_records(made.run_dir) == made.whole
     # more seeds of the same experiment are welcome
-    _, more = run_experiment(tiny(text_file, output=output, seeds=(0, 3)), Unwatched())
-    assert [r for r in more if r.seed == 0] == records
-    assert read_manifest(run_dir).seeds == (0, 3)
-    run_experiment(tiny(text_file, output=output, seeds=(5,)), Unwatched())
-    assert read_manifest(run_dir).seeds == (0, 3, 5)  # what was asked for before stays part of it
-    (run_dir / "manifest.json").unlink()
+    _, more = run_experiment(made.settings.model_copy(update={"seeds": (0, 3)}), Unwatched())
+    assert [r for r in more if r.seed == 0] == [r for r in made.whole if r.seed == 0]
+    assert read_manifest(made.run_dir).seeds == (0, 1, 3)
+    run_experiment(made.settings.model_copy(update={"seeds": (5,)}), Unwatched())
+    assert read_manifest(made.run_dir).seeds == (0, 1, 3, 5)  # what was asked for before stays part of it
+    (made.run_dir / "manifest.json").unlink()
     with pytest.raises(RunDirError, match=r"no manifest\.json"):
-        run_experiment(tiny(text_file, output=output), Unwatched())
+        run_experiment(made.settings, Unwatched())
 
 
-def test_a_phase_1_of_anything_else_is_not_used(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
-    run_dir, _ = run_experiment(settings, Unwatched())
-    path = phase1_path(run_dir, None, 1, 0)
-    assert load_phase1(path, fingerprint("phase1", "another seed")) is None
+def test_a_phase_1_of_anything_else_is_not_used(made: Made, tmp_path: Path) -> None:
+    path, objective = phase1_path(made.run_dir, None, 1, 0), OBJECTIVES["original"]
+    assert load_phase1(path, fingerprint("phase1", "another seed"), objective) is None
     path.write_bytes(path.read_bytes()[:-10])
-    assert load_phase1(path, "whatever") is None
-    assert load_phase1(tmp_path / "none", "whatever") is None
+    assert load_phase1(path, "whatever", objective) is None
+    assert load_phase1(tmp_path / "none", "whatever", objective) is None
 
 
-def test_trained_embeddings_move_and_contexts_follow(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, embeddings={"trained": True})
+def test_trained_embeddings_move_and_contexts_follow(short_file: Path, tmp_path: Path) -> None:
+    settings = short(short_file, embeddings={"trained": True})
     record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
     parameters = record.parameters
     assert parameters.trained_phase2 == parameters.token_block + parameters.embedding
@@ -199,9 +225,8 @@ def test_trained_embeddings_move_and_contexts_follow(text_file: Path, tmp_path: 
     assert model.embed_norm.weight.eq(1).all()  # frozen, and not counted
 
 
-def test_a_damaged_model_is_refused_not_scored(text_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    train_one(tiny(text_file), Configuration(2, 1), 3, folder, Unwatched())
+def test_a_damaged_model_is_refused_not_scored(made: Made) -> None:
+    folder = made.run_dir / "models" / "C2T1-seed1"
     config = json.loads((folder / "config.json").read_text("utf-8"))
     weights = load_file(folder / "model.safetensors")
 
@@ -231,9 +256,8 @@ def test_a_damaged_model_is_refused_not_scored(text_file: Path, tmp_path: Path) 
     refused("cannot be read")
 
 
-def test_batches_through_the_saved_tokenizer_equal_single_texts(text_file: Path, tmp_path: Path) -> None:
-    train_one(tiny(text_file), Configuration(1, 1), 0, tmp_path / "model", Unwatched())
-    model, tokenizer = load_model(tmp_path / "model")
+def test_batches_through_the_saved_tokenizer_equal_single_texts(made: Made) -> None:
+    model, tokenizer = load_model(made.run_dir / "models" / "C1T1-seed0")
     texts = ["the context", "a token block folds what came before it into"]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     together = model.generate(**batch, max_new_tokens=8, do_sample=False)
@@ -254,19 +278,18 @@ def test_batches_through_the_saved_tokenizer_equal_single_texts(text_file: Path,
     ],
 )
 def test_settings_that_do_not_fit_the_text(
-    text_file: Path, tmp_path: Path, wrong: dict[str, object], error: type[Exception], says: str
+    short_file: Path, tmp_path: Path, wrong: dict[str, object], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error) as caught:
-        run_experiment(tiny(text_file, output=str(tmp_path / "run"), **wrong), Unwatched())
+        run_experiment(short(short_file, output=str(tmp_path / "run"), **wrong), Unwatched())
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_records_append_and_the_latest_counts(text_file: Path, tmp_path: Path) -> None:
-    run_dir, records = run_experiment(tiny(text_file, output=str(tmp_path / "run"), seeds=(0,)), Unwatched())
-    append_record(run_dir, records[0].model_copy(update={"seconds_alone_s": 1.0}))
-    assert next(record.seconds_alone_s for record in read_records(run_dir)) == 1.0
-    assert len(read_records(run_dir)) == 2
+def test_records_append_and_the_latest_counts(made: Made) -> None:
+    append_record(made.run_dir, made.whole[0].model_copy(update={"seconds_alone_s": 1.0}))
+    assert next(record.seconds_alone_s for record in read_records(made.run_dir)) == 1.0
+    assert len(read_records(made.run_dir)) == 4
 
 
 SMALL_NETWORKS = {
@@ -277,9 +300,9 @@ SMALL_NETWORKS = {
 }
 
 
-def test_baselines_stand_in_the_same_records(text_file: Path, tmp_path: Path) -> None:
+def test_baselines_stand_in_the_same_records(short_file: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "run")
-    settings = tiny(text_file, output=output, configurations=((1, 1),), baselines=SMALL_NETWORKS)
+    settings = short(short_file, output=output, configurations=((1, 1),), baselines=SMALL_NETWORKS)
     run_dir, records = run_experiment(settings, Unwatched())
     assert [(record.failure, record.status) for record in records] == [(None, "finished")] * len(records)
     assert [record.run for record in records] == [
@@ -308,7 +331,7 @@ def test_baselines_stand_in_the_same_records(text_file: Path, tmp_path: Path) ->
     assert nll["LSTM-seed0"] != nll["LSTM-seed1"]
 
 
-def test_a_baseline_with_other_settings_is_made_anew(text_file: Path, tmp_path: Path) -> None:
+def test_a_baseline_with_other_settings_is_made_anew(short_file: Path, tmp_path: Path) -> None:
     def settings(**lstm: object) -> Settings:
         baselines = {
             **SMALL_NETWORKS,
@@ -316,7 +339,7 @@ def test_a_baseline_with_other_settings_is_made_anew(text_file: Path, tmp_path: 
             "lstm": {**SMALL_NETWORKS["lstm"], **lstm},
         }
         output = str(tmp_path / "run")
-        return tiny(text_file, output=output, configurations=((1, 1),), seeds=(0,), baselines=baselines)
+        return short(short_file, output=output, configurations=((1, 1),), seeds=(0,), baselines=baselines)
 
     _, first = run_experiment(settings(), Unwatched())
     _, again = run_experiment(settings(), Unwatched())
@@ -326,10 +349,8 @@ def test_a_baseline_with_other_settings_is_made_anew(text_file: Path, tmp_path: 
     assert changed == ["LSTM-seed0"]
 
 
-def test_records_of_another_version_are_refused(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, output=str(tmp_path / "run"), configurations=((1, 1),), seeds=(0,))
-    run_dir, (record,) = run_experiment(settings, Unwatched())
-    values = json.loads(record.model_dump_json())
+def test_records_of_another_version_are_refused(made: Made) -> None:
+    run_dir, values = made.run_dir, json.loads(made.whole[0].model_dump_json())
     records_path(run_dir).write_text(json.dumps({**values, "schema_version": 2}) + "\n", "utf-8")
     with pytest.raises(RunDirError, match=r"another version of Tandem: its records have schema 2, "):
         read_records(run_dir)

@@ -1,11 +1,12 @@
 """Recipes and variants: both in one experiment, each as it would be alone, and what is said of bad ones."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import PREDICTIVE, merged, tiny
+from conftest import PREDICTIVE, merged, sentences, short, write_jsonl
 
 from tandem.audit import audit
 from tandem.errors import SettingsError
@@ -25,6 +26,7 @@ from tandem.settings import Configuration, Settings, chosen_variant
 from tandem.training.initialization import start_from_head
 
 BOTH = {"original": {}, "predictive": PREDICTIVE}
+Made = tuple[Settings, dict[str, RunRecord]]
 
 
 def run(settings: Settings) -> dict[str, RunRecord]:
@@ -33,11 +35,21 @@ def run(settings: Settings) -> dict[str, RunRecord]:
     return {record.run: record for record in records}
 
 
-def test_both_recipes_in_one_experiment(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, output=str(tmp_path / "both"), seeds=(0,), variants=BOTH)
-    records = run(settings)
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A finished experiment with both recipes, which tests leave as it is."""
+    folder = tmp_path_factory.mktemp("both")
+    text = write_jsonl(folder / "text.jsonl", sentences(30))
+    settings = short(text, output=str(folder / "run"), seeds=(0,), variants=BOTH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_CACHE", str(folder / "cache"))
+        return settings, run(settings)
+
+
+def test_both_recipes_in_one_experiment(both: Made) -> None:
+    settings, records = both
     assert list(records) == [f"{v}-{c}-seed0" for v in BOTH for c in ("C1T1", "C2T1")]
-    manifest = read_manifest(tmp_path / "both")
+    manifest = read_manifest(Path(settings.output))
     assert manifest is not None
     assert manifest.configurations == ("original-C1T1", "original-C2T1", "predictive-C1T1", "predictive-C2T1")
     one, other = records["predictive-C1T1-seed0"], records["original-C1T1-seed0"]
@@ -50,34 +62,36 @@ def test_both_recipes_in_one_experiment(text_file: Path, tmp_path: Path) -> None
     assert other.parameters.trained_phase1 == other.parameters.context_block
     assert one.contexts is not None
     assert one.contexts.train.method == "linear"
-    assert audit(tmp_path / "both").status == "pass"
+    assert audit(Path(settings.output)).status == "pass"
 
 
-def test_a_variant_is_what_it_would_be_alone(text_file: Path, tmp_path: Path) -> None:
-    both = run(tiny(text_file, output=str(tmp_path / "both"), seeds=(0,), variants=BOTH))
-    alone = run(tiny(text_file, output=str(tmp_path / "original"), seeds=(0,)))
-    predictive = run(tiny(text_file, **merged(PREDICTIVE, {"output": str(tmp_path / "p"), "seeds": (0,)})))
+def test_a_variant_is_what_it_would_be_alone(both: Made, tmp_path: Path) -> None:
+    settings, records = both
+    text = Path(settings.data.train)
+    alone = run(short(text, output=str(tmp_path / "original"), seeds=(0,)))
+    predictive = run(short(text, **merged(PREDICTIVE, {"output": str(tmp_path / "p"), "seeds": (0,)})))
     for variant, single in (("original", alone), ("predictive", predictive)):
         for name, record in single.items():
-            twin = both[f"{variant}-{name}"]
+            twin = records[f"{variant}-{name}"]
             assert twin.validation == record.validation
             assert twin.settings_fingerprint == record.settings_fingerprint
 
 
-def test_only_a_changed_variant_is_made_again(text_file: Path, tmp_path: Path) -> None:
-    settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,), variants=BOTH)
-    before = run(settings)
+def test_only_a_changed_variant_is_made_again(both: Made, tmp_path: Path) -> None:
+    settings, before = both
+    output = str(shutil.copytree(settings.output, tmp_path / "run"))
     changed = merged(PREDICTIVE, {"prediction": {"dropout": 0.1}})
-    after = run(settings.model_copy(update={"variants": {"original": {}, "predictive": changed}}))
+    variants = {"original": {}, "predictive": changed}
+    after = run(settings.model_copy(update={"output": output, "variants": variants}))
     assert before["original-C1T1-seed0"] == after["original-C1T1-seed0"]
     again = after["predictive-C1T1-seed0"]
     assert again.settings_fingerprint != before["predictive-C1T1-seed0"].settings_fingerprint
     assert again.phase1_computed_here
 
 
-def test_phase_2_starts_where_phase_1_predicted(text_file: Path) -> None:
+def test_phase_2_starts_where_phase_1_predicted(short_file: Path) -> None:
     """With one token layer and no learning, phase 2 is the head of phase 1; deeper ones start near it."""
-    settings = tiny(text_file, **merged(PREDICTIVE, {"phase2": {"max_epochs": 1, "lr": 1e-12}}))
+    settings = short(short_file, **merged(PREDICTIVE, {"phase2": {"max_epochs": 1, "lr": 1e-12}}))
     prepared = prepare(settings, lambda _: None)
     shared = train_contexts(prepared, 1, 0)
     assert isinstance(shared.phase1, PredictionRecord)
@@ -125,17 +139,17 @@ def test_layers_taken_over_read_the_same_context(projection: bool) -> None:
                     assert torch.equal(layer.state_dict()[name], tensor)
 
 
-def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) -> None:
+def test_a_predictive_model_scores_as_recorded(both: Made) -> None:
     """Saved, loaded, and through its own forward."""
-    settings = tiny(text_file, **merged(PREDICTIVE, {"output": str(tmp_path / "run"), "seeds": (0,)}))
-    record = run(settings)["C2T1-seed0"]
-    folder = tmp_path / "run" / "models" / "C2T1-seed0"
+    settings, records = both
+    record = records["predictive-C2T1-seed0"]
+    folder = Path(settings.output) / "models" / "predictive-C2T1-seed0"
     model, _ = load_model(folder)
     ids = torch.from_numpy(prepare(settings, lambda _: None).corpus.validation.ids.astype("int64"))
     loss = model(input_ids=ids[None], labels=ids[None]).loss.detach()
     assert record.validation is not None
     assert float(loss) == pytest.approx(record.validation.nll_nats, abs=1e-4)
-    scored = evaluate_model(folder, str(text_file))
+    scored = evaluate_model(folder, settings.data.train)
     assert scored.perplexity > 1
     assert scored.phase1 == {}
 
@@ -144,10 +158,10 @@ def test_a_predictive_model_scores_as_recorded(text_file: Path, tmp_path: Path) 
     ("token_layers", "head", "keep"), [(1, 1, "disk"), (2, 2, "recompute"), (3, 2, "auto")]
 )
 def test_a_model_trained_alone_has_the_one_head_it_starts_from(
-    text_file: Path, tmp_path: Path, token_layers: int, head: int, keep: str
+    short_file: Path, tmp_path: Path, token_layers: int, head: int, keep: str
 ) -> None:
     more = {"prediction": {"head_layers": (1, 2)}, "contexts": {"keep": keep}}
-    settings = tiny(text_file, **merged(PREDICTIVE, more))
+    settings = short(short_file, **merged(PREDICTIVE, more))
     record = train_one(settings, Configuration(1, token_layers), 0, tmp_path / "model", Unwatched())
     assert isinstance(record.phase1, PredictionRecord)
     assert [one.token_layers for one in record.phase1.heads] == [head]
@@ -159,9 +173,9 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
 
 @pytest.mark.parametrize(("missing", "kept"), [(0, "disk"), (1, "recompute")])
 def test_contexts_that_memory_has_no_room_for_go_to_disk_if_that_has(
-    missing: int, kept: str, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    missing: int, kept: str, short_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = tiny(text_file, workers=2)
+    settings = short(short_file, workers=2)
     prepared = prepare(settings, lambda _: None)
     size = 2 * len(prepared.corpus.train) * settings.model.context_dim
     free = 2 * settings.workers * size - missing  # each worker takes half of its part at most
@@ -174,11 +188,11 @@ def test_contexts_that_memory_has_no_room_for_go_to_disk_if_that_has(
 
 @pytest.mark.parametrize(("lr", "kept"), [(50.0, True), (0.001, False)])
 def test_phase_2_is_never_worse_than_what_it_starts_from(
-    text_file: Path, tmp_path: Path, lr: float, kept: bool
+    short_file: Path, tmp_path: Path, lr: float, kept: bool
 ) -> None:
     more = {"phase2": {"lr": lr, "max_epochs": 2, "schedule": "constant"}, "prediction": {"max_epochs": 2}}
     record = train_one(
-        tiny(text_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Unwatched()
+        short(short_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Unwatched()
     )
     assert record.validation is not None
     assert record.phase2 is not None
@@ -193,8 +207,8 @@ def test_phase_2_is_never_worse_than_what_it_starts_from(
     assert found.status == "pass", found.failed()
 
 
-def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> None:
-    settings = tiny(text_file, **PREDICTIVE)
+def test_what_phase_1_left_is_all_that_a_new_model_needs(short_file: Path) -> None:
+    settings = short(short_file, **PREDICTIVE)
     prepared = prepare(settings, lambda _: None)
     shared = train_contexts(prepared, 2, 0)
     model, heads = new_model(prepared, Configuration(2, 2), 0), new_heads(prepared, 2, 0)
@@ -216,16 +230,19 @@ def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> Non
         ({"recipe": "predictiv"}, "recipe = 'predictiv'"),
     ],
 )
-def test_impossible_variants_are_one_sentence(text_file: Path, more: dict[str, object], says: str) -> None:
+def test_impossible_variants_are_one_sentence(short_file: Path, more: dict[str, object], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        tiny(text_file, **more)
+        short(short_file, **more)
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"phase2": {"start": "phase1"}}, "belongs to recipe predictive"),
-        (merged(PREDICTIVE, {"embeddings": {"trained": True}}), "belongs to recipe original"),
+        ({"phase2": {"start": "phase1"}}, "recipe original has no token layers to start from"),
+        (
+            merged(PREDICTIVE, {"embeddings": {"trained": True}}),
+            "recipe predictive trains the embedding in phase 1 in any case",
+        ),
         (
             merged(PREDICTIVE, {"model": {"context_dim": 15}, "configurations": ((2, 1),)}),
             "context_dim = 15 cannot be shared evenly by 2 gated layers",
@@ -233,17 +250,17 @@ def test_impossible_variants_are_one_sentence(text_file: Path, more: dict[str, o
     ],
 )
 def test_settings_of_the_other_recipe_are_refused(
-    text_file: Path, more: dict[str, object], says: str
+    short_file: Path, more: dict[str, object], says: str
 ) -> None:
     with pytest.raises(SettingsError, match=says):
-        prepare(tiny(text_file, **more), lambda _: None)
+        prepare(short(short_file, **more), lambda _: None)
 
 
-def test_a_variant_is_chosen_by_name(text_file: Path) -> None:
-    settings = tiny(text_file, variants=BOTH)
+def test_a_variant_is_chosen_by_name(short_file: Path) -> None:
+    settings = short(short_file, variants=BOTH)
     assert chosen_variant(settings, "predictive").recipe == "predictive"
     assert chosen_variant(settings, None).variants == {}
     with pytest.raises(
-        SettingsError, match="no variant 'other' in these settings; there are: seed, predictive"
+        SettingsError, match="no variant 'other' in these settings; there are: original, predictive"
     ):
         chosen_variant(settings, "other")

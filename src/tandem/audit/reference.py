@@ -20,6 +20,8 @@ BLOCK = 256
 """Tokens of a block in which scattered positions are looked for."""
 POSITIONS = 512
 """Positions whose logits are held at once."""
+READ = 8192
+"""Positions whose embeddings are held at once."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,34 @@ def contexts_at(
 def _read(
     model: TandemForCausalLM, ids: Tensor | Tokens, starts: Tensor, length: int, warm_up: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The steps of blocks that start at `starts` [S], after their warm-up: positions [S], and the contexts
-    before and after the tokens there, [S, C]. Past the end of the stream its last token is repeated."""
+    """Some steps at a time of blocks that start at `starts` [S], after their warm-up: positions [n], and the
+    contexts before and after the tokens there, [n, C]. Past the end of the stream its last token is repeated.
+    """
     block = copy.deepcopy(model.context_block)
     block = block if model.device.type == "mps" else block.double()
     dtype = next(block.parameters()).dtype
     context = torch.zeros(len(starts), block.context_dim, dtype=dtype, device=ids.device)
-    for step in range(-warm_up, length):
-        positions = starts + step
-        tokens = ids[positions.clamp(0, len(ids) - 1)]
-        context = context.masked_fill((positions <= 0)[:, None], 0.0)
+    many = max(1, READ // len(starts))
+    for first in range(-warm_up, length, many):
+        steps = torch.arange(first, min(first + many, length), device=ids.device)
+        positions = starts + steps[:, None]
+        tokens = ids[positions.clamp(0, len(ids) - 1).flatten()].view(positions.shape)
+        fresh = positions <= 0
         if model.config.boundary == "reset":
-            context = context.masked_fill((tokens == model.config.bos_token_id)[:, None], 0.0)
-        before, context = context, block(context, model.embed(tokens).to(dtype))
-        if step >= 0:
-            yield positions, before.to(model.dtype), context.to(model.dtype)
+            fresh = fresh | (tokens == model.config.bos_token_id)
+        # Row by row this is what a step alone would embed; a call for each step would take longer than it.
+        embeds, some_fresh = model.embed(tokens).to(dtype), fresh.any(1).tolist()
+        before, after = [], []
+        for number, any_fresh in enumerate(some_fresh):
+            if any_fresh:
+                context = context.masked_fill(fresh[number][:, None], 0.0)
+            before.append(context)
+            context = block(context, embeds[number])
+            after.append(context)
+        scored = max(0, -first)  # the first step that is no warm-up
+        if scored < len(before):
+            old, new = (torch.cat(part[scored:]).to(model.dtype) for part in (before, after))
+            yield positions[scored:].flatten(), old, new
 
 
 @torch.no_grad()
