@@ -128,8 +128,13 @@ def prepare_corpus(
             work.mkdir(parents=True, exist_ok=True)
             path = _keep_tokenizer(work, model, splits, tokenizer.vocab_size, on_progress)
             documents = {"train": splits.train, "validation": splits.validation}
-            shards = Shards(path, chain, eos, data.separators, documents, count_characters(on_progress))
-            _make_corpus(folder, shards, splits, tokenizer.processes, on_progress)
+            _make_corpus(  # which alone holds the shards, whose encoders take memory
+                folder,
+                Shards(path, chain, eos, data.separators, documents, count_characters(on_progress)),
+                splits,
+                tokenizer.processes,
+                on_progress,
+            )
         except FileNotFoundError:
             if not folder.exists():
                 raise DataError(
