@@ -71,7 +71,7 @@ def test_no_message_writes_an_option_out() -> None:
             continue
         for text, line in strings(path):
             whole = re.search(r"tandem (\w+)", text)
-            command = "train" if path.name == "choice.py" else whole[1] if whole else ""
+            command = "train" if path.name == "document.py" else whole[1] if whole else ""
             there = {*option_names(command).values(), *OF_SYSTEM, "--baselines"} if command else set()
             assert set(OPTION.findall(text)) <= there, f"{path.relative_to(ROOT)}:{line}: {text!r}"
 
