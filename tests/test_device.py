@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from torch.utils import backend_registration
+from warm import python
 
 TRAINED = """
 import json
@@ -99,7 +99,7 @@ print(float((table + 1.0)[torch.tensor([0])].sum()))  # as on a GPU: a number, a
 
 
 def told(script: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    command = [python(), "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

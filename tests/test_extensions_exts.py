@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import tiny
+from warm import python
 
 from tandem.cli.main import run
 from tandem.errors import SettingsError
@@ -37,7 +38,7 @@ def tandem(*args: str, site: Path | None = None) -> subprocess.CompletedProcess[
     own = [str(site)] if site else []
     path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
-        [sys.executable, "-m", "tandem", *args],
+        [python(), "-m", "tandem", *args],
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
         capture_output=True,
         encoding="utf-8",
