@@ -91,7 +91,7 @@ def train(text: Path, folder: Path, threads: int, keep: str) -> Trained:
 
 def row(size: str, trained: Trained, first: Trained) -> str:
     """Of the table."""
-    cells = [size, f"{trained.tokens:,}", trained.record["contexts"]["train"]["kept"]]
+    cells = [size, f"{trained.tokens:,}", trained.record["contexts"]["train"]["storage"]]
     for part, seconds in trained.parts.items():
         rate, rate_of_first = trained.tokens / seconds, first.tokens / first.parts[part]
         cells.append(f"{rate / 1000:,.1f} ({rate / rate_of_first:.2f})")

@@ -207,7 +207,7 @@ def test_contexts_computed_again_are_those_that_were_held(
     assert held.in_memory
     assert not again.in_memory
     assert (record.storage, other.storage) == ("memory", "recompute")
-    same = {"kept", "seconds_s", "loop_error", "join_error", "checked_tokens"}
+    same = {"storage", "seconds_s", "loop_error", "join_error", "checked_tokens"}
     assert other.model_dump(exclude=same) == record.model_dump(exclude=same)
     # A gated block's are checked elsewhere then.
     assert other.loop_error == pytest.approx(record.loop_error, abs=1e-9 if cell == "residual" else 1e-6)

@@ -188,7 +188,7 @@ def test_a_linear_scan_is_explained():
 def test_contexts_that_were_not_held_are_told():
     record = make_record()
     for kept, said in (("recompute", "again in every epoch"), ("disk", "kept on disk in bf16")):
-        train = record.contexts.train.model_copy(update={"kept": kept})
+        train = record.contexts.train.model_copy(update={"storage": kept})
         contexts = record.contexts.model_copy(update={"train": train})
         assert said in words([changed(record, contexts=contexts)])
     assert "again in every epoch" not in words([record])

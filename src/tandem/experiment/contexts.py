@@ -88,7 +88,7 @@ def _train_contexts(
         size = bytes_on_disk(len(stream), model.config.context_dim)
         raise _no_room(folder, size, str(error.strerror or error)) from None
     seconds = scan.seconds_s + time.perf_counter() - began
-    return contexts, scan.model_copy(update={"kept": "disk", "rounding": rounding, "seconds_s": seconds})
+    return contexts, scan.model_copy(update={"storage": "disk", "rounding": rounding, "seconds_s": seconds})
 
 
 def contexts_of(
