@@ -31,7 +31,13 @@ def test_it_does_what_the_real_one_does(end: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_reach_the_process(number: int) -> None:
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    with subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [python(), "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         process.send_signal(number)
