@@ -215,7 +215,7 @@ def test_facts_that_differ_by_variant_are_told_of_each():
     assert "- Context dim: original: 120, predictive: 500" in text
     assert "- Embedding dim: 768" in text
     assert "- Variants: original (recipe `original`), predictive (recipe `predictive`)" in text
-    assert "| Embeddings | seed: `gpt2` (frozen), predictive: `spectral` (trained in phase 1) |" in text
+    assert "| Embeddings | original: `gpt2` (frozen), predictive: `spectral` (trained in phase 1) |" in text
     assert "predictive: `9a1de07744c2predictive`, baselines: `9a1de07744c2` |" in text
     alike = words(make_variants(ABLATIONS, [(1, 1)], SEEDS))
     assert "- Variants: full, no_dropout," in alike
