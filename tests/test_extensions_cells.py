@@ -121,6 +121,6 @@ def test_a_size_that_a_cell_cannot_have_is_one_sentence(text_file: Path) -> None
 
 
 def test_an_unknown_cell_is_one_sentence(text_file: Path) -> None:
-    says = r"^setting model.cell = 'lstm' is not possible: it must be 'residual' or 'gated' or 'elman'"
+    says = r"^setting model.cell = 'lstm' is not possible: it must be 'residual', 'gated'(,| or) 'elman'"
     with pytest.raises(SettingsError, match=says):
         tiny(text_file, model={"cell": "lstm"})

@@ -81,10 +81,7 @@ def test_every_loader_is_one_that_states_what_it_promises() -> None:
         ("tokens/tokenizer.py", "return Tokenizer.from_str(read_text(path))"),
         (  # whoever asks the class itself: only weights that had other names are renamed
             "model/modeling_tandem.py",
-            (
-                "return super().from_pretrained("
-                "pretrained_model_name_or_path, *args, key_mapping=names, **kwargs)"
-            ),
+            "return super().from_pretrained(path, *args, key_mapping=names, **kwargs)",
         ),
         ("model/modeling_tandem.py", "config = TandemConfig.from_pretrained(config, **kwargs)"),
         ("tokens/tokenizer.py", "copy = Tokenizer.from_str(tokenizer.to_str())"),

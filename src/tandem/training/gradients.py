@@ -59,7 +59,8 @@ class GradientAccumulator:
         for parameter in self._parameters:
             parameter.grad = None
         device, count = self._parameters[0].device, share.stop - share.start
-        edges = [share.start + count * part // self.micro_batches for part in range(self.micro_batches + 1)]
+        parts = max(1, min(self.micro_batches, count))
+        edges = [share.start + count * part // parts for part in range(parts + 1)]
         total = torch.zeros((), device=device)
         try:
             for first, last in pairwise(edges):
