@@ -36,6 +36,8 @@ FONTS = "system-ui, 'Segoe UI', 'Noto Sans', 'Hiragino Sans', 'Noto Sans CJK JP'
 LEGEND_ROWS = 18
 """Entries that stand beside a figure in one column."""
 INK, FAINT = "#333333", "#d9d9d9"
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+"""Of a number, so that no line of a baseline strikes it through."""
 
 WIDE = 2.0
 """Times the lowest perplexity that the highest may be, before a logarithmic axis shows them."""
@@ -144,12 +146,12 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
         if len(shown) <= SIDE_BY_SIDE:
             axes.annotate(
                 perplexity_text(mean), (place - 0.12, mean), (-9, 0), textcoords="offset points",
-                ha="right", va="center", fontsize=8.5, color=INK,
+                ha="right", va="center", fontsize=8.5, color=INK, bbox=BEHIND,
             )  # fmt: skip
         elif len(shown) <= MANY:  # no room beside the mean, but above it and its interval
             axes.annotate(
                 perplexity_text(mean), (place, max(top, *values)), (0, 5), textcoords="offset points",
-                ha="center", va="bottom", fontsize=8, color=INK,
+                ha="center", va="bottom", fontsize=8, color=INK, bbox=BEHIND,
             )  # fmt: skip
     _name_ticks(axes, [c.name for c in shown])
     axes.set_xlim(-0.6, len(shown) - 0.4)
