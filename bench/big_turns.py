@@ -28,7 +28,7 @@ from tandem.experiment.contexts import contexts_of
 from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import new_model, prepare, streams
 from tandem.experiment.runner import set_up_process
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.settings import Configuration
 from tandem.shown import tolerate_any_encoding
 from tandem.training.phase2 import Split, train_token_block
@@ -57,7 +57,8 @@ class Text:
 
         def begin(on_tick: OnTick) -> None:
             objective = OBJECTIVES[self.settings.recipe]
-            objective.train(model, heads, train, self.settings, 0, on_tick, self.prepared.execution)
+            execution = self.prepared.execution
+            objective.train(Phase1Inputs(model, heads, train, self.settings, 0, on_tick, execution))
 
         return stopwatch.seconds_of(begin)
 

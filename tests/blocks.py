@@ -8,7 +8,7 @@ from torch import nn
 
 from tandem.contexts import Stream
 from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock, sequential_contexts
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.settings import Phase1Settings, PredictionSettings, Settings
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, initialize_block
@@ -52,4 +52,4 @@ def train_phase1(
     settings = settings.model_copy(update={own.path: own})
     heads = heads or ([model.token_block] if recipe == "predictive" else [])
     named = nn.ModuleDict({f"head{len(head.layers)}": head for head in heads})
-    return OBJECTIVES[recipe].train(model, named, stream, settings, seed, on_tick, execution)
+    return OBJECTIVES[recipe].train(Phase1Inputs(model, named, stream, settings, seed, on_tick, execution))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
-from torch import Tensor, nn
+from torch import Tensor
 
 from tandem.audit import audit
 from tandem.contexts import Stream
@@ -18,14 +18,13 @@ from tandem.errors import MisfitError
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.runner import Unwatched, estimate_experiment, run_experiment
 from tandem.model import TandemForCausalLM
-from tandem.objectives import OBJECTIVES, Objective
+from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
 from tandem.records import Phase1Record, read_records
 from tandem.report import write_report
 from tandem.settings import Settings
-from tandem.training.execution import Execution
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.optimizer import clip_gradients
-from tandem.training.progress import OnTick, Tick
+from tandem.training.progress import Tick
 from tandem.training.trainable import training_only
 
 
@@ -41,18 +40,10 @@ class Norms(Objective):
     record_type = NormRecord
     steps, rows = 5, 64
 
-    def train(
-        self,
-        model: TandemForCausalLM,
-        heads: nn.ModuleDict,
-        stream: Stream,
-        settings: Settings,
-        seed: int,
-        on_tick: OnTick,
-        execution: Execution,
-    ) -> NormRecord:
+    def train(self, inputs: Phase1Inputs) -> NormRecord:
         """A few steps of gradient descent, each on other tokens."""
-        began, losses, block = time.perf_counter(), [], model.context_block
+        began, losses, model = time.perf_counter(), [], inputs.model
+        block = model.context_block
 
         def forward(ids: Tensor, rows: slice) -> Tensor:
             """Mean squared distance of the norms from one, a scalar with gradients."""
@@ -60,15 +51,15 @@ class Norms(Objective):
             return (block(zero, model.embed(ids[rows])).norm(dim=1) - 1).square().mean()
 
         with training_only(model, block) as trainable:
-            gradients = GradientAccumulator(trainable.parameters, execution)
+            gradients = GradientAccumulator(trainable.parameters, inputs.execution)
             optimizer = torch.optim.SGD(trainable.parameters, lr=0.01)
             for step in range(self.steps):
-                ids = stream.ids[step * self.rows : (step + 1) * self.rows]
+                ids = inputs.stream.ids[step * self.rows : (step + 1) * self.rows]
                 loss = gradients.backward(partial(forward, ids), len(ids))
                 clip_gradients(trainable.parameters, 1.0)
                 optimizer.step()
                 losses.append(loss)
-                on_tick(Tick("phase 1", step + 1, self.steps, "iteration", {"loss": loss}))
+                inputs.on_tick(Tick("phase 1", step + 1, self.steps, "iteration", {"loss": loss}))
         return NormRecord(
             losses=tuple(losses),
             parts=trainable.parts,

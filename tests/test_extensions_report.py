@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_records import make_baseline, make_grid, make_manifest, make_record, write_run_dir
 
-from tandem.objectives import OBJECTIVES, Objective
+from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
 from tandem.records import Phase1Record, RunRecord
 from tandem.report import SECTIONS, Report, summary_rows, write_report
 from tandem.report.analysis import analyse, choose
@@ -65,8 +65,8 @@ class Toy(Objective):
 
     record_type = ToyRecord
 
-    def train(self, *_: object) -> ToyRecord:
-        raise NotImplementedError
+    def train(self, inputs: Phase1Inputs) -> ToyRecord:
+        pytest.fail(f"a report trains nothing, and not {inputs.settings.recipe}")
 
     def figures(self, record: ToyRecord) -> dict[str, float]:
         return {"steps": record.steps}

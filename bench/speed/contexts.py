@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, sequential_contexts
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings
 from tandem.training.execution import PLAIN
@@ -88,7 +88,8 @@ def _model(case: Case, prepared: Prepared, sizes: Sizes) -> TandemForCausalLM:
         }
         settings = prepared.settings.model_copy(update={"phase1": phase1.model_copy(update=changes)})
         stream = Stream.of(model, prepared.corpus.train.ids)
-        OBJECTIVES["original"].train(model, nn.ModuleDict(), stream, settings, 0, silent, PLAIN)
+        inputs = Phase1Inputs(model, nn.ModuleDict(), stream, settings, 0, silent, PLAIN)
+        OBJECTIVES["original"].train(inputs)
     return model
 
 

@@ -99,9 +99,10 @@ class SampledSoftmax:
     """Cross entropy over some positions' own targets and tokens drawn beside them, for training only.
 
     A token is in a sample if it is a target of any of the positions that share it, or among `negatives`
-    tokens drawn uniformly. Its chance of that, from the frequencies of the training text, is divided out of
-    its share, so that the sum over the sample estimates the sum over the vocabulary (Bengio & Senécal 2008,
-    "Adaptive importance sampling"; Jean et al. 2015, arXiv:1412.2007). One product of n × K instead of n × V.
+    tokens drawn uniformly. Logits are corrected by the log of its chance to be in the sample, which follows
+    from the frequencies of the training text. So the sum over the sample estimates the sum over the
+    vocabulary (Bengio & Senécal 2008, "Adaptive importance sampling"; Jean et al. 2015, arXiv:1412.2007). It
+    takes one product of n × K instead of n × V.
     """
 
     def __init__(self, counts: Tensor, positions: int, negatives: int, generator: torch.Generator) -> None:

@@ -2,12 +2,12 @@
 
 It reads blocks whose layers are like GatedLayer.
 
-The stream is cut into chunks, and a chunk into segments that run side by side, twice. First from a zero
-state, for what each ends with and for the product of all that it keeps: what it would have made of another
-start is that start times the product, so one short pass over the segments gives every true start (a
-recurrence like the first one, and in segments like it where there are many). Then from those, into the result
-(Blelloch 1990, "Prefix sums and their applications", on blocks). Layer after layer, since the gates of a
-layer read the states of the layer below.
+The stream is cut into chunks, and a chunk into segments that run side by side, twice. The first pass starts
+every segment from a zero state, and also computes the product of all its forget gates. What another start
+would have added to a segment's end is that start times the product. So one short recurrence over the segments
+gives every true start; it is done in segments itself where there are many. The second pass runs from the true
+starts into the result (Blelloch 1990, "Prefix sums and their applications", on blocks). It goes layer after
+layer, since the gates of a layer read the states of the layer below.
 """
 
 from dataclasses import dataclass

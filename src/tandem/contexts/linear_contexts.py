@@ -92,11 +92,10 @@ def _burn_in(job: ContextJob) -> int:
 def _checked_runs(job: ContextJob, contexts: Contexts, group: Group) -> Tensor:
     """Positions [B, n] of the stream, n that follow on each other, where its contexts are checked.
 
-    At the start of the stream, at its end, across edges between two chunks, up to half of all runs, and
-    elsewhere, evenly spread, across edges between two segments (of segments, where a chunk has those), as far
-    as there are any. No two overlap.
-    Edges count from the start of each process's share. All of a stream that is not three times as long as
-    what is to be checked.
+    One run is at the start of the stream and one at its end. Up to half of all runs go across edges between
+    two chunks. The others are spread evenly, across edges between two segments, or between two segments of
+    segments if a chunk has those. No two overlap. Edges count from the start of each process's share. A
+    stream that is less than three times as long as what is to be checked is checked as a whole.
     """
     cut = cut_for(job.model.device)
     # Where contexts are not held, only as far as one piece of them: what is read further on costs all before.

@@ -1,10 +1,11 @@
 """The segment-parallel scan, of any block that forgets: sequential contexts in about one pass of work.
 
-The stream is cut into S segments that run side by side, each from a zero state with a burn-in: it first
-reads the tokens before it, until what the block remembers of anything earlier is below the tolerance (SPEC
-section 6). How far that is depends on the block and is measured, twice: at every join of two segments, where
-the state that left the first must equal the state with which the second starts; and against the sequential
-loop on the first tokens of the stream.
+The stream is cut into S segments that run side by side. Each starts from a zero state with a burn-in: it
+first reads the tokens before it, until the block has forgotten anything earlier (SPEC section 6).
+
+How many tokens that takes depends on the block. The result is checked twice. At every join, the state at the
+end of one segment must equal the state at the start of the next. And on the first tokens of the stream, the
+contexts must equal those of the sequential loop.
 """
 
 import itertools

@@ -11,7 +11,7 @@ from tandem.experiment.phase1_checkpoint import SavedPhase1, load_phase1_state, 
 from tandem.experiment.prepared import Prepared, new_model, streams
 from tandem.metrics import Score, score_stream, validation_record
 from tandem.model import TandemForCausalLM, TokenBlock
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.records import ContextsRecord, Parameters, Phase1Record, TrainingRecord, ValidationRecord
 from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
@@ -70,7 +70,8 @@ def train_contexts(
     heads = new_heads(prepared, context_layers, seed)
     train, validation = streams(prepared, model)
     if saved is None:
-        phase1 = objective.train(model, heads, train, settings, seed, on_tick, prepared.execution)
+        inputs = Phase1Inputs(model, heads, train, settings, seed, on_tick, prepared.execution)
+        phase1 = objective.train(inputs)
     else:
         weights, phase1 = saved
         load_phase1_state(weights, model, heads)

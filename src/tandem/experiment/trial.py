@@ -14,7 +14,7 @@ from tandem.experiment.prepared import Prepared, new_model, streams
 from tandem.experiment.stopwatch import allocated, seconds_of, timed
 from tandem.metrics import effective_rank, score_stream
 from tandem.model import TandemForCausalLM
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.settings import Configuration
 from tandem.tokens.prepare import default_cache_dir
 from tandem.training.phase2 import Split, train_token_block
@@ -129,7 +129,7 @@ class Trial:
         train, _ = streams(prepared, model)
 
         def phase1(on_tick: OnTick) -> None:
-            objective.train(model, heads, train, shorter, seed, on_tick, prepared.execution)
+            objective.train(Phase1Inputs(model, heads, train, shorter, seed, on_tick, prepared.execution))
 
         return seconds_of(phase1) / share
 

@@ -20,10 +20,10 @@ class GatedLayer(nn.Module):
     """h' = f⊙h + (1 − f)⊙tanh(z), with f = (1 − 1/128)·σ(y) and [y; z] = W·u + b.
 
     u is e_t, and above the first layer [e_t; the layer below before the token; the same after it]. Neither f
-    nor z depends on h, so the recurrence is linear in it, and over a whole stream only the cheap part of it,
-    one multiplication and one addition an element, is sequential (Martin & Cundy 2018, arXiv:1709.04057;
+    nor z depends on h, so the recurrence is linear in h. Over a whole stream only its cheap part is
+    sequential: one multiplication and one addition an element (Martin & Cundy 2018, arXiv:1709.04057;
     Bradbury et al. 2017, arXiv:1611.01576; Feng et al. 2024, arXiv:2410.01201). The bound on f makes every
-    block forget: what is left of a state after n tokens is at most (1 − 1/128)ⁿ of it.
+    block forget: after n tokens at most (1 − 1/128)ⁿ of a state is left.
 
     The layer computes what is kept of its state and what is added to it; the block keeps the state.
     """

@@ -1,6 +1,6 @@
 """Objectives of phase 1, one for each recipe: a file, here or in any package, and a line in OBJECTIVES."""
 
-from tandem.objectives.base import Objective
+from tandem.objectives.base import Objective, Phase1Inputs
 from tandem.objectives.original import Dispersion
 from tandem.objectives.predictive import Prediction
 
@@ -10,4 +10,4 @@ OBJECTIVES: dict[str, Objective] = {
 }
 """By the setting `recipe`; importing this needs no torch."""
 
-__all__ = ["OBJECTIVES", "Objective"]
+__all__ = ["OBJECTIVES", "Objective", "Phase1Inputs"]

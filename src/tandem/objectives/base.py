@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tandem.errors import MisfitError
@@ -27,6 +28,26 @@ NewTokenBlock = Callable[[int], "TokenBlock"]
 """The TokenBlock of this many layers that the run's seed draws, on the model's device."""
 
 
+@dataclass(frozen=True)
+class Phase1Inputs:
+    """All that a phase 1 is trained with.
+
+    model        untrained; `parts` of it are trained in place
+    heads        from `new_heads`; they are trained in place, too
+    stream       the training text, on the model's device
+    on_tick      is told of progress
+    execution    the processes that train together, and their precision
+    """
+
+    model: TandemForCausalLM
+    heads: nn.ModuleDict
+    stream: Stream
+    settings: Settings
+    seed: int
+    on_tick: OnTick
+    execution: Execution
+
+
 class Objective(ABC):
     """How phase 1 trains. Stateless: what differs between runs is passed to each method.
 
@@ -40,19 +61,10 @@ class Objective(ABC):
     parts: ClassVar[tuple[str, ...]] = ("context_block",)
 
     @abstractmethod
-    def train(
-        self,
-        model: TandemForCausalLM,
-        heads: nn.ModuleDict,
-        stream: Stream,
-        settings: Settings,
-        seed: int,
-        on_tick: OnTick,
-        execution: Execution,
-    ) -> Phase1Record:
-        """Train `parts` of the model, and `heads`, in place on the training text.
+    def train(self, inputs: Phase1Inputs) -> Phase1Record:
+        """Train `parts` of the model, and the heads, in place on the training text.
 
-        Processes of `execution` do it together. Raises NonFiniteLossError before a non-finite step.
+        The processes do it together. Raises NonFiniteLossError before a non-finite step.
         """
 
     def new_heads(self, settings: Settings, new_token_block: NewTokenBlock) -> nn.ModuleDict:

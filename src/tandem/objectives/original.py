@@ -15,17 +15,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from tandem.errors import MisfitError, NonFiniteLossError
-from tandem.objectives.base import Objective, large_batch
+from tandem.objectives.base import Objective, Phase1Inputs, large_batch
 from tandem.records import Phase1Record, Record
 from tandem.settings import Phase1Settings, Settings
-from tandem.training.progress import OnTick, Tick
+from tandem.training.progress import Tick
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tandem.contexts import Stream
     from tandem.model import TandemForCausalLM
-    from tandem.training.execution import Execution
 
 BYTES = 4
 """Of a number in the contexts that a sweep reads and writes."""
@@ -58,20 +57,11 @@ class Dispersion(Objective):
     section = "phase1"
     record_type = DispersionRecord
 
-    def train(
-        self,
-        model: TandemForCausalLM,
-        heads: nn.ModuleDict,
-        stream: Stream,
-        settings: Settings,
-        seed: int,
-        on_tick: OnTick,
-        execution: Execution,
-    ) -> DispersionRecord:
+    def train(self, inputs: Phase1Inputs) -> DispersionRecord:
         """On `tokens_per_step` tokens of the stream, or on all of them.
 
         Embedding and embed_norm are read and never changed; `embed_norm` is frozen throughout Tandem, and not
-        counted as trained. The processes of `execution` share the batches. Raises NonFiniteLossError before a
+        counted as trained. The processes share the batches. Raises NonFiniteLossError before a
         non-finite step would reach the weights, SettingsError for fewer batches than processes.
         """
         import torch
@@ -82,17 +72,18 @@ class Dispersion(Objective):
         from tandem.training.optimizer import clip_gradients
         from tandem.training.trainable import training_only
 
-        began, group, phase1 = time.perf_counter(), execution.group, settings.phase1
+        began, model, execution = time.perf_counter(), inputs.model, inputs.execution
+        group, phase1 = execution.group, inputs.settings.phase1
         block, size = model.context_block, phase1.batch_positions
-        stream = windows_of(stream, phase1)
+        stream = windows_of(inputs.stream, phase1)
         batches = math.ceil(len(stream) / size)
         group.check_enough(batches, "phase1.batch_positions")
         own = group.share(batches)
         # From here on positions are those of the process's own batches, which follow on each other.
         shard = slice(own.start * size, min(own.stop * size, len(stream)))
         ids, restart = stream.ids[shard], None if stream.resets is None else stream.resets[shard]
-        contexts = (_start(model, len(stream), seed)[shard] * phase1.start_std).to(model.device)
-        noise = _Noise(model, phase1, seed)
+        contexts = (_start(model, len(stream), inputs.seed)[shard] * phase1.start_std).to(model.device)
+        noise = _Noise(model, phase1, inputs.seed)
         history: list[Phase1Iteration] = []
 
         def forward(sweep: Sweep, batch: slice) -> Tensor:
@@ -132,7 +123,7 @@ class Dispersion(Objective):
                     )
                 )
                 metrics = {"loss": loss, "converged": rate}
-                on_tick(Tick("phase 1", iteration, phase1.max_iterations, "iteration", metrics))
+                inputs.on_tick(Tick("phase 1", iteration, phase1.max_iterations, "iteration", metrics))
                 if rate >= phase1.convergence_stop:
                     break
 

@@ -17,10 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tandem.errors import MisfitError, NonFiniteLossError
-from tandem.objectives.base import NewTokenBlock, Objective
+from tandem.objectives.base import NewTokenBlock, Objective, Phase1Inputs
 from tandem.records import Phase1Record, Record, Unbounded
 from tandem.settings import Settings
-from tandem.training.progress import OnTick, Tick
+from tandem.training.progress import Tick
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from tandem.metrics import Score
     from tandem.model import TandemForCausalLM
     from tandem.training.dropout import StepMasks
-    from tandem.training.execution import Execution
 
 WARM_UP_STEPS = 100
 BETAS = (0.9, 0.95)
@@ -85,20 +84,11 @@ class Prediction(Objective):
     record_type = PredictionRecord
     parts = ("context_block", "embedding", "embed_norm", "lm_head")
 
-    def train(
-        self,
-        model: TandemForCausalLM,
-        heads: nn.ModuleDict,
-        stream: Stream,
-        settings: Settings,
-        seed: int,
-        on_tick: OnTick,
-        execution: Execution,
-    ) -> PredictionRecord:
+    def train(self, inputs: Phase1Inputs) -> PredictionRecord:
         """The loss is the mean over the heads, which are trained in place as well.
 
         `phase2.chunk_positions` bounds the logits held at once where the softmax is over the whole
-        vocabulary. The processes of `execution` share the streams. Raises NonFiniteLossError before a
+        vocabulary. The processes share the streams. Raises NonFiniteLossError before a
         non-finite step would reach the weights, SettingsError for fewer streams than processes.
         """
         import torch
@@ -112,7 +102,8 @@ class Prediction(Objective):
         from tandem.training.optimizer import adamw, clip_gradients, linear_share
         from tandem.training.trainable import training_only
 
-        began = time.perf_counter()
+        began, model, heads, stream = time.perf_counter(), inputs.model, inputs.heads, inputs.stream
+        execution, settings, seed = inputs.execution, inputs.settings, inputs.seed
         own, count = settings.prediction, len(stream) - 1
         window, streams = own.window, min(own.streams, count)
         execution.group.check_enough(streams, "prediction.streams")
@@ -157,7 +148,7 @@ class Prediction(Objective):
                     seen += positions.numel()
                     done = epoch - 1 + step / epoch_steps
                     metrics = {"train PPL": perplexity(loss_sum / step), **gradients.metrics}
-                    on_tick(Tick("phase 1", done, own.max_epochs, "epoch", metrics))
+                    inputs.on_tick(Tick("phase 1", done, own.max_epochs, "epoch", metrics))
                 history.append(
                     PredictionEpoch(
                         epoch=epoch,

@@ -181,9 +181,9 @@ def _schedule(
 def _batches(train: Split, settings: Phase2Settings, order: torch.Generator) -> Iterator[Batch]:
     """The batches of an epoch: all positions that have a next token.
 
-    The text is read in pieces of about PIECE_TOKENS tokens, whether contexts are held or computed again, so
-    that both give the same batches. With `shuffle` a piece is of blocks from all over the text, drawn for
-    each epoch, and positions are drawn within it: a batch is then of many places, as the whole text is
+    The text is read in pieces of about PIECE_TOKENS tokens, whether contexts are in memory or computed again.
+    So both give the same batches. With `shuffle` a piece consists of blocks from all over the text, drawn for
+    each epoch, and positions are drawn within it. A batch then has positions from many places, which matters
     (LOG.md has what pieces of consecutive tokens cost).
     """
     count, size = len(train.stream) - 1, settings.batch_positions
