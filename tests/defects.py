@@ -25,7 +25,7 @@ from tandem.metrics import Score, perplexity
 from tandem.model import TokenBlock, sequential_contexts
 from tandem.model.cell_gated import GatedContextBlock
 from tandem.model.cell_residual import ResidualContextBlock
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.text import splits
 from tandem.tokens import shards
 from tandem.training import phase2
@@ -323,8 +323,8 @@ def phase1_on_a_few_tokens(patch: Patch) -> None:
     """Phase 1 sweeps over less text than the settings say."""
     for objective in OBJECTIVES.values():
 
-        def less(*args: Any, _real: Any = objective.train) -> Any:
-            return _real(*(arg.first(600) if isinstance(arg, Stream) else arg for arg in args))
+        def less(inputs: Phase1Inputs, _real: Any = objective.train) -> Any:
+            return _real(replace(inputs, stream=inputs.stream.first(600)))
 
         patch.setattr(objective, "train", less)
 
