@@ -28,6 +28,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Bench:
     """All models on one corpus."""
 
     def __init__(self, corpus: str, shared: Path, chosen: argparse.Namespace) -> None:
-        from tandem.baselines import Task
+        from tandem.experiment.baseline import baseline_inputs
         from tandem.experiment.prepared import prepare, total_parameters
         from tandem.tokens.prepare import tokenize_for_evaluation
 
@@ -139,7 +140,7 @@ class Bench:
         self.settings, self.test = settings_of(corpus, shared, chosen.output, threads, precision)
         self.prepared = prepare(self.settings, lambda what: print(what, file=sys.stderr))
         self.corpus = made = self.prepared.corpus
-        self.task = Task(made.train.ids, made.validation.ids, made.vocab_size)
+        self.inputs = baseline_inputs(self.prepared, None)
         self.held_out = tokenize_for_evaluation(self.test, self.settings.data, made.tokenizer)
         self.parameters = max(total_parameters(self.prepared, c) for c in self.settings.grid)
         self.key = {"corpus": corpus, "precision": precision}
@@ -154,7 +155,7 @@ class Bench:
         from tandem.baselines.ngram import fit_kneser_ney
 
         if self.results.find(**self.key, model="KN-5") is None:
-            self._keep_baseline(fit_kneser_ney(self.task, 5), True, model="KN-5")
+            self._keep_baseline(fit_kneser_ney(self.inputs, 5), True, model="KN-5")
 
     def lstm(self, seeds: list[int], trial_epochs: int) -> None:
         """The LSTM: the choice of its rate and epochs with the first seed, then all seeds."""
@@ -186,13 +187,14 @@ class Bench:
                 self._keep_baseline(fitted, True, **key)
 
     def _fit_lstm(self, rate: float, epochs: int, seed: int) -> Any:
-        from tandem.baselines.lstm_network import fit_lstm
+        from tandem.baselines import BASELINES
 
         own = LstmSettings(lr=rate, max_epochs=epochs, dropout=LSTM_DROPOUT)
-        embed_dim, made = self.settings.model.embed_dim, self.prepared
+        baselines = self.settings.baselines.model_copy(update={"lstm": own})
+        settings = self.settings.model_copy(update={"baselines": baselines})
         # As wide as fits a little more than any configuration has, so that none has more than the LSTM.
         most = round(1.01 * self.parameters)
-        return fit_lstm(self.task, embed_dim, most, own, seed, made.device, execution=made.execution)
+        return BASELINES["lstm"].fit(replace(self.inputs, settings=settings, seed=seed, max_parameters=most))
 
     def _keep_baseline(self, fitted: Any, touch_test: bool, **key: object) -> None:
         result = {

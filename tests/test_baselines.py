@@ -15,17 +15,25 @@ from hypothesis import strategies as st
 from naive_kneser_ney import NaiveKneserNey
 from torch.nn import functional as F
 
-from tandem.baselines import Fitted, Task, gpt2_network, lstm_network
-from tandem.baselines.gpt2_network import fit_gpt2
+from tandem.baselines import BASELINES, BaselineInputs, Fitted, gpt2, lstm
+from tandem.baselines.gpt2 import Gpt2Baseline
 from tandem.baselines.kneser_ney import KneserNey, discounts
-from tandem.baselines.lstm_network import fit_lstm
+from tandem.baselines.lstm import LstmBaseline
+from tandem.baselines.network import NetworkBaseline
 from tandem.baselines.ngram import fit_kneser_ney, fit_unigram
 from tandem.contexts import Tokens
 from tandem.errors import NonFiniteLossError, SettingsError
-from tandem.settings import Gpt2Settings, LstmSettings
+from tandem.settings import (
+    BaselineSettings,
+    DataSettings,
+    Gpt2Settings,
+    LstmSettings,
+    Phase2Settings,
+    Settings,
+)
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.optimizer import cosine_share
-from tandem.training.progress import Tick
+from tandem.training.progress import OnTick, Tick, silent
 
 CPU = torch.device("cpu")
 V = 23
@@ -41,15 +49,47 @@ def structured(tokens: int, seed: int, vocab_size: int = V) -> npt.NDArray[np.ui
     return np.array(ids, np.uint16)
 
 
-TASK = Task(structured(1500, 0), structured(301, 1), V)
 LSTM = LstmSettings(streams=4, window=16, lr=0.02, max_epochs=3)
 GPT2 = Gpt2Settings(layers=1, heads=2, window=16, batch_windows=4, lr=0.02, max_epochs=3)
 
 
-def fit(kind: str, seed: int = 0, task: Task = TASK, execution: Execution = PLAIN, **changed: Any) -> Fitted:
-    if kind == "lstm":
-        return fit_lstm(task, 12, 3000, LSTM.model_copy(update=changed), seed, CPU, 100, execution=execution)
-    return fit_gpt2(task, 3000, GPT2.model_copy(update=changed), seed, CPU, 100, execution=execution)
+def settings_of(embed_dim: int = 12, **changed: Any) -> Settings:
+    """With what is changed of both networks, as far as they have it."""
+    lstm, gpt2 = (
+        own.model_copy(update={name: changed[name] for name in changed if name in type(own).model_fields})
+        for own in (LSTM, GPT2)
+    )
+    plain = Settings(data=DataSettings(train="a.txt"))
+    return plain.model_copy(
+        update={
+            "model": plain.model.model_copy(update={"embed_dim": embed_dim}),
+            "baselines": BaselineSettings(lstm=lstm, gpt2=gpt2),
+            "phase2": Phase2Settings(chunk_positions=100),
+        }
+    )
+
+
+def task(
+    train: npt.NDArray[Any],
+    validation: npt.NDArray[Any],
+    vocab_size: int = V,
+    seed: int = 0,
+    max_parameters: int = 3000,
+    execution: Execution = PLAIN,
+    on_tick: OnTick = silent,
+    **changed: Any,
+) -> BaselineInputs:
+    chosen = settings_of(**changed)
+    return BaselineInputs(
+        train, validation, vocab_size, chosen, max_parameters, seed, CPU, execution, on_tick
+    )
+
+
+TASK = task(structured(1500, 0), structured(301, 1))
+
+
+def fit(kind: str, train: Any = TASK.train, validation: Any = TASK.validation, **changed: Any) -> Fitted:
+    return BASELINES[kind].fit(task(train, validation, **changed))
 
 
 # n-gram models
@@ -154,8 +194,8 @@ def test_ngram_models_in_their_order() -> None:
 
 def test_ngram_models_of_the_shortest_streams() -> None:
     for tokens in (1, 2, 3):
-        task = Task(np.arange(tokens), np.array([0, 1, 4]), 5)
-        for model in (fit_kneser_ney(task, 5), fit_kneser_ney(task, 2), fit_unigram(task)):
+        few = task(np.arange(tokens), np.array([0, 1, 4]), 5)
+        for model in (fit_kneser_ney(few, 5), fit_kneser_ney(few, 2), fit_unigram(few)):
             assert math.isfinite(model.score.nll_nats)
     with pytest.raises(ValueError, match="at least 2"):
         fit_kneser_ney(TASK, 1)
@@ -199,30 +239,29 @@ def test_depends_on_the_seed_alone(kind: str, fitted: dict[str, Fitted]) -> None
 def test_as_wide_as_the_parameters_allow(budget: int, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[torch.nn.Module] = []
 
-    def stop(model: torch.nn.Module, *_: object) -> None:
+    def stop(_self: object, model: torch.nn.Module, *_: object) -> None:
         built.append(model)
         raise InterruptedError
 
-    for room in (lstm_network, gpt2_network):
-        monkeypatch.setattr(room, "train", stop)
-    with pytest.raises(InterruptedError):
-        fit_lstm(TASK, 12, budget, LSTM.model_copy(update={"layers": layers}), 0, CPU)
-    with pytest.raises(InterruptedError):
-        fit_gpt2(TASK, budget, GPT2.model_copy(update={"layers": layers}), 0, CPU)
-    ours, theirs = built
-    assert isinstance(ours, lstm_network.LstmModel)
+    monkeypatch.setattr(NetworkBaseline, "_train", stop)
+    for kind in ("lstm", "gpt2"):
+        with pytest.raises(InterruptedError):
+            fit(kind, max_parameters=budget, layers=layers)
+    chosen = settings_of(layers=layers)
+    ours: Any = built[0]
+    theirs: Any = built[1]
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in built]
-    width = ours.lstm.hidden_size
-    assert counts[0] == lstm_network.parameter_count(V, 12, width, layers) <= budget
-    assert lstm_network.parameter_count(V, 12, width + 1, layers) > budget
-    config = GPT2.model_copy(update={"layers": layers})
-    assert counts[1] == gpt2_network.parameter_count(V, theirs.config.n_embd, config) <= budget
-    assert gpt2_network.parameter_count(V, theirs.config.n_embd + 2, config) > budget
+    width = ours["lstm"].hidden_size
+    assert counts[0] == LstmBaseline().parameter_count(chosen, V, width) <= budget
+    assert LstmBaseline().parameter_count(chosen, V, width + 1) > budget
+    assert counts[1] == Gpt2Baseline().parameter_count(chosen, V, theirs.config.n_embd) <= budget
+    assert Gpt2Baseline().parameter_count(chosen, V, theirs.config.n_embd + 2) > budget
 
 
 def test_no_projection_where_the_widths_agree() -> None:
-    model = lstm_network.LstmModel(V, 12, 12, 2, 0.1)
-    assert sum(p.numel() for p in model.parameters()) == lstm_network.parameter_count(V, 12, 12, 2)
+    chosen = settings_of(layers=2, dropout=0.1)
+    model = LstmBaseline().build(chosen, V, 12)
+    assert sum(p.numel() for p in model.parameters()) == LstmBaseline().parameter_count(chosen, V, 12)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gpt2"])
@@ -234,27 +273,28 @@ def test_parameters_are_reported(kind: str, fitted: dict[str, Fitted]) -> None:
 
 def test_too_few_parameters_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"LSTM has 360 parameters even at width 1,.*baselines\.max_par"):
-        fit_lstm(TASK, 12, 359, LSTM, 0, CPU)
+        fit("lstm", max_parameters=359)
     with pytest.raises(SettingsError, match=r"GPT-2 has .* at width 2, .*baselines\.max_parameters"):
-        fit_gpt2(TASK, 100, GPT2, 0, CPU)
+        fit("gpt2", max_parameters=100)
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_lstm_scores_like_one_forward(chunk: int) -> None:
     torch.manual_seed(0)
-    model = lstm_network.LstmModel(V, 12, 9, 2, 0.5).eval()
+    ours = LstmBaseline()
+    model = ours.build(settings_of(layers=2, dropout=0.5), V, 9).eval()
     with torch.no_grad():
-        model.embedding.weight.mul_(10)  # predictions that differ
+        ours.embedding(model).mul_(10)  # predictions that differ
     ids = Tokens(TASK.validation, CPU)[:]
-    logits = model(ids[:-1, None])[0][:, 0] @ model.embedding.weight.t()
-    check_score(lstm_network.score_lstm(model, ids, chunk), logits, ids)
+    logits = lstm.read_tokens(model, ids[:-1, None])[0][:, 0] @ ours.embedding(model).t()
+    check_score(ours.score(model, ids, chunk), logits, ids)
 
 
 @pytest.mark.parametrize(("window", "tokens"), [(16, 301), (16, 17), (16, 18), (16, 5), (7, 100), (2, 20)])
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_gpt2_scores_like_a_window_for_each_token(window: int, tokens: int, chunk: int) -> None:
     torch.manual_seed(0)
-    model = gpt2_network.build(V, 8, Gpt2Settings(layers=2, heads=2, window=window)).eval()
+    model: Any = Gpt2Baseline().build(settings_of(layers=2, window=window), V, 8).eval()
     with torch.no_grad():
         model.wte.weight.mul_(50)
         model.wpe.weight.mul_(50)
@@ -266,7 +306,7 @@ def test_gpt2_scores_like_a_window_for_each_token(window: int, tokens: int, chun
         assert start == 0 or t - start + 1 >= window / 2
         with torch.no_grad():
             rows.append(model(input_ids=ids[None, start : t + 1]).last_hidden_state[0, -1])
-    check_score(gpt2_network.score_gpt2(model, ids, chunk), torch.stack(rows) @ model.wte.weight.t(), ids)
+    check_score(Gpt2Baseline().score(model, ids, chunk), torch.stack(rows) @ model.wte.weight.t(), ids)
 
 
 def check_score(score: Any, logits: torch.Tensor, ids: torch.Tensor) -> None:
@@ -279,7 +319,7 @@ def check_score(score: Any, logits: torch.Tensor, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize("tokens", [2, 3, 17, 100, 101])
 @pytest.mark.parametrize("streams", [1, 4, 50])
 def test_lstm_streams_hold_every_token_once(tokens: int, streams: int) -> None:
-    inputs, targets, valid = lstm_network.side_by_side(torch.arange(tokens), streams)
+    inputs, targets, valid = lstm.side_by_side(torch.arange(tokens), streams)
     assert inputs.shape[1] <= streams
     assert inputs.t()[valid.t()].tolist() == list(range(tokens - 1))
     assert torch.equal(targets[valid], inputs[valid] + 1)
@@ -289,7 +329,7 @@ def test_lstm_streams_hold_every_token_once(tokens: int, streams: int) -> None:
 def test_gpt2_windows_cover_the_stream(tokens: int) -> None:
     window, numbers = 16, set()
     for offset in range(window):
-        starts = gpt2_network.window_starts(tokens, window, offset)
+        starts = gpt2.window_starts(tokens, window, offset)
         numbers.add(len(starts))
         seen = starts[:, None] + torch.arange(min(window, tokens - 1))
         assert set(seen.flatten().tolist()) == set(range(tokens - 1))
@@ -300,8 +340,7 @@ def test_gpt2_windows_cover_the_stream(tokens: int) -> None:
 @pytest.mark.parametrize("kind", ["lstm", "gpt2"])
 @pytest.mark.parametrize("tokens", [2, 40])
 def test_streams_shorter_than_a_window(kind: str, tokens: int) -> None:
-    task = Task(TASK.train[:tokens], TASK.validation[:2], V)
-    result = fit(kind, task=task, max_epochs=1)
+    result = fit(kind, TASK.train[:tokens], TASK.validation[:2], max_epochs=1)
     assert result.score.tokens == 1
     assert math.isfinite(result.score.nll_nats)
 
@@ -335,12 +374,8 @@ def test_tells_its_progress_quietly(
     kind: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ticks: list[Tick] = []
-    task = Task(TASK.train[:300], TASK.validation[:50], V)
     with caplog.at_level(logging.WARNING):
-        if kind == "lstm":
-            fit_lstm(task, 12, 3000, LSTM, 0, CPU, on_tick=ticks.append)
-        else:
-            fit_gpt2(task, 3000, GPT2, 0, CPU, on_tick=ticks.append)
+        fit(kind, TASK.train[:300], TASK.validation[:50], on_tick=ticks.append)
     done = [tick.done for tick in ticks]
     assert done == sorted(done)
     assert {1, 2, 3} <= set(done)

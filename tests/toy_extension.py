@@ -35,19 +35,19 @@ class DecayBaseline(Baseline):
         """p(w) = (c(w) + 1) / (C + V), with the faded counts c of the tokens before, and their sum C."""
         from tandem.metrics import Score
 
-        began, task = time.perf_counter(), inputs.task
+        began, vocab_size = time.perf_counter(), inputs.vocab_size
         rate = inputs.settings.section(self.section).rate
 
         def score(ids: np.ndarray) -> Score:
-            counts, losses, correct = np.zeros(task.vocab_size), [], 0
+            counts, losses, correct = np.zeros(vocab_size), [], 0
             for before, token in itertools.pairwise(ids):
                 counts *= rate
                 counts[before] += 1
-                losses.append(-np.log((counts[token] + 1) / (counts.sum() + task.vocab_size)))
+                losses.append(-np.log((counts[token] + 1) / (counts.sum() + vocab_size)))
                 correct += int(counts.argmax() == token)
             return Score.of(np.array(losses, np.float32), correct)
 
-        return Fitted(score(task.validation), 0, task.vocab_size, None, time.perf_counter() - began, score)
+        return Fitted(score(inputs.validation), 0, vocab_size, None, time.perf_counter() - began, score)
 
     def refit(self, inputs: BaselineInputs, record: RunRecord) -> Fitted:  # noqa: ARG002
         """Nothing is drawn at random."""
@@ -56,7 +56,7 @@ class DecayBaseline(Baseline):
     def checks(self, inputs: BaselineInputs, record: RunRecord) -> list[Check]:
         """Its number of parameters."""
         said = record.parameters.total if record.parameters else None
-        right = said == inputs.task.vocab_size
+        right = said == inputs.vocab_size
         return [
             Check(
                 name="faded",

@@ -18,9 +18,9 @@ from measuring import Candidate, Spread, Timings, interleaved, number, print_tab
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from tandem.baselines.common import widest
-from tandem.baselines.gpt2_network import parameter_count, score_gpt2
+from tandem.baselines.gpt2 import Gpt2Baseline
 from tandem.baselines.kneser_ney import KneserNey
+from tandem.baselines.network import widest
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.metrics import score_stream
@@ -86,9 +86,11 @@ def _gpt2(prepared: Prepared, parameters: int, positions: int) -> GPT2LMHeadMode
     """As wide as the parameters allow, position embeddings not counted."""
     vocab_size, shape = prepared.corpus.vocab_size, Gpt2Settings()
     heads = shape.heads
+    baselines = prepared.settings.baselines.model_copy(update={"gpt2": shape})
+    settings = prepared.settings.model_copy(update={"baselines": baselines})
 
     def total(width: int) -> int:
-        return parameter_count(vocab_size, width, shape) - shape.window * width
+        return Gpt2Baseline().parameter_count(settings, vocab_size, width) - shape.window * width
 
     config = GPT2Config(
         vocab_size=vocab_size,
@@ -143,7 +145,7 @@ def _score_ours(model: TandemForCausalLM, stream: Stream) -> None:
 
 
 def _score_gpt2(model: GPT2LMHeadModel, ids: Tensor) -> Callable[[], object]:
-    return lambda: score_gpt2(model.transformer, ids, CHUNK)
+    return lambda: Gpt2Baseline().score(model.transformer, ids, CHUNK)
 
 
 class Generation:

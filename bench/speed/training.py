@@ -6,21 +6,20 @@ both phases, the computing of contexts included. The recipe draws a sample for i
 the whole vocabulary, so ours is given with the whole vocabulary, too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from measuring import Candidate, Spread, Timings, interleaved, number, print_table
 
-from tandem.baselines import Task
-from tandem.baselines.gpt2_network import fit_gpt2
-from tandem.baselines.lstm_network import fit_lstm
+from tandem.baselines import BASELINES
 from tandem.contexts import Stream, compute_contexts
+from tandem.experiment.baseline import baseline_inputs
 from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import Prepared, new_model, total_parameters
 from tandem.objectives import OBJECTIVES
-from tandem.settings import Configuration, ContextSettings, Gpt2Settings, LstmSettings
+from tandem.settings import BaselineSettings, Configuration, ContextSettings, Gpt2Settings, LstmSettings
 from tandem.training.execution import PLAIN, Execution
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import silent
@@ -30,7 +29,7 @@ from .inputs import python_docs
 CONFIGURATION = Configuration(2, 2)
 VALIDATION_TOKENS = 256
 """So few that scoring them at the end of an epoch does not count."""
-LSTM, GPT2 = LstmSettings(max_epochs=1), Gpt2Settings(max_epochs=1)
+BASELINE_SETTINGS = BaselineSettings(lstm=LstmSettings(max_epochs=1), gpt2=Gpt2Settings(max_epochs=1))
 WHOLE, HALF = ", whole vocabulary", ", bf16"
 
 
@@ -124,17 +123,18 @@ def _measure(
     """Times of all, those of products of matrices by `kinds` of them, and the parameters of the baselines."""
     ours = Ours(prepared, sizes.tokens)
     ids, held_out = prepared.corpus.train.ids[: sizes.tokens], prepared.corpus.validation.ids
-    task = Task(ids, held_out[:VALIDATION_TOKENS], prepared.corpus.vocab_size)
-    embed_dim = prepared.settings.model.embed_dim
+    inputs = replace(
+        baseline_inputs(prepared, 0),
+        train=ids,
+        validation=held_out[:VALIDATION_TOKENS],
+        settings=prepared.settings.model_copy(update={"baselines": BASELINE_SETTINGS}),
+        max_parameters=parameters,
+    )
     counts: dict[str, int] = {}
 
-    def lstm(execution: Execution) -> None:
-        fitted = fit_lstm(task, embed_dim, parameters, LSTM, 0, prepared.device, execution=execution)
-        counts["LSTM"] = fitted.embedding_parameters + fitted.other_parameters
-
-    def gpt2(execution: Execution) -> None:
-        fitted = fit_gpt2(task, parameters, GPT2, 0, prepared.device, execution=execution)
-        counts["GPT-2"] = fitted.embedding_parameters + fitted.other_parameters
+    def fit(kind: str, execution: Execution) -> None:
+        fitted = BASELINES[kind].fit(replace(inputs, execution=execution))
+        counts[BASELINES[kind].title] = fitted.embedding_parameters + fitted.other_parameters
 
     tokens = len(ours.train) - 1
     drawn = ours.prediction.negatives
@@ -148,8 +148,8 @@ def _measure(
         candidates |= {
             f"phase 1{suffix}": Candidate(partial(ours.phase1, drawn, with_it), tokens),
             f"phase 2{suffix}": Candidate(partial(ours.phase2_epoch, drawn, with_it), tokens),
-            f"LSTM{suffix}": Candidate(partial(lstm, with_it), tokens),
-            f"GPT-2{suffix}": Candidate(partial(gpt2, with_it), tokens),
+            f"LSTM{suffix}": Candidate(partial(fit, "lstm", with_it), tokens),
+            f"GPT-2{suffix}": Candidate(partial(fit, "gpt2", with_it), tokens),
         }
     timings = interleaved(candidates, sizes.rounds, warm_up=False)
     first, second = prepared.settings.prediction.max_epochs, prepared.settings.phase2.max_epochs

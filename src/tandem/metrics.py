@@ -1,7 +1,7 @@
 """The figures, each in one place: training, evaluation, tests and report all mean the same by a name."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tandem.contexts import PIECE_TOKENS, Contexts, Stream
+from tandem.contexts import PIECE_TOKENS, Contexts, Stream, Tokens
 from tandem.cross_entropy import token_nll
 from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM, TokenBlock
@@ -106,17 +106,31 @@ def score_stream(
     else. Sums are taken in double precision.
     """
     share = group.share(len(stream) - 1)
-    losses, correct, done = torch.empty(share.stop - share.start, dtype=torch.float64), 0, share.start
-    for hidden in hidden_parts(model, stream, contexts, chunk_positions, token_block, share):
-        targets = stream.ids[done + 1 : done + 1 + len(hidden)]
-        nll, best = token_nll(hidden, model.lm_head.weight, targets, model.lm_head.bias)
-        losses[done - share.start : done - share.start + len(hidden)] = nll.cpu()
-        correct += int((best == targets).sum())
-        done += len(hidden)
+    hidden = hidden_parts(model, stream, contexts, chunk_positions, token_block, share)
+    losses, correct = score_parts(hidden, model.lm_head.weight, stream.ids, share, model.lm_head.bias)
     if group.size > 1:
         losses = group.joined(losses.to(model.device), len(stream) - 1).cpu()
         correct = int(group.total(torch.tensor(correct, device=model.device)))
     return Score.of(losses.numpy(), correct)
+
+
+def score_parts(
+    parts: Iterable[Tensor], head: Tensor, ids: Tensor | Tokens, share: slice, bias: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """NLL in nats of each prediction at the positions of `share`, [n] float64 on the CPU, and how many hit.
+
+    `parts` are hidden [·, E] that follow on each other; that of position t predicts ids[t + 1]. A prediction
+    hits where the token is its arg-max.
+    """
+    losses, correct, done = torch.empty(share.stop - share.start, dtype=torch.float64), 0, share.start
+    for hidden in parts:
+        targets = ids[done + 1 : done + 1 + len(hidden)]
+        nll, best = token_nll(hidden, head, targets, bias)
+        losses[done - share.start : done - share.start + len(hidden)] = nll.cpu()
+        correct += int((best == targets).sum())
+        done += len(hidden)
+    assert done == share.stop
+    return losses, correct
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Each is a `Baseline` of its own file, and a line of BASELINES.
 Shape letters: T tokens, V vocabulary, E embedding width, H hidden width, B batch.
 """
 
-from tandem.baselines.base import Baseline, BaselineInputs, Fitted, Task
+from tandem.baselines.base import Baseline, BaselineInputs, Fitted
 from tandem.baselines.gpt2 import Gpt2Baseline
 from tandem.baselines.lstm import LstmBaseline
 from tandem.baselines.ngram import BigramBaseline, KneserNeyBaseline, UnigramBaseline
@@ -20,4 +20,4 @@ BASELINES: dict[str, Baseline] = {
 }
 """By kind, in the order in which they are listed."""
 
-__all__ = ["BASELINES", "Baseline", "BaselineInputs", "Fitted", "Task"]
+__all__ = ["BASELINES", "Baseline", "BaselineInputs", "Fitted"]

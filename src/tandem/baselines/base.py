@@ -27,30 +27,21 @@ Ids = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Task:
-    """The streams to learn from and to be scored on.
-
-    train         [T] token ids (uint16 or int32, may be memory-mapped), at least two
-    validation    [T'] token ids, at least two
-    vocab_size    V; every id is below it
-    """
-
-    train: Ids
-    validation: Ids
-    vocab_size: int
-
-
-@dataclass(frozen=True)
 class BaselineInputs:
     """All that a baseline is fitted with.
 
+    train             [T] token ids to learn from (uint16 or int32, may be memory-mapped), at least two
+    validation        [T'] token ids to be scored on, at least two
+    vocab_size        V; every id is below it
     settings          of the experiment; its own section is `settings.section(NAME)`
     max_parameters    that it may have, where `sized`
     seed              None where it is not `seeded`
     on_tick           is told of progress
     """
 
-    task: Task
+    train: Ids
+    validation: Ids
+    vocab_size: int
     settings: Settings
     max_parameters: int
     seed: int | None
@@ -92,10 +83,12 @@ class Baseline(ABC):
     """Whether anything is drawn at random, so that it runs once with each seed; else it runs once."""
     sized: ClassVar[bool] = False
     """Whether `baselines.max_parameters` bounds it."""
+    memory_settings: ClassVar[tuple[str, ...]] = ()
+    """Which of its settings to lower where memory runs out, by their dotted names."""
 
     @abstractmethod
     def fit(self, inputs: BaselineInputs) -> Fitted:
-        """Train on `inputs.task.train` and score validation.
+        """Train on `inputs.train` and score validation.
 
         Raises SettingsError where it cannot be, NonFiniteLossError if a step is not finite.
         """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tandem.baselines.base import Baseline, BaselineInputs, Fitted, Ids, Task
+from tandem.baselines.base import Baseline, BaselineInputs, Fitted, Ids
 from tandem.records import RunRecord
 from tandem.settings import Settings
 
@@ -32,11 +32,11 @@ class KneserNeyBaseline(NgramBaseline):
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
         """See Baseline."""
-        return fit_kneser_ney(inputs.task, inputs.settings.baselines.order)
+        return fit_kneser_ney(inputs, inputs.settings.baselines.order)
 
     def refit(self, inputs: BaselineInputs, record: RunRecord) -> Fitted:
         """Of the order in the record's name, which the settings may have changed since."""
-        return fit_kneser_ney(inputs.task, int(record.configuration.rpartition("-")[2]))
+        return fit_kneser_ney(inputs, int(record.configuration.rpartition("-")[2]))
 
     def label(self, settings: Settings) -> str:
         """Such as KN-5."""
@@ -55,7 +55,7 @@ class BigramBaseline(NgramBaseline):
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
         """See Baseline."""
-        return fit_kneser_ney(inputs.task, 2)
+        return fit_kneser_ney(inputs, 2)
 
 
 class UnigramBaseline(NgramBaseline):
@@ -66,33 +66,33 @@ class UnigramBaseline(NgramBaseline):
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
         """See Baseline."""
-        return fit_unigram(inputs.task)
+        return fit_unigram(inputs)
 
 
-def fit_kneser_ney(task: Task, order: int) -> Fitted:
+def fit_kneser_ney(inputs: BaselineInputs, order: int) -> Fitted:
     """Count the n-grams of the training stream and score validation. Raises ValueError for orders below 2."""
     from tandem.baselines.kneser_ney import KneserNey
 
     began = time.perf_counter()
-    model = KneserNey.fit(task.train, task.vocab_size, order)
-    return _fitted(task, model.score, model.ngrams, began)
+    model = KneserNey.fit(inputs.train, inputs.vocab_size, order)
+    return _fitted(inputs, model.score, model.ngrams, began)
 
 
-def fit_unigram(task: Task) -> Fitted:
+def fit_unigram(inputs: BaselineInputs) -> Fitted:
     """Count the tokens of the training stream and score validation, by p(w) = (count(w) + 1) / (T + V)."""
     from tandem.metrics import Score
     from tandem.tokens.store import token_counts
 
     began = time.perf_counter()
-    counts = token_counts(task.train, task.vocab_size)
+    counts = token_counts(inputs.train, inputs.vocab_size)
 
     def score(ids: Ids) -> Score:
         targets = ids[1:]
         losses = np.log(counts.sum() + len(counts)) - np.log(counts[targets] + 1.0)
         return Score.of(losses.astype(np.float32), int(np.count_nonzero(targets == counts.argmax())))
 
-    return _fitted(task, score, int(np.count_nonzero(counts)), began)
+    return _fitted(inputs, score, int(np.count_nonzero(counts)), began)
 
 
-def _fitted(task: Task, score: "Callable[[Ids], Score]", ngrams: int, began: float) -> Fitted:
-    return Fitted(score(task.validation), 0, ngrams, None, time.perf_counter() - began, score)
+def _fitted(inputs: BaselineInputs, score: "Callable[[Ids], Score]", ngrams: int, began: float) -> Fitted:
+    return Fitted(score(inputs.validation), 0, ngrams, None, time.perf_counter() - began, score)

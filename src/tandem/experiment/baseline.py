@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tandem.baselines import BASELINES, BaselineInputs, Task
+from tandem.baselines import BASELINES, BaselineInputs
 from tandem.experiment.prepared import Prepared, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.metrics import validation_record
@@ -37,7 +37,9 @@ def baseline_inputs(prepared: Prepared, seed: int | None, on_tick: OnTick = sile
     """What the baselines of an experiment are fitted with."""
     corpus = prepared.corpus
     return BaselineInputs(
-        Task(corpus.train.ids, corpus.validation.ids, corpus.vocab_size),
+        corpus.train.ids,
+        corpus.validation.ids,
+        corpus.vocab_size,
         prepared.settings,
         parameters_allowed(prepared),
         seed,
