@@ -214,8 +214,9 @@ class Bench:
     def tandem(self, configuration: Configuration, seed: int) -> None:
         """One configuration of Tandem, as `tandem train` trains it."""
         from tandem.experiment.evaluate import evaluate_model
-        from tandem.experiment.runner import Unwatched, train_one
+        from tandem.experiment.runner import train_one
         from tandem.objectives.predictive import PredictionRecord
+        from tandem.training.progress import Watcher
 
         key = {**self.key, "model": configuration.name, "seed": seed}
         if self.results.find(**key) is not None:
@@ -223,7 +224,7 @@ class Bench:
         folder = self.output / "models" / "-".join(map(str, key.values()))
         shutil.rmtree(folder, ignore_errors=True)  # of a result that is to be made anew
         began = time.perf_counter()
-        record = train_one(self.settings, configuration, seed, folder, Unwatched())
+        record = train_one(self.settings, configuration, seed, folder, Watcher())
         seconds = time.perf_counter() - began
         assert record.validation is not None
         assert record.parameters is not None

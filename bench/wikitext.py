@@ -32,12 +32,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E
 
 from tandem.contexts import Stream, compute_contexts  # noqa: E402
 from tandem.experiment.checkpoints import load_model  # noqa: E402
-from tandem.experiment.runner import Unwatched, train_one  # noqa: E402
+from tandem.experiment.runner import train_one  # noqa: E402
 from tandem.metrics import score_stream  # noqa: E402
 from tandem.settings import Configuration, Settings, load_settings  # noqa: E402
 from tandem.shown import tolerate_any_encoding  # noqa: E402
 from tandem.tokens.prepare import tokenize_for_evaluation  # noqa: E402
-from tandem.training.progress import Tick  # noqa: E402
+from tandem.training.progress import Tick, Watcher  # noqa: E402
 
 WORDS = {"train": 2_088_628, "valid": 217_646, "test": 245_569}
 VOCABULARY = 33_278
@@ -99,7 +99,7 @@ def perplexity_by_words(nll_nats: float, tokens: int, split: str) -> float:
     return math.exp((nll_nats * (tokens - 1) + math.log(VOCABULARY)) / tokens)
 
 
-class Told(Unwatched):
+class Told(Watcher):
     """Says on stderr what every tenth of an epoch shows."""
 
     def __init__(self) -> None:

@@ -231,26 +231,26 @@ def last_batch_dropped(patch: Patch) -> None:
 
 def averaged_over_batches(patch: Patch) -> None:
     """PPL is exp of the mean of batch means, not of the mean over tokens."""
-    real = pipeline.validation_record
+    real = runner.validation_record
 
     def averaged(score: Score, tokens: Any) -> Any:
         batches = np.split(score.losses, range(256, len(score.losses), 256))
         nll = float(np.mean([batch.mean() for batch in batches]))
         return real(replace(score, nll_nats=nll), tokens)
 
-    patch.setattr(pipeline, "validation_record", averaged)
+    patch.setattr(runner, "validation_record", averaged)
 
 
 def mean_of_perplexities(patch: Patch) -> None:
     """PPL is the mean of the PPL of batches."""
-    real = pipeline.validation_record
+    real = runner.validation_record
 
     def averaged(score: Score, tokens: Any) -> Any:
         batches = np.split(score.losses, range(256, len(score.losses), 256))
         mean = float(np.mean([perplexity(float(batch.mean())) for batch in batches]))
         return real(score, tokens).model_copy(update={"perplexity": mean})
 
-    patch.setattr(pipeline, "validation_record", averaged)
+    patch.setattr(runner, "validation_record", averaged)
 
 
 def scored_token_is_the_current_one(patch: Patch) -> None:

@@ -22,10 +22,11 @@ from tandem.audit import audit
 from tandem.audit.reference import contexts_at
 from tandem.audit.run import _settings_check
 from tandem.errors import DataError, RunDirError
-from tandem.experiment.runner import Unwatched, run_experiment
+from tandem.experiment.runner import run_experiment
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.records import AuditRecord, DocumentScores, read_audit, read_records
 from tandem.settings import load_settings, settings_fingerprint
+from tandem.training.progress import Watcher
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def test_every_planted_defect_is_named(
     )
     with monkeypatch.context() as patch:
         planted.plant(patch)
-        run_dir, records = run_experiment(settings, Unwatched())
+        run_dir, records = run_experiment(settings, Watcher())
         assert [record.failure for record in records] == [None] * len(records)
         found = audit(run_dir) if planted.remains else None
     found = found or audit(run_dir)
@@ -195,7 +196,7 @@ def test_validation_text_inside_training_is_named(tmp_path: Path) -> None:
         output=str(tmp_path / "run"),
         data={"validation": str(validation)},
     )
-    run_dir, _ = run_experiment(settings, Unwatched())
+    run_dir, _ = run_experiment(settings, Watcher())
     assert "1 of 3 with 80% or more" in failed(audit(run_dir))["leakage"]
 
 
@@ -209,7 +210,7 @@ def test_duplicates_across_splits_are_named(tmp_path: Path, monkeypatch: pytest.
         data={"validation": str(write_jsonl(tmp_path / "valid.jsonl", documents[:3]))},
     )
     defects.duplicates_across_splits(monkeypatch)
-    run_dir, _ = run_experiment(settings, Unwatched())
+    run_dir, _ = run_experiment(settings, Watcher())
     assert "3 of 3 documents also in training" in failed(audit(run_dir))["leakage"]
 
 
@@ -279,7 +280,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(folder / "cache"))
-        return run_experiment(settings, Unwatched())[0]
+        return run_experiment(settings, Watcher())[0]
 
 
 @pytest.fixture
@@ -425,7 +426,7 @@ def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
         write_jsonl(tmp_path / "text.jsonl", documents),
         **{"configurations": ((1, 1),), "seeds": (0,), "output": str(tmp_path / "run"), **more},
     )
-    run_dir, records = run_experiment(settings, Unwatched())
+    run_dir, records = run_experiment(settings, Watcher())
     assert [record.failure for record in records] == [None] * len(records)
     found = audit(run_dir)
     alarms = {
@@ -443,7 +444,7 @@ def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
 
 def test_a_model_folder_is_audited_alone(tmp_path: Path, short_file: Path) -> None:
     settings = short(short_file, configurations=((1, 2),), seeds=(0,), output=str(tmp_path / "run"))
-    run_dir, _ = run_experiment(settings, Unwatched())
+    run_dir, _ = run_experiment(settings, Watcher())
     folder = run_dir / "models" / "C1T2-seed0"
     found = audit(folder)
     assert found.status == "pass"
@@ -458,7 +459,7 @@ def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, short_
     settings = short(
         short_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"), save_models=False
     )
-    run_dir, _ = run_experiment(settings, Unwatched())
+    run_dir, _ = run_experiment(settings, Watcher())
     found = audit(run_dir)
     assert found.status == "pass"
     assert [c.status for c in found.runs[-1].checks if c.name == "model"] == ["skip"]

@@ -10,14 +10,16 @@ import pytest
 from conftest import tiny
 from warm import python
 
-from tandem.experiment.runner import Unwatched, train_one
+from tandem.experiment.runner import train_one
 from tandem.records import RunRecord
 from tandem.settings import Configuration, Settings, dump_settings
+from tandem.training.progress import Watcher
 
 WATCHED = """
 import json, sys
 from pathlib import Path
-from tandem.experiment.runner import Unwatched, train_one
+from tandem.experiment.runner import train_one
+from tandem.training.progress import Watcher
 from tandem.launch import process_rank
 from tandem.settings import Configuration, load_settings
 from tandem.training.gradients import GradientAccumulator
@@ -37,12 +39,12 @@ def watched(self, forward, rows):
 
 GradientAccumulator.backward = watched
 
-class Watcher(Unwatched):
+class Noting(Watcher):
     def tick(self, tick):
         ticks.append([tick.phase, tick.done, dict(tick.figures)])
 
 settings, folder = sys.argv[1:]
-train_one(load_settings(settings), Configuration(2, 2), 0, Path(folder), Watcher())
+train_one(load_settings(settings), Configuration(2, 2), 0, Path(folder), Noting())
 Path(f"{settings}.{process_rank()}").write_text(json.dumps([ticks, steps]), "utf-8")
 """
 
@@ -176,7 +178,7 @@ def test_too_few_rows_for_the_processes_are_refused(text_file: Path, tmp_path: P
 
 def test_all_processes_leave_a_folder_that_holds_another_model(text_file: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    train_one(tiny(text_file, threads=1), Configuration(1, 1), 1, model, Unwatched())
+    train_one(tiny(text_file, threads=1), Configuration(1, 1), 1, model, Watcher())
     before = {path: path.read_bytes() for path in model.iterdir()}
     file = tmp_path / "settings.yaml"
     file.write_text(dump_settings(tiny(text_file, threads=1)), "utf-8")

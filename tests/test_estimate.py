@@ -17,10 +17,10 @@ from tandem.experiment import stopwatch, trial
 from tandem.experiment.baseline import run_baseline
 from tandem.experiment.grid import plan
 from tandem.experiment.prepared import prepare
-from tandem.experiment.runner import Unwatched, estimate_experiment, estimate_one, train_one
+from tandem.experiment.runner import estimate_experiment, estimate_one, train_one
 from tandem.model import TandemForCausalLM
 from tandem.settings import Configuration, ContextSettings, dump_settings
-from tandem.training.progress import OnTick, Tick
+from tandem.training.progress import OnTick, Tick, Watcher
 
 
 def test_a_dry_run_counts_all_work_and_does_none(
@@ -106,7 +106,7 @@ def test_contexts_are_computed_as_often_as_was_estimated(
     with monkeypatch.context() as patch:
         patch.setattr(trial, "compute_contexts", computed)
         patch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
-        told = estimate_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+        told = estimate_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())
     count = [0]
     scan, fill = segments._scan, linear.LinearScan._fill
 
@@ -121,7 +121,7 @@ def test_contexts_are_computed_as_often_as_was_estimated(
     monkeypatch.setattr(segments, "_scan", scanned)
     monkeypatch.setattr(linear.LinearScan, "_fill", filled)
     monkeypatch.setattr(linear_contexts, "_loop_error", lambda *_: 0.0)  # of a fixed size
-    record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+    record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())
     assert record.contexts is not None
     train = record.contexts.train
     assert train.storage == keep
@@ -169,7 +169,7 @@ def test_memory_of_an_ngram_grows_with_the_text(text_file: Path, monkeypatch: py
 def test_workers_share_the_time(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "MOMENT_S", 0.05)
     settings = tiny(text_file, threads=1, workers=2, seeds=(0, 1))
-    told = estimate_experiment(settings, Unwatched())
+    told = estimate_experiment(settings, Watcher())
     assert told.seconds_s == pytest.approx(sum(p.times * p.seconds_s for p in told.parts) / 2)
     said = io.StringIO()
     print_estimate(Terminal(file=said), told)

@@ -20,9 +20,10 @@ from tandem.experiment.executors import JOBS, Executor, Ray, Slurm, Worker, exec
 from tandem.experiment.grid import plan
 from tandem.experiment.prepared import prepare
 from tandem.experiment.run_dir import open_run_dir
-from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
+from tandem.experiment.runner import help_experiment, run_experiment
 from tandem.records import read_records
 from tandem.settings import RaySettings, Settings, SlurmSettings, dump_settings, load_settings
+from tandem.training.progress import Watcher
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="who holds a claim is looked up in /proc")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="submitit is for POSIX systems")
@@ -38,7 +39,7 @@ def made_once(run_dir: Path, settings: Settings) -> None:
     assert {record.status for record in read_records(run_dir)} == {"finished"}
 
 
-class Late(Unwatched):
+class Late(Watcher):
     """The command's own worker begins only when another one has made a run; notes what is told."""
 
     def __init__(self, then: Callable[[Path], None] = lambda _: None) -> None:

@@ -15,15 +15,15 @@ from tandem.errors import DataError, RunDirError, ScanError, SettingsError
 from tandem.experiment.checkpoints import load_model
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.phase1_checkpoint import load_phase1, phase1_path
-from tandem.experiment.runner import Unwatched, run_experiment, train_one
+from tandem.experiment.runner import run_experiment, train_one
 from tandem.fingerprint import fingerprint
 from tandem.objectives import OBJECTIVES
 from tandem.records import RunRecord, append_record, read_manifest, read_records, records_path
 from tandem.settings import Configuration, Settings
-from tandem.training.progress import Tick
+from tandem.training.progress import Tick, Watcher
 
 
-class Interrupt(Unwatched):
+class Interrupt(Watcher):
     """Stops the process's work, as Ctrl-C does, when a run begins."""
 
     def __init__(self, at: str, phase: str | None = None) -> None:
@@ -56,7 +56,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
     settings = short(write_jsonl(folder / "text.jsonl", sentences(30)), output=str(folder / "run"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(folder / "cache"))
-        run_dir, records = run_experiment(settings, Unwatched())
+        run_dir, records = run_experiment(settings, Watcher())
     return Made(settings, list(records), run_dir)
 
 
@@ -70,7 +70,7 @@ def made(made_once: Made, tmp_path: Path) -> Made:
 
 def test_an_experiment_end_to_end(short_file: Path, tmp_path: Path) -> None:
     settings = short(short_file, output=str(tmp_path / "run"), configurations=((1, 1), (1, 2), (2, 1)))
-    run_dir, records = run_experiment(settings, Unwatched())
+    run_dir, records = run_experiment(settings, Watcher())
     assert [record.run for record in records] == [
         "C1T1-seed0", "C1T2-seed0", "C2T1-seed0", "C1T1-seed1", "C1T2-seed1", "C2T1-seed1",
     ]  # fmt: skip
@@ -106,7 +106,7 @@ def test_saved_models_score_as_recorded(short_file: Path, tmp_path: Path) -> Non
     for boundary in ("carry", "reset"):
         settings = short(short_file, data={"validation": str(held_out)}, model={"boundary": boundary})
         folder = tmp_path / boundary
-        record = train_one(settings, Configuration(2, 2), 0, folder, Unwatched())
+        record = train_one(settings, Configuration(2, 2), 0, folder, Watcher())
         result = evaluate_model(folder, str(held_out), device="cpu")
         assert result.perplexity == pytest.approx(record.validation.perplexity, rel=1e-5)
         assert result.accuracy == pytest.approx(record.validation.accuracy)
@@ -123,13 +123,13 @@ def test_saved_models_score_as_recorded(short_file: Path, tmp_path: Path) -> Non
 
 def test_the_same_settings_twice_give_identical_records(made: Made, tmp_path: Path) -> None:
     settings = made.settings.model_copy(update={"output": str(tmp_path / "again")})
-    for first, second in zip(made.whole, run_experiment(settings, Unwatched())[1], strict=True):
+    for first, second in zip(made.whole, run_experiment(settings, Watcher())[1], strict=True):
         assert first.without_times() == second.without_times()
         assert json.loads(first.model_dump_json())["phase2"]["history"]
 
 
 def test_seeds_make_a_difference(made: Made) -> None:
-    _, records = run_experiment(made.settings.model_copy(update={"seeds": (0, 1, 2)}), Unwatched())
+    _, records = run_experiment(made.settings.model_copy(update={"seeds": (0, 1, 2)}), Watcher())
     assert len(records) == 6
     assert len({record.validation.nll_nats for record in records}) == len(records)
     assert len({record.phase1.history[0].loss for record in records}) == len(records)
@@ -155,7 +155,7 @@ def test_a_torn_last_record_is_done_again(made: Made) -> None:
     path = records_path(made.run_dir)
     path.write_bytes(path.read_bytes()[:-100])
     assert [record.run for record in read_records(made.run_dir)] == ["C1T1-seed0", "C2T1-seed0", "C1T1-seed1"]
-    assert [r.without_times() for r in run_experiment(made.settings, Unwatched())[1]] == [
+    assert [r.without_times() for r in run_experiment(made.settings, Watcher())[1]] == [
         r.without_times() for r in made.whole
     ]
     assert path.read_bytes().count(b"\n") == 4
@@ -167,7 +167,7 @@ def test_a_torn_last_record_is_done_again(made: Made) -> None:
 def test_a_failed_run_is_recorded_and_the_others_go_on(short_file: Path, tmp_path: Path) -> None:
     good = short(short_file, output=str(tmp_path / "run"), seeds=(0,))
 
-    class Saboteur(Unwatched):
+    class Saboteur(Watcher):
         def tick(self, tick: Tick) -> None:
             if tick.phase == "phase 2" and self.now == "C1T1-seed0":
                 raise ScanError("the scan disagreed in this one run")
@@ -187,7 +187,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(short_file: Path, tmp_pat
     paid = [record.run for record in records if record.phase1_computed_here]
     assert paid == ["C1T2-seed0"]  # phase 1's time is on the account of a run that finished
 
-    _, again = run_experiment(settings, Unwatched())
+    _, again = run_experiment(settings, Watcher())
     assert all(record.status == "finished" for record in again)
     assert [record.run for record in again if record.phase1_computed_here] == ["C1T2-seed0", "C2T1-seed0"]
 
@@ -195,17 +195,17 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(short_file: Path, tmp_pat
 def test_a_run_directory_of_another_experiment_is_refused(made: Made) -> None:
     phase2 = made.settings.phase2.model_copy(update={"lr": 0.02})
     with pytest.raises(RunDirError, match="holds an experiment with other settings"):
-        run_experiment(made.settings.model_copy(update={"phase2": phase2}), Unwatched())
+        run_experiment(made.settings.model_copy(update={"phase2": phase2}), Watcher())
     assert read_records(made.run_dir) == made.whole
     # more seeds of the same experiment are welcome
-    _, more = run_experiment(made.settings.model_copy(update={"seeds": (0, 3)}), Unwatched())
+    _, more = run_experiment(made.settings.model_copy(update={"seeds": (0, 3)}), Watcher())
     assert [r for r in more if r.seed == 0] == [r for r in made.whole if r.seed == 0]
     assert read_manifest(made.run_dir).seeds == (0, 1, 3)
-    run_experiment(made.settings.model_copy(update={"seeds": (5,)}), Unwatched())
+    run_experiment(made.settings.model_copy(update={"seeds": (5,)}), Watcher())
     assert read_manifest(made.run_dir).seeds == (0, 1, 3, 5)  # what was asked for before stays part of it
     (made.run_dir / "manifest.json").unlink()
     with pytest.raises(RunDirError, match=r"no manifest\.json"):
-        run_experiment(made.settings, Unwatched())
+        run_experiment(made.settings, Watcher())
 
 
 def test_a_phase_1_of_anything_else_is_not_used(made: Made, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_phase_1_of_anything_else_is_not_used(made: Made, tmp_path: Path) -> N
 
 def test_trained_embeddings_move_and_contexts_follow(short_file: Path, tmp_path: Path) -> None:
     settings = short(short_file, embeddings={"trained": True})
-    record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+    record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())
     parameters = record.parameters
     assert parameters.trained_phase2 == parameters.token_block + parameters.embedding
     model, _ = load_model(tmp_path / "model")
@@ -281,7 +281,7 @@ def test_settings_that_do_not_fit_the_text(
     short_file: Path, tmp_path: Path, wrong: dict[str, object], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error) as caught:
-        run_experiment(short(short_file, output=str(tmp_path / "run"), **wrong), Unwatched())
+        run_experiment(short(short_file, output=str(tmp_path / "run"), **wrong), Watcher())
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -303,7 +303,7 @@ SMALL_NETWORKS = {
 def test_baselines_stand_in_the_same_records(short_file: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     settings = short(short_file, output=output, configurations=((1, 1),), baselines=SMALL_NETWORKS)
-    run_dir, records = run_experiment(settings, Unwatched())
+    run_dir, records = run_experiment(settings, Watcher())
     assert [(record.failure, record.status) for record in records] == [(None, "finished")] * len(records)
     assert [record.run for record in records] == [
         "unigram", "bigram", "KN-5",
@@ -341,10 +341,10 @@ def test_a_baseline_with_other_settings_is_made_anew(short_file: Path, tmp_path:
         output = str(tmp_path / "run")
         return short(short_file, output=output, configurations=((1, 1),), seeds=(0,), baselines=baselines)
 
-    _, first = run_experiment(settings(), Unwatched())
-    _, again = run_experiment(settings(), Unwatched())
+    _, first = run_experiment(settings(), Watcher())
+    _, again = run_experiment(settings(), Watcher())
     assert again == first
-    _, other = run_experiment(settings(lr=0.02), Unwatched())
+    _, other = run_experiment(settings(lr=0.02), Watcher())
     changed = [a.run for a, b in zip(first, other, strict=True) if a != b]
     assert changed == ["LSTM-seed0"]
 

@@ -16,7 +16,7 @@ from tandem.audit import audit
 from tandem.contexts import Stream
 from tandem.errors import MisfitError
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.runner import Unwatched, estimate_experiment, run_experiment
+from tandem.experiment.runner import estimate_experiment, run_experiment
 from tandem.model import TandemForCausalLM
 from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
 from tandem.records import Phase1Record, read_records
@@ -24,7 +24,7 @@ from tandem.report import write_report
 from tandem.settings import Settings
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.optimizer import clip_gradients
-from tandem.training.progress import Tick
+from tandem.training.progress import Tick, Watcher
 from tandem.training.trainable import training_only
 
 
@@ -88,7 +88,7 @@ def test_an_objective_of_another_package(
     monkeypatch.setitem(OBJECTIVES, "norms", Norms())
     variants = {"original": {}, "norms": {"recipe": "norms"}}
     settings = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,), variants=variants)
-    run_dir, records = run_experiment(settings, Unwatched())
+    run_dir, records = run_experiment(settings, Watcher())
     assert [record.failure for record in records] == [None] * 4
     assert read_records(run_dir) == records
     ours = {record.run: record for record in records}["norms-C2T1-seed0"]
@@ -97,7 +97,7 @@ def test_an_objective_of_another_package(
     assert ours.parameters is not None
     assert ours.parameters.trained_phase1 == ours.parameters.context_block
     assert OBJECTIVES["norms"].summary(ours.phase1) == f"last loss {ours.phase1.losses[-1]:,.4g}"
-    assert run_experiment(settings, Unwatched())[1] == records  # nothing is trained again
+    assert run_experiment(settings, Watcher())[1] == records  # nothing is trained again
     found = audit(run_dir)
     assert found.status == "pass", found.failed()
     assert any(path.suffix == ".html" for path in write_report(run_dir))
@@ -106,10 +106,10 @@ def test_an_objective_of_another_package(
     with pytest.raises(
         MisfitError, match=r"phase2.start = 'phase1' is not possible: phase 1 of recipe norms"
     ):
-        run_experiment(tiny(text_file, recipe="norms", phase2={"start": "phase1"}), Unwatched())
+        run_experiment(tiny(text_file, recipe="norms", phase2={"start": "phase1"}), Watcher())
 
 
 def test_what_it_will_take_is_estimated(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OBJECTIVES, "norms", Norms())
-    parts = estimate_experiment(tiny(text_file, recipe="norms", seeds=(0,)), Unwatched()).parts
+    parts = estimate_experiment(tiny(text_file, recipe="norms", seeds=(0,)), Watcher()).parts
     assert "C2, phase 1" in [part.what for part in parts]

@@ -13,10 +13,11 @@ from tandem.contexts import Stream, compute_contexts, measure_memory
 from tandem.errors import SettingsError
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.prepared import prepare
-from tandem.experiment.runner import Unwatched, run_experiment
+from tandem.experiment.runner import run_experiment
 from tandem.model import CELLS, ContextBlock, sequential_contexts
 from tandem.report.render import write_report
 from tandem.settings import ContextSettings
+from tandem.training.progress import Watcher
 
 
 class ElmanBlock(ContextBlock):
@@ -65,7 +66,7 @@ def test_it_trains_to_records_a_report_and_a_passing_audit(
     recipe: dict[str, object], text_file: Path, tmp_path: Path
 ) -> None:
     settings = tiny(text_file, **merged(merged(recipe, ELMAN), {"output": str(tmp_path / "run")}))
-    run_dir, (record,) = run_experiment(settings, Unwatched())
+    run_dir, (record,) = run_experiment(settings, Watcher())
     assert record.status == "finished"
     assert record.contexts is not None
     assert record.contexts.train.method == "scan"

@@ -19,8 +19,9 @@ from tandem.errors import RunDirError, SettingsError
 from tandem.experiment.checkpoints import load_model, unused_ids
 from tandem.experiment.evaluate import Evaluation, evaluate_model
 from tandem.experiment.generate import generate_text
-from tandem.experiment.runner import Unwatched, train_one
+from tandem.experiment.runner import train_one
 from tandem.settings import Configuration
+from tandem.training.progress import Watcher
 
 ROOT = Path(tandem.__file__).parent
 
@@ -30,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as `tandem train` leaves it."""
     place = tmp_path_factory.mktemp("foreign")
     settings = tiny(write_jsonl(place / "text.jsonl", sentences(60)))
-    train_one(settings, Configuration(1, 1), 0, place / "model", Unwatched())
+    train_one(settings, Configuration(1, 1), 0, place / "model", Watcher())
     return place / "model"
 
 

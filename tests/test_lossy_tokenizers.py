@@ -13,7 +13,7 @@ from tandem.cli.main import run
 from tandem.errors import DataError, SettingsError
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.generate import generate_text
-from tandem.experiment.runner import Unwatched, run_experiment, train_one
+from tandem.experiment.runner import run_experiment, train_one
 from tandem.fingerprint import fingerprint
 from tandem.records import RunRecord, read_records
 from tandem.report.render import write_report
@@ -24,6 +24,7 @@ from tandem.tokens.lost import Decoding
 from tandem.tokens.prepare import prepare_corpus
 from tandem.tokens.store import TokenStream
 from tandem.tokens.tokenizer import train_bpe
+from tandem.training.progress import Watcher
 
 TEXTS = sentences(60)
 END = "</s>"
@@ -175,7 +176,7 @@ def lossy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord, li
     settings = tiny(corpus_file(place), tokenizer={"source": str(place / "tokenizer.json")})
     said: list[str] = []
 
-    class Listening(Unwatched):
+    class Listening(Watcher):
         def preparing(self, what: str) -> None:
             said.append(what)
 
@@ -291,7 +292,7 @@ def test_text_and_prompt_that_are_lost_whole(tmp_path: Path) -> None:
         tokenizer={"source": str(tmp_path / "tokenizer.json")},
         data={"separator": "\n"},
     )
-    train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Unwatched())
+    train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())
     with pytest.raises(SettingsError, match="prompt cannot be tokenized"):
         generate_text(tmp_path / "model", CHINESE, device="cpu")
     (tmp_path / "page.txt").write_text(CHINESE, "utf-8")
@@ -310,7 +311,7 @@ def test_an_experiment_charges_every_run_alike_and_its_audit_and_report_follow(t
         tokenizer={"source": str(tmp_path / "tokenizer.json")},
         baselines={"models": ("kneser-ney", "unigram")},
     )
-    run_dir, records = run_experiment(settings, Unwatched())
+    run_dir, records = run_experiment(settings, Watcher())
     assert len(records) == 3
     for record in records:
         assert record.validation is not None

@@ -17,13 +17,14 @@ from tandem.cli.main import run
 from tandem.errors import DataError
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.executors import Worker
-from tandem.experiment.runner import Unwatched, run_experiment, train_one
+from tandem.experiment.runner import run_experiment, train_one
 from tandem.records import read_records
 from tandem.settings import Configuration, Settings, load_settings
 from tandem.text.places import counted_from
 from tandem.text.recorded import folder_of, local_path
 from tandem.text.splits import split_documents
 from tandem.tokens.tokenizer import train_bpe
+from tandem.training.progress import Watcher
 
 RELATIVE: dict[str, object] = {
     "data": {"train": "texts", "validation": "held.jsonl", "allow_overlap": ("held.jsonl",)},
@@ -56,8 +57,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = short(Path("texts"), **RELATIVE)
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(folder.parent / "cache"))
-        run_experiment(settings, Unwatched())
-        train_one(settings, Configuration(1, 1), 0, Path("model"), Unwatched())
+        run_experiment(settings, Watcher())
+        train_one(settings, Configuration(1, 1), 0, Path("model"), Watcher())
     return folder
 
 
@@ -196,7 +197,7 @@ def test_a_variants_own_embedding_is_found_too(tmp_path: Path, monkeypatch: pyte
     more = {"variants": {"own": {"embeddings": {"source": "own/table.safetensors"}}, "drawn": {}}}
     values = merged(RELATIVE, {**more, "embeddings": {"source": "random"}})
     monkeypatch.chdir(folder)
-    run_experiment(short(Path("texts"), **values), Unwatched())
+    run_experiment(short(Path("texts"), **values), Watcher())
     monkeypatch.chdir(tmp_path)
     assert audit(folder / "run").status != "fail"
     save_file({"embedding.weight": torch.zeros(300, 24)}, folder / "own" / "table.safetensors")

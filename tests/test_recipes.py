@@ -16,7 +16,7 @@ from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.phase1_checkpoint import load_phase1_state, new_heads, phase1_state
 from tandem.experiment.pipeline import train_contexts, train_tokens, untrained_contexts
 from tandem.experiment.prepared import new_model, prepare
-from tandem.experiment.runner import Unwatched, run_experiment, train_one
+from tandem.experiment.runner import run_experiment, train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.objectives import OBJECTIVES
@@ -24,13 +24,14 @@ from tandem.objectives.predictive import PredictionRecord, nearest_head
 from tandem.records import RunRecord, read_manifest
 from tandem.settings import Configuration, Settings, chosen_variant
 from tandem.training.initialization import start_from_head
+from tandem.training.progress import Watcher
 
 BOTH = {"original": {}, "predictive": PREDICTIVE}
 Made = tuple[Settings, dict[str, RunRecord]]
 
 
 def run(settings: Settings) -> dict[str, RunRecord]:
-    records = run_experiment(settings, Unwatched())[1]
+    records = run_experiment(settings, Watcher())[1]
     assert [record.failure for record in records] == [None] * len(records)
     return {record.run: record for record in records}
 
@@ -97,11 +98,11 @@ def test_phase_2_starts_where_phase_1_predicted(short_file: Path) -> None:
     assert isinstance(shared.phase1, PredictionRecord)
     same = train_tokens(prepared, shared, Configuration(1, 1), 0)
     assert [head.token_layers for head in shared.phase1.heads] == [1, 2]
-    assert same.validation.nll_nats == pytest.approx(shared.phase1.head_for(1).nll_nats, abs=1e-6)
+    assert same.phase2.validation.nll_nats == pytest.approx(shared.phase1.head_for(1).nll_nats, abs=1e-6)
     two = train_tokens(prepared, shared, Configuration(1, 2), 0)
-    assert two.validation.nll_nats == pytest.approx(shared.phase1.head_for(2).nll_nats, abs=1e-6)
+    assert two.phase2.validation.nll_nats == pytest.approx(shared.phase1.head_for(2).nll_nats, abs=1e-6)
     deeper = train_tokens(prepared, shared, Configuration(1, 3), 0)
-    assert deeper.validation.nll_nats == pytest.approx(shared.phase1.head_for(3).nll_nats, abs=0.3)
+    assert deeper.phase2.validation.nll_nats == pytest.approx(shared.phase1.head_for(3).nll_nats, abs=0.3)
     # The contexts, the embedding and its norm are frozen, and what phase 1 left.
     for name, tensor in phase1_state(shared.model, OBJECTIVES["predictive"]).items():
         assert torch.equal(tensor, deeper.model.state_dict()[name])
@@ -162,7 +163,7 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
 ) -> None:
     more = {"prediction": {"head_layers": (1, 2)}, "contexts": {"keep": keep}}
     settings = short(short_file, **merged(PREDICTIVE, more))
-    record = train_one(settings, Configuration(1, token_layers), 0, tmp_path / "model", Unwatched())
+    record = train_one(settings, Configuration(1, token_layers), 0, tmp_path / "model", Watcher())
     assert isinstance(record.phase1, PredictionRecord)
     assert [one.token_layers for one in record.phase1.heads] == [head]
     assert record.contexts is not None
@@ -192,7 +193,7 @@ def test_phase_2_is_never_worse_than_what_it_starts_from(
 ) -> None:
     more = {"phase2": {"lr": lr, "max_epochs": 2, "schedule": "constant"}, "prediction": {"max_epochs": 2}}
     record = train_one(
-        short(short_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Unwatched()
+        short(short_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Watcher()
     )
     assert record.validation is not None
     assert record.phase2 is not None

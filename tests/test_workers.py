@@ -15,9 +15,10 @@ from conftest import tiny
 from tandem.claims import locked, try_lock
 from tandem.experiment.executors import threads_each
 from tandem.experiment.grid import claims, plan
-from tandem.experiment.runner import Unwatched, help_experiment, run_experiment
+from tandem.experiment.runner import help_experiment, run_experiment
 from tandem.records import RunRecord, read_manifest, read_records, records_path
 from tandem.settings import Settings, dump_settings
+from tandem.training.progress import Watcher
 
 
 def figures(record: RunRecord) -> tuple[object, ...]:
@@ -89,8 +90,8 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch, text_file: Path
 
 
 def test_two_workers_make_every_run_once_and_as_one_would(text_file: Path, tmp_path: Path) -> None:
-    _, alone = run_experiment(experiment(text_file, tmp_path / "alone"), Unwatched())
-    run_dir, together = run_experiment(experiment(text_file, tmp_path / "two", workers=2), Unwatched())
+    _, alone = run_experiment(experiment(text_file, tmp_path / "alone"), Watcher())
+    run_dir, together = run_experiment(experiment(text_file, tmp_path / "two", workers=2), Watcher())
     assert [figures(r) for r in together] == [figures(r) for r in alone]
     assert sorted(lines(run_dir)) == sorted(r.run for r in alone)
     manifest = read_manifest(run_dir)
@@ -102,7 +103,7 @@ def test_what_another_worker_has_is_waited_for_and_not_made(text_file: Path, tmp
     settings, run_dir = experiment(text_file, tmp_path / "run"), tmp_path / "run"
     run_dir.mkdir()
     done: list[RunRecord] = []
-    worker = threading.Thread(target=lambda: done.extend(run_experiment(settings, Unwatched())[1]))
+    worker = threading.Thread(target=lambda: done.extend(run_experiment(settings, Watcher())[1]))
     with try_lock(run_dir, "tandem-C1-seed1") as mine:
         assert mine
         worker.start()
@@ -116,7 +117,7 @@ def test_what_another_worker_has_is_waited_for_and_not_made(text_file: Path, tmp
 
 def test_what_a_dead_worker_had_is_made_by_another(text_file: Path, tmp_path: Path) -> None:
     settings, run_dir = experiment(text_file, tmp_path / "run"), tmp_path / "run"
-    first = multiprocessing.get_context("spawn").Process(target=run_experiment, args=(settings, Unwatched()))
+    first = multiprocessing.get_context("spawn").Process(target=run_experiment, args=(settings, Watcher()))
     first.start()
     run_dir.mkdir(exist_ok=True)
     wait_for(run_dir, 3)

@@ -97,8 +97,8 @@ def _outcome(prepared: Prepared, seed: int) -> Outcome:
     contexts = train_contexts(prepared, CONFIGURATION.context_layers, seed)
     trained = train_tokens(prepared, contexts, CONFIGURATION, seed)
     assert isinstance(contexts.phase1, DispersionRecord)
-    validation = trained.validation
-    return Outcome(contexts.phase1, trained.phase2, validation.nll_nats, validation.perplexity)
+    validation = trained.phase2.validation
+    return Outcome(contexts.phase1, trained.phase2.training, validation.nll_nats, validation.perplexity)
 
 
 def _row(name: str, found: list[Outcome], literal: list[Outcome]) -> list[str]:

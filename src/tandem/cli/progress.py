@@ -19,11 +19,11 @@ from rich.table import Table
 
 from tandem.cli.terminal import Terminal
 from tandem.records import RunRecord
-from tandem.training.progress import Tick
+from tandem.training.progress import Tick, Watcher
 
 
-class ProgressView:
-    """A Watcher that draws on a console: overall, current run and phase with its figures, and ETA.
+class ProgressView(Watcher):
+    """Draws on a console: overall, current run and phase with its figures, and ETA.
 
     A context manager; without a terminal it prints one line for each phase and run instead of bars.
     """

@@ -51,7 +51,7 @@ def save_model(
         with quiet_transformers():
             trained.model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
-        trained.sample.save(draft / CONTEXTS_SAMPLE)
+        trained.phase2.sample.save(draft / CONTEXTS_SAMPLE)
         if trained.head is not None:
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")

@@ -5,17 +5,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from tandem.contexts import ContextsSample
 from tandem.experiment.contexts import contexts_of
 from tandem.experiment.phase1_checkpoint import SavedPhase1, load_phase1_state, new_heads, phase1_state
 from tandem.experiment.prepared import Prepared, new_model, streams
-from tandem.metrics import Score, score_stream, validation_record
+from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Phase1Inputs
-from tandem.records import ContextsRecord, Parameters, Phase1Record, TrainingRecord, ValidationRecord
+from tandem.records import ContextsRecord, Parameters, Phase1Record
 from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
-from tandem.training.phase2 import Split, train_token_block
+from tandem.training.phase2 import Split, TrainedTokenBlock, train_token_block
 from tandem.training.progress import OnTick, silent
 
 
@@ -42,15 +41,13 @@ class TrainedContexts:
 
 @dataclass(frozen=True)
 class TrainedTokens:
-    """Phase 2 of one run: the model, how it went, what it scores, and a sample of the contexts it read.
+    """A run's model, and what phase 2 made of it.
 
     head    weights of phase 1's token layers, where phase 2 started from them
     """
 
     model: TandemForCausalLM
-    phase2: TrainingRecord
-    validation: ValidationRecord
-    sample: ContextsSample
+    phase2: TrainedTokenBlock
     head: dict[str, torch.Tensor] | None
 
 
@@ -125,7 +122,7 @@ def train_tokens(
         holding = replace(prepared, settings=settings.model_copy(update={"contexts": in_memory}))
         return contexts_of(holding, model, shared.train.stream, shared.validation.stream)[:2]
 
-    result = train_token_block(
+    phase2 = train_token_block(
         model,
         shared.train,
         shared.validation,
@@ -136,21 +133,15 @@ def train_tokens(
         on_tick=on_tick,
         execution=prepared.execution,
     )
-    validation = validation_record(result.validation, prepared.corpus.validation)
-    return TrainedTokens(model, result.training, validation, result.contexts, head)
-
-
-_COUNTED = {"lm_head": "head"}
-"""How counts of parameters call a child that is called otherwise."""
+    return TrainedTokens(model, phase2, head)
 
 
 def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool = True) -> Parameters:
     """Parameters by part, and how many each phase trains; without `phase1`, of a control."""
     counts = model.num_params()
+    parts = OBJECTIVES[settings.recipe].parts if phase1 else ()
     return Parameters(
         **counts,
-        trained_phase1=sum(counts[_COUNTED.get(part, part)] for part in OBJECTIVES[settings.recipe].parts)
-        if phase1
-        else 0,
+        trained_phase1=sum(counts["head" if part == "lm_head" else part] for part in parts),
         trained_phase2=counts["token_block"] + (counts["embedding"] if settings.embeddings.trained else 0),
     )

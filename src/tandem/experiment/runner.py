@@ -2,11 +2,13 @@
 
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,7 +16,6 @@ from tandem.advice import advice
 from tandem.baselines import BASELINES
 from tandem.claims import try_lock
 from tandem.errors import (
-    DataError,
     RunDirError,
     TandemError,
     is_out_of_memory,
@@ -56,52 +57,15 @@ from tandem.experiment.run_dir import (
     open_run_dir,
 )
 from tandem.group import process_group
+from tandem.metrics import validation_record
 from tandem.objectives import OBJECTIVES
 from tandem.records import RunRecord, read_records
 from tandem.settings import Configuration, Settings, load_extensions
 from tandem.text.places import source_folder
-from tandem.training.progress import OnTick, Tick
+from tandem.training.progress import Watcher
 
 WAIT_S = 1.0
 """Seconds between two looks at what other workers have done."""
-
-
-class Watcher(Protocol):
-    """Whoever follows an experiment while it runs."""
-
-    def preparing(self, what: str) -> None:
-        """Text, tokens or embeddings are being made."""
-
-    def planned(self, run_dir: Path, runs: list[str], finished: int) -> None:
-        """The runs of the grid, and how many of them were finished before."""
-
-    def run_started(self, run: str) -> None:
-        """One run begins."""
-
-    def tick(self, tick: Tick) -> None:
-        """Progress of the current run."""
-
-    def run_finished(self, record: RunRecord) -> None:
-        """One run was recorded, finished or failed."""
-
-
-class Unwatched:
-    """A Watcher that shows nothing."""
-
-    def preparing(self, what: str) -> None:
-        """Shows nothing."""
-
-    def planned(self, run_dir: Path, runs: list[str], finished: int) -> None:
-        """Shows nothing."""
-
-    def run_started(self, run: str) -> None:
-        """Shows nothing."""
-
-    def tick(self, tick: Tick) -> None:
-        """Shows nothing."""
-
-    def run_finished(self, record: RunRecord) -> None:
-        """Shows nothing."""
 
 
 def run_experiment(
@@ -167,7 +131,7 @@ def help_experiment(settings: Settings, run_dir: Path) -> None:
     manifest = check_same(run_dir, settings, next(iter(prepared.values())).corpus)
     if (precision := begun_in(run_dir, manifest)) is not None:
         prepared = in_precision(prepared, precision)
-    _Grid(prepared, plan(settings), run_dir, Unwatched()).work()
+    _Grid(prepared, plan(settings), run_dir, Watcher()).work()
 
 
 class _Grid:
@@ -177,10 +141,10 @@ class _Grid:
         self, variants: dict[str | None, Prepared], specs: list[RunSpec], run_dir: Path, watcher: Watcher
     ) -> None:
         reference = measured_against(variants.values())
-        self._of_run = {
+        self._prepared = {
             spec.name: reference if spec.configuration is None else variants[spec.variant] for spec in specs
         }
-        self._cells, self._run_dir, self._watcher = specs, run_dir, watcher
+        self._variants, self._specs, self._run_dir, self._watcher = variants, specs, run_dir, watcher
         self._records = {record.run: record for record in read_records(run_dir)}
         # What failed before is tried again; what fails from now on is not.
         self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
@@ -194,138 +158,111 @@ class _Grid:
         """Make what nobody else makes, until nothing is left; returns the records of all runs."""
         told = False
         while pending := self._pending():
-            busy = [self._work_on(claim, specs) for claim, specs in claims(pending).items()]
-            self._take_note()
+            busy = [self._work_on(claim) for claim in claims(pending)]
+            self._read_records()
             if any(busy):
                 continue
             if not told:
                 self._watcher.preparing(f"waiting for other workers, who have {len(pending)} runs")
                 told = True
             time.sleep(WAIT_S)
-        return [self._records[spec.name] for spec in self._cells]
+        return [self._records[spec.name] for spec in self._specs]
 
     def _pending(self) -> list[RunSpec]:
+        """Runs that are still to be made.
+
+        Of an experiment's own settings the run directory makes sure; a variant or a baseline may change.
+        """
+
         def settled(spec: RunSpec) -> bool:
-            record = self._records.get(spec.name)
-            if record is not None and record.status == "failed":
+            record, prepared = self._records.get(spec.name), self._prepared[spec.name]
+            if record is None:
+                return False
+            if record.status == "failed":
                 return spec.name not in self._to_try_again
-            return _finished(self._of_run[spec.name], spec, record)
+            if spec.variant is not None and record.settings_fingerprint != prepared.settings.fingerprint():
+                return False
+            return record.baseline_fingerprint == baseline_fingerprint(prepared, spec.kind)
 
-        return [spec for spec in self._cells if not settled(spec)]
+        return [spec for spec in self._specs if not settled(spec)]
 
-    def _work_on(self, claim: str, specs: list[RunSpec]) -> bool:
+    def _work_on(self, claim: str) -> bool:
         """Make the runs of one claim that are still to be made; false where another worker has it."""
         with try_lock(self._run_dir, claim) as mine:
             if not mine:
                 return False
-            self._take_note()  # another worker may have had the claim, and made these runs, until now
-            pending = {spec.name for spec in self._pending()}
-            specs = [spec for spec in specs if spec.name in pending]
-            shared: _SharedContexts | None = None
+            self._read_records()  # another worker may have had the claim, and made these runs, until now
+            specs = claims(self._pending()).get(claim, [])
+            get_contexts = cache(self._contexts_of)  # the runs of a claim share them
             for spec in specs:
-                prepared = self._of_run[spec.name]
-                if shared is None and spec.configuration is not None:
-                    shared = _SharedContexts(prepared, self._run_dir, spec, list(self._records.values()))
-                record = _run(prepared, self._run_dir, spec, shared, self._watcher)
+                record = self._run(spec, get_contexts)
                 keep_record(self._run_dir, record)
-                self._keep(record)
+                self._add(record)
         return True
 
-    def _take_note(self) -> None:
-        """Of what other workers have recorded."""
+    def _read_records(self) -> None:
+        """Take over what other workers have recorded."""
         for record in read_records(self._run_dir):
             if record != self._records.get(record.run):
-                self._keep(record)
+                self._add(record)
 
-    def _keep(self, record: RunRecord) -> None:
+    def _add(self, record: RunRecord) -> None:
         self._records[record.run] = record
         self._to_try_again.discard(record.run)
-        if record.run in self._of_run:
+        if record.run in self._prepared:
             self._watcher.run_finished(record)
 
+    def _run(self, spec: RunSpec, get_contexts: Callable[..., TrainedContexts]) -> RunRecord:
+        """One run, to its record; it does not raise for what only concerns this run."""
+        prepared, watcher = self._prepared[spec.name], self._watcher
+        watcher.run_started(spec.name)
+        memory, began = PeakMemory(prepared.device), time.perf_counter()
+        try:
+            if spec.configuration is None:
+                results = run_baseline(prepared, spec.kind, spec.seed, watcher.tick)
+                return _record(prepared, spec, status="finished", peak_memory_bytes=memory.read(), **results)
+            assert spec.seed is not None
+            shared_by = (spec.kind, spec.variant, spec.configuration.context_layers, spec.seed)
+            contexts = get_contexts(*shared_by)
+            trained = train_tokens(prepared, contexts, spec.configuration, spec.seed, watcher.tick)
+            paid = any(
+                record.phase1_computed_here
+                and record.status == "finished"
+                and record.settings_fingerprint == prepared.settings.fingerprint()
+                and (record.kind, record.variant, record.context_layers, record.seed) == shared_by
+                for record in self._records.values()
+            )
+            record = make_record(prepared, spec, contexts, trained, not paid, memory)
+            if prepared.settings.save_models:
+                folder = self._run_dir / "models" / spec.name
+                save_model(folder, trained, prepared.corpus.tokenizer, prepared.settings, record)
+            return record
+        except Exception as error:
+            if is_out_of_storage(error):  # no run that follows could be kept either
+                raise RunDirError(
+                    f"cannot keep {spec.name} in {self._run_dir} ({storage_reason(error)}); everything "
+                    "recorded before is kept; make room, or mend the place, and give the same command again "
+                    "to continue"
+                ) from None
+            return _failed(prepared, self._run_dir, spec, error, time.perf_counter() - began)
 
-def _finished(prepared: Prepared, spec: RunSpec, record: RunRecord | None) -> bool:
-    """Whether a run need not be made: it is done, and with these settings.
+    def _contexts_of(self, kind: str, variant: str | None, context_layers: int, seed: int) -> TrainedContexts:
+        """Contexts with or without phase 1, which is taken from the run directory where it is there.
 
-    Of an experiment's own settings the run directory makes sure; what a variant or a baseline is may change.
-    """
-    if record is None or record.status != "finished":
-        return False
-    if spec.variant is not None and record.settings_fingerprint != prepared.settings.fingerprint():
-        return False
-    return record.baseline_fingerprint == baseline_fingerprint(prepared, spec.kind)
-
-
-class _SharedContexts:
-    """Contexts of one variant, depth and seed, with or without phase 1: made when first needed."""
-
-    def __init__(self, prepared: Prepared, run_dir: Path, spec: RunSpec, records: list[RunRecord]) -> None:
-        assert spec.configuration is not None
-        assert spec.seed is not None
-        self.key = (spec.kind, spec.variant, spec.configuration.context_layers, spec.seed)
-        self._prepared = prepared
-        self._run_dir = run_dir
-        self._made: TrainedContexts | None = None
-        # Whether no finished run has phase 1's time on its account yet.
-        self.unpaid = not any(
-            record.phase1_computed_here
-            and record.settings_fingerprint == prepared.settings.fingerprint()
-            and (record.kind, record.variant, record.context_layers, record.seed) == self.key
-            and record.status == "finished"
-            for record in records
-        )
-
-    def get(self, on_tick: OnTick) -> TrainedContexts:
-        """The contexts. Raises NonFiniteLossError or ScanError."""
-        if self._made is None:
-            kind, variant, context_layers, seed = self.key
-            if kind in BASELINES:  # the control of phase 1
-                self._made = untrained_contexts(self._prepared, context_layers, seed)
-            else:
-                self._made = self._phase1(variant, context_layers, seed, on_tick)
-        return self._made
-
-    def _phase1(
-        self, variant: str | None, context_layers: int, seed: int, on_tick: OnTick
-    ) -> TrainedContexts:
+        Raises NonFiniteLossError or ScanError.
+        """
+        prepared = self._variants[variant]
+        if kind in BASELINES:  # the control of phase 1
+            return untrained_contexts(prepared, context_layers, seed)
         path = phase1_path(self._run_dir, variant, context_layers, seed)
-        inputs = phase1_fingerprint(self._prepared, context_layers, seed)
-        objective = OBJECTIVES[self._prepared.settings.recipe]
+        inputs = phase1_fingerprint(prepared, context_layers, seed)
+        objective = OBJECTIVES[prepared.settings.recipe]
         saved = load_phase1(path, inputs, objective)
-        trained = train_contexts(self._prepared, context_layers, seed, on_tick, saved)
+        trained = train_contexts(prepared, context_layers, seed, self._watcher.tick, saved)
         if saved is None and trained.phase1 is not None:
             state = phase1_state(trained.model, objective) | trained.heads.state_dict()
             save_phase1(path, state, trained.phase1, inputs)
         return trained
-
-
-def _run(
-    prepared: Prepared, run_dir: Path, spec: RunSpec, shared: _SharedContexts | None, watcher: Watcher
-) -> RunRecord:
-    """One run, to its record; it does not raise for what only concerns this run."""
-    watcher.run_started(spec.name)
-    memory, began = PeakMemory(prepared.device), time.perf_counter()
-    try:
-        if spec.configuration is None:
-            results = run_baseline(prepared, spec.kind, spec.seed, watcher.tick)
-            return _record(prepared, spec, status="finished", peak_memory_bytes=memory.read(), **results)
-        assert shared is not None
-        assert spec.seed is not None
-        contexts = shared.get(watcher.tick)
-        trained = train_tokens(prepared, contexts, spec.configuration, spec.seed, watcher.tick)
-        record = make_record(prepared, spec, contexts, trained, shared.unpaid, memory)
-        if prepared.settings.save_models:
-            folder = run_dir / "models" / spec.name
-            save_model(folder, trained, prepared.corpus.tokenizer, prepared.settings, record)
-    except Exception as error:
-        if is_out_of_storage(error):  # no run that follows could be kept either
-            raise RunDirError(
-                f"cannot keep {spec.name} in {run_dir} ({storage_reason(error)}); everything recorded before "
-                "is kept; make room, or mend the place, and give the same command again to continue"
-            ) from None
-        return _failed(prepared, run_dir, spec, error, time.perf_counter() - began)
-    shared.unpaid = False
-    return record
 
 
 def _failed(prepared: Prepared, run_dir: Path, spec: RunSpec, error: Exception, seconds: float) -> RunRecord:
@@ -352,7 +289,8 @@ def make_record(
     memory: PeakMemory,
 ) -> RunRecord:
     """The record of a finished run of a Tandem model; phase 1's time is spent by the run that computed it."""
-    alone = contexts.seconds_s + trained.phase2.seconds_s
+    phase2 = trained.phase2.training
+    alone = contexts.seconds_s + phase2.seconds_s
     return _record(
         prepared,
         spec,
@@ -361,44 +299,35 @@ def make_record(
         phase1=contexts.phase1,
         phase1_computed_here=phase1_computed_here,
         contexts=contexts.contexts,
-        phase2=trained.phase2,
-        validation=trained.validation,
-        seconds_spent_s=alone if phase1_computed_here else trained.phase2.seconds_s,
+        phase2=phase2,
+        validation=validation_record(trained.phase2.validation, prepared.corpus.validation),
+        seconds_spent_s=alone if phase1_computed_here else phase2.seconds_s,
         seconds_alone_s=alone,
         peak_memory_bytes=memory.read(),
     )
 
 
-def _record(prepared: Prepared, spec: RunSpec, **values: Any) -> RunRecord:
-    settings = prepared.settings
-    sizes: dict[str, int | None] = dict.fromkeys(
-        ("context_layers", "token_layers", "embed_dim", "context_dim")
-    )
-    if spec.configuration is not None:
-        sizes = {
-            "context_layers": spec.configuration.context_layers,
-            "token_layers": spec.configuration.token_layers,
-            "embed_dim": settings.model.embed_dim,
-            "context_dim": settings.model.context_dim,
-        }
-    return RunRecord.model_validate(
-        {
-            "run": spec.name,
-            "experiment": settings.name,
-            "folder": str(source_folder()),
-            "kind": spec.kind,
-            "recipe": None if spec.configuration is None else settings.recipe,
-            "variant": spec.variant,
-            "configuration": spec.label,
-            **sizes,
-            "seed": spec.seed,
-            "settings_fingerprint": settings.fingerprint(),
-            "baseline_fingerprint": baseline_fingerprint(prepared, spec.kind),
-            "data": prepared.data_record(),
-            "environment": environment(prepared.device, prepared.execution.bfloat16),
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **values,
-        }
+def _record(prepared: Prepared, spec: RunSpec, **results: Any) -> RunRecord:
+    settings, depths = prepared.settings, spec.configuration
+    return RunRecord(
+        run=spec.name,
+        experiment=settings.name,
+        folder=str(source_folder()),
+        kind=spec.kind,
+        recipe=settings.recipe if depths else None,
+        variant=spec.variant,
+        configuration=spec.label,
+        context_layers=depths.context_layers if depths else None,
+        token_layers=depths.token_layers if depths else None,
+        embed_dim=settings.model.embed_dim if depths else None,
+        context_dim=settings.model.context_dim if depths else None,
+        seed=spec.seed,
+        settings_fingerprint=settings.fingerprint(),
+        baseline_fingerprint=baseline_fingerprint(prepared, spec.kind),
+        data=prepared.data_record(),
+        environment=environment(prepared.device, prepared.execution.bfloat16),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        **results,
     )
 
 
@@ -417,19 +346,19 @@ def train_one(
         if group.leads:
             check_writable(folder)  # said before the work, not after
         else:
-            watcher = Unwatched()
+            watcher = Watcher()
         prepared = prepare(settings, watcher.preparing)
         prepared = replace(prepared, execution=replace(prepared.execution, group=group))
         spec = tandem_run(configuration, seed)
         watcher.planned(folder, [spec.name], 0)
-        refused: RunDirError | DataError | None = None
+        refused: TandemError | None = None
         if group.leads:
             try:
                 claim.enter_context(alone_in(folder))
                 check_no_other_model(folder, prepared, spec.name)
                 check_disk(folder, {None: prepared}, [spec])
                 check_disk_for_contexts(prepared)
-            except (RunDirError, DataError) as error:
+            except TandemError as error:
                 refused = error
         if not group.agrees(refused is None, prepared.device):  # all leave, not the first one alone
             raise refused or RunDirError(f"{folder} cannot take the model; the first process says why")

@@ -57,12 +57,15 @@ class Batch:
 
 
 class TrainedTokenBlock(NamedTuple):
-    """What phase 2 gives beside the weights: its record, the best epoch's validation score, and a sample of
-    the contexts that training and validation read in that epoch."""
+    """What phase 2 gives beside the weights.
+
+    validation    score of the best epoch
+    sample        of the contexts that training and validation read in that epoch
+    """
 
     training: TrainingRecord
     validation: Score
-    contexts: ContextsSample
+    sample: ContextsSample
 
 
 Refresh = Callable[[], tuple[Split, Split]]

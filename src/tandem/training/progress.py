@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from tandem.records import RunRecord
 
 
 @dataclass(frozen=True)
@@ -26,3 +29,22 @@ OnTick = Callable[[Tick], None]
 
 def silent(_: Tick) -> None:
     """Watches nothing."""
+
+
+class Watcher:
+    """Whoever follows an experiment while it runs. This one shows nothing; a subclass shows what it likes."""
+
+    def preparing(self, what: str) -> None:
+        """Text, tokens or embeddings are being made."""
+
+    def planned(self, run_dir: Path, runs: list[str], finished: int) -> None:
+        """The runs of the grid, and how many of them were finished before."""
+
+    def run_started(self, run: str) -> None:
+        """One run begins."""
+
+    def tick(self, tick: Tick) -> None:
+        """Progress of the current run."""
+
+    def run_finished(self, record: RunRecord) -> None:
+        """One run was recorded, finished or failed."""
