@@ -22,16 +22,20 @@ from tandem.experiment.prepared import prepare
 from tandem.experiment.run_dir import open_run_dir
 from tandem.experiment.runner import help_experiment, run_experiment
 from tandem.records import read_records
-from tandem.settings import RaySettings, Settings, SlurmSettings, dump_settings, load_settings
+from tandem.settings import DataSettings, Settings, SlurmSettings, dump_settings, load_settings
 from tandem.training.progress import Watcher
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="who holds a claim is looked up in /proc")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="submitit is for POSIX systems")
 
 
+def slurm(**more: object) -> Settings:
+    return Settings(data=DataSettings(train="a.txt"), slurm=SlurmSettings(**more))
+
+
 def submitted(**more: object) -> Slurm:
     """Jobs as processes of this machine, which submitit itself starts, watches and signals."""
-    return Slurm(SlurmSettings(**more), cluster="local")
+    return Slurm(slurm(**more), cluster="local")
 
 
 def made_once(run_dir: Path, settings: Settings) -> None:
@@ -131,7 +135,7 @@ def test_the_run_of_a_killed_worker_is_taken_up(
     executor: Executor = submitted()
     if kind == "ray":
         request.getfixturevalue("cluster")
-        executor = Ray(RaySettings())
+        executor = Ray(slurm())
     settings = experiment(text_file, tmp_path / "run", workers=2)
     killed: list[int] = []
 
@@ -249,7 +253,7 @@ def test_jobs_that_have_ended_are_cancelled_too(
     told: list[str] = []
     with liveness_lock(tmp_path) as command:
         worker = Worker(tiny(text_file), tmp_path, tmp_path, command, operator.is_)  # done at once
-        with Slurm(SlurmSettings()).helping(worker, 2, told.append):
+        with Slurm(slurm()).helping(worker, 2, told.append):
             until = time.monotonic() + 120
             while len(list((tmp_path / JOBS).glob("*_result.pkl"))) < 2:
                 assert time.monotonic() < until, "the jobs do not end"

@@ -12,7 +12,7 @@ import numpy as np
 from tandem.baselines import BASELINES, Baseline, BaselineInputs, Fitted
 from tandem.experiment.executors import EXECUTORS, Executor, Tell, Worker
 from tandem.records import Check, RunRecord
-from tandem.settings import Positive, Probability, Section, Settings, add_section
+from tandem.settings import Positive, Probability, Section, add_section
 from tandem.text.sources import SOURCES, Source
 
 
@@ -86,18 +86,10 @@ class SpawnedSettings(Section):
 class SpawnedExecutor(Executor):
     """Processes of this machine, `spawned.limit` at most."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-
-    @classmethod
-    def of(cls, settings: Settings) -> "SpawnedExecutor":
-        """With the section's limit."""
-        return cls(settings.section("spawned").limit)
-
     @contextmanager
     def helping(self, worker: Worker, count: int, tell: Tell) -> Iterator[None]:
         """See Executor."""
-        count = min(count, self._limit)
+        count = min(count, self.settings.section("spawned").limit)
         processes = [multiprocessing.get_context("spawn").Process(target=worker) for _ in range(count)]
         for process in processes:
             process.start()

@@ -42,7 +42,7 @@ def executor_of(settings: Settings) -> Executor:
             f"setting executor = '{settings.executor}' is for the workers beside this process, and setting "
             "workers = 1 asks for none" + advice(("give {} or more", "workers 2"))
         )
-    return executor.of(settings)
+    return executor(settings)
 
 
 def threads_each(settings: Settings) -> int | None:

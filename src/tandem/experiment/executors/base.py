@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from tandem.advice import Options, advice, in_command
 from tandem.claims import is_alive
@@ -62,10 +62,9 @@ class Executor(ABC):
     for_one_worker: ClassVar[bool] = False
     """Whether settings may name it where this process is the only worker."""
 
-    @classmethod
-    def of(cls, settings: Settings) -> Self:  # noqa: ARG003
+    def __init__(self, settings: Settings) -> None:
         """The executor of an experiment. Raises SettingsError where it is not installed, or not here."""
-        return cls()
+        self.settings = settings
 
     @classmethod
     def threads(cls, settings: Settings) -> int | None:  # noqa: ARG003

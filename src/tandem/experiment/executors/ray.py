@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tandem.errors import SettingsError
 from tandem.experiment.executors.base import Executor, Tell, Worker, reason
-from tandem.settings import RaySettings, Settings
+from tandem.settings import Settings
 
 RAY_ANSWERS_S = 10.0
 """Seconds within which a Ray cluster takes a connection; Ray itself would try for minutes."""
@@ -17,8 +17,9 @@ RAY_ANSWERS_S = 10.0
 class Ray(Executor):
     """Tasks of a Ray cluster: connected to before, RAY_ADDRESS, one running here, or a new one."""
 
-    def __init__(self, settings: RaySettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises SettingsError where Ray is not installed."""
+        super().__init__(settings)
         # Nobody has agreed to Ray's reports on its use. Read when Ray loads.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -27,12 +28,6 @@ class Ray(Executor):
             raise SettingsError(
                 "executor ray needs Ray; install it with `pip install 'tandem-lm[ray]'`"
             ) from None
-        self._settings = settings
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Ray":
-        """See Executor."""
-        return cls(settings.ray)
 
     @classmethod
     def threads(cls, settings: Settings) -> int | None:
@@ -44,9 +39,10 @@ class Ray(Executor):
         """See Executor; a task that waits for resources does not hold up the others."""
         import ray
 
+        own = self.settings.ray
         with _ray_connection():
             # A worker whose process dies is started again by Ray, a few times.
-            task = ray.remote(num_cpus=self._settings.num_cpus, num_gpus=self._settings.num_gpus)(_call)
+            task = ray.remote(num_cpus=own.num_cpus, num_gpus=own.num_gpus)(_call)
             tasks = [task.remote(worker) for _ in range(count)]
             tell(f"workers: {count} more as tasks of Ray at {ray.get_runtime_context().gcs_address}")
             try:

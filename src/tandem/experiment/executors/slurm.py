@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tandem.advice import advice
 from tandem.errors import SettingsError
 from tandem.experiment.executors.base import Executor, Tell, Worker, reason
-from tandem.settings import Settings, SlurmSettings
+from tandem.settings import Settings
 
 if TYPE_CHECKING:
     import submitit
@@ -27,11 +27,12 @@ JOBS = "workers"
 class Slurm(Executor):
     """Jobs of a Slurm cluster, submitted by submitit as one array; their logs are in RUN_DIR/workers."""
 
-    def __init__(self, settings: SlurmSettings, cluster: str = "slurm") -> None:
+    def __init__(self, settings: Settings, cluster: str = "slurm") -> None:
         """`cluster` is submitit's: "local" has processes of this machine stand in for jobs.
 
         Raises SettingsError where submitit is not installed, or Slurm's commands are not here.
         """
+        super().__init__(settings)
         try:
             import submitit  # noqa: F401
         except ImportError:
@@ -44,12 +45,7 @@ class Slurm(Executor):
                 f"executor slurm needs Slurm's command {missing[0]}, which is not here"
                 + advice("work on a machine of the cluster", ("give {}", "executor local"))
             )
-        self._settings, self._cluster = settings, cluster
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Slurm":
-        """See Executor."""
-        return cls(settings.slurm)
+        self._cluster = cluster
 
     @classmethod
     def threads(cls, settings: Settings) -> int | None:
@@ -91,7 +87,7 @@ class Slurm(Executor):
         """Arguments of submitit's `update_parameters`; what it has no name for goes to sbatch as it is."""
         import submitit
 
-        asked = self._settings
+        asked = self.settings.slurm
         named: dict[str, Any] = {
             "timeout_min": asked.time_limit_min,
             "gpus_per_node": asked.gpus or None,  # a job is one worker on one node
