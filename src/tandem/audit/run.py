@@ -22,7 +22,8 @@ from tandem.experiment.baseline import baseline_inputs, measured_against
 from tandem.experiment.checkpoints import load_model, model_record
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device, code_fingerprint
-from tandem.experiment.prepared import Prepared, model_config, prepare_variants
+from tandem.experiment.misfits import config_for
+from tandem.experiment.prepared import Prepared, prepare_variants
 from tandem.experiment.run_dir import check_writable
 from tandem.experiment.runner import set_up_process
 from tandem.fingerprint import fingerprint
@@ -278,7 +279,7 @@ def _saved_check(subject: Subject) -> Check:
     ours, theirs = (tokenizer_fingerprint(plain(one)) for one in (subject.tokenizer, corpus.tokenizer))
     if ours != theirs:
         wrong.append("its tokenizer is not the one it was trained with")
-    wanted = model_config(subject.prepared, subject.configuration).to_dict()
+    wanted = config_for(subject.prepared.settings, corpus, subject.configuration).to_dict()
     said = model.config.to_dict()
     wrong += [
         f"{name} is {said.get(name)} instead of {wanted[name]}"

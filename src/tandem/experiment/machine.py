@@ -3,8 +3,10 @@
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -59,7 +61,8 @@ def multiplies_bfloat16() -> bool:
 
 def environment(device: torch.device, bfloat16: bool = False) -> Environment:
     """Versions and hardware, for the records; `bfloat16` if matrices are multiplied in it in training."""
-    name, memory = _processor_name(), psutil.virtual_memory().total
+    name = _line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    memory = psutil.virtual_memory().total
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
@@ -103,37 +106,29 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             give_back_freed_memory()
-            try:
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", "ascii")
-            except OSError:
-                return
 
     def read(self) -> int | None:
         """The peak so far; none where the system does not tell (Windows)."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        try:
-            for line in Path("/proc/self/status").read_text("ascii").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        except OSError:
-            pass
+        if peak := _line_of("/proc/self/status", "VmHWM"):
+            return int(peak.split()[0]) * 1024
         try:
             import resource
         except ImportError:
             return None
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _processor_name() -> str:
+def _line_of(file: str, name: str) -> str:
+    """What follows `name:` in a file of the system's; empty where it does not say."""
     try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        found = re.search(rf"^{name}\s*:(.*)", Path(file).read_text("utf-8"), re.MULTILINE)
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
+    return found[1].strip() if found else ""
 
 
 KEPT_BYTES = 512 << 20
@@ -171,13 +166,10 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    try:
+    with suppress(OSError, ValueError):  # without such a group, or with the limit "max"
         group = Path("/sys/fs/cgroup")  # version 2, as in a container
-        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
-        if limit != "max":
-            free = min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        pass
+        limit, used = (int((group / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used))
     return int(free)
 
 
@@ -187,10 +179,9 @@ def _git_commit() -> str | None:
     root = Path(tandem.__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, encoding="ascii", timeout=10
-        )
+        done = subprocess.run(command, capture_output=True, encoding="ascii", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

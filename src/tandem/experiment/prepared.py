@@ -12,9 +12,9 @@ from tandem.contexts import Stream
 from tandem.errors import DataError, MisfitError
 from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.misfits import config_for, misfits, parameters_for
-from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.model import TandemForCausalLM
 from tandem.records import DataRecord, Precision
-from tandem.settings import Configuration, Settings
+from tandem.settings import Configuration, Settings, TokenizerSettings
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus, read_splits
@@ -71,44 +71,46 @@ class Prepared:
         )
 
 
-def prepare(settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None) -> Prepared:
-    """Read (or take `splits`), split and tokenize the text, and make the embedding table; cached by content.
+def prepare(settings: Settings, on_progress: Callable[[str], None]) -> Prepared:
+    """Read, split and tokenize the text, and make the embedding table; cached by content.
 
     Raises DataError for text that cannot be used, MisfitError for settings that do not fit it or each other.
     """
-    corpus = _fitting_corpus(settings, {None: settings}, False, on_progress, splits)
+    splits = read_splits(settings.data, default_cache_dir(), on_progress)
+    corpus = _fitting_corpus(settings, {None: settings}, splits, on_progress, baselines=False)
     return _prepared(settings, corpus, on_progress)
 
 
 def prepare_variants(
     settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None
 ) -> dict[str | None, Prepared]:
-    """As `prepare`, for every variant of the settings by its name, all on the same tokens."""
+    """As `prepare`, for every variant of the settings by its name, on the same tokens, maybe of `splits`."""
     variants = {name: settings.with_variant(name) for name in settings.variant_names}
-    corpus = _fitting_corpus(settings, variants, True, on_progress, splits)
+    splits = splits or read_splits(settings.data, default_cache_dir(), on_progress)
+    corpus = _fitting_corpus(settings, variants, splits, on_progress, baselines=True)
     return {name: _prepared(one, corpus, on_progress) for name, one in variants.items()}
 
 
 def _fitting_corpus(
     settings: Settings,
     variants: Mapping[str | None, Settings],
-    baselines: bool,
+    splits: Splits,
     on_progress: Callable[[str], None],
-    splits: Splits | None,
+    baselines: bool,
 ) -> Corpus:
     """The tokens of the text. Raises MisfitError, with all that does not fit, or DataError."""
-    cache, tokenizer = default_cache_dir(), settings.tokenizer
-    if splits is None:
-        splits = read_splits(settings.data, cache, on_progress)
+
+    def tokens(tokenizer: TokenizerSettings) -> Corpus:
+        return prepare_corpus(settings.data, tokenizer, default_cache_dir(), on_progress, splits)
+
     found: list[MisfitError] = []
     try:
-        corpus = prepare_corpus(settings.data, tokenizer, cache, on_progress, splits)
+        corpus = tokens(settings.tokenizer)
     except VocabularyError as error:
         # Only with the vocabulary that fits is it seen what else does not.
-        tokenizer = tokenizer.model_copy(update={"vocab_size": error.fitting[VOCABULARY]})
         found.append(error)
         try:
-            corpus = prepare_corpus(settings.data, tokenizer, cache, on_progress, splits)
+            corpus = tokens(settings.tokenizer.model_copy(update={"vocab_size": error.fitting[VOCABULARY]}))
         except DataError as other:
             raise MisfitError.of_all([error, MisfitError.of(str(other), {})]) from None
     found += misfits(variants, settings.variants, corpus, baselines)
@@ -121,27 +123,20 @@ def _fitting_corpus(
     return corpus
 
 
+def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> Prepared:
+    on_progress(f"embeddings: {settings.embeddings.source}")
+    embed_dim, device = settings.model.embed_dim, choose_device(settings.device)
+    table = embedding_table(settings.embeddings, corpus, embed_dim, default_cache_dir())
+    execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
+    return Prepared(settings, corpus, *table, device, execution)
+
+
 def in_precision(variants: Mapping[str | None, Prepared], precision: Precision) -> dict[str | None, Prepared]:
     """The same, to be trained in this precision."""
     return {
         name: replace(one, execution=replace(one.execution, bfloat16=precision == "bfloat16"))
         for name, one in variants.items()
     }
-
-
-def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> Prepared:
-    on_progress(f"embeddings: {settings.embeddings.source}")
-    table, table_fingerprint = embedding_table(
-        settings.embeddings, corpus, settings.model.embed_dim, default_cache_dir()
-    )
-    device = choose_device(settings.device)
-    execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
-    return Prepared(settings, corpus, table, table_fingerprint, device, execution)
-
-
-def model_config(prepared: Prepared, configuration: Configuration) -> TandemConfig:
-    """The Hugging Face configuration of one of the experiment's models."""
-    return config_for(prepared.settings, prepared.corpus, configuration)
 
 
 def total_parameters(prepared: Prepared, configuration: Configuration) -> int:
@@ -151,11 +146,12 @@ def total_parameters(prepared: Prepared, configuration: Configuration) -> int:
 
 def new_model(prepared: Prepared, configuration: Configuration, seed: int) -> TandemForCausalLM:
     """The untrained model of one run, on its device; a block's weights depend on its depth and the seed."""
-    model = TandemForCausalLM(model_config(prepared, configuration)).eval()
+    corpus = prepared.corpus
+    model = TandemForCausalLM(config_for(prepared.settings, corpus, configuration)).eval()
     with torch.no_grad():
         model.embedding.weight.copy_(torch.from_numpy(prepared.table))
         if model.lm_head.bias is not None:
-            counts = token_counts(prepared.corpus.train.ids, prepared.corpus.vocab_size)
+            counts = token_counts(corpus.train.ids, corpus.vocab_size)
             # Half an occurrence for what never occurs.
             model.lm_head.bias.copy_(torch.from_numpy((counts + 0.5) / (counts + 0.5).sum()).log())
     for name, block, depth in (

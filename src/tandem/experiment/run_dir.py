@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,22 +55,19 @@ def check_writable(folder: Path) -> None:
     So this comes before all work, which may be refused for other reasons.
     """
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    with _writing(folder), tempfile.TemporaryFile(dir=place):
-        pass
+    _write(folder, lambda: tempfile.TemporaryFile(dir=place).close())
 
 
 def make_folder(folder: Path) -> None:
     """Make sure that `folder` exists and can be written to; raises RunDirError otherwise."""
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
     check_writable(folder)
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Within the block an OSError means that the folder cannot be written to."""
+def _write(folder: Path, work: Callable[[], None]) -> None:
+    """Do the work; an OSError means that the folder cannot be written to."""
     try:
-        yield
+        work()
     except OSError as error:
         raise RunDirError(
             f"cannot write to {folder} ({error.strerror or error})"
@@ -115,10 +112,35 @@ def open_run_dir(
     check_output(run_dir, "run directory", settings.data)
     make_folder(run_dir)
     with locked(run_dir, "manifest"):
-        precision = _take_up(run_dir, settings, corpus, specs, precision)
+        before = check_same(run_dir, settings, corpus)
+        if before is None and read_records(run_dir):
+            raise RunDirError(
+                f"{run_dir} has records but no manifest.json"
+                + advice("restore it", ("give another {}", "output"))
+            )
+        precision = begun_in(run_dir, before) or precision
+        ours, others = ([spec for spec in specs if (spec.kind == "tandem") is own] for own in (True, False))
+        # What the run directory holds already comes first.
+        manifest = Manifest(
+            name=settings.name,
+            settings=settings.model_dump(mode="json"),
+            settings_fingerprint=settings.fingerprint(),
+            tokens_fingerprint=corpus.fingerprint,
+            precision=precision,
+            configurations=_union(before and before.configurations, [spec.label for spec in ours]),
+            seeds=_union(before and before.seeds, settings.seeds),
+            baselines=_union(before and before.baselines, [spec.name for spec in others]),
+            created_at=before.created_at if before else datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_manifest(run_dir, manifest)
         # Machines that share the directory remember for a while that a file was not there.
         records_path(run_dir).touch()
     return run_dir, precision
+
+
+def _union(before: Iterable[Item] | None, now: Iterable[Item]) -> tuple[Item, ...]:
+    """Both without repeats, in order."""
+    return tuple(dict.fromkeys([*(before or ()), *now]))
 
 
 def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | None:
@@ -158,41 +180,8 @@ def begun_in(run_dir: Path, manifest: Manifest | None) -> Precision | None:
     return next((record.environment.precision for record in trained), None)
 
 
-def _take_up(
-    run_dir: Path, settings: Settings, corpus: Corpus, specs: Sequence[RunSpec], precision: Precision
-) -> Precision:
-    manifest = check_same(run_dir, settings, corpus)
-    precision = begun_in(run_dir, manifest) or precision
-    if manifest is None and read_records(run_dir):
-        raise RunDirError(
-            f"{run_dir} has records but no manifest.json"
-            + advice("restore it", ("give another {}", "output"))
-        )
-    write_manifest(
-        run_dir,
-        Manifest(
-            name=settings.name,
-            settings=settings.model_dump(mode="json"),
-            settings_fingerprint=settings.fingerprint(),
-            tokens_fingerprint=corpus.fingerprint,
-            precision=precision,
-            configurations=_union(
-                manifest and manifest.configurations, [c.label for c in specs if c.kind == "tandem"]
-            ),
-            seeds=_union(manifest and manifest.seeds, settings.seeds),
-            baselines=_union(manifest and manifest.baselines, [c.name for c in specs if c.kind != "tandem"]),
-            created_at=manifest.created_at if manifest else datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
-    )
-    return precision
-
-
-def _union(before: Iterable[Item] | None, now: Iterable[Item]) -> tuple[Item, ...]:
-    """Both without repeats: what the run directory holds already comes first."""
-    return tuple(dict.fromkeys([*(before or ()), *now]))
-
-
 def keep_record(run_dir: Path, record: RunRecord) -> None:
+    """Append a record to the run directory; raises RunDirError where there is no room."""
     try:
         append_record(run_dir, record)
     except OSError as error:
