@@ -50,8 +50,7 @@ def baseline_inputs(prepared: Prepared, seed: int | None, on_tick: OnTick = sile
 
 
 def measured_against(prepared: Iterable[Prepared]) -> Prepared:
-    """The variant whose sizes the baselines are given: the one with most parameters, so that no variant has
-    more than they do."""
+    """The variant whose sizes the baselines are given: no other one has more parameters."""
     return max(prepared, key=_smallest)
 
 

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,26 +89,23 @@ def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
 
 def model_record(folder: Path) -> RunRecord | None:
     """The record of the run that made a model folder; none where there is none that can be read."""
-    try:
+    with suppress(OSError, ValueError, DataError):
         return RunRecord.model_validate_json(read_text(folder / RECORD))
-    except (OSError, ValueError, DataError):
-        return None
+    return None
 
 
 def load_sample(folder: Path) -> ContextsSample | None:
     """The sample of contexts in a model folder; none where there is none that can be read."""
-    try:
+    with suppress(OSError, SafetensorError, TypeError):
         return ContextsSample.load(folder / CONTEXTS_SAMPLE)
-    except (OSError, SafetensorError, TypeError):
-        return None
+    return None
 
 
 def load_head(folder: Path) -> dict[str, torch.Tensor] | None:
     """Phase 1's token layers in a model folder; none where there are none that can be read."""
-    try:
+    with suppress(OSError, SafetensorError):
         return load_file(folder / PHASE1_HEAD)
-    except (OSError, SafetensorError):
-        return None
+    return None
 
 
 def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:

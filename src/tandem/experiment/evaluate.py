@@ -14,14 +14,7 @@ from tandem.errors import SettingsError
 from tandem.experiment.checkpoints import load_model, model_record, unused_ids
 from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
-from tandem.metrics import (
-    Score,
-    bits_per_byte,
-    effective_rank,
-    hidden_parts,
-    perplexity,
-    score_stream,
-)
+from tandem.metrics import Score, bits_per_byte, effective_rank, hidden_parts, perplexity, score_stream
 from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
@@ -39,23 +32,21 @@ READ_SECTIONS = ("data", "contexts", "phase2")
 
 
 class Mixture(BaseModel):
-    """What the model makes of the text together with an n-gram and a cache (`tandem.mixture`).
-
-    weights     mean weight of each part, by name
-    """
+    """What the model makes of the text together with an n-gram and a cache (`tandem.mixture`)."""
 
     perplexity: Unbounded
     nll_nats: float
     bits_per_byte: float
     weights: dict[str, float]
+    """Mean weight of each part, by name."""
 
 
 class Evaluation(BaseModel):
     """What a model makes of a text.
 
-    lost_bytes, lost_such_as                    of the text what its tokens cannot give back, and the first
-                                                characters of it; each byte costs 8 bits in bits_per_byte
-    phase1                                      figures that only the objective of its phase 1 has, by name
+    lost_bytes      of the text, what its tokens cannot give back; each costs 8 bits in bits_per_byte
+    lost_such_as    the first characters among them
+    phase1          figures that only the objective of its phase 1 has, by name
     """
 
     model: str
@@ -113,10 +104,11 @@ def evaluate_model(
     chosen = choose_device(device)
     model.to(chosen)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     data = settings.data
-    if separator is None:
-        separator = data.separators["validation"]
     reading = data.model_copy(
-        update={"txt_documents": txt_documents or data.txt_documents, "validation_separator": separator}
+        update={
+            "txt_documents": txt_documents or data.txt_documents,
+            "validation_separator": data.separators["validation"] if separator is None else separator,
+        }
     )
     tokens = tokenize_for_evaluation(source, reading, tokenizer, on_progress)
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
@@ -221,14 +213,12 @@ def settings_for(
     For a folder without them, as `save_pretrained` makes it, they are defaults that fit any model, and
     `on_warning` is told which. Raises SettingsError as `model_settings`.
     """
-    own = model_settings(folder)
-    if own is not None:
+    if (own := model_settings(folder)) is not None:
         return own, True
     mark = tokenizer.eos_token
-    separator = "\n\n" if mark is None else "eos"
     between = "a blank line stands between documents" if mark is None else f"{mark} begins each document"
     on_warning(
         f"{folder} has no settings.yaml, so how its training text was read is not known; taken instead: a "
         f".txt file is one document, {between}, and its recipe is left open"
     )
-    return Settings(data=DataSettings(separator=separator)), False
+    return Settings(data=DataSettings(separator="\n\n" if mark is None else "eos")), False

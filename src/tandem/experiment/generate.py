@@ -41,14 +41,10 @@ def generate_text(
     lacks. Returns prompt, text (without the prompt) and the number of tokens of both. Raises SettingsError
     for sampling settings that are impossible, RunDirError for a folder that is no model.
     """
+    warm = "0 (always the likeliest token) or between 0.01 and 100"
     checked = (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        (
-            "temperature",
-            temperature,
-            temperature == 0 or 0.01 <= temperature <= 100,
-            "0 (always the likeliest token) or between 0.01 and 100",
-        ),
+        ("temperature", temperature, temperature == 0 or 0.01 <= temperature <= 100, warm),
         ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
         ("seed", seed, 0 <= seed < 1 << 63, "at least 0 and below 2**63"),
@@ -76,15 +72,9 @@ def generate_text(
         raise SettingsError(
             f"{named('prompt')} {reason}, and this model has no end-of-text token to start from"
         )
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        # 0 and 1.0 are the library's words for "no limit"
-        sampling = {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_k": top_k or 0,
-            "top_p": 1.0 if top_p is None else top_p,
-        }
+    # 0 and 1.0 are the library's words for "no limit"
+    drawing = {"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0 if top_p is None else top_p}
+    sampling: dict[str, Any] = {"do_sample": temperature > 0, **(drawing if temperature > 0 else {})}
     torch.manual_seed(seed)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     if stream:

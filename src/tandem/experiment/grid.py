@@ -43,11 +43,15 @@ def label_of(configuration: Configuration, variant: str | None, kind: str = "tan
 
 
 def plan(settings: Settings) -> list[RunSpec]:
-    """All runs in order: what needs no seed first, then seed after seed, so that a part is balanced too."""
+    """All runs in order: what needs no seed first, then seed after seed, so that a part is balanced too.
+
+    Configurations that share a phase 1 stand side by side, in the order of their depths in the grid.
+    """
     wanted = {kind: one for kind, one in BASELINES.items() if kind in settings.baselines.models}
-    found = {kind: one.configurations(settings) for kind, one in wanted.items()}
-    controls = {kind: depths for kind, depths in found.items() if depths is not None}
-    others = {kind: one for kind, one in wanted.items() if kind not in controls}
+    controls = {kind: one.configurations(settings) for kind, one in wanted.items()}
+    others = {kind: one for kind, one in wanted.items() if controls[kind] is None}
+    depths = list(dict.fromkeys(configuration.context_layers for configuration in settings.grid))
+    grid = sorted(settings.grid, key=lambda configuration: depths.index(configuration.context_layers))
     runs = [
         RunSpec(kind, None, None, one.label(settings))
         for kind, one in reversed(others.items())  # those that take least stand last
@@ -55,8 +59,8 @@ def plan(settings: Settings) -> list[RunSpec]:
     ]
     for seed in settings.seeds:
         for variant in settings.variant_names:
-            runs += _of_variant(settings, variant, seed)
-            runs += [tandem_run(c, seed, variant, kind) for kind in controls for c in controls[kind]]
+            runs += [tandem_run(configuration, seed, variant) for configuration in grid]
+            runs += [tandem_run(c, seed, variant, kind) for kind in controls for c in controls[kind] or ()]
         runs += [RunSpec(kind, None, seed, one.label(settings)) for kind, one in others.items() if one.seeded]
     return runs
 
@@ -67,18 +71,7 @@ def claims(runs: list[RunSpec]) -> dict[str, list[RunSpec]]:
     for run in runs:
         claim = run.name
         if run.configuration is not None:
-            parts = (run.variant, run.kind, f"C{run.configuration.context_layers}", f"seed{run.seed}")
-            claim = "-".join(part for part in parts if part is not None)
+            variant = "" if run.variant is None else f"{run.variant}-"
+            claim = f"{variant}{run.kind}-C{run.configuration.context_layers}-seed{run.seed}"
         groups.setdefault(claim, []).append(run)
     return groups
-
-
-def _of_variant(settings: Settings, variant: str | None, seed: int) -> list[RunSpec]:
-    """Every configuration with one variant and seed, those that share a phase 1 side by side."""
-    depths = dict.fromkeys(configuration.context_layers for configuration in settings.grid)
-    return [
-        tandem_run(configuration, seed, variant)
-        for layers in depths
-        for configuration in settings.grid
-        if configuration.context_layers == layers
-    ]

@@ -13,7 +13,7 @@ from torch import nn
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.fingerprint import fingerprint
 from tandem.folders import atomic_write
-from tandem.model import TandemForCausalLM, TokenBlock
+from tandem.model import TandemForCausalLM
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Phase1Record
 from tandem.settings import Configuration
@@ -46,12 +46,10 @@ def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> st
 
 def new_heads(prepared: Prepared, context_layers: int, seed: int) -> nn.ModuleDict:
     """The modules that phase 1 trains beside the model, drawn from the seed."""
-
-    def new_token_block(depth: int) -> TokenBlock:
-        return new_model(prepared, Configuration(context_layers, depth), seed).token_block
-
-    settings = prepared.settings
-    return OBJECTIVES[settings.recipe].new_heads(settings, new_token_block)
+    return OBJECTIVES[prepared.settings.recipe].new_heads(
+        prepared.settings,
+        lambda depth: new_model(prepared, Configuration(context_layers, depth), seed).token_block,
+    )
 
 
 def phase1_state(model: TandemForCausalLM, objective: Objective) -> dict[str, torch.Tensor]:

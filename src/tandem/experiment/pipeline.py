@@ -29,8 +29,8 @@ class TrainedContexts:
     model: TandemForCausalLM
     train: Split
     validation: Split
-    phase1: Phase1Record | None
     contexts: ContextsRecord
+    phase1: Phase1Record | None
     heads: nn.ModuleDict
 
     @property
@@ -65,23 +65,23 @@ def train_contexts(
     settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
-    train, validation = streams(prepared, model)
+    text = streams(prepared, model)
     if saved is None:
-        inputs = Phase1Inputs(model, heads, train, settings, seed, on_tick, prepared.execution)
+        inputs = Phase1Inputs(model, heads, text[0], settings, seed, on_tick, prepared.execution)
         phase1 = objective.train(inputs)
     else:
         weights, phase1 = saved
         load_phase1_state(weights, model, heads)
-    train_split, validation_split, contexts = contexts_of(prepared, model, train, validation)
+    train, validation, contexts = contexts_of(prepared, model, *text)
 
     def score(head: nn.Module) -> Score:
         assert isinstance(head, TokenBlock)
         chunk, group = settings.phase2.chunk_positions, prepared.execution.group
-        return score_stream(model, validation, validation_split.contexts, chunk, head, group)
+        return score_stream(model, validation.stream, validation.contexts, chunk, head, group)
 
     if saved is None:
         phase1 = objective.score_heads(phase1, heads, score)
-    return TrainedContexts(model, train_split, validation_split, phase1, contexts, heads)
+    return TrainedContexts(model, train, validation, contexts, phase1, heads)
 
 
 def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> TrainedContexts:
@@ -91,7 +91,7 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     splits = contexts_of(prepared, model, *streams(prepared, model))
-    return TrainedContexts(model, *splits[:2], phase1=None, contexts=splits[2], heads=nn.ModuleDict())
+    return TrainedContexts(model, *splits, phase1=None, heads=nn.ModuleDict())
 
 
 def train_tokens(
