@@ -88,14 +88,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(error: BaseException) -> str:
-    """What to tell of such an error."""
+def out_of_memory(error: BaseException, *settings: str) -> str:
+    """What to tell of such an error, where lower values of these settings need less memory."""
     said = str(error).strip().split("\n")[0]
-    streams = ("prediction.streams", "phase1.batch_positions", "phase2.batch_positions")
-    sizes = ("model.embed_dim", "model.context_dim")
-    return f"memory ran out{f' ({said})' if said else ''}" + advice(
-        "make room", ("lower {}", *streams, *sizes), ("give {}", "contexts.keep recompute")
-    )
+    ways = ("make room", ("lower {}", *settings), ("give {}", "contexts.keep recompute"))
+    return f"memory ran out{f' ({said})' if said else ''}" + advice(*ways)
 
 
 def is_out_of_storage(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ class Gpt2Baseline(NetworkBaseline):
     title = "GPT-2"
     description = "GPT-2 (transformer)"
     section = "baselines.gpt2"
+    memory_settings = ("baselines.gpt2.batch_windows", "baselines.gpt2.window", "baselines.max_parameters")
     warm_up = 0.1
 
     def widths(self, settings: Settings, max_parameters: int) -> range:

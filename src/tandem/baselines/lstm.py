@@ -29,6 +29,7 @@ class LstmBaseline(NetworkBaseline):
     title = "LSTM"
     description = "LSTM (recurrent network)"
     section = "baselines.lstm"
+    memory_settings = ("baselines.lstm.streams", "baselines.lstm.window", "baselines.max_parameters")
 
     def widths(self, settings: Settings, max_parameters: int) -> range:  # noqa: ARG002
         """From 1 on; the recurrent matrix of the first layer alone has 4 width² parameters."""

@@ -29,6 +29,7 @@ class KneserNeyBaseline(NgramBaseline):
 
     title = "KN"
     description = "n-gram model, modified Kneser-Ney smoothing"
+    memory_settings = ("baselines.order",)
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
         """See Baseline."""

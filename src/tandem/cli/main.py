@@ -27,6 +27,7 @@ from tandem.cli.grammar import no_such_command
 from tandem.cli.terminal import ERR, OUT
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
+from tandem.objectives import OBJECTIVES
 from tandem.settings import dump_settings, load_extensions, load_settings, preset_names
 from tandem.shown import holds_all_text, json_for, one_line
 from tandem.text.files import text_lines
@@ -276,7 +277,8 @@ def _run(args: Sequence[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail(out_of_memory(error))
+        own = [setting for one in reversed(OBJECTIVES.values()) for setting in one.memory_settings]
+        return _fail(out_of_memory(error, *dict.fromkeys(own)))
     except KeyboardInterrupt:
         rest = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
         sys.stderr.write(f"tandem: interrupted{rest}\n")

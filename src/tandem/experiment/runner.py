@@ -269,7 +269,8 @@ def _failed(prepared: Prepared, run_dir: Path, spec: RunSpec, error: Exception, 
     """A failed run's record; what is not a known kind of failure leaves its traceback in a file."""
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     if is_out_of_memory(error):
-        reason = out_of_memory(error)
+        model = BASELINES[spec.kind] if spec.configuration is None else OBJECTIVES[prepared.settings.recipe]
+        reason = out_of_memory(error, *model.memory_settings)
     elif not isinstance(error, TandemError):
         path = run_dir / "failures" / f"{spec.name}.txt"
         path.parent.mkdir(exist_ok=True)

@@ -51,14 +51,20 @@ class Phase1Inputs:
 class Objective(ABC):
     """How phase 1 trains. Stateless: what differs between runs is passed to each method.
 
-    section        its section of the settings; none if it has no settings
-    record_type    what `train` returns
-    parts          children of the model that it trains, and whose weights it leaves to phase 2
+    section            its section of the settings; none if it has no settings
+    record_type        what `train` returns
+    parts              children of the model that it trains, and whose weights it leaves to phase 2
+    memory_settings    what to lower where memory runs out, its own settings first
     """
 
     section: ClassVar[str | None] = None
     record_type: ClassVar[type[Phase1Record]] = Phase1Record
     parts: ClassVar[tuple[str, ...]] = ("context_block",)
+    memory_settings: ClassVar[tuple[str, ...]] = (
+        "phase2.batch_positions",
+        "model.embed_dim",
+        "model.context_dim",
+    )
 
     @abstractmethod
     def train(self, inputs: Phase1Inputs) -> Phase1Record:
@@ -103,6 +109,10 @@ class Objective(ABC):
         progress there are may stay as it is: two of them are timed.
         """
         return settings, 1.0, 0
+
+    def context_noise(self, settings: Settings) -> float:
+        """Standard deviation of noise that phase 1 adds to contexts, for the audit to look for."""
+        return 0.0
 
     def figures(self, record: Any) -> Mapping[str, float]:
         """Figures of a record to show in the terminal and in the report, by name."""

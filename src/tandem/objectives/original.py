@@ -56,6 +56,7 @@ class Dispersion(Objective):
 
     section = "phase1"
     record_type = DispersionRecord
+    memory_settings = ("phase1.batch_positions", *Objective.memory_settings)
 
     def train(self, inputs: Phase1Inputs) -> DispersionRecord:
         """On `tokens_per_step` tokens of the stream, or on all of them.
@@ -153,6 +154,10 @@ class Dispersion(Objective):
         # A context of each position before a sweep, and after it.
         held_bytes = 2 * (whole - few) * settings.model.context_dim * BYTES
         return settings.model_copy(update={"phase1": phase1}), few / whole, held_bytes
+
+    def context_noise(self, settings: Settings) -> float:
+        """That which every sweep adds to what it reads."""
+        return settings.phase1.noise_std
 
     def summary(self, record: DispersionRecord) -> str:
         """Iterations, and why they ended."""

@@ -83,6 +83,7 @@ class Prediction(Objective):
     section = "prediction"
     record_type = PredictionRecord
     parts = ("context_block", "embedding", "embed_norm", "lm_head")
+    memory_settings = ("prediction.streams", *Objective.memory_settings)
 
     def train(self, inputs: Phase1Inputs) -> PredictionRecord:
         """The loss is the mean over the heads, which are trained in place as well.

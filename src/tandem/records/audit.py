@@ -1,15 +1,10 @@
 """What an audit found, check by check; kept beside the records, so that the report can show it."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
-from tandem.decoding import read_text
-from tandem.errors import DataError, RunDirError
-from tandem.folders import atomic_write
+from tandem.records.files import read_whole, write_whole
 from tandem.records.run import Record
 from tandem.shown import command
 
@@ -71,19 +66,11 @@ def worst(statuses: Iterable[Status]) -> Status:
 def write_audit(folder: Path, audit: AuditRecord) -> Path:
     """Write audit.json atomically; returns its path."""
     path = folder / "audit.json"
-    content = json.dumps(audit.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    with atomic_write(path) as draft:
-        draft.write_text(content + "\n", "utf-8")
+    write_whole(path, audit)
     return path
 
 
 def read_audit(folder: Path) -> AuditRecord | None:
     """The audit in a folder; none where there is none. Raises RunDirError if it is damaged."""
-    path = folder / "audit.json"
-    if not path.is_file():
-        return None
-    try:
-        return AuditRecord.model_validate_json(read_text(path))
-    except (ValidationError, DataError):
-        again = command("tandem", "audit", folder)
-        raise RunDirError(f"{path} is damaged; make it again with `{again}`") from None
+    again = command("tandem", "audit", folder)
+    return read_whole(folder / "audit.json", AuditRecord, f"; make it again with `{again}`")

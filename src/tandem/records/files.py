@@ -4,7 +4,7 @@ import json
 import os
 import pkgutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -14,6 +14,8 @@ from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
 from tandem.folders import atomic_write
 from tandem.records.run import SCHEMA_VERSION, Precision, Record, RunRecord
+
+Whole = TypeVar("Whole", bound=Record)
 
 
 class Manifest(Record):
@@ -63,26 +65,25 @@ def read_records(run_dir: Path) -> list[RunRecord]:
     path = records_path(run_dir)
     if not path.is_file():
         return []
+    other = ("use a new run directory with {}", "output")
     latest: dict[str, RunRecord] = {}
-    content = path.read_bytes()
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
         try:
             record = RunRecord.model_validate_json(line)
         except ValidationError as error:
-            written = _schema_version(line)
-            if written not in (None, SCHEMA_VERSION):
-                raise RunDirError(
-                    f"{path} was written by another version of Tandem: its records have schema {written}, "
-                    f"this version reads schema {SCHEMA_VERSION}"
-                    + advice("use that version", ("use a new run directory with {}", "output"))
-                ) from None
             first = error.errors(include_url=False)[0]
+            if first["loc"] == ("schema_version",):
+                raise RunDirError(
+                    f"{path} was written by another version of Tandem: its records have schema "
+                    f"{first['input']}, this version reads schema {SCHEMA_VERSION}"
+                    + advice("use that version", other)
+                ) from None
             where = ".".join(str(part) for part in first["loc"]) or "the line"
             raise RunDirError(
                 f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']})"
-                + advice("restore it", ("use a new run directory with {}", "output"))
+                + advice("restore it", other)
             ) from None
         # Named by text, as modules import from rooms above their own alone.
         if record.kind not in ("tandem", *pkgutil.resolve_name("tandem.baselines:BASELINES")):
@@ -94,13 +95,21 @@ def read_records(run_dir: Path) -> list[RunRecord]:
     return list(latest.values())
 
 
-def _schema_version(line: bytes) -> object:
-    """Which schema a line says it has; none where it is no record at all."""
-    try:
-        values = json.loads(line)
-    except ValueError:
+def write_whole(path: Path, record: Record) -> None:
+    """Write a record as a file of its own, atomically, for people to read, too."""
+    content = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    with atomic_write(path) as draft:
+        draft.write_text(content + "\n", "utf-8")
+
+
+def read_whole(path: Path, kind: type[Whole], mend: str) -> Whole | None:
+    """The record of a file, if there is one. Raises RunDirError, with `mend`, where it is damaged."""
+    if not path.is_file():
         return None
-    return values.get("schema_version") if isinstance(values, dict) else None
+    try:
+        return kind.model_validate_json(read_text(path))
+    except (ValidationError, DataError):
+        raise RunDirError(f"{path} is damaged{mend}") from None
 
 
 def manifest_path(run_dir: Path) -> Path:
@@ -110,19 +119,10 @@ def manifest_path(run_dir: Path) -> Path:
 
 def write_manifest(run_dir: Path, manifest: Manifest) -> None:
     """Write the manifest atomically."""
-    content = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    with atomic_write(manifest_path(run_dir)) as draft:
-        draft.write_text(content + "\n", "utf-8")
+    write_whole(manifest_path(run_dir), manifest)
 
 
 def read_manifest(run_dir: Path) -> Manifest | None:
     """The manifest of a run directory; none where there is none. Raises RunDirError if it is damaged."""
-    path = manifest_path(run_dir)
-    if not path.is_file():
-        return None
-    try:
-        return Manifest.model_validate_json(read_text(path))
-    except (ValidationError, DataError):
-        raise RunDirError(
-            f"{path} is damaged" + advice("restore it", ("use a new run directory with {}", "output"))
-        ) from None
+    mend = advice("restore it", ("use a new run directory with {}", "output"))
+    return read_whole(manifest_path(run_dir), Manifest, mend)

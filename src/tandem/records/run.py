@@ -27,15 +27,15 @@ from pydantic import (
 SCHEMA_VERSION: Literal[3] = 3
 
 
-def _finite_or_null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 # JSON has no infinity: a perplexity that overflows, say, is written as null and read as infinite.
 Unbounded = Annotated[
     float,
     BeforeValidator(lambda value: math.inf if value is None else value),
-    PlainSerializer(_finite_or_null, return_type=float | None, when_used="json"),
+    PlainSerializer(
+        lambda value: value if math.isfinite(value) else None,
+        return_type=float | None,
+        when_used="json",
+    ),
 ]
 
 
