@@ -6,7 +6,6 @@ NumPy's SFC64 gives 16 random bits an element in a fraction of that. On other de
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,10 @@ LEVELS = 1 << 16
 
 
 class Dropout:
-    """Zeroes elements with this probability, and scales the others so that means stay.
+    """Zeroes elements with this probability, and scales the others so that means stay (Srivastava 2014).
 
     With `along`, what is dropped is the same all along this dimension, such as time (Gal & Ghahramani 2016,
-    arXiv:1512.05287). What it draws depends on seed and purpose, and on the kind of device. Srivastava et al.
-    2014.
+    arXiv:1512.05287). What it draws depends on seed and purpose, and on the kind of device.
     """
 
     def __init__(self, probability: float, seed: int, *purpose: str | int, along: int | None = None) -> None:
@@ -33,49 +31,40 @@ class Dropout:
         self._seed = generator_for(seed, *purpose).initial_seed()
         self._draws = np.random.Generator(np.random.SFC64(self._seed))
         self._on_device: torch.Generator | None = None
-        self._start: Any = self._state()
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` with elements dropped, drawn anew in every call."""
         return self._drop(x, slice(None), len(x))
 
-    def begin_step(self) -> None:
-        """From here on a step draws."""
-        self._start = self._state()
+    def step(self, count: int) -> Callable[[slice], Drop]:
+        """As this, for rows of one step's `count`: each is dropped as if all were there at once.
 
-    def rows(self, rows: slice, count: int) -> Drop:
-        """As this, for `rows` of a step's `count`: each is dropped as if all were there at once.
-
-        A step's parts may therefore be computed after each other, or by several processes.
+        So a step's parts may be computed after each other, or by several processes.
         """
-        self._rewind()
-        return lambda x: self._drop(x, rows, count)
+        state = self._draws.bit_generator.state
+        on_device = None if self._on_device is None else self._on_device.get_state()
+
+        def of_rows(rows: slice) -> Drop:
+            self._draws.bit_generator.state = state
+            if self._on_device is not None:
+                self._on_device.manual_seed(self._seed)
+                if on_device is not None:
+                    self._on_device.set_state(on_device)
+            return lambda x: self._drop(x, rows, count)
+
+        return of_rows
 
     def _drop(self, x: Tensor, rows: slice, count: int) -> Tensor:
         shape = [1 if dim == self._along else size for dim, size in enumerate((count, *x.shape[1:]))]
         if x.device.type != "cpu":
-            draws = torch.rand(shape, generator=self._generator(x.device), device=x.device)[rows]
+            if self._on_device is None:
+                self._on_device = torch.Generator(x.device).manual_seed(self._seed)
+            draws = torch.rand(shape, generator=self._on_device, device=x.device)[rows]
             return x * (draws >= self._probability).to(x.dtype).mul_(1 / (1 - self._probability))
         dropped = round(self._probability * LEVELS)
         bits = torch.from_numpy(self._draws.integers(0, LEVELS, size=shape, dtype=np.uint16)[rows])
         surviving = bits.to(torch.int32) >= dropped
         return x * surviving.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if self._on_device is None:
-            self._on_device = torch.Generator(device).manual_seed(self._seed)
-        return self._on_device
-
-    def _state(self) -> Any:
-        return self._draws.bit_generator.state, self._on_device and self._on_device.get_state()
-
-    def _rewind(self) -> None:
-        self._draws.bit_generator.state, on_device = self._start
-        if self._on_device is not None:
-            if on_device is None:
-                self._on_device.manual_seed(self._seed)
-            else:
-                self._on_device.set_state(on_device)
 
 
 def _unchanged(x: Tensor) -> Tensor:
@@ -131,6 +120,5 @@ class DropoutMasks:
 
         Each row's mask depends on the row alone, so micro-batches and processes may compute any of them.
         """
-        for dropout in self._dropouts.values():
-            dropout.begin_step()
-        return lambda part: Masks(**{name: one.rows(part, rows) for name, one in self._dropouts.items()})
+        steps = {name: dropout.step(rows) for name, dropout in self._dropouts.items()}
+        return lambda part: Masks(**{name: of_rows(part) for name, of_rows in steps.items()})

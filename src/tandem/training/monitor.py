@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -100,11 +99,10 @@ class TrainingMonitor:
     ) -> TrainingRecord:
         """How the training went, at its best epoch; arguments as of the record's fields."""
         assert self.best_epoch is not None
-        stopped: Literal["patience", "max_epochs"] = "patience" if self.out_of_patience else "max_epochs"
         return TrainingRecord(
             best_epoch=self.best_epoch.epoch,
             epochs=self.history[-1].epoch,
-            stopped=stopped,
+            stopped="patience" if self.out_of_patience else "max_epochs",
             train_nll_nats=self.best_epoch.train_nll_nats,
             train_perplexity=perplexity(self.best_epoch.train_nll_nats),
             seconds_s=self._seconds(),

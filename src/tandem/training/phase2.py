@@ -113,7 +113,12 @@ def train_token_block(
     with training_only(model, *modules) as trainable:
         gradients = GradientAccumulator(trainable.parameters, execution)
         optimizer = adamw(trainable.parameters, settings.weight_decay, settings.lr)
-        schedule = _schedule(optimizer, settings, math.ceil(predicted / settings.batch_positions))
+        steps = settings.max_epochs * math.ceil(predicted / settings.batch_positions)
+        shares: dict[str, Callable[[int], float]] = {
+            "constant": lambda _: 1.0,
+            "linear": lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10)),
+        }
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shares[settings.schedule])
 
         for epoch in range(first_epoch, settings.max_epochs + 1):
             loss_sum, seen = 0.0, 0
@@ -169,18 +174,6 @@ def _first_loss(model: TandemForCausalLM, batch: Batch, chunk_positions: int, gr
     return float(group.total(loss * (share.stop - share.start) / len(batch)))
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, settings: Phase2Settings, epoch_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate over all steps, as `settings.schedule` says."""
-    steps = settings.max_epochs * epoch_steps
-    shares: dict[str, Callable[[int], float]] = {
-        "constant": lambda _: 1.0,
-        "linear": lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10)),
-    }
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, shares[settings.schedule])
-
-
 def _batches(train: Split, settings: Phase2Settings, order: torch.Generator) -> Iterator[Batch]:
     """The batches of an epoch: all positions that have a next token.
 
@@ -211,8 +204,6 @@ def block_tokens(batch_positions: int) -> int:
     """Tokens of a block, about BLOCK_TOKENS: whole batches, or an equal part of one."""
     if batch_positions <= BLOCK_TOKENS:
         return BLOCK_TOKENS // batch_positions * batch_positions
-    parts = (count for count in range(2, batch_positions) if batch_positions % count == 0)
-    length = next(
-        (batch_positions // count for count in parts if batch_positions // count <= BLOCK_TOKENS), 0
-    )
+    # The longest equal part that is no longer than a block; unless that is far shorter, as of a prime number.
+    length = next(length for length in range(BLOCK_TOKENS, 0, -1) if batch_positions % length == 0)
     return length if 4 * length >= BLOCK_TOKENS else batch_positions

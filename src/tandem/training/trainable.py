@@ -30,11 +30,10 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
     parameter requires what it did before.
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    for parameter in required:
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     trainable = Trainable([parameter for part in chosen for parameter in part.parameters()])
-    for parameter in trainable.parameters:
-        parameter.requires_grad_(True)
+    for part in chosen:
+        part.requires_grad_(True)
     before, start = part_fingerprints(model), part_samples(model)
     ours = set(trainable.parameters)
     try:
@@ -47,7 +46,7 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
                 before=before[name],
                 after=after[name],
                 start=start[name],
-                gradient=all(_has_gradient(parameter) for parameter in part.parameters()),
+                gradient=all(p.grad is not None and bool(p.grad.any()) for p in part.parameters()),
             )
             for name, part in model_parts(model)
         )
@@ -90,7 +89,3 @@ def part_samples(model: nn.Module) -> dict[str, tuple[float, ...]]:
         indices = torch.linspace(0, len(largest) - 1, SAMPLED, dtype=torch.float64).long()
         samples[name] = tuple(float(value) for value in largest[indices.to(largest.device)])
     return samples
-
-
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.any())
