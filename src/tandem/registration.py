@@ -8,10 +8,9 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 
 def _register_config() -> None:
@@ -59,7 +58,7 @@ class _AutoModules(MetaPathFinder):
         path: Sequence[str] | None = None,  # noqa: ARG002
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
-        """The spec that the others find for one of the two modules, with our loader around theirs."""
+        """The spec that the others find for one of the two modules, whose loader then registers as well."""
         register = _ONCE_IMPORTED.get(fullname)
         if register is None or getattr(self._asking, "others", False):
             return None
@@ -68,28 +67,14 @@ class _AutoModules(MetaPathFinder):
             spec = importlib.util.find_spec(fullname)
         finally:
             self._asking.others = False
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Followed(spec.loader, register)
+        if spec is not None and (loader := spec.loader) is not None:
+            load = loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                if module.__name__ == fullname:  # a loader may serve other modules, too
+                    loader.exec_module = load  # type: ignore[method-assign]
+                    register()
+
+            loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
-
-
-class _Followed(Loader):
-    """Another loader, after which something is done."""
-
-    def __init__(self, loader: Loader, then: Callable[[], None]) -> None:
-        self._loader, self._then = loader, then
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the other one does."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """As the other one does, which the module then says it was loaded by; and what is to be done."""
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        self._then()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)

@@ -70,6 +70,7 @@ class Dispersion(Objective):
         from tandem.contexts import jacobi_update
         from tandem.metrics import convergence_rate
         from tandem.training.gradients import GradientAccumulator
+        from tandem.training.initialization import generator_for
         from tandem.training.optimizer import clip_gradients
         from tandem.training.trainable import training_only
 
@@ -82,17 +83,21 @@ class Dispersion(Objective):
         own = group.share(batches)
         # From here on positions are those of the process's own batches, which follow on each other.
         shard = slice(own.start * size, min(own.stop * size, len(stream)))
-        ids, restart = stream.ids[shard], None if stream.resets is None else stream.resets[shard]
-        contexts = (_start(model, len(stream), inputs.seed)[shard] * phase1.start_std).to(model.device)
+        ids, resets = stream.ids[shard], None if stream.resets is None else stream.resets[shard]
+        draws = generator_for(inputs.seed, "phase1 start", len(block.layers))
+        start = torch.randn((len(stream), block.context_dim), generator=draws)[shard]
+        contexts = (start * phase1.start_std).to(model.device)
         noise = _Noise(model, phase1, inputs.seed)
         history: list[Phase1Iteration] = []
+
+        def embeds(positions: slice) -> Tensor:
+            return model.embed(ids[positions])
 
         def forward(sweep: Sweep, batch: slice) -> Tensor:
             """The loss of one batch, a scalar with gradients; its new contexts go to the sweep."""
             first = (batch.start - own.start) * size
             positions = slice(first, min(first + size, len(ids)))
-            embeds = partial(_embeds, model, ids)
-            new = jacobi_update(block, sweep.before, positions, embeds, restart, noise.draw, sweep.lead)
+            new = jacobi_update(block, sweep.before, positions, embeds, resets, noise.draw, sweep.lead)
             sweep.after[positions] = new.detach()
             return oacd_loss(new, phase1.centroid_weight)
 
@@ -100,8 +105,7 @@ class Dispersion(Objective):
             gradients = GradientAccumulator(trainable.parameters, execution, own.stop - own.start)
             optimizer = torch.optim.Adam(trainable.parameters, lr=phase1.lr)
             for iteration in range(2, phase1.max_iterations + 1):  # the random start was the first
-                # Before the shard comes the one before it; before the first position the last (SPEC
-                # section 3).
+                # Before the shard comes the one before it; before the first the last (SPEC section 3).
                 lead = group.joined(contexts[-1:], group.size)[group.rank - 1]
                 sweep = Sweep(contexts, torch.empty_like(contexts), lead)
                 noise.pass_over(shard.start)
@@ -235,22 +239,6 @@ def windows_of(stream: Stream, settings: Phase1Settings) -> Stream:
     return stream if tokens >= len(stream) else stream.windows(tokens, settings.batch_positions)
 
 
-def _start(model: TandemForCausalLM, positions: int, seed: int) -> Tensor:
-    """Random contexts [T, C] of standard deviation 1, on the CPU."""
-    import torch
-
-    from tandem.training.initialization import generator_for
-
-    block = model.context_block
-    draws = generator_for(seed, "phase1 start", len(block.layers))
-    return torch.randn((positions, block.context_dim), generator=draws)
-
-
-def _embeds(model: TandemForCausalLM, ids: Tensor, positions: slice) -> Tensor:
-    """e_t [n, E] at these positions."""
-    return model.embed(ids[positions])
-
-
 class _Noise:
     """The noise that is added to the contexts which a sweep reads."""
 
@@ -261,22 +249,18 @@ class _Noise:
 
         block = model.context_block
         self._std, self._width, self._batch = settings.noise_std, block.context_dim, settings.batch_positions
-        purpose = generator_for(seed, "phase1 noise", len(block.layers))
-        self._draws = torch.Generator(model.device).manual_seed(purpose.initial_seed())
+        seed = generator_for(seed, "phase1 noise", len(block.layers)).initial_seed()
+        draws = torch.Generator(model.device).manual_seed(seed)
+        self._draw = partial(torch.randn, generator=draws, device=model.device)
 
     def draw(self, contexts: Tensor) -> Tensor:
         """For contexts [n, C]."""
-        import torch
-
-        return self._std * torch.randn(contexts.shape, generator=self._draws, device=contexts.device)
+        return self._std * self._draw(contexts.shape)
 
     def pass_over(self, positions: int) -> None:
         """Draw what other processes need for these positions: a sweep has the same noise for any number."""
-        import torch
-
         for first in range(0, positions, self._batch):
-            count = min(self._batch, positions - first)
-            torch.randn(count, self._width, generator=self._draws, device=self._draws.device)
+            self._draw((min(self._batch, positions - first), self._width))
 
 
 def _check_finite(loss: float, gradient_norm: float, history: list[Phase1Iteration]) -> None:
