@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -36,27 +37,21 @@ def patiently(work: Callable[[threading.Event], T], meanwhile: Callable[[], None
     is given an event that is set when nobody waits any longer: what it feeds to a library should end then.
     `meanwhile` is called while it runs, some ten times a second.
     """
-    left, done = threading.Event(), threading.Event()
-    results: list[T] = []
-    errors: list[BaseException] = []
+    left = threading.Event()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(work(left))
+            future.set_result(work(left))
         except BaseException as error:  # it is raised again in the thread that waits
-            errors.append(error)
-        finally:
-            done.set()
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)  # a process that ends does not wait for it
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()  # a process that ends does not wait for it
     try:
-        while not done.wait(LOOK_S):
+        while not wait([future], LOOK_S).done:
             meanwhile()
     except BaseException:
         left.set()
-        done.wait(LAST_S)
+        wait([future], LAST_S)
         raise
-    if errors:
-        raise errors[0]
-    return results[0]
+    return future.result()

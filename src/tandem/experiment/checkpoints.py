@@ -23,7 +23,7 @@ from tandem.experiment.prepared import Prepared
 from tandem.folders import CONFIG, RECORD, check_reading
 from tandem.model import TandemForCausalLM
 from tandem.records import RunRecord
-from tandem.settings import Settings, dump_settings
+from tandem.settings import dump_settings
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
 
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
@@ -33,13 +33,7 @@ PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
 
 
-def save_model(
-    folder: Path,
-    trained: TrainedTokens,
-    tokenizer: PreTrainedTokenizerFast,
-    settings: Settings,
-    record: RunRecord,
-) -> None:
+def save_model(folder: Path, trained: TrainedTokens, prepared: Prepared, record: RunRecord) -> None:
     """A Hugging Face model folder, with the settings, the record and a sample of its contexts.
 
     Made beside its place and moved there file by file once it is complete, so that stopping this does not
@@ -50,11 +44,11 @@ def save_model(
         draft = Path(place)
         with quiet_transformers():
             trained.model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
+            prepared.corpus.tokenizer.save_pretrained(draft)
         trained.phase2.sample.save(draft / CONTEXTS_SAMPLE)
         if trained.head is not None:
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
-        (draft / "settings.yaml").write_text(dump_settings(settings), "utf-8")
+        (draft / "settings.yaml").write_text(dump_settings(prepared.settings), "utf-8")
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
         open_as_new_files(*draft.iterdir())
         # The configuration last: a folder without it holds no model yet.

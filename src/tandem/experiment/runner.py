@@ -234,8 +234,7 @@ class _Grid:
             )
             record = make_record(prepared, spec, contexts, trained, not paid, memory)
             if prepared.settings.save_models:
-                folder = self._run_dir / "models" / spec.name
-                save_model(folder, trained, prepared.corpus.tokenizer, prepared.settings, record)
+                save_model(self._run_dir / "models" / spec.name, trained, prepared, record)
             return record
         except Exception as error:
             if is_out_of_storage(error):  # no run that follows could be kept either
@@ -370,7 +369,7 @@ def train_one(
         record = make_record(prepared, spec, contexts, trained, True, memory)
         if group.leads:
             try:
-                save_model(folder, trained, prepared.corpus.tokenizer, settings, record)
+                save_model(folder, trained, prepared, record)
             except Exception as error:
                 if not is_out_of_storage(error):
                     raise
