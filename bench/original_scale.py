@@ -53,12 +53,12 @@ from torch import nn
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import ScanError
 from tandem.experiment.machine import PeakMemory, choose_device, environment, uses_bfloat16
+from tandem.group import Execution
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.objectives import OBJECTIVES
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings, Settings, load_settings
 from tandem.shown import tolerate_any_encoding
-from tandem.training.execution import Execution
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import silent
 

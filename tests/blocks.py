@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tandem.contexts import Stream
+from tandem.group import PLAIN, Execution
 from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock, sequential_contexts
 from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.settings import Phase1Settings, PredictionSettings, Settings
-from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.progress import OnTick, silent
 

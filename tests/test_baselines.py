@@ -23,6 +23,7 @@ from tandem.baselines.network import NetworkBaseline
 from tandem.baselines.ngram import fit_kneser_ney, fit_unigram
 from tandem.contexts import Tokens
 from tandem.errors import NonFiniteLossError, SettingsError
+from tandem.group import PLAIN, Execution
 from tandem.settings import (
     BaselineSettings,
     DataSettings,
@@ -31,7 +32,6 @@ from tandem.settings import (
     Phase2Settings,
     Settings,
 )
-from tandem.training.execution import PLAIN, Execution
 from tandem.training.optimizer import cosine_share
 from tandem.training.progress import OnTick, Tick, silent
 

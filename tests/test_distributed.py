@@ -267,7 +267,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from tandem.group import process_group
-from tandem.training.execution import Execution
+from tandem.group import Execution
 from tandem.training.gradients import GradientAccumulator
 
 def take_steps(group):
@@ -325,7 +325,7 @@ import json
 import torch
 from torch import nn
 from tandem.group import ALONE, process_group
-from tandem.training.execution import Execution
+from tandem.group import Execution
 from tandem.training.gradients import TABLE_ROWS, GradientAccumulator, used_rows
 
 V = TABLE_ROWS + 7

@@ -14,10 +14,10 @@ from torch import nn
 
 from tandem.cross_entropy import mean_nll
 from tandem.errors import is_out_of_memory
+from tandem.group import PLAIN, Execution
 from tandem.model import TandemForCausalLM
 from tandem.settings import Phase2Settings, PredictionSettings
 from tandem.training import gradients, phase2
-from tandem.training.execution import PLAIN, Execution
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.phase2 import train_token_block
 from tandem.training.progress import Tick
@@ -138,7 +138,7 @@ def test_other_errors_and_rows_that_do_not_fit_alone_are_raised() -> None:
 SHORT_OF_MEMORY = """
 import resource, torch
 from torch import nn
-from tandem.training.execution import PLAIN
+from tandem.group import PLAIN
 from tandem.training.gradients import GradientAccumulator
 
 torch.set_num_threads(1)

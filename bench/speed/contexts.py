@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
 from tandem.experiment.prepared import Prepared, new_model
+from tandem.group import PLAIN
 from tandem.model import TandemForCausalLM, sequential_contexts
 from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, ContextSettings
-from tandem.training.execution import PLAIN
 from tandem.training.progress import silent
 
 from .inputs import python_docs

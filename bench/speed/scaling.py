@@ -16,10 +16,10 @@ from measuring import Candidate, Spread, Timings, interleaved, number, print_tab
 from torch import nn
 
 from tandem.contexts import Contexts, Stream, compute_contexts
+from tandem.group import PLAIN
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.objectives import OBJECTIVES
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings, Settings
-from tandem.training.execution import PLAIN
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import silent
 

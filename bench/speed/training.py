@@ -18,9 +18,9 @@ from tandem.experiment.baseline import baseline_inputs
 from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.phase1_checkpoint import new_heads
 from tandem.experiment.prepared import Prepared, new_model, total_parameters
+from tandem.group import PLAIN, Execution
 from tandem.objectives import OBJECTIVES
 from tandem.settings import BaselineSettings, Configuration, ContextSettings, Gpt2Settings, LstmSettings
-from tandem.training.execution import PLAIN, Execution
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import silent
 

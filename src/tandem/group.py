@@ -1,4 +1,4 @@
-"""The processes that train one model together: those that `torchrun` starts; without it, this one alone.
+"""How a training is computed: by the processes that `torchrun` starts, or by this one alone; its precision.
 
 What is global is computed on every process alike, or summed: losses, batches, gradients, convergence. Each
 process computes a contiguous share of it.
@@ -74,6 +74,26 @@ class Group:
 
 
 ALONE = Group()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training is computed; its mathematics is the same for all.
+
+    group       the processes that train together
+    bfloat16    whether matrices are multiplied in bf16 while training (sums, states and scores never are)
+    """
+
+    group: Group = ALONE
+    bfloat16: bool = False
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Around what computes a loss on `device`."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+PLAIN = Execution()
+"""By this process alone, in the model's own precision."""
 
 
 @contextmanager

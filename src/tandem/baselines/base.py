@@ -19,8 +19,8 @@ from tandem.settings import Configuration, Settings
 if TYPE_CHECKING:
     import torch
 
+    from tandem.group import Execution
     from tandem.metrics import Score
-    from tandem.training.execution import Execution
     from tandem.training.progress import OnTick
 
 Ids = npt.NDArray[np.integer[Any]]

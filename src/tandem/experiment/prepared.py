@@ -12,6 +12,7 @@ from tandem.contexts import Stream
 from tandem.errors import DataError, MisfitError
 from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.misfits import config_for, misfits, parameters_for
+from tandem.group import PLAIN, Execution
 from tandem.model import TandemForCausalLM
 from tandem.records import DataRecord, Precision
 from tandem.settings import Configuration, Settings, TokenizerSettings
@@ -20,7 +21,6 @@ from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus, read_splits
 from tandem.tokens.store import token_counts
 from tandem.tokens.tokenizer import VOCABULARY, VocabularyError
-from tandem.training.execution import PLAIN, Execution
 from tandem.training.initialization import generator_for, initialize_block
 
 

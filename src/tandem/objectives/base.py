@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tandem.contexts import Stream
+    from tandem.group import Execution
     from tandem.metrics import Score
     from tandem.model import TandemForCausalLM, TokenBlock
-    from tandem.training.execution import Execution
 
 NewTokenBlock = Callable[[int], "TokenBlock"]
 """The TokenBlock of this many layers that the run's seed draws, on the model's device."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from tandem.errors import is_out_of_memory
-from tandem.group import Group
-from tandem.training.execution import Execution
+from tandem.group import Execution, Group
 
 TABLE_ROWS = 2048
 """Rows from which on a matrix counts as an embedding, of which a step may use few rows."""

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from tandem.contexts import PIECE_TOKENS, Contexts, ContextsSample, Stream, Window
 from tandem.cross_entropy import Loss, training_loss, whole_softmax
-from tandem.group import Group
+from tandem.group import PLAIN, Execution, Group
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import TrainingRecord
 from tandem.settings import Phase2Settings
 from tandem.training.dropout import DropoutMasks, StepMasks, no_dropout
-from tandem.training.execution import PLAIN, Execution
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.initialization import generator_for
 from tandem.training.monitor import TrainingMonitor
