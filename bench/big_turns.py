@@ -25,7 +25,7 @@ from measuring import Spread
 from tandem.cli.arguments import TrainArguments, parse_with_preset
 from tandem.experiment import stopwatch
 from tandem.experiment.contexts import contexts_of
-from tandem.experiment.phase1_checkpoint import new_heads
+from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import new_model, prepare, streams
 from tandem.experiment.runner import set_up_process
 from tandem.objectives import OBJECTIVES, Phase1Inputs

@@ -13,8 +13,14 @@ from tandem.errors import SettingsError
 from tandem.experiment import contexts
 from tandem.experiment.checkpoints import load_model
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.phase1_checkpoint import load_phase1_state, new_heads, phase1_state
-from tandem.experiment.pipeline import train_contexts, train_tokens, untrained_contexts
+from tandem.experiment.pipeline import (
+    load_phase1_state,
+    new_heads,
+    phase1_state,
+    train_contexts,
+    train_tokens,
+    untrained_contexts,
+)
 from tandem.experiment.prepared import new_model, prepare
 from tandem.experiment.runner import run_experiment, train_one
 from tandem.metrics import score_stream

@@ -16,7 +16,7 @@ from tandem.baselines import BASELINES
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.baseline import baseline_inputs
 from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
-from tandem.experiment.phase1_checkpoint import new_heads
+from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import Prepared, new_model, total_parameters
 from tandem.group import PLAIN, Execution
 from tandem.objectives import OBJECTIVES

@@ -12,7 +12,7 @@ from tandem.audit.explain import explain_nll
 from tandem.audit.reference import POSITIONS, block_losses, contexts_at
 from tandem.audit.subject import INEXACT, Subject
 from tandem.experiment.grid import label_of
-from tandem.experiment.phase1_checkpoint import load_phase1_state, phase1_state
+from tandem.experiment.pipeline import load_phase1_state, phase1_state
 from tandem.experiment.prepared import Prepared
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord

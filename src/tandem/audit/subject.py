@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from tandem.audit.reference import Block, block_losses, contexts_at
 from tandem.contexts import PIECE_TOKENS, ContextsSample, Tokens
 from tandem.experiment.checkpoints import load_head, load_model, load_sample
-from tandem.experiment.phase1_checkpoint import new_heads
+from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import Prepared, new_model
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective

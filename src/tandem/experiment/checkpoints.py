@@ -1,4 +1,4 @@
-"""Model folders: what a run leaves on disk beside its record, and how it is read."""
+"""What runs leave on disk beside their records: phase 1, which several share, and model folders."""
 
 import json
 import tempfile
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -17,12 +18,13 @@ from tandem.advice import advice
 from tandem.contexts import ContextsSample
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, is_out_of_memory
-from tandem.experiment.phase1_checkpoint import open_as_new_files
-from tandem.experiment.pipeline import TrainedTokens
+from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
 from tandem.experiment.prepared import Prepared
-from tandem.folders import CONFIG, RECORD, check_reading
+from tandem.fingerprint import fingerprint
+from tandem.folders import CONFIG, RECORD, atomic_write, check_reading
 from tandem.model import TandemForCausalLM
-from tandem.records import RunRecord
+from tandem.objectives import OBJECTIVES, Objective
+from tandem.records import Phase1Record, RunRecord
 from tandem.settings import dump_settings
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
 
@@ -31,6 +33,62 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model
 """What a tokenizer is read from; one of them is enough."""
 PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
+
+
+def phase1_path(run_dir: Path, variant: str | None, context_layers: int, seed: int) -> Path:
+    """Where the phase 1 result that runs of this variant, context depth and seed share lies."""
+    own = "" if variant is None else f"{variant}-"
+    return run_dir / "phase1" / f"{own}C{context_layers}-seed{seed}.safetensors"
+
+
+def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> str:
+    """Of everything that phase 1 depends on: the context depth, the seed, and what they are trained on."""
+    settings = prepared.settings
+    section = OBJECTIVES[settings.recipe].section
+    return fingerprint(
+        "phase1",
+        settings.recipe,
+        settings.model.model_dump(mode="json"),
+        settings.section(section).model_dump(mode="json") if section else {},
+        prepared.corpus.fingerprint,
+        prepared.table_fingerprint,
+        prepared.execution.bfloat16,
+        context_layers,
+        seed,
+    )
+
+
+def save_phase1(path: Path, state: dict[str, torch.Tensor], record: Phase1Record, fingerprint: str) -> None:
+    """Keep the weights that a finished phase 1 leaves, atomically, with a fingerprint of its inputs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    with atomic_write(path) as draft:
+        save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
+        open_as_new_files(draft)
+
+
+def load_phase1(path: Path, fingerprint: str, objective: Objective) -> SavedPhase1 | None:
+    """The kept phase 1, or none where there is none, it is damaged, or it came from anything else."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("fingerprint") != fingerprint:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, objective.record_type.model_validate_json(metadata["record"])
+    except (OSError, SafetensorError, KeyError, ValidationError):
+        return None
+
+
+def open_as_new_files(*paths: Path) -> None:
+    """Give files the permissions that new ones get here: safetensors keeps its own from all but the owner."""
+    with tempfile.TemporaryDirectory(dir=paths[0].parent) as place:
+        plain = Path(place) / "plain"
+        plain.touch()
+        for path in paths:
+            path.chmod(plain.stat().st_mode)
 
 
 def save_model(folder: Path, trained: TrainedTokens, prepared: Prepared, record: RunRecord) -> None:

@@ -1,21 +1,23 @@
 """One run, from tokens to record: phase 1 for each depth and seed, phase 2 for each run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from tandem.experiment.contexts import contexts_of
-from tandem.experiment.phase1_checkpoint import SavedPhase1, load_phase1_state, new_heads, phase1_state
 from tandem.experiment.prepared import Prepared, new_model, streams
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM, TokenBlock
-from tandem.objectives import OBJECTIVES, Phase1Inputs
+from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
 from tandem.records import ContextsRecord, Parameters, Phase1Record
 from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
 from tandem.training.phase2 import Split, TrainedTokenBlock, train_token_block
 from tandem.training.progress import OnTick, silent
+
+SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,34 @@ class TrainedTokens:
     model: TandemForCausalLM
     phase2: TrainedTokenBlock
     head: dict[str, torch.Tensor] | None
+
+
+def new_heads(prepared: Prepared, context_layers: int, seed: int) -> nn.ModuleDict:
+    """The modules that phase 1 trains beside the model, drawn from the seed."""
+    return OBJECTIVES[prepared.settings.recipe].new_heads(
+        prepared.settings,
+        lambda depth: new_model(prepared, Configuration(context_layers, depth), seed).token_block,
+    )
+
+
+def phase1_state(model: TandemForCausalLM, objective: Objective) -> dict[str, torch.Tensor]:
+    """The weights that phase 1 leaves to phase 2; those of the output head are the embedding's."""
+    left = tuple(f"{part}." for part in objective.parts)
+    weights = model.state_dict()
+    return {name: weights[name] for name in weights if name.startswith(left) and name != "lm_head.weight"}
+
+
+def load_phase1_state(
+    state: Mapping[str, torch.Tensor], model: TandemForCausalLM, heads: nn.ModuleDict | None = None
+) -> None:
+    """Put what phase 1 left into a new model and new heads. Raises RuntimeError where it does not fit."""
+    of_heads = {name: state[name] for name in state if heads and name.split(".")[0] in heads}
+    own = {name: state[name] for name in state if name not in of_heads}
+    unknown = model.load_state_dict(own, strict=False).unexpected_keys
+    if unknown:
+        raise RuntimeError(f"phase 1 left {unknown[0]}, which the model does not have")
+    if heads:
+        heads.load_state_dict(of_heads)
 
 
 def train_contexts(

@@ -24,23 +24,24 @@ from tandem.errors import (
     storage_reason,
 )
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
-from tandem.experiment.checkpoints import check_no_other_model, save_model
+from tandem.experiment.checkpoints import (
+    check_no_other_model,
+    load_phase1,
+    phase1_fingerprint,
+    phase1_path,
+    save_model,
+    save_phase1,
+)
 from tandem.experiment.contexts import check_disk_for_contexts
 from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.executors import Executor, executor_of, helped, threads_each
 from tandem.experiment.grid import RunSpec, claims, plan, tandem_run
 from tandem.experiment.machine import PeakMemory, choose_device, environment, keep_freed_memory
-from tandem.experiment.phase1_checkpoint import (
-    load_phase1,
-    phase1_fingerprint,
-    phase1_path,
-    phase1_state,
-    save_phase1,
-)
 from tandem.experiment.pipeline import (
     TrainedContexts,
     TrainedTokens,
     count_parameters,
+    phase1_state,
     train_contexts,
     train_tokens,
     untrained_contexts,

@@ -9,7 +9,7 @@ from tandem.contexts import PIECE_TOKENS, SCANS, compute_contexts, held_in_memor
 from tandem.experiment.baseline import run_baseline
 from tandem.experiment.contexts import bytes_on_disk, kept_outside_memory, room_in_memory
 from tandem.experiment.grid import RunSpec
-from tandem.experiment.phase1_checkpoint import new_heads
+from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import Prepared, new_model, streams
 from tandem.experiment.stopwatch import allocated, seconds_of, timed
 from tandem.metrics import effective_rank, score_stream
