@@ -15,7 +15,7 @@ from measuring import Candidate, Spread, interleaved, number, print_table
 from torch import Tensor, nn
 
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
-from tandem.experiment.prepared import Prepared, new_model
+from tandem.experiment.prepared import TrainingInputs, new_model
 from tandem.group import PLAIN
 from tandem.model import TandemForCausalLM, sequential_contexts
 from tandem.objectives import OBJECTIVES, Phase1Inputs
@@ -78,7 +78,7 @@ def table(quick: bool, device: torch.device) -> None:
     )
 
 
-def _model(case: Case, prepared: Prepared, sizes: Sizes) -> TandemForCausalLM:
+def _model(case: Case, prepared: TrainingInputs, sizes: Sizes) -> TandemForCausalLM:
     model = new_model(prepared, Configuration(case.context_layers), seed=0)
     if case.name == "residual":
         phase1 = prepared.settings.phase1
@@ -94,7 +94,7 @@ def _model(case: Case, prepared: Prepared, sizes: Sizes) -> TandemForCausalLM:
 
 
 @torch.no_grad()
-def _rows(case: Case, model: TandemForCausalLM, prepared: Prepared, sizes: Sizes) -> list[list[str]]:
+def _rows(case: Case, model: TandemForCausalLM, prepared: TrainingInputs, sizes: Sizes) -> list[list[str]]:
     whole = Stream.of(model, prepared.corpus.train.ids).first(sizes.scan_tokens)
     short, middle = whole.first(sizes.loop_tokens), whole.first(sizes.sweep_tokens)
     exact = compute_contexts(model, short, ContextSettings(method="loop"))[0].whole()

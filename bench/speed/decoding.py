@@ -22,7 +22,7 @@ from tandem.baselines.gpt2 import Gpt2Baseline
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.baselines.network import widest
 from tandem.contexts import Stream, compute_contexts
-from tandem.experiment.prepared import Prepared, new_model
+from tandem.experiment.prepared import TrainingInputs, new_model
 from tandem.metrics import score_stream
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.settings import Configuration, ContextSettings, Gpt2Settings, Phase2Settings
@@ -82,7 +82,7 @@ def table(quick: bool, device: torch.device) -> None:
         _side_by_side(ours, gpt2, sizes)
 
 
-def _gpt2(prepared: Prepared, parameters: int, positions: int) -> GPT2LMHeadModel:
+def _gpt2(prepared: TrainingInputs, parameters: int, positions: int) -> GPT2LMHeadModel:
     """As wide as the parameters allow, position embeddings not counted."""
     vocab_size, shape = prepared.corpus.vocab_size, Gpt2Settings()
     heads = shape.heads
@@ -105,7 +105,7 @@ def _gpt2(prepared: Prepared, parameters: int, positions: int) -> GPT2LMHeadMode
     return GPT2LMHeadModel(config).eval().to(prepared.device)
 
 
-def _scoring(prepared: Prepared, ours: TandemForCausalLM, parameters: int, sizes: Sizes) -> None:
+def _scoring(prepared: TrainingInputs, ours: TandemForCausalLM, parameters: int, sizes: Sizes) -> None:
     train, ids = prepared.corpus.train.ids, prepared.corpus.validation.ids[: sizes.scored_tokens]
     stream = Stream.of(ours, ids)
     tokens = len(stream) - 1

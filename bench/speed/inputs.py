@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tandem.experiment.prepared import Prepared, prepare
+from tandem.experiment.prepared import TrainingInputs, prepare
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.settings import Settings, load_settings
 from tandem.training.initialization import generator_for, initialize_block
@@ -25,7 +25,7 @@ def zipf_ids(count: int, vocab_size: int, seed: int = 0) -> npt.NDArray[np.int64
 
 def python_docs(
     preset: str, device: torch.device, train_bytes: int, vocab_size: int, **sections: dict[str, Any]
-) -> Prepared:
+) -> TrainingInputs:
     """Text, tokens and embeddings as a preset has them, on python-docs, with changes by section."""
     values = load_settings(preset).model_dump()
     values["data"] |= {"train": "python-docs", "max_train_bytes": train_bytes}

@@ -17,7 +17,7 @@ from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.baseline import baseline_inputs
 from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.pipeline import new_heads
-from tandem.experiment.prepared import Prepared, new_model, total_parameters
+from tandem.experiment.prepared import TrainingInputs, new_model, total_parameters
 from tandem.group import PLAIN, Execution
 from tandem.objectives import OBJECTIVES
 from tandem.settings import BaselineSettings, Configuration, ContextSettings, Gpt2Settings, LstmSettings
@@ -50,7 +50,7 @@ QUICK = Sizes(150_000, 2048, 4_096, 2)
 class Ours:
     """One model, trained on from round to round: what a step costs does not depend on its weights."""
 
-    def __init__(self, prepared: Prepared, tokens: int) -> None:
+    def __init__(self, prepared: TrainingInputs, tokens: int) -> None:
         settings = prepared.settings
         one_epoch = {"max_epochs": 1}
         self.settings = settings
@@ -118,7 +118,7 @@ def table(quick: bool, device: torch.device) -> None:
 
 
 def _measure(
-    prepared: Prepared, parameters: int, sizes: Sizes, kinds: tuple[str, ...]
+    prepared: TrainingInputs, parameters: int, sizes: Sizes, kinds: tuple[str, ...]
 ) -> tuple[Timings, dict[str, int]]:
     """Times of all, those of products of matrices by `kinds` of them, and the parameters of the baselines."""
     ours = Ours(prepared, sizes.tokens)

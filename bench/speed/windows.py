@@ -13,7 +13,7 @@ import torch
 from measuring import Spread, number, print_table
 
 from tandem.experiment.pipeline import train_contexts, train_tokens
-from tandem.experiment.prepared import Prepared
+from tandem.experiment.prepared import TrainingInputs
 from tandem.objectives.original import DispersionRecord
 from tandem.records import TrainingRecord
 from tandem.settings import Configuration
@@ -77,7 +77,7 @@ def table(quick: bool, device: torch.device) -> None:
 
 def _prepared(
     sizes: Sizes, device: torch.device, tokens_per_step: int | None, batch_positions: int
-) -> Prepared:
+) -> TrainingInputs:
     return python_docs(
         "dialogue",
         device,
@@ -93,7 +93,7 @@ def _prepared(
     )
 
 
-def _outcome(prepared: Prepared, seed: int) -> Outcome:
+def _outcome(prepared: TrainingInputs, seed: int) -> Outcome:
     contexts = train_contexts(prepared, CONFIGURATION.context_layers, seed)
     trained = train_tokens(prepared, contexts, CONFIGURATION, seed)
     assert isinstance(contexts.phase1, DispersionRecord)

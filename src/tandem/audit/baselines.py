@@ -3,12 +3,12 @@
 import numpy as np
 
 from tandem.baselines import Fitted
-from tandem.experiment.prepared import Prepared
+from tandem.experiment.prepared import TrainingInputs
 from tandem.metrics import perplexity, validation_record
 from tandem.records import Check, RunRecord
 
 
-def refit_check(fitted: Fitted, prepared: Prepared, record: RunRecord) -> Check:
+def refit_check(fitted: Fitted, prepared: TrainingInputs, record: RunRecord) -> Check:
     """`perplexity` of a model that was fitted and scored anew, as `fitted`."""
     said = record.validation
     assert said is not None

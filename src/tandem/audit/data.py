@@ -7,7 +7,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tandem.audit.leakage import measure_leakage
-from tandem.experiment.prepared import Prepared
+from tandem.experiment.prepared import TrainingInputs
 from tandem.records import Check, RunRecord
 from tandem.text.splits import Splits, overlap_allowed
 from tandem.tokens.store import Ids, TokenStream, token_counts
@@ -25,7 +25,7 @@ CONTAINED = 0.01
 """Share of validation documents contained in training above which the check fails (of 100, that is two)."""
 
 
-def data_checks(prepared: Prepared, splits: Splits) -> Iterator[Check]:
+def data_checks(prepared: TrainingInputs, splits: Splits) -> Iterator[Check]:
     """`leakage` and `tokens`."""
     data = prepared.settings.data
     yield _leakage(splits, allowed=overlap_allowed(data))
@@ -60,7 +60,7 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
     )
 
 
-def _tokens(prepared: Prepared, splits: Splits) -> Check:
+def _tokens(prepared: TrainingInputs, splits: Splits) -> Check:
     corpus, data = prepared.corpus, prepared.settings.data
     tokenizer = plain(corpus.tokenizer)
     tokenizer.encode_special_tokens = True
@@ -108,7 +108,7 @@ def _encode_again(
     return len(documents), None
 
 
-def baseline_gaps(prepared: Prepared, records: Sequence[RunRecord]) -> dict[str, float]:
+def baseline_gaps(prepared: TrainingInputs, records: Sequence[RunRecord]) -> dict[str, float]:
     """Validation NLL less training NLL of simple models on the same tokens, in nats.
 
     Unigram and interpolated bigram, counted here, and the networks among `records`. The bigram scores the

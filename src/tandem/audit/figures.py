@@ -13,7 +13,7 @@ from tandem.audit.reference import POSITIONS, block_losses, contexts_at
 from tandem.audit.subject import INEXACT, Subject
 from tandem.experiment.grid import label_of
 from tandem.experiment.pipeline import load_phase1_state, phase1_state
-from tandem.experiment.prepared import Prepared
+from tandem.experiment.prepared import TrainingInputs
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord
 from tandem.settings import Configuration
@@ -42,7 +42,7 @@ def figure_checks(subject: Subject, gaps: dict[str, float]) -> Iterator[Check]:
     yield gap_check(subject.record, train_nll, gaps)
 
 
-def counts_check(prepared: Prepared, record: RunRecord) -> Check:
+def counts_check(prepared: TrainingInputs, record: RunRecord) -> Check:
     """`counts` of any run, baselines included."""
     said, counted = record.data, prepared.data_record()
     # Embeddings counted on another processor differ in their last digits; `frozen` compares them as numbers.

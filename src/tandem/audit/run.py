@@ -23,7 +23,7 @@ from tandem.experiment.checkpoints import load_model, model_record
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device, code_fingerprint
 from tandem.experiment.misfits import config_for
-from tandem.experiment.prepared import Prepared, prepare_variants
+from tandem.experiment.prepared import TrainingInputs, prepare_variants
 from tandem.experiment.run_dir import check_writable
 from tandem.experiment.runner import set_up_process
 from tandem.fingerprint import fingerprint
@@ -126,7 +126,7 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
 
 def _prepare(
     settings: Settings, records: Sequence[RunRecord], folder: Path, on_progress: OnProgress
-) -> tuple[dict[str | None, Prepared], Splits]:
+) -> tuple[dict[str | None, TrainingInputs], Splits]:
     """Text, tokens and embeddings again, by variant. Raises DataError where one of them is another one.
 
     Each is compared with the records as soon as it is read, since all that follows depends on it.
@@ -208,7 +208,7 @@ def _variant_as_written(written: Mapping[str, Any], variant: str) -> dict[str, A
 
 
 def _audit_run(
-    prepared: Prepared,
+    prepared: TrainingInputs,
     record: RunRecord,
     siblings: tuple[RunRecord, ...],
     folder: Path,
@@ -235,7 +235,7 @@ def _audit_run(
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=checks)
 
 
-def _baseline_checks(prepared: Prepared, record: RunRecord) -> tuple[Check, ...]:
+def _baseline_checks(prepared: TrainingInputs, record: RunRecord) -> tuple[Check, ...]:
     """Of a model of another kind; none of these is kept."""
     baseline, inputs = BASELINES[record.kind], baseline_inputs(prepared, record.seed)
     fitted = baseline.refit(inputs, record)
@@ -247,7 +247,9 @@ def _baseline_checks(prepared: Prepared, record: RunRecord) -> tuple[Check, ...]
     return (*common, *_guarded(iter(baseline.checks(inputs, record)), record.kind))
 
 
-def _record_checks(prepared: Prepared, record: RunRecord, why: str, status: Status) -> tuple[Check, ...]:
+def _record_checks(
+    prepared: TrainingInputs, record: RunRecord, why: str, status: Status
+) -> tuple[Check, ...]:
     """Of a run whose figures cannot be recomputed from a model, and `why`."""
     return (
         Check(

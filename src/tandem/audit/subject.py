@@ -16,7 +16,7 @@ from tandem.audit.reference import Block, block_losses, contexts_at
 from tandem.contexts import PIECE_TOKENS, ContextsSample, Tokens
 from tandem.experiment.checkpoints import load_head, load_model, load_sample
 from tandem.experiment.pipeline import new_heads
-from tandem.experiment.prepared import Prepared, new_model
+from tandem.experiment.prepared import TrainingInputs, new_model
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import RunRecord
@@ -61,7 +61,7 @@ class Subject:
     sample      of the contexts that the run read; none if it kept none
     """
 
-    prepared: Prepared
+    prepared: TrainingInputs
     record: RunRecord
     siblings: tuple[RunRecord, ...]
     folder: Path
@@ -73,7 +73,7 @@ class Subject:
     @classmethod
     def load(
         cls,
-        prepared: Prepared,
+        prepared: TrainingInputs,
         record: RunRecord,
         siblings: tuple[RunRecord, ...],
         folder: Path,

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from tandem.baselines import BASELINES, BaselineInputs
-from tandem.experiment.prepared import Prepared, total_parameters
+from tandem.experiment.prepared import TrainingInputs, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.metrics import validation_record
 from tandem.records import Parameters
 from tandem.training.progress import OnTick, silent
 
 
-def run_baseline(prepared: Prepared, kind: str, seed: int | None, on_tick: OnTick) -> dict[str, Any]:
+def run_baseline(prepared: TrainingInputs, kind: str, seed: int | None, on_tick: OnTick) -> dict[str, Any]:
     """Train and score a baseline; returns the fields of its record that hold results.
 
     Raises NonFiniteLossError, or SettingsError where the parameters allowed are too few.
@@ -33,7 +33,7 @@ def run_baseline(prepared: Prepared, kind: str, seed: int | None, on_tick: OnTic
     }
 
 
-def baseline_inputs(prepared: Prepared, seed: int | None, on_tick: OnTick = silent) -> BaselineInputs:
+def baseline_inputs(prepared: TrainingInputs, seed: int | None, on_tick: OnTick = silent) -> BaselineInputs:
     """What the baselines of an experiment are fitted with."""
     corpus = prepared.corpus
     return BaselineInputs(
@@ -49,22 +49,22 @@ def baseline_inputs(prepared: Prepared, seed: int | None, on_tick: OnTick = sile
     )
 
 
-def measured_against(prepared: Iterable[Prepared]) -> Prepared:
+def measured_against(prepared: Iterable[TrainingInputs]) -> TrainingInputs:
     """The variant whose sizes the baselines are given: no other one has more parameters."""
     return max(prepared, key=_smallest)
 
 
-def parameters_allowed(prepared: Prepared) -> int:
+def parameters_allowed(prepared: TrainingInputs) -> int:
     """Of sized baselines: what the settings say, else as many as the smallest configuration has."""
     allowed = prepared.settings.baselines.max_parameters
     return _smallest(prepared) if allowed is None else allowed
 
 
-def _smallest(prepared: Prepared) -> int:
+def _smallest(prepared: TrainingInputs) -> int:
     return min(total_parameters(prepared, configuration) for configuration in prepared.settings.grid)
 
 
-def baseline_fingerprint(prepared: Prepared, kind: str) -> str | None:
+def baseline_fingerprint(prepared: TrainingInputs, kind: str) -> str | None:
     """Of what a baseline's result depends on beside text and tokens; none where that is nothing."""
     baseline = BASELINES.get(kind)  # none: a configuration that is compared
     own = baseline and baseline.depends_on(prepared.settings, parameters_allowed(prepared))

@@ -19,7 +19,7 @@ from tandem.contexts import ContextsSample
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, is_out_of_memory
 from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
-from tandem.experiment.prepared import Prepared
+from tandem.experiment.prepared import TrainingInputs
 from tandem.fingerprint import fingerprint
 from tandem.folders import CONFIG, RECORD, atomic_write, check_reading
 from tandem.model import TandemForCausalLM
@@ -41,7 +41,7 @@ def phase1_path(run_dir: Path, variant: str | None, context_layers: int, seed: i
     return run_dir / "phase1" / f"{own}C{context_layers}-seed{seed}.safetensors"
 
 
-def phase1_fingerprint(prepared: Prepared, context_layers: int, seed: int) -> str:
+def phase1_fingerprint(prepared: TrainingInputs, context_layers: int, seed: int) -> str:
     """Of everything that phase 1 depends on: the context depth, the seed, and what they are trained on."""
     settings = prepared.settings
     section = OBJECTIVES[settings.recipe].section
@@ -91,7 +91,7 @@ def open_as_new_files(*paths: Path) -> None:
             path.chmod(plain.stat().st_mode)
 
 
-def save_model(folder: Path, trained: TrainedTokens, prepared: Prepared, record: RunRecord) -> None:
+def save_model(folder: Path, trained: TrainedTokens, prepared: TrainingInputs, record: RunRecord) -> None:
     """A Hugging Face model folder, with the settings, the record and a sample of its contexts.
 
     Made beside its place and moved there file by file once it is complete, so that stopping this does not
@@ -116,7 +116,7 @@ def save_model(folder: Path, trained: TrainedTokens, prepared: Prepared, record:
             (folder / PHASE1_HEAD).unlink(missing_ok=True)
 
 
-def check_no_other_model(folder: Path, prepared: Prepared, run: str) -> None:
+def check_no_other_model(folder: Path, prepared: TrainingInputs, run: str) -> None:
     """RunDirError where the folder holds a model of anything but this run, with these settings and tokens."""
     if not (folder / CONFIG).exists():
         return

@@ -10,7 +10,7 @@ from tandem.advice import advice
 from tandem.contexts import Contexts, Stream, compute_contexts, measure_memory
 from tandem.errors import StorageError
 from tandem.experiment.machine import free_memory
-from tandem.experiment.prepared import Prepared
+from tandem.experiment.prepared import TrainingInputs
 from tandem.launch import local_processes
 from tandem.metrics import effective_rank
 from tandem.model import TandemForCausalLM
@@ -34,7 +34,7 @@ def bytes_on_disk(tokens: int, context_dim: int) -> int:
     return torch.bfloat16.itemsize * tokens * context_dim
 
 
-def check_disk_for_contexts(prepared: Prepared) -> None:
+def check_disk_for_contexts(prepared: TrainingInputs) -> None:
     """StorageError where contexts are to be on disk, and it has no room for them: before phase 1, not after.
 
     For those of one run, by all processes of a group on this machine.
@@ -65,7 +65,7 @@ def kept_outside_memory(
 
 
 def contexts_of(
-    prepared: Prepared, model: TandemForCausalLM, train: Stream, validation: Stream
+    prepared: TrainingInputs, model: TandemForCausalLM, train: Stream, validation: Stream
 ) -> tuple[Split, Split, ContextsRecord]:
     """Both splits' contexts, in the same way; the processes of the group compute them together.
 

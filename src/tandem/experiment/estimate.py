@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tandem.experiment.baseline import measured_against
 from tandem.experiment.grid import RunSpec, claims
 from tandem.experiment.machine import PeakMemory
-from tandem.experiment.prepared import Prepared
+from tandem.experiment.prepared import TrainingInputs
 from tandem.experiment.run_dir import disk_needed
 from tandem.experiment.trial import CostItem, Trial, baseline_trial
 from tandem.settings import Settings
@@ -35,7 +35,9 @@ class Estimate(BaseModel):
     parts: tuple[CostItem, ...]
 
 
-def estimated(variants: Mapping[str | None, Prepared], settings: Settings, specs: list[RunSpec]) -> Estimate:
+def estimated(
+    variants: Mapping[str | None, TrainingInputs], settings: Settings, specs: list[RunSpec]
+) -> Estimate:
     """What these runs of an experiment will take, or the training of a single one.
 
     Raises what they would raise in their first steps.

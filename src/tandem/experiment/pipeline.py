@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tandem.experiment.contexts import contexts_of
-from tandem.experiment.prepared import Prepared, new_model, streams
+from tandem.experiment.prepared import TrainingInputs, new_model, streams
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
@@ -53,7 +53,7 @@ class TrainedTokens:
     head: dict[str, torch.Tensor] | None
 
 
-def new_heads(prepared: Prepared, context_layers: int, seed: int) -> nn.ModuleDict:
+def new_heads(prepared: TrainingInputs, context_layers: int, seed: int) -> nn.ModuleDict:
     """The modules that phase 1 trains beside the model, drawn from the seed."""
     return OBJECTIVES[prepared.settings.recipe].new_heads(
         prepared.settings,
@@ -82,7 +82,7 @@ def load_phase1_state(
 
 
 def train_contexts(
-    prepared: Prepared,
+    prepared: TrainingInputs,
     context_layers: int,
     seed: int,
     on_tick: OnTick = silent,
@@ -114,7 +114,7 @@ def train_contexts(
     return TrainedContexts(model, train, validation, contexts, phase1, heads)
 
 
-def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> TrainedContexts:
+def untrained_contexts(prepared: TrainingInputs, context_layers: int, seed: int) -> TrainedContexts:
     """The control of phase 1: the weights it would have started from, and their contexts.
 
     Raises ScanError where that block does not forget its start.
@@ -125,7 +125,7 @@ def untrained_contexts(prepared: Prepared, context_layers: int, seed: int) -> Tr
 
 
 def train_tokens(
-    prepared: Prepared,
+    prepared: TrainingInputs,
     shared: TrainedContexts,
     configuration: Configuration,
     seed: int,

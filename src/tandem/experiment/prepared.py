@@ -25,7 +25,7 @@ from tandem.training.initialization import generator_for, initialize_block
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingInputs:
     """What all runs of one variant share.
 
     table        [V, E] float32: the embedding they start from
@@ -71,7 +71,7 @@ class Prepared:
         )
 
 
-def prepare(settings: Settings, on_progress: Callable[[str], None]) -> Prepared:
+def prepare(settings: Settings, on_progress: Callable[[str], None]) -> TrainingInputs:
     """Read, split and tokenize the text, and make the embedding table; cached by content.
 
     Raises DataError for text that cannot be used, MisfitError for settings that do not fit it or each other.
@@ -83,7 +83,7 @@ def prepare(settings: Settings, on_progress: Callable[[str], None]) -> Prepared:
 
 def prepare_variants(
     settings: Settings, on_progress: Callable[[str], None], splits: Splits | None = None
-) -> dict[str | None, Prepared]:
+) -> dict[str | None, TrainingInputs]:
     """As `prepare`, for every variant of the settings by its name, on the same tokens, maybe of `splits`."""
     variants = {name: settings.with_variant(name) for name in settings.variant_names}
     splits = splits or read_splits(settings.data, default_cache_dir(), on_progress)
@@ -123,15 +123,17 @@ def _fitting_corpus(
     return corpus
 
 
-def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> Prepared:
+def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> TrainingInputs:
     on_progress(f"embeddings: {settings.embeddings.source}")
     embed_dim, device = settings.model.embed_dim, choose_device(settings.device)
     table = embedding_table(settings.embeddings, corpus, embed_dim, default_cache_dir())
     execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
-    return Prepared(settings, corpus, *table, device, execution)
+    return TrainingInputs(settings, corpus, *table, device, execution)
 
 
-def in_precision(variants: Mapping[str | None, Prepared], precision: Precision) -> dict[str | None, Prepared]:
+def in_precision(
+    variants: Mapping[str | None, TrainingInputs], precision: Precision
+) -> dict[str | None, TrainingInputs]:
     """The same, to be trained in this precision."""
     return {
         name: replace(one, execution=replace(one.execution, bfloat16=precision == "bfloat16"))
@@ -139,12 +141,12 @@ def in_precision(variants: Mapping[str | None, Prepared], precision: Precision) 
     }
 
 
-def total_parameters(prepared: Prepared, configuration: Configuration) -> int:
+def total_parameters(prepared: TrainingInputs, configuration: Configuration) -> int:
     """Of a model of one configuration, without making it."""
     return parameters_for(prepared.settings, prepared.corpus, configuration)
 
 
-def new_model(prepared: Prepared, configuration: Configuration, seed: int) -> TandemForCausalLM:
+def new_model(prepared: TrainingInputs, configuration: Configuration, seed: int) -> TandemForCausalLM:
     """The untrained model of one run, on its device; a block's weights depend on its depth and the seed."""
     corpus = prepared.corpus
     model = TandemForCausalLM(config_for(prepared.settings, corpus, configuration)).eval()
@@ -162,7 +164,7 @@ def new_model(prepared: Prepared, configuration: Configuration, seed: int) -> Ta
     return model.to(prepared.device)
 
 
-def streams(prepared: Prepared, model: TandemForCausalLM) -> tuple[Stream, Stream]:
+def streams(prepared: TrainingInputs, model: TandemForCausalLM) -> tuple[Stream, Stream]:
     """Training and validation text, as the model reads them."""
     corpus = prepared.corpus
     return Stream.of(model, corpus.train.ids), Stream.of(model, corpus.validation.ids)

@@ -12,7 +12,7 @@ from tandem.advice import advice
 from tandem.claims import CLAIMS, locked, try_lock
 from tandem.errors import RunDirError
 from tandem.experiment.grid import RunSpec
-from tandem.experiment.prepared import Prepared, total_parameters
+from tandem.experiment.prepared import TrainingInputs, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.folders import Wanted, check_writing
 from tandem.records import (
@@ -191,7 +191,7 @@ def keep_record(run_dir: Path, record: RunRecord) -> None:
         ) from None
 
 
-def disk_needed(prepared: Mapping[str | None, Prepared], specs: Sequence[RunSpec]) -> int:
+def disk_needed(prepared: Mapping[str | None, TrainingInputs], specs: Sequence[RunSpec]) -> int:
     """Bytes that the runs will save, about."""
     sizes = [
         total_parameters(prepared[spec.variant], spec.configuration)
@@ -201,7 +201,7 @@ def disk_needed(prepared: Mapping[str | None, Prepared], specs: Sequence[RunSpec
     return sum(4 * size + MODEL_FOLDER_BYTES for size in sizes) + RECORDS_BYTES
 
 
-def check_disk(folder: Path, prepared: Mapping[str | None, Prepared], specs: Sequence[RunSpec]) -> None:
+def check_disk(folder: Path, prepared: Mapping[str | None, TrainingInputs], specs: Sequence[RunSpec]) -> None:
     """RunDirError where what the runs will save does not fit the disk."""
     needed, free = disk_needed(prepared, specs), shutil.disk_usage(folder).free
     if any(spec.configuration is not None for spec in specs) and needed > free:

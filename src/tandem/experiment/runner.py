@@ -46,7 +46,7 @@ from tandem.experiment.pipeline import (
     train_tokens,
     untrained_contexts,
 )
-from tandem.experiment.prepared import Prepared, in_precision, prepare, prepare_variants
+from tandem.experiment.prepared import TrainingInputs, in_precision, prepare, prepare_variants
 from tandem.experiment.run_dir import (
     alone_in,
     begun_in,
@@ -139,7 +139,11 @@ class _Grid:
     """The runs of an experiment, made by this worker and by others."""
 
     def __init__(
-        self, variants: dict[str | None, Prepared], specs: list[RunSpec], run_dir: Path, watcher: Watcher
+        self,
+        variants: dict[str | None, TrainingInputs],
+        specs: list[RunSpec],
+        run_dir: Path,
+        watcher: Watcher,
     ) -> None:
         reference = measured_against(variants.values())
         self._prepared = {
@@ -265,7 +269,9 @@ class _Grid:
         return trained
 
 
-def _failed(prepared: Prepared, run_dir: Path, spec: RunSpec, error: Exception, seconds: float) -> RunRecord:
+def _failed(
+    prepared: TrainingInputs, run_dir: Path, spec: RunSpec, error: Exception, seconds: float
+) -> RunRecord:
     """A failed run's record; what is not a known kind of failure leaves its traceback in a file."""
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     if is_out_of_memory(error):
@@ -282,7 +288,7 @@ def _failed(prepared: Prepared, run_dir: Path, spec: RunSpec, error: Exception, 
 
 
 def make_record(
-    prepared: Prepared,
+    prepared: TrainingInputs,
     spec: RunSpec,
     contexts: TrainedContexts,
     trained: TrainedTokens,
@@ -308,7 +314,7 @@ def make_record(
     )
 
 
-def _record(prepared: Prepared, spec: RunSpec, **results: Any) -> RunRecord:
+def _record(prepared: TrainingInputs, spec: RunSpec, **results: Any) -> RunRecord:
     settings, depths = prepared.settings, spec.configuration
     return RunRecord(
         run=spec.name,

@@ -10,7 +10,7 @@ from tandem.experiment.baseline import run_baseline
 from tandem.experiment.contexts import bytes_on_disk, kept_outside_memory, room_in_memory
 from tandem.experiment.grid import RunSpec
 from tandem.experiment.pipeline import new_heads
-from tandem.experiment.prepared import Prepared, new_model, streams
+from tandem.experiment.prepared import TrainingInputs, new_model, streams
 from tandem.experiment.stopwatch import allocated, seconds_of, timed
 from tandem.metrics import effective_rank, score_stream
 from tandem.model import TandemForCausalLM
@@ -33,7 +33,7 @@ class CostItem(BaseModel):
     seconds_s: float
 
 
-def baseline_trial(prepared: Prepared, spec: RunSpec) -> tuple[float, int]:
+def baseline_trial(prepared: TrainingInputs, spec: RunSpec) -> tuple[float, int]:
     """Seconds of a baseline, and the bytes that it takes on all of the text beyond those of the trial."""
     corpus = prepared.corpus
     whole = len(corpus.train)
@@ -84,7 +84,7 @@ class Trial:
     disk_bytes    of contexts
     """
 
-    prepared: Prepared
+    prepared: TrainingInputs
     context_layers: int
     held_bytes: int = 0
     disk_bytes: int = 0
