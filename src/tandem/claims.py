@@ -5,10 +5,9 @@ another one then makes what is left.
 
 On several machines this relies on a file system whose `flock` spans them: NFS 4, or NFS 3 with its lock
 service (but not mounted with `nolock` or `local_lock`), Lustre mounted with `flock` (not `localflock`), GPFS,
-CephFS. `is_alive` tells a process that was started for a command where it does not. What is claimed is
-written and closed before its claim is released, and opened after it is had, which is what NFS needs to show
-it. If a whole machine dies, and not only a process on it, its claims stay until the server ends its lease
-(NFS 4: a minute or two).
+CephFS. `is_alive` tells a process that was started for a command where it does not. NFS shows what was
+written and closed before a claim is released to whoever opens it after the claim is had. If a whole machine
+dies, and not only a process on it, its claims stay until the server ends its lease (NFS 4: a minute or two).
 A machine that was cut off for longer may go on with a run that another has begun by then.
 """
 

@@ -12,8 +12,8 @@ The highest order counts occurrences; every lower one counts the distinct tokens
 counts). Order 1 stands on the uniform 1/V, so that every token has a positive probability. A history that
 order k has not seen leaves p_{k-1} as it is.
 
-N-grams form a trie: the id of a k-gram is its rank among the sorted keys `id of its first k-1 tokens * V +
-last token`, so the continuations of one history lie side by side.
+N-grams form a trie. The id of a k-gram is its rank among the sorted keys `id of its first k-1 tokens * V +
+last token`. So the continuations of one history lie side by side.
 """
 
 from collections.abc import Iterator

@@ -94,7 +94,7 @@ def open_as_new_files(*paths: Path) -> None:
 def save_model(folder: Path, trained: TrainedTokens, prepared: TrainingInputs, record: RunRecord) -> None:
     """A Hugging Face model folder, with the settings, the record and a sample of its contexts.
 
-    Made beside its place and moved there file by file once it is complete, so that stopping this does not
+    It is made beside its place, and moved there file by file once it is complete. So stopping this does not
     leave half of it over an older model. Files of other kinds in the folder stay.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def run_experiment(
 
     A run that fails is recorded with its reason, and the others go on. Further workers run on `executor`;
     none: on the one that the settings name. Raises DataError or SettingsError for input that no run could
-    use, or an executor that is not there, RunDirError for a run directory that cannot be used.
+    use, or an executor that is not there. Raises RunDirError for a run directory that cannot be used.
     """
     executor = executor or executor_of(settings)  # what it lacks is said before the work, too
     set_up_process(settings)

@@ -23,8 +23,8 @@ class TandemConfig(PreTrainedConfig):
     bias_init_std     of the initial biases
     layer_norm_eps    of all LayerNorms
 
-    Raises ValueError for sizes below 1, an epsilon that is not above 0, contradictory depths, an unknown cell
-    or boundary, a reset without `bos_token_id`, or what the cell cannot have.
+    Raises ValueError for sizes below 1, an epsilon that is not above 0, or contradictory depths. Also for an
+    unknown cell or boundary, a reset without `bos_token_id`, or what the cell cannot have.
     """
 
     model_type = "tandem"

@@ -29,7 +29,7 @@ def adamw(
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
     """Make the gradient as a whole at most `max_norm` long; returns how long it was.
 
-    As torch's `clip_grad_norm_`, but one that is short enough is not multiplied by 1, which took more than
+    As torch's `clip_grad_norm_`, but one that is short enough is not multiplied by 1. That took more than
     half of its time on a CPU (LOG.md).
     """
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -88,7 +88,7 @@ def train_token_block(
 
     With `refresh` the embedding, hence the head, is trained along; contexts then move with it, and `refresh`
     gives those of both splits again before every epoch and every validation. With `keep_start` the weights
-    at the start count as epoch 0, whose training NLL is exact, on as much of the text as is validated on.
+    at the start count as epoch 0; its training NLL is exact, on as much of the text as is validated on.
     The processes of `execution` share the positions of every batch.
     Raises NonFiniteLossError before a non-finite step would reach the weights.
     """

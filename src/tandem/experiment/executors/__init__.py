@@ -1,7 +1,7 @@
 """Executors: where the workers beside this process run. They share out the runs by claims (`tandem.claims`).
 
-A worker is only started and stopped here. It takes its runs from the run directory, so that one which fails,
-is preempted or never starts loses at most the run it is at, which another makes.
+A worker is only started and stopped here. It takes its runs from the run directory. So one that fails, is
+preempted or never starts loses at most the run it is at, and another worker makes that.
 """
 
 from collections.abc import Callable, Iterator
