@@ -56,14 +56,6 @@ def fingerprint(kind: str, *parts: Part) -> str:
     return whole.hexdigest()
 
 
-def fingerprint_file(path: Path) -> str:
-    """Fingerprint of a file's bytes."""
-    whole = hashlib.blake2b(digest_size=DIGITS // 2)
-    for block in _read(path, 0):
-        whole.update(block)
-    return whole.hexdigest()
-
-
 def _blocks(array: np.ndarray) -> Iterable[bytes]:
     """The bytes of an array. A memory-mapped one is read from its file: what is read through a map stays in
     the process's memory."""

@@ -348,16 +348,3 @@ class RunRecord(Record):
     def trained(self) -> TrainingRecord | None:
         """Phase 2, or the training of a baseline."""
         return self.phase2 or self.training
-
-    def without_times(self) -> dict[str, object]:
-        """The record less what differs between two identical runs: times, dates, memory and place."""
-        return _strip(self.model_dump(mode="json"))  # type: ignore[return-value]
-
-
-def _strip(value: object) -> object:
-    varying = {"peak_memory_bytes", "finished_at", "folder"}
-    if isinstance(value, dict):
-        return {k: _strip(v) for k, v in value.items() if not k.endswith("_s") and k not in varying}
-    if isinstance(value, list):
-        return [_strip(item) for item in value]
-    return value
