@@ -58,12 +58,10 @@ def fingerprint(kind: str, *parts: Part) -> str:
 
 def _blocks(array: np.ndarray) -> Iterator[bytes]:
     """The bytes of an array. A memory-mapped one is read from its file, whose pages then take no memory."""
-    if not isinstance(array, np.memmap) or not isinstance(
-        getattr(array, "base", None), mmap.mmap
-    ):  # or a part of one
+    if isinstance(array, np.memmap) and isinstance(getattr(array, "base", None), mmap.mmap):  # no part of one
+        with Path(str(array.filename)).open("rb") as file:
+            file.seek(array.offset)
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    else:
         yield np.ascontiguousarray(array).tobytes()
-        return
-    with Path(str(array.filename)).open("rb") as file:
-        file.seek(array.offset)
-        while block := file.read(BLOCK_BYTES):
-            yield block
