@@ -32,7 +32,8 @@ from tandem.text.sources import open_documents
 from tandem.tokens import encoding, tokenizer
 from tandem.tokens.encoding import Encoder, encode_documents
 from tandem.tokens.prepare import prepare_corpus, tokenize_for_evaluation
-from tandem.tokens.tokenizer import END_OF_TEXT, cutter, may_be_cut, pieces, plain, train_bpe
+from tandem.tokens.rules import Rules
+from tandem.tokens.tokenizer import END_OF_TEXT, cutter, pieces, plain, train_bpe
 
 DRAWS = random.Random(0)
 LENGTH = 100_000
@@ -234,7 +235,7 @@ def test_a_loaded_tokenizer_is_cut_in_long_runs_only_and_where_nobody_sees_it() 
         (metaspace(), False),
         (word_piece(), False),
     ):
-        assert not may_be_cut(model)
+        assert not Rules(model).may_be_cut
         assert list(cutter(model)(text)) == [text]
         assert [len(piece) for piece in cutter(model)(run)] == ([1 << 16] * 3 + [3392] if cut else [200_000])
         if cut:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tandem.advice import advice
-from tandem.errors import RunDirError
+from tandem.errors import RunDirError, StorageError
 
 Kind = Literal["absent", "file", "empty", "run directory", "model folder", "foreign model", "cache", "other"]
 Wanted = Literal["run directory", "model folder"]
@@ -63,6 +63,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def storing(what: str, place: str | Path, setting: str = "TANDEM_CACHE") -> Iterator[None]:
+    """An OSError within the block means that `what` cannot be written to `place`, which `setting` names."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {what} to {place}: {error.strerror or error}; "
+            f"free space there, or set {setting} to another folder"
+        ) from None
 
 
 def look(path: Path) -> Found:

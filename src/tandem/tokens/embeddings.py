@@ -16,12 +16,12 @@ from tandem.advice import together
 from tandem.decoding import read_text
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
-from tandem.folders import atomic_write
+from tandem.folders import atomic_write, storing
 from tandem.settings import EmbeddingSettings
 from tandem.text.hub import Fetch, files_of
 from tandem.text.places import user_path
 from tandem.tokens.prepare import Corpus
-from tandem.tokens.store import TokenStream, unwritten
+from tandem.tokens.store import TokenStream
 
 Table = npt.NDArray[np.float32]
 
@@ -227,12 +227,10 @@ def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table
             return table
     table = compute()
     path = folder / f"{key}-{fingerprint('embeddings', table)}.npy"
-    try:
+    with storing("the embeddings", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as draft, draft.open("wb") as file:
             np.save(file, table)
-    except OSError as error:
-        raise unwritten("the embeddings", folder, error) from None
     return table
 
 

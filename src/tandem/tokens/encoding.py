@@ -15,8 +15,9 @@ from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.patience import Pace, patiently
 from tandem.tokens.lost import NOTHING_LOST, Decoding
+from tandem.tokens.rules import Rules
 from tandem.tokens.store import TokenStream, ids_dtype
-from tandem.tokens.tokenizer import cutter, is_byte_level, plain, vocab_size
+from tandem.tokens.tokenizer import cutter, plain, vocab_size
 
 BATCH_CHARACTERS = 1 << 20
 """Characters of text encoded at once. Encodings take some 200 bytes a character."""
@@ -127,7 +128,7 @@ class Encoder:
                 break
             before += len(piece.encode())
         token = encoding.tokens[0]
-        if is_byte_level(self._tokenizer) and set(token) <= set(pre_tokenizers.ByteLevel.alphabet()):
+        if Rules(self._tokenizer).is_byte_level and set(token) <= set(pre_tokenizers.ByteLevel.alphabet()):
             added_space = token.startswith("Ġ") and not piece.startswith(" ")
             return len(token) - added_space
         # Elsewhere a token is a range of characters. What lies before the second one belongs to the first.

@@ -14,19 +14,21 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from tandem.claims import cores, try_lock, worker_processes
 from tandem.fingerprint import fingerprint
+from tandem.folders import storing
 from tandem.text.documents import Documents, Integers
 from tandem.tokens.encoding import Encoder
-from tandem.tokens.store import CacheFault, TokenStream, join_shards, read_shard, unwritten, write_shard
+from tandem.tokens.store import CacheFault, TokenStream, join_shards, read_shard, write_shard
 from tandem.tokens.tokenizer import read_tokenizer
 
 SHARD_BYTES = 1 << 24
@@ -35,8 +37,7 @@ WAIT_S = 0.5
 """Seconds between two looks at what other processes have made."""
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """The documents first..last-1 of a split."""
 
     split: str
@@ -158,9 +159,5 @@ class Shards:
 def _help(processes: int, shards: Shards) -> None:
     """A helper's work, until nothing is left to do or the process that began is gone."""
     os.environ["RAYON_NUM_THREADS"] = str(max(1, cores() // processes))  # read when the library first encodes
-    try:
+    with storing("tokens", shards.tokenizer.parent), suppress(FileNotFoundError):
         shards.make_missing()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise unwritten("tokens", shards.tokenizer.parent, error) from None

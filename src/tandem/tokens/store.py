@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem.errors import StorageError
 from tandem.fingerprint import fingerprint
 from tandem.folders import atomic_write
 from tandem.tokens.lost import NOTHING_LOST, Lost
@@ -94,14 +93,6 @@ def cache_faults() -> Iterator[None]:
         raise CacheFault(f"it is damaged or of another version ({reason})") from None
 
 
-def unwritten(what: str, place: Path, error: OSError) -> StorageError:
-    """The error to raise where something cannot be kept in the cache."""
-    return StorageError(
-        f"cannot write {what} to {place}: {error.strerror or error}; "
-        "free space there, or set TANDEM_CACHE to another folder"
-    )
-
-
 def ids_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
     """The smallest dtype for ids below `vocab_size`: uint16 up to 65,536, else int32."""
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
@@ -142,24 +133,24 @@ def join_shards(folder: Path, split: str, shards: Iterable[TokenStream], chain: 
     starts: list[npt.NDArray[np.int64]] = []
     sizes: list[npt.NDArray[np.int64]] = []
     with (folder / f"{split}.ids.npy").open("wb") as file:
+
+        def write_header(ids: Ids) -> None:
+            """Of all tokens so far. numpy makes it equally long for any number."""
+            header = {"descr": ids.dtype.str, "fortran_order": False, "shape": (tokens,)}
+            np.lib.format.write_array_header_1_0(file, header)
+
         for shard in shards:
             if not starts:
-                _write_header(file, shard.ids.dtype, 0)
+                write_header(shard.ids)
             file.write(shard.ids.data)
             starts.append(shard.document_starts + tokens)
             sizes.append(shard.document_bytes)
             tokens, scored, lost = tokens + len(shard), scored + shard.scored_bytes, lost + shard.lost
         file.seek(0)
-        _write_header(file, shard.ids.dtype, tokens)
+        write_header(shard.ids)
     np.save(folder / f"{split}.document_starts.npy", np.concatenate(starts))
     np.save(folder / f"{split}.document_bytes.npy", np.concatenate(sizes))
     return map_stream(folder, split, {"scored_bytes": scored, "lost": lost.model_dump()}, chain)
-
-
-def _write_header(file: Any, dtype: np.dtype[Any], tokens: int) -> None:
-    """Of an array of so many tokens. numpy makes it equally long for any number."""
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def map_stream(folder: Path, split: str, record: Mapping[str, Any], chain: str) -> TokenStream:

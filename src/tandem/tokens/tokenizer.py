@@ -18,6 +18,7 @@ from tandem.fingerprint import fingerprint
 from tandem.patience import Pace, patiently
 from tandem.text.hub import files_of
 from tandem.text.places import user_path
+from tandem.tokens.rules import Rules
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (
@@ -156,33 +157,13 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Whether every character of a token's string stands for one byte, as in GPT-2."""
-    decoder = json.loads(tokenizer.to_str())["decoder"] or {}
-    kinds = [decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", ()))]
-    return "ByteLevel" in kinds
-
-
-def may_be_cut(tokenizer: Tokenizer) -> bool:
-    """Whether `pieces` of a text encode to the same ids as the whole: so with GPT-2's pre-tokenizer."""
-    rules = json.loads(tokenizer.to_str())
-    pre = rules["pre_tokenizer"] or {}
-    return (
-        pre.get("type") == "ByteLevel"
-        and pre.get("use_regex", True)
-        and not pre.get("add_prefix_space", True)
-        and rules["normalizer"] is None
-        and all(token["special"] for token in rules["added_tokens"])
-    )
-
-
 def cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[str]]:
     """How a text is cut before `tokenizer` encodes it: the one rule for training, evaluation and prompts.
 
-    Text without a run of more than UNIT_CHARACTERS (LOADED_UNIT_CHARACTERS, where `may_be_cut` is false)
+    Text without a run of more than UNIT_CHARACTERS (LOADED_UNIT_CHARACTERS, where that changes ids)
     encodes to the same ids as the whole. Any text decodes to itself where that of the whole does.
     """
-    if may_be_cut(tokenizer):
+    if Rules(tokenizer).may_be_cut:
         return pieces
     if _cuts_are_unseen(tokenizer):
         return lambda text: (text[begin:end] for begin, end in _short_runs(text, LOADED_UNIT_CHARACTERS))
