@@ -51,47 +51,16 @@ class Cut:
 
 ON_CPU = Cut(2048, 64)  # gates should stay in its cache
 ON_GPU = Cut(32_768, 32)
-"""Not measured. The recurrence of a chunk is 224 operations a layer, each of which takes a few microseconds
-to start: 16,600 for a layer on 2.4 million tokens. Half of a piece of contexts that are computed again, so
-that an edge between chunks is checked there, too.
+"""Not measured. The recurrence of a chunk is 224 operations a layer, each of which takes microseconds to start.
+A chunk is half of a piece of contexts that are computed again, so an edge between chunks is checked there too.
 """
-
-
 STATES = 512
-"""Every so many tokens the state is kept, where chunks are multiples of it: phase 2 reads blocks as short."""
+"""Tokens between two states that are kept, where chunks are multiples of it: phase 2's blocks are as long."""
 
 
 def cut_for(device: torch.device) -> Cut:
     """How a stream is cut on this device."""
     return ON_CPU if device.type == "cpu" else ON_GPU
-
-
-class _FromTokens:
-    """What each layer's gates read of the token embedding, W_e·e + b [n, 2·width] a layer.
-
-    It depends on the token alone, so on a long stream it is computed once for each distinct token.
-    """
-
-    def __init__(self, model: TandemForCausalLM, layers: list[GatedLayer], stream: Stream) -> None:
-        self._model, self._layers, self._stream = model, layers, stream
-        self._distinct = Distinct(stream.ids, model.config.vocab_size)
-        self._tables: list[Tensor] | None = None
-        if len(stream) >= TABLE_REPEATS * len(self._distinct):
-            self._tables = self._made(self._distinct.ids)
-
-    def of(self, first: int, last: int) -> list[Tensor]:
-        """Of the tokens first..last-1, by layer; tensors of their own."""
-        ids = self._stream.ids[first:last]
-        if self._tables is None:
-            return self._made(ids)
-        rows = self._distinct.rows(ids)
-        # Not table[rows], which took four times as long on a CPU (LOG.md).
-        return [table.index_select(0, rows) for table in self._tables]
-
-    def _made(self, ids: Tensor) -> list[Tensor]:
-        embeds = self._model.embed(ids)
-        width = embeds.shape[1]
-        return [F.linear(embeds, layer.linear.weight[:, :width], layer.linear.bias) for layer in self._layers]
 
 
 class LinearScan:
@@ -103,9 +72,12 @@ class LinearScan:
 
     def __init__(self, model: TandemForCausalLM, stream: Stream, start: Tensor | None = None) -> None:
         block = model.context_block
-        self._stream, self._cut = stream, cut_for(model.device)
+        self._model, self._stream, self._cut = model, stream, cut_for(model.device)
         self._layers = list(block.layers)
-        self._from_tokens = _FromTokens(model, self._layers, stream)
+        self._distinct = Distinct(stream.ids, model.config.vocab_size)
+        self._tables: list[Tensor] | None = None
+        if len(stream) >= TABLE_REPEATS * len(self._distinct):
+            self._tables = self._read_tokens(self._distinct.ids)
         self._every = STATES if self._cut.chunk % STATES == 0 else self._cut.chunk
         # Before every so many tokens; `_reached` of them are there. One tensor: a small one for each, between
         # the large ones that come and go, would keep their memory from being used again (LOG.md).
@@ -115,6 +87,21 @@ class LinearScan:
         if start is not None:
             self._states[0] = start
         self._reached = 1
+
+    def _read_tokens(self, ids: Tensor) -> list[Tensor]:
+        """What each layer's gates read of tokens [n] alone, W_e·e + b [n, 2·width] a layer."""
+        embeds = self._model.embed(ids)
+        width = embeds.shape[1]
+        return [F.linear(embeds, layer.linear.weight[:, :width], layer.linear.bias) for layer in self._layers]
+
+    def _from_tokens(self, first: int, last: int) -> list[Tensor]:
+        """The same of the tokens first..last-1, in tensors of their own."""
+        ids = self._stream.ids[first:last]
+        if self._tables is None:
+            return self._read_tokens(ids)
+        rows = self._distinct.rows(ids)
+        # Not table[rows], which took four times as long on a CPU (LOG.md).
+        return [table.index_select(0, rows) for table in self._tables]
 
     def reach(self, token: int) -> None:
         """Make sure that the last kept state before this token is there."""
@@ -143,7 +130,7 @@ class LinearScan:
             gates = states[offset : offset + length + 1]
             begin, end = origin + offset, origin + offset + len(gates) - 1
             reset_mask = None if self._stream.resets is None else self._stream.resets[begin:end]
-            _fill_chunk(gates, self._layers, self._from_tokens.of(begin, end), reset_mask, self._cut.segment)
+            _fill_chunk(gates, self._layers, self._from_tokens(begin, end), reset_mask, self._cut.segment)
             if begin < self._reached * every <= end:
                 new = slice(self._reached, end // every + 1)
                 self._states[new] = gates[new.start * every - begin :: every]
@@ -159,7 +146,7 @@ def _fill_chunk(
 ) -> None:
     """The contexts after n consecutive tokens into states [1 + n, C], whose first is that before them.
 
-    `from_tokens` as of _FromTokens; it is overwritten.
+    `from_tokens` as of `LinearScan`; it is overwritten.
     """
     fresh = None if reset_mask is None else reset_mask.nonzero()[:, 0]
     below: Tensor | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tandem.advice import advice
 from tandem.contexts.context_store import PIECE_TOKENS, Contexts, one_by_one
-from tandem.contexts.job import LONGEST_BURN_IN, MARGIN, ContextJob
+from tandem.contexts.job import ContextJob
 from tandem.contexts.linear import LinearScan, cut_for
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
@@ -174,14 +174,9 @@ def _memory(job: ContextJob) -> float:
     """Tokens after which the block has forgotten; in its own precision, which is enough to tell."""
     model, stream = job.model, job.stream
     block = model.context_block
-    places, pair = job.probes(PROBE_STREAMS, next(block.parameters()))
-    for first in range(0, LONGEST_BURN_IN, PROBE_TOKENS):
-        positions = (places + first)[:, None] + torch.arange(PROBE_TOKENS, device=places.device)
-        positions = (positions % len(stream)).repeat(2, 1)
+
+    def read(contexts: Tensor, positions: Tensor) -> Tensor:
         reset_mask = None if stream.resets is None else stream.resets[positions]
-        _, contexts = block.unroll(model.embed(stream.ids[positions]), pair, reset_mask)
-        forgotten = job.agree(contexts)
-        if forgotten.any():
-            return MARGIN * (first + 1 + int(forgotten.int().argmax()))
-        pair = contexts[:, -1]
-    return math.inf
+        return block.unroll(model.embed(stream.ids[positions]), contexts, reset_mask)[1]
+
+    return job.tokens_to_forget(PROBE_STREAMS, PROBE_TOKENS, next(block.parameters()), read)

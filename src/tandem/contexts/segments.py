@@ -17,12 +17,13 @@ from torch import Tensor
 
 from tandem.advice import advice
 from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Runs
-from tandem.contexts.job import LONGEST_BURN_IN, MARGIN, ContextJob
+from tandem.contexts.job import LONGEST_BURN_IN, ContextJob
 from tandem.contexts.stream import Distinct, apply_resets
 from tandem.errors import ScanError
 from tandem.records import ScanRecord
 
-PROBE_STREAMS = 32
+PROBE_STREAMS, PROBE_TOKENS = 32, 8
+"""Places at which the burn-in is measured, and tokens read between two looks at it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]
     stream, settings = job.stream, job.settings
     length = settings.segment_length
     steps = _Steps(job)
-    automatic = settings.burn_in == "auto"
     burn_in = _measured_burn_in(steps, job) if settings.burn_in == "auto" else settings.burn_in
     # At least three joins lie within the part that the loop checks.
     checked = min(len(stream), max(settings.check_tokens, 4 * length))
@@ -51,15 +51,13 @@ def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]
         segments = Segments(length, -(-len(stream) // length), burn_in)
         computed, errors = _checked_scan(steps, segments, exact, hold, job)
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
-        undefined = math.isnan(sum(errors))
-        worst = math.nan if undefined else max(errors)
-        exact_enough = worst <= settings.tolerance
-        if exact_enough or undefined or not automatic or burn_in >= LONGEST_BURN_IN:
+        worst = math.nan if math.isnan(sum(errors)) else max(errors)
+        if not worst > settings.tolerance or settings.burn_in != "auto" or burn_in >= LONGEST_BURN_IN:
             break
         burn_in *= 2
         computed = None
 
-    if not exact_enough:
+    if not worst <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {worst:.2g}, more than the tolerance "
             f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock"
@@ -181,14 +179,13 @@ def _scan(
 
 def _measured_burn_in(steps: _Steps, job: ContextJob) -> int:
     """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
-    places, pair = job.probes(PROBE_STREAMS, next(job.block.parameters()))
-    needed = math.inf
-    for count in range(1, LONGEST_BURN_IN + 1):
-        positions = (places + count - 1) % len(job.stream)
-        pair = steps.step(pair, positions.repeat(2))
-        if count % 8 == 0 and job.agree(pair):
-            needed = MARGIN * count
-            break
+
+    def read(contexts: Tensor, positions: Tensor) -> Tensor:
+        for column in positions.unbind(1):
+            contexts = steps.step(contexts, column)
+        return contexts[:, None]
+
+    needed = job.tokens_to_forget(PROBE_STREAMS, PROBE_TOKENS, next(job.block.parameters()), read)
     longest = float(job.group.largest(torch.tensor(needed, device=job.model.device)))
     if longest == math.inf:
         raise ScanError(
