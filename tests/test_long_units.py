@@ -30,7 +30,7 @@ from tandem.settings import DataSettings, TokenizerSettings
 from tandem.text import files, splits
 from tandem.text.sources import open_documents
 from tandem.tokens import encoding, tokenizer
-from tandem.tokens.encoding import Encoder, encode_documents
+from tandem.tokens.encoding import Encoder
 from tandem.tokens.prepare import prepare_corpus, tokenize_for_evaluation
 from tandem.tokens.rules import Rules
 from tandem.tokens.tokenizer import END_OF_TEXT, cutter, pieces, plain, train_bpe
@@ -85,7 +85,7 @@ def test_the_library_is_given_bounded_units_in_training_and_encoding(
     monkeypatch.setattr(
         Encoder, "_encode_batch", lambda self, texts: batches.append(texts) or real(self, texts)
     )
-    stream = encode_documents([text], BPE, END_OF_TEXT, "eos", "chain", "here")
+    stream = Encoder(BPE, END_OF_TEXT, "eos").encode_all([text], "chain", "here")
     monkeypatch.setattr(tokenizer, "pieces", spied)
     with contextlib.suppress(DataError):  # few merges are to be had of one letter
         train_bpe([text], 270)

@@ -51,8 +51,9 @@ class Cut:
 
 ON_CPU = Cut(2048, 64)  # gates should stay in its cache
 ON_GPU = Cut(32_768, 32)
-"""Not measured. The recurrence of a chunk is 224 operations a layer, each of which takes microseconds to start.
-A chunk is half of a piece of contexts that are computed again, so an edge between chunks is checked there too.
+"""Not measured. A chunk's recurrence is 224 operations a layer, each of which takes microseconds to start.
+
+Two chunks make a piece of contexts that are computed again, so an edge between them is checked there too.
 """
 STATES = 512
 """Tokens between two states that are kept, where chunks are multiples of it: phase 2's blocks are as long."""

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO
 
@@ -84,15 +85,9 @@ def txt_splitter(txt_documents: str) -> Splitter:
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines between blank ones, without their last line end."""
-    paragraph: list[str] = []
-    for line in lines:
-        if not line.isspace():
-            paragraph.append(line)
-        elif paragraph:
-            yield "".join(paragraph).rstrip("\n")
-            paragraph = []
-    if paragraph:
-        yield "".join(paragraph).rstrip("\n")
+    for blank, run in groupby(lines, str.isspace):
+        if not blank:
+            yield "".join(run).rstrip("\n")
 
 
 def _sections(start: re.Pattern[str], lines: Iterable[str]) -> Iterator[str]:

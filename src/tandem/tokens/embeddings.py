@@ -1,8 +1,7 @@
 """Token embeddings, which are also the output head: spectral, random, or from a trained model. [V, E]"""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,29 +177,20 @@ def _root_vectors(matrix: Any, width: int) -> npt.NDArray[np.float64]:
         is_coalesced=True,
         check_invariants=False,
     )
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        u, s, _ = torch.svd_lowrank(operator, q=min(width + EXTRA_DIMENSIONS, matrix.shape[0]), niter=4)
+    threads = torch.get_num_threads()
+    # One gives the same bits whatever the setting. On two busy cores, two took ten times as long.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            u, s, _ = torch.svd_lowrank(operator, q=min(width + EXTRA_DIMENSIONS, matrix.shape[0]), niter=4)
+    finally:
+        torch.set_num_threads(threads)
     vectors = (u * s.sqrt())[:, :width].numpy()
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
     rows = np.zeros((matrix.shape[0], width))
     rows[:, : vectors.shape[1]] = vectors * np.where(largest < 0, -1.0, 1.0)
     return rows
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Linear algebra on one thread gives the same bits whatever the thread setting.
-
-    It is also faster where cores are shared. On two busy ones the decomposition, which has thousands of small
-    steps, took ten times as long with two threads.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _normal(rows: int, width: int, seed: int) -> npt.NDArray[np.float64]:

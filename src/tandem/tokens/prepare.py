@@ -33,7 +33,7 @@ from tandem.settings import DataSettings, TokenizerSettings
 from tandem.text.documents import put_down
 from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, split_documents
-from tandem.tokens.encoding import count_characters, encode_documents
+from tandem.tokens.encoding import Encoder, count_characters
 from tandem.tokens.shards import Shards
 from tandem.tokens.store import CacheFault, TokenStream, cache_faults, map_stream
 from tandem.tokens.tokenizer import (
@@ -299,11 +299,8 @@ def tokenize(
     source: str,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> TokenStream:
-    """`documents` as tokens of a model's own tokenizer, in memory. `source` names them in errors.
-
-    Raises DataError for fewer than two tokens.
-    """
+    """`documents` as tokens of a model's own tokenizer, in memory; raises as `Encoder` and its methods."""
     model = plain(tokenizer)
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
-    return encode_documents(documents, model, eos, separator, chain, source, on_progress)
+    return Encoder(model, eos, separator, count_characters(on_progress)).encode_all(documents, chain, source)
