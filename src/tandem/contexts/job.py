@@ -20,11 +20,7 @@ from tandem.settings import ContextSettings
 LONGEST_BURN_IN = 4096
 """Tokens within which a block has to forget."""
 MARGIN = 1.5
-"""Times the tokens after which a block has forgotten at a few places: the worst of all is a little slower.
-
-With 1.25, a trained block missed the tolerance by 0.6% at the worst of 390 joins, and all was scanned twice
-(LOG.md).
-"""
+"""Times the tokens after which a block has forgotten at a few places: the worst of all is slower (LOG.md)."""
 
 
 @dataclass(frozen=True)

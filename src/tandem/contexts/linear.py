@@ -1,13 +1,10 @@
 """The exact parallel scan: a recurrence that is linear in the state needs no burn-in.
 
-It reads blocks whose layers are like GatedLayer.
-
-The stream is cut into chunks, and a chunk into segments that run side by side, twice. The first pass starts
-every segment from a zero state, and also computes the product of all its forget gates. What another start
-would have added to a segment's end is that start times the product. So one short recurrence over the segments
-gives every true start; it is done in segments itself where there are many. The second pass runs from the true
-starts into the result (Blelloch 1990, "Prefix sums and their applications", on blocks). It goes layer after
-layer, since the gates of a layer read the states of the layer below.
+It reads blocks whose layers are like GatedLayer, one layer after the other. The stream is cut into chunks,
+and a chunk into segments that run side by side, twice. The first pass starts every segment from zero, and
+computes the product of its forget gates. A true start would have added itself times that product to the end.
+So one short recurrence over the segments, in segments itself where there are many, gives every true start.
+The second pass runs from there (Blelloch 1990, "Prefix sums and their applications", on blocks).
 """
 
 from dataclasses import dataclass
@@ -41,11 +38,7 @@ class Cut:
 
     @property
     def outer(self) -> int:
-        """Tokens of a segment of segments where there are any, else of a segment.
-
-        What the former begins with shows first where its second segment begins: with the first one's start
-        the one before has ended.
-        """
+        """Tokens of a segment of segments where there are any, else of a segment."""
         return self.segment**2 if self.nested else self.segment
 
 
@@ -145,10 +138,7 @@ def _fill_chunk(
     reset_mask: Tensor | None,
     segment_length: int,
 ) -> None:
-    """The contexts after n consecutive tokens into states [1 + n, C], whose first is that before them.
-
-    `from_tokens` as of `LinearScan`; it is overwritten.
-    """
+    """Contexts after n tokens into states [1 + n, C], from the first one. `from_tokens` is overwritten."""
     fresh = None if reset_mask is None else reset_mask.nonzero()[:, 0]
     below: Tensor | None = None
     for layer, gates, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
@@ -200,10 +190,7 @@ def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) 
 
 
 def _starts(keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor) -> Tensor:
-    """What each of S segments starts with, [S, w], from `start` [w] of the first.
-
-    keeps and adds are [S, w], one of each a step.
-    """
+    """What each of S segments starts with, [S, w], from `start` [w] and each step's keep and add [S, w]."""
     end, product = adds[0], keeps[0]
     for keep, add in zip(keeps[1:], adds[1:], strict=True):
         end, product = torch.addcmul(add, keep, end), product * keep

@@ -65,9 +65,7 @@ def linear_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]:
 def _fill_shares(job: ContextJob, states: Tensor) -> float:
     """Contexts before and after all tokens into states [1 + T, C]; and how well they join.
 
-    Each process computes its share. It starts from a zero state, as many tokens earlier as should make it
-    forget that: states lie within -1..1, what a layer keeps is bounded, and it begins to forget when the one
-    below has. Whether that was enough, the joins tell.
+    Each process computes its share. It starts from zero, so many tokens earlier that it should forget that.
     """
     model, stream, group = job.model, job.stream, job.group
     share = group.share(len(stream))
@@ -84,7 +82,10 @@ def _fill_shares(job: ContextJob, states: Tensor) -> float:
 
 
 def _burn_in(job: ContextJob) -> int:
-    """Tokens that should make a state of the highest layer forget, by what a layer keeps at most."""
+    """Tokens that should make the highest layer forget, by what a layer keeps at most of states within -1..1.
+
+    A layer begins to forget when the one below has.
+    """
     logs = [math.log(layer.most_kept) for layer in job.model.context_block.layers]
     return max(1, math.ceil(len(logs) * math.log(job.settings.tolerance / 8) / max(logs)))
 
@@ -136,8 +137,7 @@ def _loop_error(job: ContextJob, contexts: Contexts, runs: Tensor) -> float:
     """The largest difference between the contexts and the loop's, at positions `runs` [B, n].
 
     The loop runs over all of them side by side: from zero at the start of the stream, elsewhere from the
-    scan's own context before the run. No burn-in could hide an error from it: what is right from each token
-    to the next, and at the start, is right everywhere.
+    scan's own context before the run. What is right from each token to the next is right everywhere.
     """
     stream, cut = job.stream, cut_for(job.model.device)
     runs = runs.to(stream.ids.device)

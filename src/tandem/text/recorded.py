@@ -49,9 +49,8 @@ def holds_text(source: str, folder: Path, below: bool) -> bool:
 def folder_of(recorded: str | None, sources: Iterable[str], beside: Path) -> Path | None:
     """The folder from which recorded sources count now, for `counted_from`.
 
-    It is the recorded one, else the working folder, else one around `beside`, as where a whole project was
-    moved: the first from which the most of them are there. None where none was recorded. Whether what is
-    there is what it was, fingerprints tell.
+    It is the recorded one, the working folder, or one around `beside`, as where a whole project was moved:
+    the first from which the most of them are there. None where none was recorded.
     """
     if recorded is None:
         return None

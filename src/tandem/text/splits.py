@@ -70,12 +70,10 @@ def split_documents(
     Two documents are equal if they differ in white space only. Without `data.validation`, whole documents are
     set aside until they make up `data.validation_fraction` of the bytes. Their order depends on
     `data.split_seed` and their content alone. One larger than that share is passed over if there is a smaller
-    one. `data.max_train_bytes` comes last, so validation does not depend on it. `on_progress` is told what
-    `open_documents` tells.
+    one. `data.max_train_bytes` comes last, so validation does not depend on it.
 
-    Raises DataError if a source cannot be read or holds no text, or there is no room for it. Raises it as
-    well if too few documents are there to set one aside, or validation documents occur in training without
-    being allowed to.
+    Raises DataError as `open_documents`, or if there is no room for the text. Also if there are too few
+    documents to set one aside, or validation documents occur in training without being allowed to.
     """
     train, digests, duplicates = _read(data.train, data, folder, on_progress)
     overlap = 0
@@ -104,10 +102,7 @@ def split_documents(
 def _read(
     source: str, data: DataSettings, folder: Path | None, on_progress: Callable[[str], None]
 ) -> tuple[Documents, Digests, int]:
-    """The documents of `source` in order, of equal ones the first; digests; the number of duplicates dropped.
-
-    Raises as `open_documents` and `put_down` do.
-    """
+    """The documents of `source` in order, of equal ones the first; digests; how many were dropped."""
     found = bytearray()
 
     def with_digests() -> Iterator[str]:

@@ -100,8 +100,7 @@ class Shards:
     def make_missing(self) -> None:
         """Make those that nobody else makes, until all are there.
 
-        Raises OSError where they cannot be written. Raises FileNotFoundError when the folder is gone: another
-        process has then completed the corpus.
+        Raises OSError where they cannot be written, FileNotFoundError if another process made the corpus.
         """
         while missing := self.missing():
             busy = False
@@ -122,10 +121,7 @@ class Shards:
 
     @contextmanager
     def helped(self, helpers: int) -> Iterator[None]:
-        """Within the block so many further processes make missing shards.
-
-        For them the text lies beside the shards meanwhile. Raises OSError where it cannot be written.
-        """
+        """Within the block so many further processes make missing shards, from a copy of the text there."""
         with tempfile.TemporaryDirectory(prefix=".text-", dir=self.tokenizer.parent) as place:
             copies = {split: self.documents[split].copied(Path(place) / split) for split in self.documents}
             shards = replace(self, documents=copies, on_encoded=None)
@@ -133,10 +129,9 @@ class Shards:
                 yield
 
     def joined(self, split: str, folder: Path, source: str) -> TokenStream:
-        """Join the shards of a split in `folder`. `source` names its text in errors.
+        """Join the shards of a split in `folder`; raises as `Encoder.with_scored_bytes` with this `source`.
 
-        A shard that is not whole is removed. Raises CacheFault then, and as `with_scored_bytes` and
-        `join_shards` do.
+        A shard that is not whole is removed; CacheFault then.
         """
         shards = (self._read(shard) for shard in self.all if shard.split == split)
         stream = join_shards(folder, split, shards, self.chain)

@@ -125,10 +125,7 @@ def read_shard(path: Path, chain: str) -> TokenStream:
 
 
 def join_shards(folder: Path, split: str, shards: Iterable[TokenStream], chain: str) -> TokenStream:
-    """Write the shards of a split to `folder`, one after the other. Returns the whole, memory-mapped.
-
-    Its `scored_bytes` are those of the shards. Raises OSError, and whatever reading the shards raises.
-    """
+    """Write the shards of a split to `folder`, one after the other, and map the whole. Raises OSError."""
     tokens, scored, lost = 0, 0, NOTHING_LOST
     starts: list[npt.NDArray[np.int64]] = []
     sizes: list[npt.NDArray[np.int64]] = []
