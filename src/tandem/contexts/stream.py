@@ -1,6 +1,5 @@
 """A token stream on the device, as both phases read it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ from tandem.model import TandemForCausalLM
 Positions = Tensor | slice
 """Positions of a stream: indices of any shape, or a range."""
 COUNTED_TOKENS = 1 << 20
+"""Tokens that are counted at once; bounds memory."""
 
 
 class Tokens:
@@ -49,15 +49,11 @@ class Tokens:
         part._unsigned, part._stored = self._unsigned, self._stored[first:last]
         return part
 
-    def parts(self) -> Iterator[Tensor]:
-        """All of them, int64, about a million at a time."""
-        return (self[start : start + COUNTED_TOKENS] for start in range(0, len(self), COUNTED_TOKENS))
-
     def counts(self, vocab_size: int) -> Tensor:
         """How often each token of the vocabulary occurs, [V] int64."""
         counts = torch.zeros(vocab_size, dtype=torch.int64, device=self.device)
-        for part in self.parts():
-            counts += torch.bincount(part, minlength=vocab_size)
+        for start in range(0, len(self), COUNTED_TOKENS):
+            counts += torch.bincount(self[start : start + COUNTED_TOKENS], minlength=vocab_size)
         return counts
 
 

@@ -60,7 +60,9 @@ def embedding_table(
         key = fingerprint("spectral", corpus.train.fingerprint, request)
         table = _cached(cache, key, lambda: spectral(corpus.train, size, embed_dim, window, norm, seed))
     elif settings.source == "random":
-        table = _scaled(_normal(size, embed_dim, seed), norm).astype(np.float32)
+        table = _scaled(np.random.default_rng(seed).standard_normal((size, embed_dim)), norm).astype(
+            np.float32
+        )
     else:
         table = pretrained(settings.source, size, embed_dim)
     return table, fingerprint("embeddings", table)
@@ -93,7 +95,8 @@ def spectral(
     """
     ppmi = _ppmi(_cooccurrences(stream, vocab_size, window))
     seen = np.diff(ppmi.indptr) > 0
-    table = UNSEEN_LENGTH * _scaled(_normal(vocab_size, embed_dim, seed), 1.0)
+    random = np.random.default_rng(seed).standard_normal((vocab_size, embed_dim))
+    table = UNSEEN_LENGTH * _scaled(random, 1.0)
     if seen.any():
         table[seen] = _scaled(_root_vectors(ppmi[seen][:, seen], embed_dim), 1.0)
     return _scaled(table, norm).astype(np.float32)
@@ -188,13 +191,8 @@ def _root_vectors(matrix: Any, width: int) -> npt.NDArray[np.float64]:
         torch.set_num_threads(threads)
     vectors = (u * s.sqrt())[:, :width].numpy()
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
-    rows = np.zeros((matrix.shape[0], width))
-    rows[:, : vectors.shape[1]] = vectors * np.where(largest < 0, -1.0, 1.0)
-    return rows
-
-
-def _normal(rows: int, width: int, seed: int) -> npt.NDArray[np.float64]:
-    return np.random.default_rng(seed).standard_normal((rows, width))
+    missing = (0, 0), (0, width - vectors.shape[1])
+    return np.pad(vectors * np.where(largest < 0, -1.0, 1.0), missing)
 
 
 def _scaled(rows: npt.NDArray[np.float64], norm: float) -> npt.NDArray[np.float64]:
@@ -258,10 +256,7 @@ def _read_embedding(path: Path, source: str) -> torch.Tensor:
 def _embedding_name(matrices: list[str], source: str) -> str:
     """Which of the named matrices is the input embedding. It has a customary name, or is the only one."""
     for customary in CUSTOMARY_NAMES:
-        found = [name for name in matrices if name == customary or name.endswith(f".{customary}")]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        if found := [name for name in matrices if name == customary or name.endswith(f".{customary}")]:
             matrices = found
             break
     if len(matrices) == 1:
