@@ -23,7 +23,7 @@ import tempfile
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -110,12 +110,10 @@ def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
 @contextmanager
 def unpacked(raw: IO[bytes], path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
     """As `opened`, of what is open already; `path` names it in errors."""
-    with tempfile.TemporaryFile() as seekable:
-        file = raw
-        if not raw.seekable():  # a pipe is read once only
-            shutil.copyfileobj(raw, seekable)
-            seekable.seek(0)
-            file = seekable
+    with nullcontext(raw) if raw.seekable() else tempfile.TemporaryFile() as file:
+        if file is not raw:  # a pipe is read once only
+            shutil.copyfileobj(raw, file)
+            file.seek(0)
         start = head(file)
         packed = _packed(start)
         program = packed[1] if packed else None

@@ -97,17 +97,13 @@ class LinearScan:
         # Not table[rows], which took four times as long on a CPU (LOG.md).
         return [table.index_select(0, rows) for table in self._tables]
 
-    def reach(self, token: int) -> None:
-        """Make sure that the last kept state before this token is there."""
-        while self._reached <= token // self._every:
-            first = (self._reached - 1) * self._every
-            self.read(first, first + self._cut.chunk)
-
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
-        self.reach(first + 1)  # the context after `first` may be a kept state
-        last = min(last, len(self._stream))
-        origin = (first + 1) // self._every * self._every
+        kept = (first + 1) // self._every  # the context after `first` may be a kept state
+        while self._reached <= kept:
+            begin = (self._reached - 1) * self._every
+            self.read(begin, begin + self._cut.chunk)
+        last, origin = min(last, len(self._stream)), kept * self._every
         states = self._states.new_empty(1 + last - origin, self._states.shape[1])
         self._fill(origin, states)
         return states[1 + first - origin :]
