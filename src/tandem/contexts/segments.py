@@ -87,8 +87,8 @@ class SegmentScan:
     def check(self, exact: Tensor, hold: bool) -> tuple[Tensor | None, tuple[float, float]]:
         """Contexts [T, C], if they are to be held, and how exact they are.
 
-        That is their largest difference from the loop's contexts `exact` [n, C] of the first tokens, and the
-        largest one at any join of two segments.
+        That is their largest difference from the loop's contexts of the first tokens, `exact` [n, C], and at
+        any join of two segments.
         """
         group, length = self._job.group, self._length
         at_once = self.count if hold else max(-(-len(exact) // length), PIECE_TOKENS // length)

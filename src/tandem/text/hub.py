@@ -25,8 +25,8 @@ def hub_documents(source: str) -> Iterator[str]:
     NAME is a data set on the hub or a local folder in the shape of one; SPLIT may be a slice such as
     `train[:2000]` and is `train` if absent. Copies that the `datasets` library keeps are used offline.
 
-    Raises DataError if `datasets` is not installed, the hub cannot be reached, the data set or split does
-    not exist, or a row has no text.
+    Raises DataError if `datasets` is not installed or the hub cannot be reached. Also if a data set or split
+    does not exist, or a row has no text.
     """
     name, split = parse_hub_source(source)
     dataset = _load(name, split)

@@ -3,11 +3,11 @@
 Neither text nor tokens are ever in memory as a whole. What is in memory: some 100 bytes a document, the
 largest document, the tokens of a shard, and the distinct words while a BPE is trained.
 
-A corpus is a folder of the cache. It is written beside its place and moved there when it is complete:
+In the cache, CHAIN is the fingerprint of text, tokenizer and separators:
 
-    corpus.json       counts and fingerprints
-    tokenizer.json    the tokenizer
-    SPLIT.*.npy       the tokens of both splits
+    preparing/CHAIN/    tokenizer-FINGERPRINT.json, and SPLIT-NUMBER.shard with the tokens of each shard
+    corpora/CHAIN/      corpus.json (counts and fingerprints), tokenizer.json, and SPLIT.*.npy: [T] ids,
+                        [D] document_starts and document_bytes; moved there when it is complete
 """
 
 import json

@@ -1,13 +1,7 @@
 """A corpus tokenized shard by shard, by one process or several, which may be interrupted and go on.
 
-The documents of each split are grouped into shards of about SHARD_BYTES of text. While a corpus is not
-complete, a folder of the cache holds:
-
-    tokenizer-FINGERPRINT.json    the tokenizer
-    SPLIT-NUMBER.shard            the tokens of one shard
-    claims/                       locks: a shard is made by the process that has its claim
-
-Every process that is given the same command makes shards that nobody else makes.
+The documents of each split are grouped into shards of about SHARD_BYTES of text. The process that has a
+shard's claim, a file lock, makes it. So every process that is given the same command makes other shards.
 """
 
 import os

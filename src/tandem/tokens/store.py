@@ -1,11 +1,6 @@
-"""Tokens of one split, in memory and on disk. [T] tokens, [D] documents.
+"""Tokens of one split, in memory and on disk: a file for each shard, and then arrays that can be mapped.
 
-On disk they are a file for each shard, SPLIT-NUMBER.shard, until all are there. Then they are files that
-can be memory-mapped:
-
-    SPLIT.ids.npy                [T] uint16 or int32
-    SPLIT.document_starts.npy    [D] int64
-    SPLIT.document_bytes.npy     [D] int64
+Shape letters: T tokens, D documents, V vocabulary.
 """
 
 import json
