@@ -99,11 +99,11 @@ class LinearScan:
 
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
-        kept = (first + 1) // self._every  # the context after `first` may be a kept state
-        while self._reached <= kept:
+        state = (first + 1) // self._every  # the context after `first` may be a kept state
+        while self._reached <= state:
             begin = (self._reached - 1) * self._every
             self.read(begin, begin + self._cut.chunk)
-        last, origin = min(last, len(self._stream)), kept * self._every
+        last, origin = min(last, len(self._stream)), state * self._every
         states = self._states.new_empty(1 + last - origin, self._states.shape[1])
         self._fill(origin, states)
         return states[1 + first - origin :]
