@@ -25,7 +25,6 @@ from tandem.contexts import (
     segments,
 )
 from tandem.contexts import stream as stream_module
-from tandem.contexts.stream import Resets
 from tandem.errors import ScanError
 from tandem.model import sequential_contexts
 from tandem.model.cell_gated import GatedLayer
@@ -223,7 +222,7 @@ def test_contexts_computed_again_are_those_that_were_held(
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     spread = torch.linspace(0, TOKENS - 1, 50).long()
     torch.testing.assert_close(again.at(spread), everything[spread], rtol=0, atol=1e-6)
-    assert sum(len(piece) for piece in again.pieces(333)) == TOKENS
+    assert sum(len(piece) for _, piece in again.pieces(333)) == TOKENS
     samples = [ContextsSample.of(contexts, held) for contexts in (held, again)]
     for field in dataclasses.fields(ContextsSample):
         ours, theirs = (getattr(sample, field.name) for sample in samples)
@@ -245,7 +244,7 @@ def test_windows_are_spread_over_the_stream(
     tokens: int, length: int, expected: list[tuple[int, int]]
 ) -> None:
     ids = Tokens(torch.arange(100), torch.device("cpu"))
-    made = Stream(ids, Resets(ids, 45)).windows(tokens, length)
+    made = Stream(ids, 45).windows(tokens, length)
     there = torch.cat([torch.arange(*window) for window in expected])
     assert torch.equal(made.ids[:], there)
     assert made.resets is not None

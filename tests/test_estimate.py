@@ -108,17 +108,17 @@ def test_contexts_are_computed_as_often_as_was_estimated(
         patch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
         told = estimate_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())
     count = [0]
-    scan, fill = segments._scan, linear.LinearScan._fill
+    scan, fill = segments.SegmentScan.scan, linear.LinearScan._fill
 
-    def scanned(tables: Any, cut: Any, first: int, contexts: Tensor, *more: Any) -> Any:
+    def scanned(self: Any, numbers: Tensor, contexts: Tensor, *more: Any) -> Any:
         count[0] += len(contexts.flatten(0, 1))
-        return scan(tables, cut, first, contexts, *more)
+        return scan(self, numbers, contexts, *more)
 
     def filled(self: Any, origin: int, states: Tensor) -> None:
         count[0] += len(states) - 1
         fill(self, origin, states)
 
-    monkeypatch.setattr(segments, "_scan", scanned)
+    monkeypatch.setattr(segments.SegmentScan, "scan", scanned)
     monkeypatch.setattr(linear.LinearScan, "_fill", filled)
     monkeypatch.setattr(linear_contexts, "_loop_error", lambda *_: 0.0)  # of a fixed size
     record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())

@@ -30,9 +30,10 @@ from tandem.settings import DataSettings, TokenizerSettings
 from tandem.text import files, splits
 from tandem.text.sources import open_documents
 from tandem.tokens import encoding, tokenizer
-from tandem.tokens.encoding import Encoder, encode_documents
+from tandem.tokens.encoding import Encoder
 from tandem.tokens.prepare import prepare_corpus, tokenize_for_evaluation
-from tandem.tokens.tokenizer import END_OF_TEXT, cutter, may_be_cut, pieces, plain, train_bpe
+from tandem.tokens.rules import Rules
+from tandem.tokens.tokenizer import END_OF_TEXT, cutter, pieces, plain, train_bpe
 
 DRAWS = random.Random(0)
 LENGTH = 100_000
@@ -84,7 +85,7 @@ def test_the_library_is_given_bounded_units_in_training_and_encoding(
     monkeypatch.setattr(
         Encoder, "_encode_batch", lambda self, texts: batches.append(texts) or real(self, texts)
     )
-    stream = encode_documents([text], BPE, END_OF_TEXT, "eos", "chain", "here")
+    stream = Encoder(BPE, END_OF_TEXT, "eos").encode_all([text], "chain", "here")
     monkeypatch.setattr(tokenizer, "pieces", spied)
     with contextlib.suppress(DataError):  # few merges are to be had of one letter
         train_bpe([text], 270)
@@ -234,7 +235,7 @@ def test_a_loaded_tokenizer_is_cut_in_long_runs_only_and_where_nobody_sees_it() 
         (metaspace(), False),
         (word_piece(), False),
     ):
-        assert not may_be_cut(model)
+        assert not Rules(model).may_be_cut
         assert list(cutter(model)(text)) == [text]
         assert [len(piece) for piece in cutter(model)(run)] == ([1 << 16] * 3 + [3392] if cut else [200_000])
         if cut:

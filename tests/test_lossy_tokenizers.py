@@ -19,7 +19,7 @@ from tandem.records import RunRecord, read_records
 from tandem.report.render import write_report
 from tandem.settings import Configuration, DataSettings, TokenizerSettings
 from tandem.tokens import shards
-from tandem.tokens.encoding import encode_documents
+from tandem.tokens.encoding import Encoder
 from tandem.tokens.lost import Decoding
 from tandem.tokens.prepare import prepare_corpus
 from tandem.tokens.store import TokenStream
@@ -89,7 +89,7 @@ def bytes_without_all() -> Tokenizer:
 
 
 def tokenized(model: Tokenizer, *documents: str, separator: str = "eos") -> TokenStream:
-    return encode_documents(documents, model, END, separator, "chain", "here")
+    return Encoder(model, END, separator).encode_all(documents, "chain", "here")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_bytes_lose_nothing_and_keep_their_fingerprint() -> None:
     assert Decoding(model)._lossless
     for other in (dropping_bpe(), bytes_without_all(), words(lower=False), word_piece(), unigram()):
         assert not Decoding(other)._lossless
-    stream = encode_documents(["the 天 block", "\u0000 é"], model, "<|endoftext|>", "eos", "chain", "here")
+    stream = Encoder(model, "<|endoftext|>", "eos").encode_all(["the 天 block", "\u0000 é"], "chain", "here")
     assert stream.lost.bytes == 0
     arrays = stream.ids, stream.document_starts, stream.document_bytes
     assert stream.fingerprint == fingerprint("tokens", "chain", *arrays, stream.scored_bytes)
@@ -137,7 +137,7 @@ def test_bytes_lose_nothing_and_keep_their_fingerprint() -> None:
     removing.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    assert encode_documents(["the block"], removing, None, "", "chain", "here").lost.bytes == 1
+    assert Encoder(removing, None, "").encode_all(["the block"], "chain", "here").lost.bytes == 1
 
 
 def test_a_decoder_that_is_missing_makes_no_loss() -> None:

@@ -24,7 +24,7 @@ from tandem.text import splits as splits_module
 from tandem.text.documents import Documents, put_down
 from tandem.text.splits import split_documents
 from tandem.tokens import prepare, shards
-from tandem.tokens.encoding import Encoder, encode_documents
+from tandem.tokens.encoding import Encoder
 from tandem.tokens.prepare import Corpus, prepare_corpus
 from tandem.tokens.shards import Shards, cut
 from tandem.tokens.store import TokenStream
@@ -167,7 +167,7 @@ def test_tokens_by_shards_are_those_of_all_documents_at_once(
     model = train_bpe(train, VOCABULARY)
     (folder,) = (tmp_path / "cache" / "corpora").iterdir()
     for stream, part in ((corpus.train, train), (corpus.validation, validation)):
-        plain = encode_documents(part, model, "<|endoftext|>", separator, folder.name, "here")
+        plain = Encoder(model, "<|endoftext|>", separator).encode_all(part, folder.name, "here")
         assert np.array_equal(stream.ids, plain.ids)
         assert np.array_equal(stream.document_starts, plain.document_starts)
         assert stream.fingerprint == plain.fingerprint

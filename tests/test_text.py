@@ -164,10 +164,10 @@ def test_missing_sources(tmp_path):
 def test_unreadable_file(tmp_path, monkeypatch):
     path = put(tmp_path / "a.txt", "text")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(files, "_open", refuse)  # the superuser may read everything
+    monkeypatch.setattr(files, "opened", refuse)  # the superuser may read everything
     with pytest.raises(DataError, match=r"cannot read .*a\.txt: Permission denied"):
         read(path)
 

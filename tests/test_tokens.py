@@ -19,7 +19,7 @@ from tandem.errors import DataError
 from tandem.settings import DataSettings, TokenizerSettings
 from tandem.text import hub
 from tandem.tokens import encoding, store, tokenizer
-from tandem.tokens.encoding import encode_documents
+from tandem.tokens.encoding import Encoder
 from tandem.tokens.prepare import default_cache_dir, prepare_corpus, tokenize_for_evaluation
 from tandem.tokens.store import ids_dtype
 from tandem.tokens.tokenizer import END_OF_TEXT, load_tokenizer, pieces, to_transformers, train_bpe
@@ -186,7 +186,7 @@ def test_hub_tokenizer_offline(tmp_path, monkeypatch):
 
 
 def encode(documents, separator="eos", model=BPE, eos=END_OF_TEXT):
-    return encode_documents(documents, model, eos, separator, "chain", "here")
+    return Encoder(model, eos, separator).encode_all(documents, "chain", "here")
 
 
 def test_end_of_text_stands_before_each_document():

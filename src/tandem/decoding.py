@@ -23,7 +23,7 @@ import tempfile
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,17 +34,16 @@ STANDARD_INPUT = Path("standard input")
 """How messages call it."""
 SNIFFED_BYTES = 1 << 14
 """From so many bytes the encoding is told."""
-BLOCK_BYTES = 1 << 20
 FEWEST_CHARACTERS = 8
-GUESSED_BYTES = 1 << 16
-"""Around the first byte that is not UTF-8, from which its encoding is guessed."""
+GUESSED_CHARACTERS = 1 << 16
+"""After the first byte that is not UTF-8, from which its encoding is guessed."""
 
-_UNPACKED: tuple[tuple[bytes, str, Callable[[Any], Any]], ...] = (
-    (rb"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file)),
-    (rb"BZh[1-9]1AY&SY", "bzip2", bz2.BZ2File),
-    (rb"\xfd7zXZ\x00", "xz", lzma.LZMAFile),
+_PACKED: tuple[tuple[bytes, str, Callable[[Any], Any], type], ...] = (
+    (rb"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file), gzip.GzipFile),
+    (rb"BZh[1-9]1AY&SY", "bzip2", bz2.BZ2File, bz2.BZ2File),
+    (rb"\xfd7zXZ\x00", "xz", lzma.LZMAFile, lzma.LZMAFile),
 )
-"""What first bytes are matched by, the program that packs so, and what unpacks it."""
+"""What first bytes match, the program that packs so, what unpacks it, and the type of that."""
 PARQUET = b"PAR1\x15"
 _NAMED = (
     (PARQUET, "a parquet file", "give it as a text source, whatever its name"),
@@ -111,28 +110,27 @@ def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
 @contextmanager
 def unpacked(raw: IO[bytes], path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
     """As `opened`, of what is open already; `path` names it in errors."""
-    with tempfile.TemporaryFile() as seekable:
-        file = raw
-        if not raw.seekable():  # a pipe is read once only
-            shutil.copyfileobj(raw, seekable)
-            seekable.seek(0)
-            file = seekable
+    with nullcontext(raw) if raw.seekable() else tempfile.TemporaryFile() as file:
+        if file is not raw:  # a pipe is read once only
+            shutil.copyfileobj(raw, file)
+            file.seek(0)
         start = head(file)
         packed = _packed(start)
-        if gzipped and start and (packed is None or packed[1] != "gzip"):
-            raise _torn(path, "gzip")
+        program = packed[1] if packed else None
+        torn = f"{path} is no {'gzip' if gzipped else program} file, or not a complete one; "
+        torn += "fetch it again, or unpack or rename it"
+        if gzipped and start and program != "gzip":
+            raise DataError(torn)
         if packed is None:
             yield file
             return
         try:
             with packed[2](file) as inner:
                 yield inner
-        except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError):
-            raise _torn(path, packed[1]) from None
-        except OSError as error:
-            if error.errno is not None:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise _torn(path, packed[1]) from None  # so bzip2 says that its data are wrong
+            raise DataError(torn) from None  # bzip2 says so by an OSError without a number
 
 
 def head(file: IO[bytes]) -> bytes:
@@ -177,15 +175,9 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
             text.detach()  # else it would close the file, whose owner does
 
 
-def _packed(start: bytes) -> tuple[bytes, str, Callable[[Any], Any]] | None:
+def _packed(start: bytes) -> tuple[bytes, str, Callable[[Any], Any], type] | None:
     """How a file with these first bytes is packed."""
-    return next((kind for kind in _UNPACKED if re.match(kind[0], start)), None)
-
-
-def _torn(path: Path, kind: str) -> DataError:
-    return DataError(
-        f"{path} is no {kind} file, or not a complete one; fetch it again, or unpack or rename it"
-    )
+    return next((kind for kind in _PACKED if re.match(kind[0], start)), None)
 
 
 def _encoding(start: bytes) -> str:
@@ -228,37 +220,29 @@ def _decodes(start: bytes, encoding: str) -> bool:
 def _fault(file: IO[bytes], path: Path) -> str:
     """Where the first byte of a file lies that is not UTF-8, and what to do."""
     file.seek(0)
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    ends = io.IncrementalNewlineDecoder(None, translate=True)
-    line, before, foreign = 1, 0, False  # line, its bytes before the fault, whether there were any but ASCII
-    fault: UnicodeDecodeError | None = None
-    while fault is None:
-        block = file.read(BLOCK_BYTES)
-        try:
-            text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            fault, text = error, error.object[: error.start].decode()
-        foreign |= not text.isascii()
-        text = ends.decode(text, final=fault is not None)
-        if newlines := text.count("\n"):
-            line, before = line + newlines, 0
-        before += len(text[text.rfind("\n") + 1 :].encode())
-    offset, around = fault.start, fault.object
-    where = f"{path}, line {line} is not UTF-8 text (byte 0x{around[offset]:02x} at position {before + 1})"
-    if not block:
+    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=None)  # such bytes as surrogates
+    number, line, foreign, zeros = 0, "", False, False
+    while (fault := re.search("[\udc80-\udcff]", line)) is None:
+        foreign, zeros = foreign or not line.isascii(), zeros or "\0" in line
+        number, line = number + 1, text.readline()
+    before, after = line[: fault.start()], line[fault.start() :] + text.read(GUESSED_CHARACTERS)
+    text.detach()  # else it would close the file
+    sample = after[:GUESSED_CHARACTERS].encode("utf-8", "surrogateescape")
+    where = f"{path}, line {number} is not UTF-8 text (byte 0x{sample[0]:02x} at position "
+    where += f"{len(before.encode()) + 1})"
+    with suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(sample)  # which lets a character be cut at the end
         return f"{where}: the file ends within a character; fetch it again, or mend its end"
-    sample = around[max(0, offset - GUESSED_BYTES) : offset + GUESSED_BYTES]
-    if b"\0" in sample:
+    if zeros or "\0" in before + after:
         return f"{where} and holds zero bytes, so it is no text; give a text file"
-    if foreign:
+    if foreign or not before.isascii():
         return f"{where}, while text before it is UTF-8; mend that line"
     probable = _guessed(sample)
     shown = f", but probably {probable}" if probable else ""
-    new = path.with_name(f"utf8-{path.name.removesuffix('.gz')}")
     if path == STANDARD_INPUT:
         return f"{where}{shown}; convert it first: `iconv -f {probable or 'ENCODING'} -t UTF-8`"
-    programs: dict[type, str] = {gzip.GzipFile: "gzip", bz2.BZ2File: "bzip2", lzma.LZMAFile: "xz"}
-    program = programs.get(type(file))
+    new = path.with_name(f"utf8-{path.name.removesuffix('.gz')}")
+    program = next((kind[1] for kind in _PACKED if isinstance(file, kind[3])), None)
     unpacked = f"{program} -dc < {command(path)} | " if program else ""
     convert = command("iconv", "-f", probable or "ENCODING", "-t", "UTF-8", *([] if program else [path]))
     return f"{where}{shown}; convert the file to UTF-8: `{unpacked}{convert} > {command(new)}`"

@@ -7,7 +7,7 @@ no two different lists of parts give the same stream of bytes.
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,12 @@ def fingerprint(kind: str, *parts: Part) -> str:
     return whole.hexdigest()
 
 
-def _blocks(array: np.ndarray) -> Iterable[bytes]:
-    """The bytes of an array. A memory-mapped one is read from its file: what is read through a map stays in
-    the process's memory."""
+def _blocks(array: np.ndarray) -> Iterator[bytes]:
+    """The bytes of an array. A memory-mapped one is read from its file, whose pages then take no memory."""
     if isinstance(array, np.memmap) and isinstance(getattr(array, "base", None), mmap.mmap):  # no part of one
-        return _read(Path(str(array.filename)), array.offset)
-    return [np.ascontiguousarray(array).tobytes()]
-
-
-def _read(path: Path, start: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while block := file.read(BLOCK_BYTES):
-            yield block
+        with Path(str(array.filename)).open("rb") as file:
+            file.seek(array.offset)
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    else:
+        yield np.ascontiguousarray(array).tobytes()

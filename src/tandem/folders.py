@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tandem.advice import advice
-from tandem.errors import RunDirError
+from tandem.errors import RunDirError, StorageError
 
 Kind = Literal["absent", "file", "empty", "run directory", "model folder", "foreign model", "cache", "other"]
 Wanted = Literal["run directory", "model folder"]
@@ -37,16 +37,18 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Found:
-    """What is at a path.
-
-    what      the same for people, such as "a run directory"
-    inside    run directories or model folders that are in it, sorted
-    """
+    """What is at a path; `what` says its kind to people, such as "a run directory"."""
 
     path: Path
     kind: Kind
     what: str
-    inside: tuple[Path, ...] = ()
+
+    @property
+    def inside(self) -> list[Path]:
+        """Models of a run directory, or run directories and models in another folder, sorted."""
+        if self.kind == "run directory":
+            return [path for path in _entries(self.path / "models") if look(path).kind == "model folder"]
+        return [path for path in _entries(self.path) if look(path).kind in WRITTEN]
 
 
 @contextmanager
@@ -63,22 +65,42 @@ def atomic_write(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def storing(what: str, place: str | Path, setting: str = "TANDEM_CACHE") -> Iterator[None]:
+    """An OSError within the block means that `what` cannot be written to `place`, which `setting` names."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {what} to {place}: {error.strerror or error}; "
+            f"free space there, or set {setting} to another folder"
+        ) from None
+
+
 def look(path: Path) -> Found:
     """What is at `path`. Nothing is written there; what cannot be read counts as not there."""
     if not path.is_dir():
         there = path.exists() or path.is_symlink()
         return Found(path, "file", "a file") if there else Found(path, "absent", "not there")
-    if _is_run(path):
-        return Found(path, "run directory", "the run directory of an experiment", _models_of(path))
-    if (model := _model(path)) is not None:
-        return model
-    if _is_cache(path):
+    manifest, records = path / MANIFEST, path / RECORDS
+    # Damaged files count too, where both are there.
+    if any(map(_is_of_runs, (manifest, records))) or (manifest.is_file() and records.is_file()):
+        return Found(path, "run directory", "the run directory of an experiment")
+    try:
+        config = json.loads((path / CONFIG).read_bytes())
+    except (OSError, ValueError):  # missing or damaged: whoever loads the model says so
+        config = None
+    config = config if isinstance(config, dict) else {}
+    kind = config.get("model_type")
+    if kind == "tandem" or _is_of_runs(path / RECORD):
+        return Found(path, "model folder", "a model folder")
+    if kind is not None or "architectures" in config:
+        return Found(path, "foreign model", f"a folder with a model of type '{kind}', not a Tandem model")
+    if (path / "corpus.json").is_file() or any(path.glob("corpora/*/corpus.json")):
         return Found(path, "cache", "a cache of prepared text")
-    shown = [entry for entry in _entries(path) if not entry.name.startswith(".") and entry.name != "claims"]
-    if not shown:
+    if all(entry.name == "claims" for entry in _entries(path)):
         return Found(path, "empty", "an empty folder")
-    holds = tuple(entry for entry in shown if _is_run(entry) or _is_model(entry))
-    return Found(path, "other", "a folder that holds neither records nor a model of its own", holds)
+    return Found(path, "other", "a folder that holds neither records nor a model of its own")
 
 
 def check_reading(path: Path, *wanted: Wanted) -> Found:
@@ -125,57 +147,23 @@ def check_writing(path: Path, wanted: Wanted) -> None:
 
 def _around(path: Path) -> Found | None:
     """The nearest run directory, model folder or cache in which `path` lies, if any."""
-    for parent in path.resolve().parents:
-        if _is_run(parent) or _is_model(parent) or _is_cache(parent):
-            return look(parent)
-    return None
+    around = map(look, path.resolve().parents)
+    return next((found for found in around if found.kind in (*WRITTEN, "cache")), None)
 
 
-def _is_cache(path: Path) -> bool:
-    return (path / "corpus.json").is_file() or any(path.glob("corpora/*/corpus.json"))
-
-
-def _is_run(path: Path) -> bool:
-    """Damaged files count too, where both are there."""
-    files = [path / MANIFEST, path / RECORDS]
-    return any(OF_RUNS in _beginning(file) for file in files) or all(file.is_file() for file in files)
-
-
-def _models_of(run_dir: Path) -> tuple[Path, ...]:
-    return tuple(entry for entry in _entries(run_dir / "models") if _is_model(entry))
-
-
-def _is_model(path: Path) -> bool:
-    model = _model(path)
-    return model is not None and model.kind == "model folder"
-
-
-def _model(path: Path) -> Found | None:
-    """A model folder, one of another kind of model, or neither."""
-    record = OF_RUNS in _beginning(path / RECORD)
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except (OSError, ValueError):  # missing or damaged: whoever loads the model says so
-        config = None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind == "tandem" or record:
-        return Found(path, "model folder", "a model folder")
-    if kind is None and not (isinstance(config, dict) and "architectures" in config):
-        return None
-    return Found(path, "foreign model", f"a folder with a model of type '{kind}', not a Tandem model")
-
-
-def _beginning(path: Path) -> bytes:
+def _is_of_runs(path: Path) -> bool:
+    """Whether a file is the manifest or has the records of runs."""
     try:
         with path.open("rb") as file:
-            return file.read(READ_BYTES)
+            return OF_RUNS in file.read(READ_BYTES)
     except OSError:
-        return b""
+        return False
 
 
 def _entries(path: Path) -> list[Path]:
+    """What is in a folder and not hidden, sorted."""
     try:
-        return sorted(path.iterdir())
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     except OSError:
         return []
 

@@ -110,10 +110,10 @@ class Contexts:
         firsts = torch.tensor([first for first, _ in apart], device=contexts.device)
         return Window(contexts, firsts, torch.tensor(shifts, device=contexts.device))
 
-    def pieces(self, size: int = PIECE_TOKENS) -> Iterator[Tensor]:
-        """All of them in order, [n, C] at a time."""
+    def pieces(self, size: int = PIECE_TOKENS) -> Iterator[tuple[int, Tensor]]:
+        """All of them in order, [n, C] at a time, each with the position of its first."""
         for first in range(0, self._tokens, size):
-            yield self._read([(first, min(first + size, self._tokens))])
+            yield first, self._read([(first, min(first + size, self._tokens))])
 
     def at(self, positions: Tensor) -> Tensor:
         """Those at ascending positions [n], as [n, C]."""
@@ -121,13 +121,12 @@ class Contexts:
             return self._held[positions]
         # Into one tensor from the start: small parts that are kept, each cut from the memory of a piece that
         # was freed, would keep the rest of it from being used again; 10,000 contexts took 24 GB (LOG.md).
-        found, first = torch.empty(0), 0
-        for piece in self.pieces():
+        found = torch.empty(0)
+        for first, piece in self.pieces():
             if first == 0:
                 found = piece.new_empty(len(positions), piece.shape[1])
             inside = (positions >= first) & (positions < first + len(piece))
             found[inside] = piece[positions[inside] - first]
-            first += len(piece)
         return found
 
     def whole(self) -> Tensor:
@@ -142,7 +141,7 @@ class Contexts:
         file, rounding = tempfile.TemporaryFile(dir=folder), 0.0  # noqa: SIM115
         first = self._read([(0, 1)])
         width, device, dtype = first.shape[1], first.device, first.dtype
-        for piece in self.pieces():
+        for _, piece in self.pieces():
             rounded = piece.bfloat16()
             rounding = max(rounding, float((rounded.to(piece.dtype) - piece).abs().max()))
             rounded.cpu().view(torch.int16).numpy().tofile(file)

@@ -14,8 +14,7 @@ def previous_contexts(
 ) -> Tensor:
     """Contexts before the tokens at `positions` [n], as [n, C], from those after each token, [T, C].
 
-    Position 0 reads `lead` [C], or, without it, the last position's context (SPEC section 3); a position
-    where `reset_mask` [T] is true reads zero.
+    Position 0 reads `lead` [C], or the last position's context (SPEC section 3). Zero where `reset_mask` [T].
     """
     before = contexts[positions - 1]  # position 0 takes index -1, the last
     if lead is not None:
@@ -50,10 +49,9 @@ def jacobi_sweep(
 ) -> Iterator[tuple[slice, Tensor]]:
     """One sweep over all positions, from the contexts [T, C] of the last iteration.
 
-    Yields, batch after batch of consecutive positions (none: all at once), the positions and their new
-    contexts [n, C] with their graph. token_embeds(positions) gives e_t there, [n, E]; `noise`, of the shape
-    of what a batch reads, is added to it. With fixed weights and without noise, k sweeps from any start give
-    the contexts of a k-token memory (SPEC section 6).
+    Yields the positions of each batch (none: all at once) and their new contexts [n, C] with their graph.
+    token_embeds(positions) gives e_t there, [n, E]. `noise` of what a batch reads, [n, C], is added to it.
+    Without noise, k sweeps from any start give the contexts of a k-token memory (SPEC section 6).
     """
     length = len(contexts)
     for start in range(0, length, batch or length):

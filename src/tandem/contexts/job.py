@@ -1,7 +1,9 @@
 """What every way to compute contexts starts from, and how soon a block forgets."""
 
 import copy
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,11 +20,7 @@ from tandem.settings import ContextSettings
 LONGEST_BURN_IN = 4096
 """Tokens within which a block has to forget."""
 MARGIN = 1.5
-"""Times the tokens after which a block has forgotten at a few places: the worst of all is a little slower.
-
-With 1.25, a trained block missed the tolerance by 0.6% at the worst of 390 joins, and all was scanned twice
-(LOG.md).
-"""
+"""Times the tokens after which a block has forgotten at a few places: the worst of all is slower (LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +68,31 @@ class ContextJob:
             seconds_s=time.perf_counter() - self.began,
         )
 
-    def probes(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Where to measure how soon a block forgets: places [n] spread over the stream, and starts [2n, C].
+    def tokens_to_forget(
+        self, places: int, tokens: int, like: Tensor, read: Callable[[Tensor, Tensor], Tensor]
+    ) -> float:
+        """Tokens after which a block has forgotten its start, with a margin. Infinite beyond LONGEST_BURN_IN.
 
-        Of the two starts of each place, zero and random, the random ones come second; they are like `like`.
+        Read from zero and from a random start, at `places` spread over the stream, contexts must come within
+        a quarter of the tolerance. read(starts [n, C], positions [n, tokens]) gives the contexts after the
+        last few of these tokens, [n, few, C]. Starts are like `like`.
         """
-        length = len(self.stream)
-        count = min(count, length)
-        places = torch.linspace(0, length - 1, count + 1, device=self.model.device)[:-1].long()
+        length, width = len(self.stream), self.block.context_dim
+        places = min(places, length)
+        begins = torch.linspace(0, length - 1, places + 1, device=self.model.device)[:-1].long()
         generator = torch.Generator().manual_seed(0)
-        width = self.block.context_dim
-        random = F.layer_norm(torch.randn(count, width, generator=generator), (width,)).to(like)
-        return places, torch.cat((torch.zeros_like(random), random))
-
-    def agree(self, pair: Tensor) -> Tensor:
-        """Whether contexts [2n, …, C] of both starts are a quarter of the tolerance apart at most, […]."""
-        zero, random = pair.chunk(2)
-        return (zero - random).abs().amax(dim=(0, -1)) <= self.settings.tolerance / 4
+        random = F.layer_norm(torch.randn(places, width, generator=generator), (width,)).to(like)
+        starts = torch.cat((torch.zeros_like(random), random))
+        for first in range(0, LONGEST_BURN_IN, tokens):
+            positions = (begins + first)[:, None] + torch.arange(tokens, device=begins.device)
+            contexts = read(starts, (positions % length).repeat(2, 1))
+            from_zero, from_random = contexts.chunk(2)
+            apart = (from_zero - from_random).abs().amax(dim=(0, -1))
+            if (forgotten := apart <= self.settings.tolerance / 4).any():
+                unseen = tokens - len(forgotten)
+                return MARGIN * (first + unseen + 1 + int(forgotten.int().argmax()))
+            starts = contexts[:, -1]
+        return math.inf
 
 
 def precise_block(model: TandemForCausalLM) -> ContextBlock:

@@ -1,13 +1,10 @@
 """The exact parallel scan: a recurrence that is linear in the state needs no burn-in.
 
-It reads blocks whose layers are like GatedLayer.
-
-The stream is cut into chunks, and a chunk into segments that run side by side, twice. The first pass starts
-every segment from a zero state, and also computes the product of all its forget gates. What another start
-would have added to a segment's end is that start times the product. So one short recurrence over the segments
-gives every true start; it is done in segments itself where there are many. The second pass runs from the true
-starts into the result (Blelloch 1990, "Prefix sums and their applications", on blocks). It goes layer after
-layer, since the gates of a layer read the states of the layer below.
+It reads blocks whose layers are like GatedLayer, one layer after the other. The stream is cut into chunks,
+and a chunk into segments that run side by side, twice. The first pass starts every segment from zero, and
+computes the product of its forget gates. A true start would have added itself times that product to the end.
+So one short recurrence over the segments, in segments itself where there are many, gives every true start.
+The second pass runs from there (Blelloch 1990, "Prefix sums and their applications", on blocks).
 """
 
 from dataclasses import dataclass
@@ -41,57 +38,23 @@ class Cut:
 
     @property
     def outer(self) -> int:
-        """Tokens of a segment of segments where there are any, else of a segment.
-
-        What the former begins with shows first where its second segment begins: with the first one's start
-        the one before has ended.
-        """
+        """Tokens of a segment of segments where there are any, else of a segment."""
         return self.segment**2 if self.nested else self.segment
 
 
 ON_CPU = Cut(2048, 64)  # gates should stay in its cache
 ON_GPU = Cut(32_768, 32)
-"""Not measured. The recurrence of a chunk is 224 operations a layer, each of which takes a few microseconds
-to start: 16,600 for a layer on 2.4 million tokens. Half of a piece of contexts that are computed again, so
-that an edge between chunks is checked there, too.
+"""Not measured. A chunk's recurrence is 224 operations a layer, each of which takes microseconds to start.
+
+Two chunks make a piece of contexts that are computed again, so an edge between them is checked there too.
 """
-
-
 STATES = 512
-"""Every so many tokens the state is kept, where chunks are multiples of it: phase 2 reads blocks as short."""
+"""Tokens between two states that are kept, where chunks are multiples of it: phase 2's blocks are as long."""
 
 
 def cut_for(device: torch.device) -> Cut:
     """How a stream is cut on this device."""
     return ON_CPU if device.type == "cpu" else ON_GPU
-
-
-class _FromTokens:
-    """What each layer's gates read of the token embedding, W_e·e + b [n, 2·width] a layer.
-
-    It depends on the token alone, so on a long stream it is computed once for each distinct token.
-    """
-
-    def __init__(self, model: TandemForCausalLM, layers: list[GatedLayer], stream: Stream) -> None:
-        self._model, self._layers, self._stream = model, layers, stream
-        self._distinct = Distinct(stream.ids, model.config.vocab_size)
-        self._tables: list[Tensor] | None = None
-        if len(stream) >= TABLE_REPEATS * len(self._distinct):
-            self._tables = self._made(self._distinct.ids)
-
-    def of(self, first: int, last: int) -> list[Tensor]:
-        """Of the tokens first..last-1, by layer; tensors of their own."""
-        ids = self._stream.ids[first:last]
-        if self._tables is None:
-            return self._made(ids)
-        rows = self._distinct.rows(ids)
-        # Not table[rows], which took four times as long on a CPU (LOG.md).
-        return [table.index_select(0, rows) for table in self._tables]
-
-    def _made(self, ids: Tensor) -> list[Tensor]:
-        embeds = self._model.embed(ids)
-        width = embeds.shape[1]
-        return [F.linear(embeds, layer.linear.weight[:, :width], layer.linear.bias) for layer in self._layers]
 
 
 class LinearScan:
@@ -103,9 +66,12 @@ class LinearScan:
 
     def __init__(self, model: TandemForCausalLM, stream: Stream, start: Tensor | None = None) -> None:
         block = model.context_block
-        self._stream, self._cut = stream, cut_for(model.device)
+        self._model, self._stream, self._cut = model, stream, cut_for(model.device)
         self._layers = list(block.layers)
-        self._from_tokens = _FromTokens(model, self._layers, stream)
+        self._distinct = Distinct(stream.ids, model.config.vocab_size)
+        self._tables: list[Tensor] | None = None
+        if len(stream) >= TABLE_REPEATS * len(self._distinct):
+            self._tables = self._read_tokens(self._distinct.ids)
         self._every = STATES if self._cut.chunk % STATES == 0 else self._cut.chunk
         # Before every so many tokens; `_reached` of them are there. One tensor: a small one for each, between
         # the large ones that come and go, would keep their memory from being used again (LOG.md).
@@ -116,17 +82,28 @@ class LinearScan:
             self._states[0] = start
         self._reached = 1
 
-    def reach(self, token: int) -> None:
-        """Make sure that the last kept state before this token is there."""
-        while self._reached <= token // self._every:
-            first = (self._reached - 1) * self._every
-            self.read(first, first + self._cut.chunk)
+    def _read_tokens(self, ids: Tensor) -> list[Tensor]:
+        """What each layer's gates read of tokens [n] alone, W_e·e + b [n, 2·width] a layer."""
+        embeds = self._model.embed(ids)
+        width = embeds.shape[1]
+        return [F.linear(embeds, layer.linear.weight[:, :width], layer.linear.bias) for layer in self._layers]
+
+    def _from_tokens(self, first: int, last: int) -> list[Tensor]:
+        """The same of the tokens first..last-1, in tensors of their own."""
+        ids = self._stream.ids[first:last]
+        if self._tables is None:
+            return self._read_tokens(ids)
+        rows = self._distinct.rows(ids)
+        # Not table[rows], which took four times as long on a CPU (LOG.md).
+        return [table.index_select(0, rows) for table in self._tables]
 
     def read(self, first: int, last: int) -> Tensor:
         """Contexts after the tokens first..last-1, [n, C]."""
-        self.reach(first + 1)  # the context after `first` may be a kept state
-        last = min(last, len(self._stream))
-        origin = (first + 1) // self._every * self._every
+        state = (first + 1) // self._every  # the context after `first` may be a kept state
+        while self._reached <= state:
+            begin = (self._reached - 1) * self._every
+            self.read(begin, begin + self._cut.chunk)
+        last, origin = min(last, len(self._stream)), state * self._every
         states = self._states.new_empty(1 + last - origin, self._states.shape[1])
         self._fill(origin, states)
         return states[1 + first - origin :]
@@ -143,7 +120,7 @@ class LinearScan:
             gates = states[offset : offset + length + 1]
             begin, end = origin + offset, origin + offset + len(gates) - 1
             reset_mask = None if self._stream.resets is None else self._stream.resets[begin:end]
-            _fill_chunk(gates, self._layers, self._from_tokens.of(begin, end), reset_mask, self._cut.segment)
+            _fill_chunk(gates, self._layers, self._from_tokens(begin, end), reset_mask, self._cut.segment)
             if begin < self._reached * every <= end:
                 new = slice(self._reached, end // every + 1)
                 self._states[new] = gates[new.start * every - begin :: every]
@@ -157,10 +134,7 @@ def _fill_chunk(
     reset_mask: Tensor | None,
     segment_length: int,
 ) -> None:
-    """The contexts after n consecutive tokens into states [1 + n, C], whose first is that before them.
-
-    `from_tokens` as of _FromTokens; it is overwritten.
-    """
+    """Contexts after n tokens into states [1 + n, C], from the first one. `from_tokens` is overwritten."""
     fresh = None if reset_mask is None else reset_mask.nonzero()[:, 0]
     below: Tensor | None = None
     for layer, gates, own in zip(layers, from_tokens, states.chunk(len(layers), dim=-1), strict=True):
@@ -212,10 +186,7 @@ def _recurrence(keep: Tensor, add: Tensor, states: Tensor, segment_length: int) 
 
 
 def _starts(keeps: tuple[Tensor, ...], adds: tuple[Tensor, ...], start: Tensor) -> Tensor:
-    """What each of S segments starts with, [S, w], from `start` [w] of the first.
-
-    keeps and adds are [S, w], one of each a step.
-    """
+    """What each of S segments starts with, [S, w], from `start` [w] and each step's keep and add [S, w]."""
     end, product = adds[0], keeps[0]
     for keep, add in zip(keeps[1:], adds[1:], strict=True):
         end, product = torch.addcmul(add, keep, end), product * keep

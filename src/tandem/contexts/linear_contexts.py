@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tandem.advice import advice
 from tandem.contexts.context_store import PIECE_TOKENS, Contexts, one_by_one
-from tandem.contexts.job import LONGEST_BURN_IN, MARGIN, ContextJob
+from tandem.contexts.job import ContextJob
 from tandem.contexts.linear import LinearScan, cut_for
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
@@ -65,9 +65,7 @@ def linear_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]:
 def _fill_shares(job: ContextJob, states: Tensor) -> float:
     """Contexts before and after all tokens into states [1 + T, C]; and how well they join.
 
-    Each process computes its share. It starts from a zero state, as many tokens earlier as should make it
-    forget that: states lie within -1..1, what a layer keeps is bounded, and it begins to forget when the one
-    below has. Whether that was enough, the joins tell.
+    Each process computes its share. It starts from zero, so many tokens earlier that it should forget that.
     """
     model, stream, group = job.model, job.stream, job.group
     share = group.share(len(stream))
@@ -84,7 +82,10 @@ def _fill_shares(job: ContextJob, states: Tensor) -> float:
 
 
 def _burn_in(job: ContextJob) -> int:
-    """Tokens that should make a state of the highest layer forget, by what a layer keeps at most."""
+    """Tokens that should make the highest layer forget, by what a layer keeps at most of states within -1..1.
+
+    A layer begins to forget when the one below has.
+    """
     logs = [math.log(layer.most_kept) for layer in job.model.context_block.layers]
     return max(1, math.ceil(len(logs) * math.log(job.settings.tolerance / 8) / max(logs)))
 
@@ -136,8 +137,7 @@ def _loop_error(job: ContextJob, contexts: Contexts, runs: Tensor) -> float:
     """The largest difference between the contexts and the loop's, at positions `runs` [B, n].
 
     The loop runs over all of them side by side: from zero at the start of the stream, elsewhere from the
-    scan's own context before the run. No burn-in could hide an error from it: what is right from each token
-    to the next, and at the start, is right everywhere.
+    scan's own context before the run. What is right from each token to the next is right everywhere.
     """
     stream, cut = job.stream, cut_for(job.model.device)
     runs = runs.to(stream.ids.device)
@@ -174,14 +174,9 @@ def _memory(job: ContextJob) -> float:
     """Tokens after which the block has forgotten; in its own precision, which is enough to tell."""
     model, stream = job.model, job.stream
     block = model.context_block
-    places, pair = job.probes(PROBE_STREAMS, next(block.parameters()))
-    for first in range(0, LONGEST_BURN_IN, PROBE_TOKENS):
-        positions = (places + first)[:, None] + torch.arange(PROBE_TOKENS, device=places.device)
-        positions = (positions % len(stream)).repeat(2, 1)
+
+    def read(contexts: Tensor, positions: Tensor) -> Tensor:
         reset_mask = None if stream.resets is None else stream.resets[positions]
-        _, contexts = block.unroll(model.embed(stream.ids[positions]), pair, reset_mask)
-        forgotten = job.agree(contexts)
-        if forgotten.any():
-            return MARGIN * (first + 1 + int(forgotten.int().argmax()))
-        pair = contexts[:, -1]
-    return math.inf
+        return block.unroll(model.embed(stream.ids[positions]), contexts, reset_mask)[1]
+
+    return job.tokens_to_forget(PROBE_STREAMS, PROBE_TOKENS, next(block.parameters()), read)

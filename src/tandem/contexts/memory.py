@@ -18,10 +18,9 @@ DISTANCES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384
 def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALONE) -> tuple[MemoryPoint, ...]:
     """The share of one token's trace that is left in the context so many tokens later.
 
-    At PLACES places of the stream one token is replaced by the one that stands half the stream further. The
-    change of the contexts after it is divided by the difference of contexts of different places. It is
-    computed in double precision if the device has it, and is empty if the stream is too short to tell. The
-    processes of the `group` share the places.
+    At PLACES places one token is replaced by the one that stands half the stream further. The change of the
+    contexts after it is divided by the difference of contexts of different places, in double precision if the
+    device has it. Empty if the stream is too short to tell. The processes of the `group` share the places.
     """
     last = len(stream) - DISTANCES[-1] - 1
     if last < WARM_UP + PLACES:

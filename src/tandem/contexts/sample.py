@@ -46,8 +46,8 @@ class ContextsSample:
             spaced = torch.linspace(0, len(contexts) - 1, SPACED, dtype=torch.float64).long()
             positions = torch.cat((torch.arange(min(FIRST, len(contexts))), spaced)).unique()
             total = squares = lengths = zeros = torch.zeros((), dtype=torch.float64)
-            picked, first = torch.empty(0), 0
-            for piece in contexts.pieces():
+            picked = torch.empty(0)
+            for first, piece in contexts.pieces():
                 if first == 0:  # all of it at once, as in Contexts.at
                     picked = torch.empty(len(positions), piece.shape[1])
                 inside = (positions >= first) & (positions < first + len(piece))
@@ -58,7 +58,6 @@ class ContextsSample:
                     squares = squares + part.double().square().sum(dim=0)
                     lengths = lengths + length.sum(dtype=torch.float64)
                     zeros = zeros + (length == 0).sum()
-                first += len(piece)
             mean = total / len(contexts)
             values |= {
                 f"{split}_at": positions,

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -18,11 +18,10 @@ from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """A way to compute the contexts of a stream in parallel.
 
-    contexts     of a task, in memory or not, and how exact they are
+    contexts     of a job, in memory or not, and how exact they are
     reads_all    whether contexts that are not held in memory are all computed once, to be checked
     """
 
@@ -46,14 +45,11 @@ def compute_contexts(
 
     They are held in memory where `settings.keep` says so, and with `auto` where they take no more than
     `hold_bytes`. Otherwise they are computed again whenever they are read, and the model must stay as it is.
-    (The loop's are always held.) Each process of the `group` computes a part of them, where they are held or
-    checked; every one has all.
+    The loop's are always held. The processes of the `group` share the work, and every one has all contexts.
 
-    With `method="scan"` and `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree
-    with the loop, and at every join, to the tolerance. Raises ScanError when the contexts differ
-    from the sequential loop by more than `tolerance`, when the segments do not join to within it, or when
-    the block does not forget at all. The linear scan needs no burn-in; what is recorded
-    as one is how fast the block forgets.
+    With `burn_in="auto"` the burn-in is measured, then doubled until the contexts agree with the loop and at
+    every join. The linear scan needs none; what is recorded is how fast the block forgets. Raises ScanError
+    where contexts differ by more than `tolerance`, or the block of a segment scan does not forget at all.
     """
     job = ContextJob(model, precise_block(model), stream, settings, group, time.perf_counter())
     if settings.method == "loop" or len(stream) <= settings.segment_length:

@@ -3,35 +3,25 @@
 The stream is cut into S segments that run side by side. Each starts from a zero state with a burn-in: it
 first reads the tokens before it, until the block has forgotten anything earlier (SPEC section 6).
 
-How many tokens that takes depends on the block. The result is checked twice. At every join, the state at the
-end of one segment must equal the state at the start of the next. And on the first tokens of the stream, the
-contexts must equal those of the sequential loop.
+The result is checked twice. At every join, the state at the end of one segment must equal the state at the
+start of the next. On the first tokens of the stream, the contexts must equal those of the sequential loop.
 """
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tandem.advice import advice
 from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Runs
-from tandem.contexts.job import LONGEST_BURN_IN, MARGIN, ContextJob
+from tandem.contexts.job import LONGEST_BURN_IN, ContextJob
 from tandem.contexts.stream import Distinct, apply_resets
 from tandem.errors import ScanError
 from tandem.records import ScanRecord
 
-PROBE_STREAMS = 32
-
-
-@dataclass(frozen=True)
-class Segments:
-    """How a stream is cut: `count` segments of `length` tokens, each after `burn_in` tokens."""
-
-    length: int
-    count: int
-    burn_in: int
+PROBE_STREAMS, PROBE_TOKENS = 32, 8
+"""Places at which the burn-in is measured, and tokens read between two looks at it."""
 
 
 def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]:
@@ -40,160 +30,147 @@ def segment_contexts(job: ContextJob, hold: bool) -> tuple[Contexts, ScanRecord]
     Raises ScanError where they differ by more than the tolerance.
     """
     stream, settings = job.stream, job.settings
-    length = settings.segment_length
-    steps = _Steps(job)
-    automatic = settings.burn_in == "auto"
-    burn_in = _measured_burn_in(steps, job) if settings.burn_in == "auto" else settings.burn_in
+    scan = SegmentScan(job)
     # At least three joins lie within the part that the loop checks.
-    checked = min(len(stream), max(settings.check_tokens, 4 * length))
+    checked = min(len(stream), max(settings.check_tokens, 4 * settings.segment_length))
     exact = job.loop(checked)
     while True:
-        segments = Segments(length, -(-len(stream) // length), burn_in)
-        computed, errors = _checked_scan(steps, segments, exact, hold, job)
+        computed, errors = scan.check(exact, hold)
         # Not a number in either is not exact enough, and no longer burn-in would mend it.
-        undefined = math.isnan(sum(errors))
-        worst = math.nan if undefined else max(errors)
-        exact_enough = worst <= settings.tolerance
-        if exact_enough or undefined or not automatic or burn_in >= LONGEST_BURN_IN:
+        worst = math.nan if math.isnan(sum(errors)) else max(errors)
+        if not worst > settings.tolerance or settings.burn_in != "auto" or scan.burn_in >= LONGEST_BURN_IN:
             break
-        burn_in *= 2
+        scan.burn_in *= 2
         computed = None
 
-    if not exact_enough:
+    if not worst <= settings.tolerance:
         raise ScanError(
             f"the scan's contexts differ from the sequential loop by {worst:.2g}, more than the tolerance "
-            f"{settings.tolerance:.2g}: a burn-in of {burn_in} tokens is too short for this ContextBlock"
+            f"{settings.tolerance:.2g}: a burn-in of {scan.burn_in} tokens is too short for this ContextBlock"
             + advice(
                 ("give a longer {} (or auto)", "contexts.burn_in"),
                 ("use {}", "contexts.method loop"),
             )
         )
+    contexts = Contexts(len(stream), None, scan.read) if computed is None else Contexts.of(computed)
+    return contexts, job.record("scan", scan.count, scan.burn_in, errors, checked, contexts.in_memory)
 
-    def read(runs: Runs) -> Tensor:
+
+class SegmentScan:
+    """A scan of one stream, in the precision of the block: `count` segments, each after `burn_in` tokens."""
+
+    def __init__(self, job: ContextJob) -> None:
+        """The burn-in is given or measured. Raises ScanError for a block that does not forget."""
+        model, block = job.model, job.block
+        self._job, self._stream, self._length = job, job.stream, job.settings.segment_length
+        self._distinct = Distinct(self._stream.ids, model.config.vocab_size)
+        embeds = model.embed(self._distinct.ids).to(next(block.parameters()).dtype)
+        self._read_token = block.token_steps(embeds)
+        self._zero = embeds.new_zeros(block.context_dim)
+        self.count = -(-len(self._stream) // self._length)
+        self.burn_in = self._measured_burn_in() if job.settings.burn_in == "auto" else job.settings.burn_in
+
+    def read(self, runs: Runs) -> Tensor:
+        """Contexts after the tokens of these runs, in whole segments of which what is too much is cut off."""
+        length = self._length
         cut = [(first // length, -(-last // length)) for first, last in runs]
-        numbers = torch.cat([torch.arange(begin, end) for begin, end in cut]).to(stream.ids.device)
-        again = steps.empty(segments, len(numbers))
-        _scan(steps, segments, numbers, again)
+        numbers = torch.cat([torch.arange(begin, end) for begin, end in cut]).to(self._zero.device)
+        contexts = self._empty(len(numbers))
+        self.scan(numbers, contexts)
         rows = itertools.accumulate((end - begin for begin, end in cut), initial=0)
         parts = [
-            again[row : row + end - begin].flatten(0, 1)[first - begin * length : last - begin * length]
+            contexts[row : row + end - begin].flatten(0, 1)[first - begin * length : last - begin * length]
             for row, (begin, end), (first, last) in zip(rows, cut, runs, strict=False)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    contexts = Contexts(len(stream), None, read) if computed is None else Contexts.of(computed)
-    return contexts, job.record("scan", segments.count, burn_in, errors, checked, contexts.in_memory)
+    def check(self, exact: Tensor, hold: bool) -> tuple[Tensor | None, tuple[float, float]]:
+        """Contexts [T, C], if they are to be held, and how exact they are.
 
+        That is their largest difference from the loop's contexts of the first tokens, `exact` [n, C], and at
+        any join of two segments.
+        """
+        group, length = self._job.group, self._length
+        at_once = self.count if hold else max(-(-len(exact) // length), PIECE_TOKENS // length)
+        loop_error, join_error = 0.0, 0.0
+        end = None
+        for first in range(0, self.count, at_once):
+            count = min(at_once, self.count - first)
+            share = group.share(count)
+            contexts = self._empty(count if hold else share.stop - share.start)
+            # Those that the loop checks, in the precision of the scan.
+            sample = exact[(first + share.start) * length : (first + share.stop) * length]
+            precise = sample.new_empty(-(-len(sample) // length), length, sample.shape[1])
+            numbers = torch.arange(first + share.start, first + share.stop, device=contexts.device)
+            own = self.scan(numbers, contexts[share] if hold else contexts, precise)
+            if len(sample) > 0:
+                loop_error = _larger(loop_error, precise.flatten(0, 1)[: len(sample)] - sample)
+            if hold:
+                group.complete(contexts)
+            entry, ends = (group.joined(part, count) for part in own)
+            ends = ends if end is None else torch.cat((end[None], ends))
+            joins = (ends[:-1] - entry[-len(ends) + 1 :]) if len(ends) > 1 else ends.new_zeros(1)
+            join_error = _larger(join_error, joins)
+            end = ends[-1]
+        # All processes go on in the same way, though each may round a little differently.
+        loop_error, join_error = (
+            float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error)
+        )
+        computed = contexts.flatten(0, 1)[: len(self._stream)] if hold else None
+        return computed, (loop_error, join_error)
 
-class _Steps:
-    """Steps of a block for many places of the stream at once, in the precision of the block."""
+    def scan(self, numbers: Tensor, contexts: Tensor, precise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Contexts of the segments of these numbers [S] into [S, length, C].
 
-    def __init__(self, job: ContextJob) -> None:
-        model, block = job.model, job.block
-        self.stream = job.stream
-        self._distinct = Distinct(self.stream.ids, model.config.vocab_size)
-        embeds = model.embed(self._distinct.ids).to(next(block.parameters()).dtype)
-        self._step = block.token_steps(embeds)
-        self._zero, self._dtype = embeds.new_zeros(block.context_dim), model.dtype
+        Those of the first P of them also into `precise` [P, length, C], in the precision of the scan. Returns
+        what each starts and ends with, both [S, C], in that precision too. Past the end of the stream the
+        last token is read again.
+        """
+        starts = numbers * self._length
+        entry = context = self._zero.expand(len(starts), -1)
+        for step in range(-self.burn_in, self._length):
+            if step == 0:
+                entry = context  # what each segment starts with: must equal what its predecessor ends with
+            positions = (starts + step).clamp(max=len(self._stream) - 1)
+            if step <= 0:
+                context = context.masked_fill((positions <= 0)[:, None], 0.0)  # the stream starts at zero
+            context = self._step(context, positions)
+            if step >= 0:
+                contexts[:, step] = context
+                if precise is not None:
+                    precise[:, step] = context[: len(precise)]
+        return entry, context
 
-    def start(self, count: int) -> Tensor:
-        """Contexts of the empty stream, [count, C]."""
-        return self._zero.expand(count, -1)
-
-    def empty(self, segments: Segments, count: int) -> Tensor:
+    def _empty(self, count: int) -> Tensor:
         """Room for the contexts of `count` segments, [count, length, C], in the model's precision."""
-        return self._zero.new_empty(count, segments.length, len(self._zero), dtype=self._dtype)
+        return self._zero.new_empty(count, self._length, len(self._zero), dtype=self._job.model.dtype)
 
-    def step(self, context: Tensor, positions: Tensor) -> Tensor:
+    def _step(self, context: Tensor, positions: Tensor) -> Tensor:
         """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
         positions = positions.clamp(min=0)
-        context = apply_resets(context, self.stream.resets, positions)
-        return self._step(context, self._distinct.rows(self.stream.ids[positions]))
+        context = apply_resets(context, self._stream.resets, positions)
+        return self._read_token(context, self._distinct.rows(self._stream.ids[positions]))
 
+    def _measured_burn_in(self) -> int:
+        job = self._job
 
-def _checked_scan(
-    steps: _Steps, segments: Segments, exact: Tensor, hold: bool, job: ContextJob
-) -> tuple[Tensor | None, tuple[float, float]]:
-    """Contexts [T, C] by segments, if they are to be held, and their largest differences: from the loop's
-    contexts `exact` [n, C] of the first tokens, and at any join of two segments."""
-    group = job.group
-    checked = -(-len(exact) // segments.length)
-    at_once = segments.count if hold else max(checked, PIECE_TOKENS // segments.length)
-    loop_error, join_error = 0.0, 0.0
-    end = None
-    for first in range(0, segments.count, at_once):
-        count = min(at_once, segments.count - first)
-        share = group.share(count)
-        contexts = steps.empty(segments, count if hold else share.stop - share.start)
-        # Those that the loop checks, in the precision of the scan.
-        sample = exact[(first + share.start) * segments.length : (first + share.stop) * segments.length]
-        precise = sample.new_empty(-(-len(sample) // segments.length), segments.length, sample.shape[1])
-        numbers = torch.arange(first + share.start, first + share.stop, device=contexts.device)
-        own = _scan(steps, segments, numbers, contexts[share] if hold else contexts, precise)
-        if len(sample) > 0:
-            loop_error = _larger(loop_error, precise.flatten(0, 1)[: len(sample)] - sample)
-        if hold:
-            group.complete(contexts)
-        entry, ends = (group.joined(part, count) for part in own)
-        ends = ends if end is None else torch.cat((end[None], ends))
-        joins = (ends[:-1] - entry[-len(ends) + 1 :]) if len(ends) > 1 else ends.new_zeros(1)
-        join_error = _larger(join_error, joins)
-        end = ends[-1]
-    # All processes go on in the same way, though each may round a little differently.
-    loop_error, join_error = (
-        float(group.largest(exact.new_tensor(error))) for error in (loop_error, join_error)
-    )
-    computed = contexts.flatten(0, 1)[: len(steps.stream)] if hold else None
-    return computed, (loop_error, join_error)
+        def read(contexts: Tensor, positions: Tensor) -> Tensor:
+            for column in positions.unbind(1):
+                contexts = self._step(contexts, column)
+            return contexts[:, None]
+
+        needed = job.tokens_to_forget(PROBE_STREAMS, PROBE_TOKENS, self._zero, read)
+        longest = float(job.group.largest(torch.tensor(needed, device=job.model.device)))
+        if longest == math.inf:
+            raise ScanError(
+                f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its "
+                "contexts cannot be computed in segments"
+                + advice(("use {}", "contexts.method loop"), ("lower {}", "model.weight_init_std"))
+            )
+        return int(longest)
 
 
 def _larger(error: float, differences: Tensor) -> float:
     """The largest so far; not a number once any was not one."""
     found = float(differences.abs().max())
     return found if math.isnan(found) or found > error else error
-
-
-def _scan(
-    steps: _Steps, segments: Segments, numbers: Tensor, contexts: Tensor, precise: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Contexts of the segments of these numbers [S] into [S, length, C].
-
-    Those of the first P of them also into `precise` [P, length, C], in the precision of the scan. Returns
-    what each starts and ends with, both [S, C], in that precision too. Past the end of the stream the last
-    token is read again.
-    """
-    total = len(steps.stream)
-    starts = numbers * segments.length
-    entry = context = steps.start(len(starts))
-    for step in range(-segments.burn_in, segments.length):
-        if step == 0:
-            entry = context  # what each segment starts with: must equal what its predecessor ends with
-        positions = (starts + step).clamp(max=total - 1)
-        if step <= 0:
-            context = context.masked_fill((positions <= 0)[:, None], 0.0)  # the stream itself starts at zero
-        context = steps.step(context, positions)
-        if step >= 0:
-            contexts[:, step] = context
-            if precise is not None:
-                precise[:, step] = context[: len(precise)]
-    return entry, context
-
-
-def _measured_burn_in(steps: _Steps, job: ContextJob) -> int:
-    """The burn-in that a block's scan needs on this stream. Raises ScanError where it does not forget."""
-    places, pair = job.probes(PROBE_STREAMS, next(job.block.parameters()))
-    needed = math.inf
-    for count in range(1, LONGEST_BURN_IN + 1):
-        positions = (places + count - 1) % len(job.stream)
-        pair = steps.step(pair, positions.repeat(2))
-        if count % 8 == 0 and job.agree(pair):
-            needed = MARGIN * count
-            break
-    longest = float(job.group.largest(torch.tensor(needed, device=job.model.device)))
-    if longest == math.inf:
-        raise ScanError(
-            f"the ContextBlock does not forget its start within {LONGEST_BURN_IN} tokens, so its contexts "
-            "cannot be computed in segments"
-            + advice(("use {}", "contexts.method loop"), ("lower {}", "model.weight_init_std"))
-        )
-    return int(longest)

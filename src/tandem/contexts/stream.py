@@ -1,6 +1,5 @@
 """A token stream on the device, as both phases read it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ from tandem.model import TandemForCausalLM
 Positions = Tensor | slice
 """Positions of a stream: indices of any shape, or a range."""
 COUNTED_TOKENS = 1 << 20
+"""Tokens that are counted at once; bounds memory."""
 
 
 class Tokens:
@@ -49,15 +49,11 @@ class Tokens:
         part._unsigned, part._stored = self._unsigned, self._stored[first:last]
         return part
 
-    def parts(self) -> Iterator[Tensor]:
-        """All of them, int64, about a million at a time."""
-        return (self[start : start + COUNTED_TOKENS] for start in range(0, len(self), COUNTED_TOKENS))
-
     def counts(self, vocab_size: int) -> Tensor:
         """How often each token of the vocabulary occurs, [V] int64."""
         counts = torch.zeros(vocab_size, dtype=torch.int64, device=self.device)
-        for part in self.parts():
-            counts += torch.bincount(part, minlength=vocab_size)
+        for start in range(0, len(self), COUNTED_TOKENS):
+            counts += torch.bincount(self[start : start + COUNTED_TOKENS], minlength=vocab_size)
         return counts
 
 
@@ -102,18 +98,23 @@ def apply_resets(contexts: Tensor, reset_mask: ResetMask | None, positions: Posi
 class Stream:
     """Tokens of one split, in order.
 
-    ids       [T]
-    resets    where the context is zeroed before the token is read, [T]; none if it never is
+    ids            [T]
+    reset_token    the context is zeroed before each such token is read; none if it never is
     """
 
     ids: Tokens
-    resets: Resets | None
+    reset_token: int | None
 
     @classmethod
     def of(cls, model: TandemForCausalLM, ids: npt.NDArray[np.integer[Any]] | Tensor) -> "Stream":
         """The stream of `ids` on the model's device, with resets where the model's boundary says so."""
-        tokens, config = Tokens(ids, model.device), model.config
-        return cls(tokens, Resets(tokens, config.bos_token_id) if config.boundary == "reset" else None)
+        config = model.config
+        return cls(Tokens(ids, model.device), config.bos_token_id if config.boundary == "reset" else None)
+
+    @property
+    def resets(self) -> Resets | None:
+        """Where the context is zeroed, [T]."""
+        return None if self.reset_token is None else Resets(self.ids, self.reset_token)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,16 +122,11 @@ class Stream:
     def windows(self, tokens: int, length: int) -> "Stream":
         """So many tokens in windows of `length`, the last one shorter, spread evenly over the stream."""
         edges = [*range(0, tokens, length), tokens]
-        count = len(edges) - 1
-        space = len(self) - tokens
-        positions = torch.cat(
-            [
-                torch.arange(first, last) + (space * window // max(1, count - 1))
-                for window, (first, last) in enumerate(pairwise(edges))
-            ]
-        ).to(self.ids.device)
-        ids = Tokens(self.ids[positions], self.ids.device)
-        return Stream(ids, None if self.resets is None else Resets(ids, self.resets.token))
+        space, last_window = len(self) - tokens, max(1, len(edges) - 2)
+        starts = [space * window // last_window for window in range(len(edges) - 1)]
+        windows = [torch.arange(*edge) + start for edge, start in zip(pairwise(edges), starts, strict=True)]
+        positions = torch.cat(windows).to(self.ids.device)
+        return Stream(Tokens(self.ids[positions], self.ids.device), self.reset_token)
 
     def first(self, tokens: int) -> "Stream":
         """The stream's first so many tokens."""
@@ -138,5 +134,4 @@ class Stream:
 
     def part(self, first: int, last: int) -> "Stream":
         """Its tokens first..last-1, as a stream of their own."""
-        ids = self.ids.part(first, last)
-        return Stream(ids, None if self.resets is None else Resets(ids, self.resets.token))
+        return Stream(self.ids.part(first, last), self.reset_token)

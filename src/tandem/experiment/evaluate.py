@@ -24,7 +24,7 @@ from tandem.settings import DataSettings, Settings, check_options, load_settings
 from tandem.text.places import counted_from
 from tandem.text.recorded import folder_of, read_recorded, whereabouts
 from tandem.text.splits import Splits, split_documents
-from tandem.tokens.prepare import tokenize_for_evaluation, tokenize_training_text
+from tandem.tokens.prepare import tokenize, tokenize_for_evaluation
 from tandem.tokens.store import TokenStream
 
 READ_SECTIONS = ("data", "contexts", "phase2")
@@ -119,7 +119,9 @@ def evaluate_model(
     mixture = None
     if mix:
         splits = _training_text(folder, data, on_progress, on_warning)
-        counted = tokenize_training_text(splits, data, tokenizer, on_progress)
+        counted = tokenize(
+            splits.train, tokenizer, data.separators["train"], splits.train_source, on_progress
+        )
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
     return Evaluation(
         model=str(folder),

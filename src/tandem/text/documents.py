@@ -4,14 +4,14 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from tandem.errors import StorageError
+from tandem.folders import storing
 
 Integers = npt.NDArray[np.int64]
 
@@ -88,31 +88,19 @@ def put_down(documents: Iterable[str], folder: Path | None) -> Documents:
     and as `documents` do.
     """
     sizes = array("q")
-    with _writing(folder):
+    setting = "TMPDIR" if folder is None else "TANDEM_CACHE"
+    to_file = partial(storing, "the text", f"{folder or tempfile.gettempdir()} while it is prepared", setting)
+    with to_file():
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as its documents are)
     text = TextFile(file)
     for document in documents:
         encoded = document.encode()
-        with _writing(folder):
+        with to_file():
             file.write(encoded)
         sizes.append(len(encoded))
-    with _writing(folder):
+    with to_file():
         file.flush()
     counted = np.frombuffer(sizes, np.int64) if sizes else np.empty(0, np.int64)
     return Documents(text, np.cumsum(counted) - counted, counted)
-
-
-@contextmanager
-def _writing(folder: Path | None) -> Iterator[None]:
-    """Within the block an OSError means that the text cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        where = folder or tempfile.gettempdir()
-        setting = "TMPDIR" if folder is None else "TANDEM_CACHE"
-        raise StorageError(
-            f"cannot write the text to {where} while it is prepared: {error.strerror or error}; "
-            f"free space there, or set {setting} to another folder"
-        ) from None

@@ -5,7 +5,8 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +15,7 @@ from tandem.errors import DataError, SettingsError
 from tandem.text.listing import find_files, known_kind
 from tandem.text.places import user_path
 from tandem.text.reading import Reading
-from tandem.text.rows import COLUMNS, record_text
+from tandem.text.rows import record_text, text_column
 
 START_CHARACTERS = 4096
 """Of a line so much is looked at for the start of a document: an expression may take quadratic time."""
@@ -23,21 +24,23 @@ Splitter = Callable[[Iterable[str]], Iterator[str]]
 """Cuts the lines of a text file (ends included) into documents."""
 
 
-def read_files(source: str, txt_documents: str, reading: Reading) -> Iterator[str]:
+def read_files(source: str, splitter: Splitter, reading: Reading) -> Iterator[str]:
     """The documents of a file, of all known files below a directory, or of all that a glob pattern matches.
 
-    Files come in the order of their sorted paths (`tandem.text.listing` has the rules), decoded as
-    `tandem.decoding` says. `txt_documents` is the setting of that name; `reading` is told what is met. Text
-    and JSON lines are streamed.
+    Files come in the order of their sorted paths. Text and JSON lines are streamed. `reading` is told what is
+    met. `tandem.text.listing` and `tandem.decoding` have the rules.
 
-    Raises DataError for a missing, unreadable, damaged or malformed file, naming file and line, and
-    SettingsError for an impossible `txt_documents`.
+    Raises DataError for a missing, unreadable, damaged or malformed file, naming file and line.
     """
-    splitter = txt_splitter(txt_documents)
     for path in find_files(source, reading):
         reading.files, reading.place = reading.files + 1, str(path)
         try:
-            yield from _read_file(path, splitter, reading)
+            with opened(path, gzipped=path.name.lower().endswith(".gz")) as file:
+                if head(file).startswith(PARQUET) or known_kind(path) == ".parquet":
+                    yield from _parquet_rows(file, path)
+                    continue
+                text = lines(file, path, reading.encoded)
+                yield from splitter(text) if known_kind(path) == ".txt" else _json_lines(text, path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -71,35 +74,23 @@ def txt_splitter(txt_documents: str) -> Splitter:
         return lambda lines: iter(["".join(lines)])
     if txt_documents == "blank-line":
         return _paragraphs
+    wrong = "it must be `file`, `blank-line` or `start:REGEX`"
     if txt_documents.startswith("start:"):
         try:
-            start = re.compile(txt_documents.removeprefix("start:"))
+            return partial(_sections, re.compile(txt_documents.removeprefix("start:")))
         except re.error as error:
-            raise SettingsError(
-                f"setting data.txt_documents = {txt_documents!r} is not possible: "
-                f"not a valid regular expression ({error})"
-            ) from None
-        return lambda lines: _sections(lines, start)
-    raise SettingsError(
-        f"setting data.txt_documents = {txt_documents!r} is not possible: "
-        "it must be `file`, `blank-line` or `start:REGEX`"
-    )
+            wrong = f"not a valid regular expression ({error})"
+    raise SettingsError(f"setting data.txt_documents = {txt_documents!r} is not possible: {wrong}")
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines between blank ones, without their last line end."""
-    paragraph: list[str] = []
-    for line in lines:
-        if not line.isspace():
-            paragraph.append(line)
-        elif paragraph:
-            yield "".join(paragraph).rstrip("\n")
-            paragraph = []
-    if paragraph:
-        yield "".join(paragraph).rstrip("\n")
+    for blank, run in groupby(lines, str.isspace):
+        if not blank:
+            yield "".join(run).rstrip("\n")
 
 
-def _sections(lines: Iterable[str], start: re.Pattern[str]) -> Iterator[str]:
+def _sections(start: re.Pattern[str], lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines, each beginning with one that matches `start`; what comes before the first is one too."""
     section: list[str] = []
     started = False
@@ -110,20 +101,6 @@ def _sections(lines: Iterable[str], start: re.Pattern[str]) -> Iterator[str]:
             section, started = [], True
         section.append(line)
     yield "".join(section)
-
-
-def _read_file(path: Path, splitter: Splitter, reading: Reading) -> Iterator[str]:
-    with _open(path) as file:
-        kind = ".parquet" if head(file).startswith(PARQUET) else known_kind(path)
-        if kind == ".parquet":
-            yield from _parquet_rows(file, path)
-            return
-        text = lines(file, path, reading.encoded)
-        yield from splitter(text) if kind == ".txt" else _json_lines(text, path)
-
-
-def _open(path: Path) -> AbstractContextManager[IO[bytes]]:
-    return opened(path, gzipped=path.name.lower().endswith(".gz"))
 
 
 def _json_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
@@ -155,11 +132,7 @@ def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[str]:
     seekable = file if isinstance(file, io.BufferedReader | io.BytesIO) else io.BytesIO(file.read())
     try:
         table = parquet.ParquetFile(seekable)
-        columns = table.schema_arrow.names
-        column = next((name for name in COLUMNS if name in columns), None)
-        if column is None:
-            found = ", ".join(repr(name) for name in columns) or "none"
-            raise DataError(f"{path} has neither a column 'text' nor 'messages' (columns found: {found})")
+        column = text_column(table.schema_arrow.names, str(path))
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=[column]):
             for record in batch.to_pylist():

@@ -12,7 +12,7 @@ from typing import Any
 from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.text.places import names_path, user_path
-from tandem.text.rows import COLUMNS, record_text
+from tandem.text.rows import record_text, text_column
 
 PROBE_TIMEOUT_S = 5.0
 Fetch = Callable[[str], Path | None]
@@ -25,15 +25,12 @@ def hub_documents(source: str) -> Iterator[str]:
     NAME is a data set on the hub or a local folder in the shape of one; SPLIT may be a slice such as
     `train[:2000]` and is `train` if absent. Copies that the `datasets` library keeps are used offline.
 
-    Raises DataError if `datasets` is not installed, the hub cannot be reached, the data set or split does
-    not exist, or a row has no text.
+    Raises DataError if `datasets` is not installed or the hub cannot be reached. Also if a data set or split
+    does not exist, or a row has no text.
     """
     name, split = parse_hub_source(source)
     dataset = _load(name, split)
-    column = next((column for column in COLUMNS if column in dataset.column_names), None)
-    if column is None:
-        found = ", ".join(repr(column) for column in dataset.column_names) or "none"
-        raise DataError(f"{source} has neither a column 'text' nor 'messages' (columns found: {found})")
+    column = text_column(dataset.column_names, source)
     for number, record in enumerate(dataset.select_columns([column]), start=1):
         yield record_text(record, f"{source}, row {number}")
 
@@ -62,13 +59,11 @@ def parse_hub_source(source: str) -> tuple[str, str]:
 def hub_access() -> Iterator[bool]:
     """Whether the hub answers, asked once with a time limit of a few seconds.
 
-    While it does not, the hub's libraries are held offline inside the `with` block: they look at the copies
+    While it does not, the hub's libraries are held offline inside the `with` block. They look at the copies
     they keep, and fail at once instead of retrying for minutes. Their log lines and progress bars are
     silenced in any case and restored after.
     """
     from huggingface_hub import constants, utils
-
-    hub_bars: Any = utils
 
     reachable = _hub_answers()
     switches: list[Any] = [constants]
@@ -77,18 +72,28 @@ def hub_access() -> Iterator[bool]:
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    bars_were_off = hub_bars.are_progress_bars_disabled()
+    with _without_bars(utils):
+        try:
+            for switch in switches:
+                switch.HF_HUB_OFFLINE = not reachable
+            logger.setLevel(logging.ERROR)
+            yield reachable
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.HF_HUB_OFFLINE = value
+            logger.setLevel(level)
+
+
+@contextmanager
+def _without_bars(library: Any) -> Iterator[None]:
+    """Within the block `datasets` or `huggingface_hub.utils` shows no progress bars."""
+    were_off = library.are_progress_bars_disabled()
+    library.disable_progress_bars()
     try:
-        for switch in switches:
-            switch.HF_HUB_OFFLINE = not reachable
-        logger.setLevel(logging.ERROR)
-        _set_bars(hub_bars, on=False)
-        yield reachable
+        yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.HF_HUB_OFFLINE = value
-        logger.setLevel(level)
-        _set_bars(hub_bars, on=not bars_were_off)
+        if not were_off:
+            library.enable_progress_bars()
 
 
 @contextmanager
@@ -155,11 +160,9 @@ def _load(name: str, split: str) -> Any:
     local = folder.is_dir()
     if not local and names_path(name):
         raise DataError(f"there is no folder {name} (in 'hf:{name}'); check the path")
-    bars_were_off = datasets.are_progress_bars_disabled()
-    _set_bars(datasets, on=False)
     reachable = True
     try:
-        with nullcontext(True) if local else hub_access() as reachable:
+        with _without_bars(datasets), nullcontext(True) if local else hub_access() as reachable:
             return datasets.load_dataset(str(folder) if local else name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if not local and not reachable:
@@ -168,8 +171,6 @@ def _load(name: str, split: str) -> Any:
                 + advice("connect to the network", ("use a local file or 'python-docs'", "data.train"))
             ) from None
         raise DataError(f"cannot load the data set 'hf:{name}:{split}': {_first_line(error)}") from None
-    finally:
-        _set_bars(datasets, on=not bars_were_off)
 
 
 def _hub_answers() -> bool:
@@ -191,10 +192,6 @@ def _hub_answers() -> bool:
     thread.start()
     thread.join(PROBE_TIMEOUT_S + 1)
     return answered.is_set()
-
-
-def _set_bars(library: Any, *, on: bool) -> None:
-    (library.enable_progress_bars if on else library.disable_progress_bars)()
 
 
 def _first_line(error: Exception) -> str:

@@ -31,31 +31,27 @@ def find_files(source: str, reading: Reading) -> list[Path]:
     if path.is_dir():
         if (found := look(path)).kind in ("run directory", "cache"):
             raise DataError(f"{source} is {found.what}, and no text; give the text itself")
-        files = _Listing(reading, path).files(("**", "*"))
-        if not files:
-            raise DataError(
-                f"the directory {source} holds no file of a known kind: {KNOWN}{reading.left_out()}"
-            )
-        return files
-    if path.exists():
+        base, pattern = path, Path("**/*").parts
+        nothing = f"the directory {source} holds no file of a known kind: {KNOWN}"
+    elif path.exists():
         if not known_kind(path):
             raise DataError(f"{source} is of unknown kind; Tandem reads {KNOWN}")
         return [path]
-    if glob.has_magic(source):
+    elif glob.has_magic(source):
         parts = Path(source).expanduser().parts
         plain = 0  # so many parts are there as they are written, brackets and all
         while plain < len(parts) - 1 and user_path(str(Path(*parts[: plain + 1]))).is_dir():
             plain += 1
-        files = _Listing(reading, user_path(str(Path(*parts[:plain])))).files(parts[plain:])
-        if not files:
-            raise DataError(
-                f"no file of a known kind matches the pattern {source}; known are {KNOWN}{reading.left_out()}"
-            )
+        base, pattern = user_path(str(Path(*parts[:plain]))), parts[plain:]
+        nothing = f"no file of a known kind matches the pattern {source}; known are {KNOWN}"
+    else:
+        raise DataError(
+            f"there is no file or directory {source}"
+            + advice(("check the path, or use 'python-docs' or 'hf:NAME'", "data.train"))
+        )
+    if files := _Listing(reading, base).files(pattern):
         return files
-    raise DataError(
-        f"there is no file or directory {source}"
-        + advice(("check the path, or use 'python-docs' or 'hf:NAME'", "data.train"))
-    )
+    raise DataError(nothing + reading.left_out())
 
 
 def known_kind(path: Path) -> str | None:
@@ -92,25 +88,24 @@ class _Listing:
             ) from None
         return list(files.values())
 
-    def _matches(self, folder: Path, pattern: tuple[str, ...]) -> Iterator[Path]:
-        """Whatever below `folder` has a path that matches, part by part."""
+    def _matches(self, path: Path, pattern: tuple[str, ...]) -> Iterator[Path]:
+        """Whatever has a path that matches, part by part, from `path` on."""
+        if not pattern:
+            yield path
+            return
+        if not path.is_dir():
+            return
         first, rest = pattern[0], pattern[1:]
         if first == "**":
-            real = Path(os.path.realpath(folder))
-            for inside in self._folders(folder, {str(above) for above in real.parents}):
-                yield from self._matches(inside, rest or ("*",))
+            real = Path(os.path.realpath(path))
+            for folder in self._folders(path, {str(above) for above in real.parents}):
+                yield from self._matches(folder, rest or ("*",))
         elif glob.has_magic(first):
-            for entry in self._entries(folder):
+            for entry in self._entries(path):
                 if fnmatch.fnmatch(entry.name, first) and self._is_meant(entry, first):
-                    yield from self._going_on(entry, rest)
-        elif os.path.lexists(folder / first):
-            yield from self._going_on(folder / first, rest)
-
-    def _going_on(self, path: Path, rest: tuple[str, ...]) -> Iterator[Path]:
-        if not rest:
-            yield path
-        elif path.is_dir():
-            yield from self._matches(path, rest)
+                    yield from self._matches(entry, rest)
+        elif os.path.lexists(path / first):
+            yield from self._matches(path / first, rest)
 
     def _folders(self, folder: Path, seen: set[str]) -> Iterator[Path]:
         """`folder` and all folders below it, each once however many links lead there; none of `seen`."""
@@ -124,7 +119,7 @@ class _Listing:
                 yield from self._folders(entry, seen)
 
     def _entries(self, folder: Path) -> list[Path]:
-        return sorted(folder.iterdir()) if folder.is_dir() else []
+        return sorted(folder.iterdir())
 
     def _is_meant(self, path: Path, pattern: str) -> bool:
         """Whether a name that matches a part of a pattern is meant by it: not where it is hidden."""

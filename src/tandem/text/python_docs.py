@@ -19,13 +19,10 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def python_docs() -> Iterator[str]:
     """One document per standard library module (its docstrings, in source order), then one per help topic.
 
-    Modules are read through `ast`, never imported; modules without docstrings, tests, installed packages
-    and files that do not parse are passed over. The order is that of the sorted paths and topic names, so
-    the text depends on the Python version alone. Topics that stand word for word within another topic are
-    passed over: in validation they would have been read in training. About 2.2 MB in 700 documents with
-    Python 3.11.
-
-    Raises DataError where the installation has neither (a standard library without source files).
+    Modules are read through `ast`, never imported. Tests, installed packages and files that do not parse are
+    passed over. The order is that of sorted paths and topics, so text depends on the Python version alone.
+    A topic that stands within another is passed over: in validation it would have been read in training.
+    About 2.2 MB in 700 documents with Python 3.11. Raises DataError where the installation has neither.
     """
     library = Path(sysconfig.get_path("stdlib"))
     found = False

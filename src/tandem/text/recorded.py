@@ -3,7 +3,7 @@
 import glob
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tandem.decoding import read_text
@@ -28,13 +28,11 @@ def local_path(source: str) -> Path | None:
     path = user_path(source) if own is None else own.path(source)
     if path is None or path.exists():
         return path
-    if own is not None or not glob.has_magic(source):
-        return None
-    try:
-        find_files(source, Reading(source))
-    except DataError:
-        return None
-    return next(parent for parent in path.parents if parent.exists())
+    if own is None and glob.has_magic(source):
+        with suppress(DataError):
+            find_files(source, Reading(source))
+            return next(parent for parent in path.parents if parent.exists())
+    return None
 
 
 def holds_text(source: str, folder: Path, below: bool) -> bool:
@@ -49,9 +47,8 @@ def holds_text(source: str, folder: Path, below: bool) -> bool:
 def folder_of(recorded: str | None, sources: Iterable[str], beside: Path) -> Path | None:
     """The folder from which recorded sources count now, for `counted_from`.
 
-    It is the recorded one, else the working folder, else one around `beside`, as where a whole project was
-    moved: the first from which the most of them are there. None where none was recorded. Whether what is
-    there is what it was, fingerprints tell.
+    It is the recorded one, the working folder, or one around `beside`, as where a whole project was moved:
+    the first from which the most of them are there. None where none was recorded.
     """
     if recorded is None:
         return None
@@ -86,17 +83,17 @@ def named_from_here(settings: Settings, file: Path) -> Settings:
             there = local_path(source) is not None or (own is None and source in texts)
             return f"{prefix}{user_path(source.removeprefix(prefix))}" if there else source
 
-    named = {
+    texts_here = {
         "train": here(data.train),
         "validation": data.validation and here(data.validation),
         "allow_overlap": tuple(map(here, data.allow_overlap)),
     }
-    changed = {
-        "data": data.model_copy(update=named),
+    sections = {
+        "data": data.model_copy(update=texts_here),
         "tokenizer": tokenizer.model_copy(update={"source": here(tokenizer.source)}),
         "embeddings": embeddings.model_copy(update={"source": here(embeddings.source)}),
     }
-    return settings.model_copy(update=changed)
+    return settings.model_copy(update=sections)
 
 
 def read_recorded(

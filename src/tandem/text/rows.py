@@ -1,11 +1,16 @@
 """The rule that turns a record of a data set (a JSON object, a table row) into the text of a document."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tandem.errors import DataError
 
-COLUMNS = ("text", "messages")
-"""Fields that hold a document, the first one present counts."""
+
+def text_column(columns: Sequence[str], where: str) -> str:
+    """The column of a table that holds documents. Raises DataError where there is none."""
+    if column := next((name for name in ("text", "messages") if name in columns), None):
+        return column
+    found = ", ".join(map(repr, columns)) or "none"
+    raise DataError(f"{where} has neither a column 'text' nor 'messages' (columns found: {found})")
 
 
 def record_text(record: object, where: str) -> str:

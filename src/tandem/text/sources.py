@@ -59,7 +59,7 @@ def open_documents(
     if (own := source_of(source)) is not None:
         documents = own.documents(source, splitter, reading)
     elif source.strip():
-        documents = read_files(source, txt_documents, reading)
+        documents = read_files(source, splitter, reading)
     else:
         raise DataError("the name of a text source is empty; give a file, 'python-docs' or 'hf:NAME'")
     count, characters = 0, 0

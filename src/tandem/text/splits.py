@@ -21,8 +21,8 @@ from tandem.text.documents import Documents, Integers, put_down
 from tandem.text.places import user_path
 from tandem.text.sources import open_documents, source_of
 
-Digests = npt.NDArray[np.uint64]
-"""[D, 2] uint64: of the words of each document. The numbers are in the order of the bytes."""
+Digests = npt.NDArray[np.void]
+"""[D] of DIGEST_BYTES bytes: of the words of each document. They sort and compare as their bytes do."""
 Mask = npt.NDArray[np.bool_]
 
 DIGEST_BYTES = 16
@@ -70,24 +70,17 @@ def split_documents(
     Two documents are equal if they differ in white space only. Without `data.validation`, whole documents are
     set aside until they make up `data.validation_fraction` of the bytes. Their order depends on
     `data.split_seed` and their content alone. One larger than that share is passed over if there is a smaller
-    one. `data.max_train_bytes` comes last, so validation does not depend on it. `on_progress` is told what
-    `open_documents` tells.
+    one. `data.max_train_bytes` comes last, so validation does not depend on it.
 
-    Raises DataError if a source cannot be read or holds no text, or there is no room for it. Raises it as
-    well if too few documents are there to set one aside, or validation documents occur in training without
-    being allowed to.
+    Raises DataError as `open_documents`, or if there is no room for the text. Also if there are too few
+    documents to set one aside, or validation documents occur in training without being allowed to.
     """
     train, digests, duplicates = _read(data.train, data, folder, on_progress)
     overlap = 0
     if data.validation is None:
         aside = _set_aside(train.sizes, digests, data, duplicates)
-        validation, validation_source = (
-            train.chosen(aside),
-            f"{100 * data.validation_fraction:g}% of {data.train}",
-        )
-        train, digests = train.chosen(~aside), digests[~aside]
+        validation, train, digests = train.chosen(aside), train.chosen(~aside), digests[~aside]
     else:
-        validation_source = data.validation
         validation, others, more = _read(data.validation, data, folder, on_progress)
         duplicates += more
         overlap = _count_overlap(digests, validation, others, data)
@@ -102,17 +95,14 @@ def split_documents(
         left_out=available - len(train),
         fingerprint=_fingerprint(train, validation),
         train_source=data.train,
-        validation_source=validation_source,
+        validation_source=data.validation or f"{100 * data.validation_fraction:g}% of {data.train}",
     )
 
 
 def _read(
     source: str, data: DataSettings, folder: Path | None, on_progress: Callable[[str], None]
 ) -> tuple[Documents, Digests, int]:
-    """The documents of `source` in order, of equal ones the first; digests; the number of duplicates dropped.
-
-    Raises as `open_documents` and `put_down` do.
-    """
+    """The documents of `source` in order, of equal ones the first; digests; how many were dropped."""
     found = bytearray()
 
     def with_digests() -> Iterator[str]:
@@ -121,9 +111,9 @@ def _read(
             yield document
 
     documents = put_down(with_digests(), folder)
-    digests = _as_numbers(found)
+    digests = _as_digests(found)
     first = np.zeros(len(documents), bool)
-    first[np.unique(_classes(digests), return_index=True)[1]] = True
+    first[np.unique(digests, return_index=True)[1]] = True
     return documents.chosen(first), digests[first], int((~first).sum())
 
 
@@ -149,23 +139,8 @@ def document_parts(document: str) -> Iterator[str]:
     yield document[begin:]
 
 
-def _as_numbers(digests: bytearray) -> Digests:
-    return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
-
-
-def _order(digests: Digests) -> npt.NDArray[np.intp]:
-    """Where the digests stand in ascending order. Equal ones keep their order."""
-    return np.lexsort((digests[:, 1], digests[:, 0]))
-
-
-def _classes(digests: Digests) -> npt.NDArray[np.int64]:
-    """A number for each digest, [D], the same for equal ones."""
-    order = _order(digests)
-    ordered = digests[order]
-    other = np.any(ordered[1:] != ordered[:-1], axis=1)
-    classes = np.zeros(len(digests), np.int64)
-    classes[order[1:]] = np.cumsum(other)
-    return classes
+def _as_digests(joined: bytearray) -> Digests:
+    return np.frombuffer(joined, f"V{DIGEST_BYTES}")
 
 
 def _set_aside(sizes: Integers, digests: Digests, data: DataSettings, duplicates: int) -> Mask:
@@ -202,8 +177,7 @@ def overlap_allowed(data: DataSettings) -> bool:
 
 
 def _count_overlap(train: Digests, validation: Documents, digests: Digests, data: DataSettings) -> int:
-    classes = _classes(np.concatenate((train, digests)))
-    shared = np.flatnonzero(np.isin(classes[len(train) :], classes[: len(train)]))
+    shared = np.flatnonzero(np.isin(digests, train))
     if len(shared) and not overlap_allowed(data):
         first = " ".join(validation[int(shared[0])].strip()[:SHOWN_CHARACTERS].split())
         shown = first if len(first) <= 60 else first[:60] + "…"
@@ -234,9 +208,9 @@ def _random_order(digests: Digests, seed: int, purpose: str) -> npt.NDArray[np.i
     """An order of documents that depends on the seed and the contents, not on where a document stands."""
     key = hashlib.blake2b(f"{purpose}|{seed}".encode(), digest_size=DIGEST_BYTES).digest()
     ranks = bytearray()
-    for digest in digests.astype(">u8"):
+    for digest in digests:
         ranks += hashlib.blake2b(digest.tobytes(), key=key, digest_size=DIGEST_BYTES).digest()
-    return _order(_as_numbers(ranks))
+    return _as_digests(ranks).argsort(kind="stable")
 
 
 def _fingerprint(train: Documents, validation: Documents) -> str:

@@ -1,8 +1,7 @@
 """Token embeddings, which are also the output head: spectral, random, or from a trained model. [V, E]"""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from tandem.advice import together
 from tandem.decoding import read_text
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
-from tandem.folders import atomic_write
+from tandem.folders import atomic_write, storing
 from tandem.settings import EmbeddingSettings
 from tandem.text.hub import Fetch, files_of
 from tandem.text.places import user_path
 from tandem.tokens.prepare import Corpus
-from tandem.tokens.store import TokenStream, unwritten
+from tandem.tokens.store import TokenStream
 
 Table = npt.NDArray[np.float32]
 
@@ -61,7 +60,9 @@ def embedding_table(
         key = fingerprint("spectral", corpus.train.fingerprint, request)
         table = _cached(cache, key, lambda: spectral(corpus.train, size, embed_dim, window, norm, seed))
     elif settings.source == "random":
-        table = _scaled(_normal(size, embed_dim, seed), norm).astype(np.float32)
+        table = _scaled(np.random.default_rng(seed).standard_normal((size, embed_dim)), norm).astype(
+            np.float32
+        )
     else:
         table = pretrained(settings.source, size, embed_dim)
     return table, fingerprint("embeddings", table)
@@ -94,7 +95,8 @@ def spectral(
     """
     ppmi = _ppmi(_cooccurrences(stream, vocab_size, window))
     seen = np.diff(ppmi.indptr) > 0
-    table = UNSEEN_LENGTH * _scaled(_normal(vocab_size, embed_dim, seed), 1.0)
+    random = np.random.default_rng(seed).standard_normal((vocab_size, embed_dim))
+    table = UNSEEN_LENGTH * _scaled(random, 1.0)
     if seen.any():
         table[seen] = _scaled(_root_vectors(ppmi[seen][:, seen], embed_dim), 1.0)
     return _scaled(table, norm).astype(np.float32)
@@ -178,33 +180,19 @@ def _root_vectors(matrix: Any, width: int) -> npt.NDArray[np.float64]:
         is_coalesced=True,
         check_invariants=False,
     )
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        u, s, _ = torch.svd_lowrank(operator, q=min(width + EXTRA_DIMENSIONS, matrix.shape[0]), niter=4)
-    vectors = (u * s.sqrt())[:, :width].numpy()
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
-    rows = np.zeros((matrix.shape[0], width))
-    rows[:, : vectors.shape[1]] = vectors * np.where(largest < 0, -1.0, 1.0)
-    return rows
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Linear algebra on one thread gives the same bits whatever the thread setting.
-
-    It is also faster where cores are shared. On two busy ones the decomposition, which has thousands of small
-    steps, took ten times as long with two threads.
-    """
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    # One gives the same bits whatever the setting. On two busy cores, two took ten times as long.
     torch.set_num_threads(1)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            u, s, _ = torch.svd_lowrank(operator, q=min(width + EXTRA_DIMENSIONS, matrix.shape[0]), niter=4)
     finally:
-        torch.set_num_threads(before)
-
-
-def _normal(rows: int, width: int, seed: int) -> npt.NDArray[np.float64]:
-    return np.random.default_rng(seed).standard_normal((rows, width))
+        torch.set_num_threads(threads)
+    vectors = (u * s.sqrt())[:, :width].numpy()
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
+    missing = (0, 0), (0, width - vectors.shape[1])
+    return np.pad(vectors * np.where(largest < 0, -1.0, 1.0), missing)
 
 
 def _scaled(rows: npt.NDArray[np.float64], norm: float) -> npt.NDArray[np.float64]:
@@ -227,12 +215,10 @@ def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table
             return table
     table = compute()
     path = folder / f"{key}-{fingerprint('embeddings', table)}.npy"
-    try:
+    with storing("the embeddings", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as draft, draft.open("wb") as file:
             np.save(file, table)
-    except OSError as error:
-        raise unwritten("the embeddings", folder, error) from None
     return table
 
 
@@ -270,10 +256,7 @@ def _read_embedding(path: Path, source: str) -> torch.Tensor:
 def _embedding_name(matrices: list[str], source: str) -> str:
     """Which of the named matrices is the input embedding. It has a customary name, or is the only one."""
     for customary in CUSTOMARY_NAMES:
-        found = [name for name in matrices if name == customary or name.endswith(f".{customary}")]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        if found := [name for name in matrices if name == customary or name.endswith(f".{customary}")]:
             matrices = found
             break
     if len(matrices) == 1:

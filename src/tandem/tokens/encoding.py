@@ -15,8 +15,9 @@ from tandem.advice import advice
 from tandem.errors import DataError
 from tandem.patience import Pace, patiently
 from tandem.tokens.lost import NOTHING_LOST, Decoding
+from tandem.tokens.rules import Rules
 from tandem.tokens.store import TokenStream, ids_dtype
-from tandem.tokens.tokenizer import cutter, is_byte_level, plain, vocab_size
+from tandem.tokens.tokenizer import cutter, plain, vocab_size
 
 BATCH_CHARACTERS = 1 << 20
 """Characters of text encoded at once. Encodings take some 200 bytes a character."""
@@ -88,12 +89,15 @@ class Encoder:
             self._on_encoded(sum(map(len, texts)))
         return TokenStream(np.concatenate(parts), lengths.cumsum() - lengths, sizes, int(sizes.sum()), lost)
 
+    def encode_all(self, documents: Sequence[str], chain: str, source: str) -> TokenStream:
+        """`documents` as one stream with this `chain`, in memory; raises as `with_scored_bytes`."""
+        return self.with_scored_bytes(replace(self.encode(documents), chain=chain), documents, source)
+
     def with_scored_bytes(self, stream: TokenStream, documents: Sequence[str], source: str) -> TokenStream:
         """The stream of all `documents` with the bytes that are scored.
 
         After a leading end-of-text token that is all of the text. Else nothing predicts the very first token.
-        What is lost counts wherever it stands. Raises DataError, which names `source`, for fewer than two
-        tokens.
+        Raises DataError, which names `source`, for fewer than two tokens.
         """
         if len(stream) < 2:
             raise DataError(
@@ -127,34 +131,13 @@ class Encoder:
                 break
             before += len(piece.encode())
         token = encoding.tokens[0]
-        if is_byte_level(self._tokenizer) and set(token) <= set(pre_tokenizers.ByteLevel.alphabet()):
+        if Rules(self._tokenizer).is_byte_level and set(token) <= set(pre_tokenizers.ByteLevel.alphabet()):
             added_space = token.startswith("Ġ") and not piece.startswith(" ")
             return len(token) - added_space
         # Elsewhere a token is a range of characters. What lies before the second one belongs to the first.
         first = piece[: encoding.offsets[1][0]] if len(encoding) > 1 else piece
         lost = self._decoding.lost([first], [encoding.ids[:1]])
         return max(0, before + len(first.encode()) - lost.bytes)
-
-
-def encode_documents(
-    documents: Sequence[str],
-    tokenizer: Tokenizer,
-    eos: str | None,
-    separator: str,
-    chain: str,
-    source: str,
-    on_progress: Callable[[str], None] = lambda _: None,
-) -> TokenStream:
-    """`documents` as one stream of tokens, in memory. `Encoder` has the rules.
-
-    `chain` is the fingerprint of what the stream is made from. `source` names the text in errors.
-    `on_progress` is told every few seconds how far it is.
-
-    Raises DataError if fewer than two tokens result. Raises it as well if the end-of-text token is asked for
-    but `eos` is None.
-    """
-    encoder = Encoder(tokenizer, eos, separator, count_characters(on_progress))
-    return encoder.with_scored_bytes(replace(encoder.encode(documents), chain=chain), documents, source)
 
 
 def count_characters(on_progress: Callable[[str], None]) -> Callable[[int], None]:

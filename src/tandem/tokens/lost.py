@@ -8,14 +8,14 @@ spaces that decoders set between words make up for none but single spaces. Those
 not count, as many tokenizers put one there and take it away again.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer
 
+from tandem.tokens.rules import Rules
 from tandem.tokens.tokenizer import plain
 
 UNIT = re.compile(r"\s+|\S")
@@ -61,18 +61,13 @@ class Decoding:
     """What a tokenizer's tokens give back of the text that they were made from."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        rules = json.loads(tokenizer.to_str())
-        self._lossless = _is_lossless(rules, tokenizer)
+        rules = Rules(tokenizer)
+        self._lossless, self._unknown = rules.is_lossless, rules.unknown_id
         if self._lossless:
             return
         self._tokenizer = plain(tokenizer)
-        self._unknown = _unknown_id(rules["model"], tokenizer)
-        decoder = rules["decoder"]
-        if decoder is None and "ByteLevel" in map(_kind, _parts(rules["pre_tokenizer"], "pretokenizers")):
-            self._tokenizer.decoder = decoders.ByteLevel()
-        elif decoder is not None and decoder["type"] == "WordPiece":
-            # Without the library's tidying, which takes spaces away that the text may have had.
-            self._tokenizer.decoder = decoders.WordPiece(prefix=decoder["prefix"], cleanup=False)
+        if (decoder := rules.exact_decoder) is not None:
+            self._tokenizer.decoder = decoder
 
     def lost(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Lost:
         """What the ids of each text do not give back of it, of all texts together."""
@@ -117,44 +112,3 @@ class Decoding:
             if gone > 0:
                 missing[unit] = gone
         return missing
-
-
-def _is_lossless(rules: dict[str, object], tokenizer: Tokenizer) -> bool:
-    """Whether any text comes back by construction: a BPE of bytes, which has all 256, of unchanged text."""
-    parts = _parts(rules["pre_tokenizer"], "pretokenizers")
-    model, added = rules["model"], rules["added_tokens"]
-    assert isinstance(model, dict)
-    assert isinstance(added, list)
-    return (
-        rules["normalizer"] is None
-        and "ByteLevel" in map(_kind, parts)
-        and all(
-            _kind(part) in {"ByteLevel", "Digits", "Punctuation", "Split"}
-            and part.get("behavior") != "Removed"
-            for part in parts
-        )
-        and model["type"] == "BPE"
-        and not model["continuing_subword_prefix"]
-        and not model["end_of_word_suffix"]
-        and all(token["special"] or not (token["lstrip"] or token["rstrip"]) for token in added)
-        and all(tokenizer.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet())
-    )
-
-
-def _parts(rule: object, name: str) -> list[dict[str, object]]:
-    """The steps of a rule of tokenizer.json: itself, or those of a sequence."""
-    if not isinstance(rule, dict):
-        return []
-    return [step for part in rule[name] for step in _parts(part, name)] if name in rule else [rule]
-
-
-def _kind(rule: dict[str, object]) -> object:
-    return rule["type"]
-
-
-def _unknown_id(model: dict[str, object], tokenizer: Tokenizer) -> int | None:
-    """The token that stands for text outside the vocabulary."""
-    number, name = model.get("unk_id"), model.get("unk_token")
-    if isinstance(number, int):
-        return number
-    return tokenizer.token_to_id(name) if isinstance(name, str) else None

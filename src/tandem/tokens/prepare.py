@@ -3,11 +3,11 @@
 Neither text nor tokens are ever in memory as a whole. What is in memory: some 100 bytes a document, the
 largest document, the tokens of a shard, and the distinct words while a BPE is trained.
 
-A corpus is a folder of the cache. It is written beside its place and moved there when it is complete:
+In the cache, CHAIN is the fingerprint of text, tokenizer and separators:
 
-    corpus.json       counts and fingerprints
-    tokenizer.json    the tokenizer
-    SPLIT.*.npy       the tokens of both splits
+    preparing/CHAIN/    tokenizer-FINGERPRINT.json, and SPLIT-NUMBER.shard with the tokens of each shard
+    corpora/CHAIN/      corpus.json (counts and fingerprints), tokenizer.json, and SPLIT.*.npy: [T] ids,
+                        [D] document_starts and document_bytes; moved there when it is complete
 """
 
 import json
@@ -28,14 +28,14 @@ from transformers import PreTrainedTokenizerFast
 from tandem.claims import locked
 from tandem.errors import DataError, StorageError
 from tandem.fingerprint import fingerprint
-from tandem.folders import atomic_write
+from tandem.folders import atomic_write, storing
 from tandem.settings import DataSettings, TokenizerSettings
 from tandem.text.documents import put_down
 from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, split_documents
-from tandem.tokens.encoding import count_characters, encode_documents
+from tandem.tokens.encoding import Encoder, count_characters
 from tandem.tokens.shards import Shards
-from tandem.tokens.store import CacheFault, TokenStream, cache_faults, map_stream, unwritten
+from tandem.tokens.store import CacheFault, TokenStream, cache_faults, map_stream
 from tandem.tokens.tokenizer import (
     END_OF_TEXT,
     load_tokenizer,
@@ -75,6 +75,37 @@ class Corpus:
     def fingerprint(self) -> str:
         """Of both token streams, chained from text, tokenizer and separators."""
         return fingerprint("corpus", self.train.fingerprint, self.validation.fingerprint)
+
+    @classmethod
+    def of(
+        cls, splits: Splits, model: Tokenizer, eos: str | None, train: TokenStream, validation: TokenStream
+    ) -> "Corpus":
+        """The text of `splits` as tokens of `model`, whose end-of-text token is `eos`."""
+        return cls(
+            train=train,
+            validation=validation,
+            tokenizer=to_transformers(model, eos),
+            vocab_size=vocab_size(model),
+            text_fingerprint=splits.fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint(model),
+            train_source=splits.train_source,
+            validation_source=splits.validation_source,
+            duplicates_dropped=splits.duplicates_dropped,
+            overlap_documents=splits.overlap_documents,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What corpus.json says."""
+        return {
+            "schema_version": 2,
+            "chain": self.train.chain,
+            "text_fingerprint": self.text_fingerprint,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "vocab_size": self.vocab_size,
+            "eos_token": self.tokenizer.eos_token,
+            "train": self.train.record(),
+            "validation": self.validation.record(),
+        }
 
 
 def default_cache_dir() -> Path:
@@ -125,40 +156,37 @@ def prepare_corpus(
     if corpus is None:
         work = cache / "preparing" / chain
         try:
-            work.mkdir(parents=True, exist_ok=True)
-            path = _keep_tokenizer(work, model, splits, tokenizer.vocab_size, on_progress)
-            documents = {"train": splits.train, "validation": splits.validation}
-            _make_corpus(  # which alone holds the shards, whose encoders take memory
-                folder,
-                Shards(path, chain, eos, data.separators, documents, count_characters(on_progress)),
-                splits,
-                tokenizer.processes,
-                on_progress,
-            )
-        except FileNotFoundError:
+            # A file that is gone means that another process has completed the corpus.
+            with storing("tokens", work), suppress(FileNotFoundError):
+                work.mkdir(parents=True, exist_ok=True)
+                path = _write_tokenizer(work, model, splits, tokenizer.vocab_size, on_progress)
+                documents = {"train": splits.train, "validation": splits.validation}
+                _make_corpus(  # which alone holds the shards, whose encoders take memory
+                    folder,
+                    Shards(path, chain, eos, data.separators, documents, count_characters(on_progress)),
+                    splits,
+                    tokenizer.processes,
+                    on_progress,
+                )
             if not folder.exists():
-                raise DataError(
-                    f"{work} was removed while tokens were made there; give the command again"
-                ) from None
-        except DataError as error:
-            if not isinstance(error, StorageError):  # the same text would be refused again
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        except OSError as error:
-            raise unwritten("tokens", work, error) from None
-        try:
+                raise DataError(f"{work} was removed while tokens were made there; give the command again")
             corpus = _read_corpus(folder, eos, splits)
         except CacheFault as fault:
             raise DataError(
                 f"the tokens just written to {folder} came back changed ({fault}); check the disk"
             ) from None
+        except StorageError:
+            raise
+        except DataError:  # the same text would be refused again
+            shutil.rmtree(work, ignore_errors=True)
+            raise
     for split, stream in (("training", corpus.train), ("validation", corpus.validation)):
         if stream.lost.bytes:
             on_progress(stream.lost.sentence(f"{split} text", stream.text_bytes))
     return corpus
 
 
-def _keep_tokenizer(
+def _write_tokenizer(
     work: Path,
     model: Tokenizer | None,
     splits: Splits,
@@ -166,32 +194,28 @@ def _keep_tokenizer(
     on_progress: Callable[[str], None],
 ) -> Path:
     """The file of the tokenizer in `work`. Without a `model`, one process trains a BPE."""
+
+    def path_of(tokenizer: Tokenizer) -> Path:
+        return work / f"tokenizer-{tokenizer_fingerprint(tokenizer)}.json"
+
     with locked(work, "tokenizer"):
         for path in work.glob("tokenizer-*.json"):
             with suppress(DataError):
-                if path == _tokenizer_path(work, read_tokenizer(path)):
+                if path == path_of(read_tokenizer(path)):
                     return path
             path.unlink()
         if model is None:
             on_progress(f"training a BPE of {entries:,} entries on {len(splits.train):,} documents")
             model = train_bpe(splits.train, entries, on_progress)
-        path = _tokenizer_path(work, model)
-        with atomic_write(path) as draft:
+        with atomic_write(path_of(model)) as draft:
             draft.write_text(model.to_str(), "utf-8")
-        return path
-
-
-def _tokenizer_path(work: Path, tokenizer: Tokenizer) -> Path:
-    return work / f"tokenizer-{tokenizer_fingerprint(tokenizer)}.json"
+        return path_of(model)
 
 
 def _make_corpus(
     folder: Path, shards: Shards, splits: Splits, processes: int, on_progress: Callable[[str], None]
 ) -> None:
-    """Put the corpus into `folder`, and remove its shards.
-
-    Raises FileNotFoundError when they are gone: another process has then completed the corpus.
-    """
+    """Put the corpus into `folder`, and remove its shards. Raises FileNotFoundError when they are gone."""
     work = shards.tokenizer.parent
     _ = shards.encoders  # raises before any helper starts
     while True:
@@ -217,46 +241,22 @@ def _make_corpus(
 
 
 def _write_corpus(folder: Path, shards: Shards, splits: Splits) -> None:
-    """Put the corpus into `folder` in one step, unless another process just did.
+    """Put the corpus into `folder` in one step.
 
     Raises CacheFault where a shard is not whole, OSError where the corpus cannot be written.
     """
-    with suppress(CacheFault):
-        _read_corpus(folder, shards.eos, splits)
-        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
         draft = Path(place) / "draft"
         draft.mkdir()
-        record = _record(
-            shards.chain,
-            splits,
-            shards.model,
-            shards.eos,
-            shards.joined("train", draft, splits.train_source),
-            shards.joined("validation", draft, splits.validation_source),
-        )
+        train = shards.joined("train", draft, splits.train_source)
+        validation = shards.joined("validation", draft, splits.validation_source)
+        record = Corpus.of(splits, shards.model, shards.eos, train, validation).record()
         shards.model.save(str(draft / "tokenizer.json"))
         (draft / "corpus.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
         with suppress(FileNotFoundError):
             folder.rename(Path(place) / "damaged")
         draft.rename(folder)
-
-
-def _record(
-    chain: str, splits: Splits, model: Tokenizer, eos: str | None, train: TokenStream, validation: TokenStream
-) -> dict[str, Any]:
-    """What corpus.json says."""
-    return {
-        "schema_version": 2,
-        "chain": chain,
-        "text_fingerprint": splits.fingerprint,
-        "tokenizer_fingerprint": tokenizer_fingerprint(model),
-        "vocab_size": vocab_size(model),
-        "eos_token": eos,
-        "train": train.record(),
-        "validation": validation.record(),
-    }
 
 
 def _read_corpus(folder: Path, eos: str | None, splits: Splits) -> Corpus:
@@ -265,38 +265,16 @@ def _read_corpus(folder: Path, eos: str | None, splits: Splits) -> Corpus:
     Raises CacheFault if a byte differs from what its record or the text say.
     """
     with cache_faults():
-        record = json.loads((folder / "corpus.json").read_bytes())
+        recorded = json.loads((folder / "corpus.json").read_bytes())
         model = read_tokenizer(folder / "tokenizer.json")
-        train = map_stream(folder, "train", record["train"], folder.name)
-        validation = map_stream(folder, "validation", record["validation"], folder.name)
-        found = _record(folder.name, splits, model, eos, train, validation)
-        if differing := [name for name in {**found, **record} if found.get(name) != record.get(name)]:
-            raise CacheFault(f"its {differing[0]} is not the recorded one")
-        return Corpus(
-            train=train,
-            validation=validation,
-            tokenizer=to_transformers(model, eos),
-            vocab_size=found["vocab_size"],
-            text_fingerprint=splits.fingerprint,
-            tokenizer_fingerprint=found["tokenizer_fingerprint"],
-            train_source=splits.train_source,
-            validation_source=splits.validation_source,
-            duplicates_dropped=splits.duplicates_dropped,
-            overlap_documents=splits.overlap_documents,
+        train, validation = (
+            map_stream(folder, split, recorded[split], folder.name) for split in ("train", "validation")
         )
-
-
-def tokenize_training_text(
-    splits: Splits,
-    data: DataSettings,
-    tokenizer: PreTrainedTokenizerFast,
-    on_progress: Callable[[str], None] = lambda _: None,
-) -> TokenStream:
-    """The training documents of `splits` as tokens of a model's own tokenizer, not kept on disk.
-
-    Raises DataError for fewer than two tokens.
-    """
-    return _tokenize(splits.train, tokenizer, data.separators["train"], splits.train_source, on_progress)
+        corpus = Corpus.of(splits, model, eos, train, validation)
+        found = corpus.record()
+        if differing := [name for name in {**found, **recorded} if found.get(name) != recorded.get(name)]:
+            raise CacheFault(f"its {differing[0]} is not the recorded one")
+        return corpus
 
 
 def tokenize_for_evaluation(
@@ -311,18 +289,18 @@ def tokenize_for_evaluation(
     Raises DataError or SettingsError for a source that cannot be used.
     """
     documents = put_down(open_documents(source, data.txt_documents, on_progress), None)
-    return _tokenize(documents, tokenizer, data.separators["validation"], source, on_progress)
+    return tokenize(documents, tokenizer, data.separators["validation"], source, on_progress)
 
 
-def _tokenize(
+def tokenize(
     documents: Sequence[str],
     tokenizer: PreTrainedTokenizerFast,
     separator: str,
     source: str,
-    on_progress: Callable[[str], None],
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> TokenStream:
-    """`documents` as tokens of a model's tokenizer. `source` names them in errors."""
+    """`documents` as tokens of a model's own tokenizer, in memory; raises as `Encoder` and its methods."""
     model = plain(tokenizer)
     eos = tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else None
     chain = fingerprint("evaluation", tokenizer_fingerprint(model), separator)
-    return encode_documents(documents, model, eos, separator, chain, source, on_progress)
+    return Encoder(model, eos, separator, count_characters(on_progress)).encode_all(documents, chain, source)

@@ -1,32 +1,28 @@
 """A corpus tokenized shard by shard, by one process or several, which may be interrupted and go on.
 
-The documents of each split are grouped into shards of about SHARD_BYTES of text. While a corpus is not
-complete, a folder of the cache holds:
-
-    tokenizer-FINGERPRINT.json    the tokenizer
-    SPLIT-NUMBER.shard            the tokens of one shard
-    claims/                       locks: a shard is made by the process that has its claim
-
-Every process that is given the same command makes shards that nobody else makes.
+The documents of each split are grouped into shards of about SHARD_BYTES of text. The process that has a
+shard's claim, a file lock, makes it. So every process that is given the same command makes other shards.
 """
 
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from tandem.claims import cores, try_lock, worker_processes
 from tandem.fingerprint import fingerprint
+from tandem.folders import storing
 from tandem.text.documents import Documents, Integers
 from tandem.tokens.encoding import Encoder
-from tandem.tokens.store import CacheFault, TokenStream, join_shards, read_shard, unwritten, write_shard
+from tandem.tokens.store import CacheFault, TokenStream, join_shards, read_shard, write_shard
 from tandem.tokens.tokenizer import read_tokenizer
 
 SHARD_BYTES = 1 << 24
@@ -35,8 +31,7 @@ WAIT_S = 0.5
 """Seconds between two looks at what other processes have made."""
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """The documents first..last-1 of a split."""
 
     split: str
@@ -99,8 +94,7 @@ class Shards:
     def make_missing(self) -> None:
         """Make those that nobody else makes, until all are there.
 
-        Raises OSError where they cannot be written. Raises FileNotFoundError when the folder is gone: another
-        process has then completed the corpus.
+        Raises OSError where they cannot be written, FileNotFoundError if another process made the corpus.
         """
         while missing := self.missing():
             busy = False
@@ -121,10 +115,7 @@ class Shards:
 
     @contextmanager
     def helped(self, helpers: int) -> Iterator[None]:
-        """Within the block so many further processes make missing shards.
-
-        For them the text lies beside the shards meanwhile. Raises OSError where it cannot be written.
-        """
+        """Within the block so many further processes make missing shards, from a copy of the text there."""
         with tempfile.TemporaryDirectory(prefix=".text-", dir=self.tokenizer.parent) as place:
             copies = {split: self.documents[split].copied(Path(place) / split) for split in self.documents}
             shards = replace(self, documents=copies, on_encoded=None)
@@ -132,10 +123,9 @@ class Shards:
                 yield
 
     def joined(self, split: str, folder: Path, source: str) -> TokenStream:
-        """Join the shards of a split in `folder`. `source` names its text in errors.
+        """Join the shards of a split in `folder`; raises as `Encoder.with_scored_bytes` with this `source`.
 
-        A shard that is not whole is removed. Raises CacheFault then, and as `with_scored_bytes` and
-        `join_shards` do.
+        A shard that is not whole is removed; CacheFault then.
         """
         shards = (self._read(shard) for shard in self.all if shard.split == split)
         stream = join_shards(folder, split, shards, self.chain)
@@ -158,9 +148,5 @@ class Shards:
 def _help(processes: int, shards: Shards) -> None:
     """A helper's work, until nothing is left to do or the process that began is gone."""
     os.environ["RAYON_NUM_THREADS"] = str(max(1, cores() // processes))  # read when the library first encodes
-    try:
+    with storing("tokens", shards.tokenizer.parent), suppress(FileNotFoundError):
         shards.make_missing()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise unwritten("tokens", shards.tokenizer.parent, error) from None

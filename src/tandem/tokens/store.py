@@ -1,11 +1,6 @@
-"""Tokens of one split, in memory and on disk. [T] tokens, [D] documents.
+"""Tokens of one split, in memory and on disk: a file for each shard, and then arrays that can be mapped.
 
-On disk they are a file for each shard, SPLIT-NUMBER.shard, until all are there. Then they are files that
-can be memory-mapped:
-
-    SPLIT.ids.npy                [T] uint16 or int32
-    SPLIT.document_starts.npy    [D] int64
-    SPLIT.document_bytes.npy     [D] int64
+Shape letters: T tokens, D documents, V vocabulary.
 """
 
 import json
@@ -19,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tandem.errors import StorageError
 from tandem.fingerprint import fingerprint
 from tandem.folders import atomic_write
 from tandem.tokens.lost import NOTHING_LOST, Lost
@@ -94,14 +88,6 @@ def cache_faults() -> Iterator[None]:
         raise CacheFault(f"it is damaged or of another version ({reason})") from None
 
 
-def unwritten(what: str, place: Path, error: OSError) -> StorageError:
-    """The error to raise where something cannot be kept in the cache."""
-    return StorageError(
-        f"cannot write {what} to {place}: {error.strerror or error}; "
-        "free space there, or set TANDEM_CACHE to another folder"
-    )
-
-
 def ids_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
     """The smallest dtype for ids below `vocab_size`: uint16 up to 65,536, else int32."""
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.int32)
@@ -134,32 +120,29 @@ def read_shard(path: Path, chain: str) -> TokenStream:
 
 
 def join_shards(folder: Path, split: str, shards: Iterable[TokenStream], chain: str) -> TokenStream:
-    """Write the shards of a split to `folder`, one after the other. Returns the whole, memory-mapped.
-
-    Its `scored_bytes` are those of the shards. Raises OSError, and whatever reading the shards raises.
-    """
+    """Write the shards of a split to `folder`, one after the other, and map the whole. Raises OSError."""
     tokens, scored, lost = 0, 0, NOTHING_LOST
     starts: list[npt.NDArray[np.int64]] = []
     sizes: list[npt.NDArray[np.int64]] = []
     with (folder / f"{split}.ids.npy").open("wb") as file:
+
+        def write_header(ids: Ids) -> None:
+            """Of all tokens so far. numpy makes it equally long for any number."""
+            header = {"descr": ids.dtype.str, "fortran_order": False, "shape": (tokens,)}
+            np.lib.format.write_array_header_1_0(file, header)
+
         for shard in shards:
             if not starts:
-                _write_header(file, shard.ids.dtype, 0)
+                write_header(shard.ids)
             file.write(shard.ids.data)
             starts.append(shard.document_starts + tokens)
             sizes.append(shard.document_bytes)
             tokens, scored, lost = tokens + len(shard), scored + shard.scored_bytes, lost + shard.lost
         file.seek(0)
-        _write_header(file, shard.ids.dtype, tokens)
+        write_header(shard.ids)
     np.save(folder / f"{split}.document_starts.npy", np.concatenate(starts))
     np.save(folder / f"{split}.document_bytes.npy", np.concatenate(sizes))
     return map_stream(folder, split, {"scored_bytes": scored, "lost": lost.model_dump()}, chain)
-
-
-def _write_header(file: Any, dtype: np.dtype[Any], tokens: int) -> None:
-    """Of an array of so many tokens. numpy makes it equally long for any number."""
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def map_stream(folder: Path, split: str, record: Mapping[str, Any], chain: str) -> TokenStream:

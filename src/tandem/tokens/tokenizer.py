@@ -18,6 +18,7 @@ from tandem.fingerprint import fingerprint
 from tandem.patience import Pace, patiently
 from tandem.text.hub import files_of
 from tandem.text.places import user_path
+from tandem.tokens.rules import Rules
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (
@@ -32,15 +33,10 @@ CUT = re.compile(r"(?=[ \n]\S)")
 UNIT_CHARACTERS = 1 << 10
 """A longer run of letters, of digits, of white space or of other characters is cut, in training and after.
 
-BPE training takes time in the square of such a run. A character of a long line of DNA, of letters or of
-Chinese took the same time up to 1,024 characters. At 4,096 it took two to five times as long, at 65,536 eight
-to forty times.
+BPE training takes time in the square of such a run: two to five times as long a character at 4,096.
 """
 LOADED_UNIT_CHARACTERS = 1 << 16
-"""The same for a loaded tokenizer of other rules, where a cut changes what is encoded.
-
-Ordinary text has no such run. Encoding is linear in a run, so the cut only bounds what is encoded at once.
-"""
+"""The same for a loaded tokenizer of other rules, where a cut changes ids. Ordinary text has no such run."""
 RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
 JOINER = "\u200d"
 GRAPHEME_CHARACTERS = 16
@@ -133,8 +129,8 @@ def plain(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
 def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenizerFast:
     """`tokenizer` as transformers wants it, so that a model folder can hold it and AutoTokenizer load it.
 
-    `eos` becomes its end-of-text token. It is its beginning-of-text token too, as Tandem puts it before each
-    document. So generation may start from it. It pads as well, on the left, where the state is frozen.
+    `eos` becomes its end-of-text token. It begins texts too, as Tandem puts it before each document, so
+    generation may start from it. It pads as well, on the left, where the state is frozen.
     """
     special = {} if eos is None else {"eos_token": eos, "bos_token": eos, "pad_token": eos}
     return PreTrainedTokenizerFast(
@@ -156,33 +152,13 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Whether every character of a token's string stands for one byte, as in GPT-2."""
-    decoder = json.loads(tokenizer.to_str())["decoder"] or {}
-    kinds = [decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", ()))]
-    return "ByteLevel" in kinds
-
-
-def may_be_cut(tokenizer: Tokenizer) -> bool:
-    """Whether `pieces` of a text encode to the same ids as the whole: so with GPT-2's pre-tokenizer."""
-    rules = json.loads(tokenizer.to_str())
-    pre = rules["pre_tokenizer"] or {}
-    return (
-        pre.get("type") == "ByteLevel"
-        and pre.get("use_regex", True)
-        and not pre.get("add_prefix_space", True)
-        and rules["normalizer"] is None
-        and all(token["special"] for token in rules["added_tokens"])
-    )
-
-
 def cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[str]]:
     """How a text is cut before `tokenizer` encodes it: the one rule for training, evaluation and prompts.
 
-    Text without a run of more than UNIT_CHARACTERS (LOADED_UNIT_CHARACTERS, where `may_be_cut` is false)
+    Text without a run of more than UNIT_CHARACTERS (LOADED_UNIT_CHARACTERS, where that changes ids)
     encodes to the same ids as the whole. Any text decodes to itself where that of the whole does.
     """
-    if may_be_cut(tokenizer):
+    if Rules(tokenizer).may_be_cut:
         return pieces
     if _cuts_are_unseen(tokenizer):
         return lambda text: (text[begin:end] for begin, end in _short_runs(text, LOADED_UNIT_CHARACTERS))
@@ -224,10 +200,8 @@ def _short_runs(text: str, longest: int) -> Iterable[tuple[int, int]]:
 
 
 def _run_cuts(text: str, longest: int) -> Iterator[int]:
-    """Where runs of one kind of character are cut so that no part has more than `longest`.
-
-    A longer run covers the second half of one of its strides, so that only there is looked.
-    """
+    """Where runs of one kind of character are cut so that no part has more than `longest`."""
+    # A longer run covers the end of one of these strides, so it is looked for there alone.
     stride, position = longest // 2, 0
     while position < len(text):
         end = _run_end(text, position)
@@ -252,10 +226,7 @@ def _run_end(text: str, position: int) -> int:
 
 
 def _between_graphemes(text: str, cut: int, begin: int) -> int:
-    """`cut`, or a little before it where it would part a mark or a joined emoji from what it belongs to.
-
-    It stays after `begin`.
-    """
+    """`cut`, or a little before it where it would part a mark or emoji from its character."""
     for position in range(cut, max(begin, cut - GRAPHEME_CHARACTERS), -1):
         joins = text[position] == JOINER or unicodedata.category(text[position]).startswith("M")
         if not joins and text[position - 1] != JOINER:
