@@ -25,6 +25,7 @@ from tandem.records import read_records
 from tandem.settings import RaySettings, Settings, SlurmSettings, dump_settings, load_settings
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="who holds a claim is looked up in /proc")
+pytestmark = pytest.mark.usefixtures("warm_start")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="submitit is for POSIX systems")
 
 
