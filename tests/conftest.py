@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; read as torch loads
 
 import torch
+import warm
 
 from tandem.settings import Settings
 
@@ -21,6 +23,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Prepared tokens go to a folder of the test session, never to the user's."""
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("TANDEM_CACHE", str(base / "cache"))
+
+
+@pytest.fixture
+def warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process starts by `sys.executable`, or spawns, has the large libraries loaded."""
+    monkeypatch.setattr(sys, "executable", warm.python())
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(warm.python()))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import sentences, tiny, write_jsonl
+from warm import python
 
 from tandem.claims import try_lock
 from tandem.cli.arguments import ExperimentArguments, parse_with_preset
@@ -448,7 +449,7 @@ sys.exit(small or run([command, settings, *large, "--output", folder]))
 def test_running_out_of_memory_is_one_sentence(preset: str, tmp_path: Path, command: str) -> None:
     """Real memory: the embedding of the second model takes more than the process may still have."""
     done = subprocess.run(
-        [sys.executable, "-c", SHORT_OF_MEMORY, preset, command, str(tmp_path / "made")],
+        [python(), "-c", SHORT_OF_MEMORY, preset, command, str(tmp_path / "made")],
         capture_output=True,
         text=True,
     )

@@ -26,6 +26,7 @@ from tandem.settings import DataSettings, Settings, SlurmSettings, dump_settings
 from tandem.training.progress import Watcher
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="who holds a claim is looked up in /proc")
+pytestmark = pytest.mark.usefixtures("warm_start")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="submitit is for POSIX systems")
 
 

@@ -11,6 +11,7 @@ from blocks import train_phase1
 from test_prediction import model_and_stream as gated_model_and_stream
 from test_training import model_and_stream, split_of
 from torch import nn
+from warm import python
 
 from tandem.cross_entropy import mean_nll
 from tandem.errors import is_out_of_memory
@@ -160,7 +161,7 @@ print(gradients.micro_batches, loss)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_a_process_that_runs_out_of_memory_goes_on_in_parts() -> None:
     """Real memory: the whole batch needs several times what the process may still have."""
-    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True)
+    done = subprocess.run([python(), "-c", SHORT_OF_MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parts, loss = done.stdout.split()
     assert int(parts) > 1

@@ -30,6 +30,7 @@ from tandem.tokens.shards import Shards, cut
 from tandem.tokens.store import TokenStream
 from tandem.tokens.tokenizer import train_bpe
 
+pytestmark = pytest.mark.usefixtures("warm_start")
 SMALL = 2000
 """Bytes of a shard in these tests: the text of `text_file` makes some ten."""
 VOCABULARY = 300

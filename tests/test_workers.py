@@ -20,6 +20,10 @@ from tandem.records import RunRecord, read_manifest, read_records, records_path
 from tandem.settings import Settings, dump_settings
 from tandem.training.progress import Watcher
 
+pytestmark = pytest.mark.usefixtures("warm_start")
+PYTHON = sys.executable
+"""Which leads its own group of processes, as that of a terminal does."""
+
 
 def figures(record: RunRecord) -> tuple[object, ...]:
     assert record.validation is not None
@@ -134,7 +138,7 @@ def test_an_interrupt_stops_all_workers_in_one_sentence(text_file: Path, tmp_pat
     run_dir, file = tmp_path / "run", tmp_path / "settings.yaml"
     settings = experiment(text_file, run_dir, workers=2).model_copy(update={"seeds": tuple(range(60))})
     file.write_text(dump_settings(settings), "utf-8")
-    command = [sys.executable, "-m", "tandem", "experiment", str(file)]
+    command = [PYTHON, "-m", "tandem", "experiment", str(file)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tandem.audit.subject import INEXACT, Subject
 from tandem.contexts import Stream, compute_contexts
@@ -19,8 +20,13 @@ FORWARD_TOLERANCE = 1e-3
 def behaviour_checks(subject: Subject) -> Iterator[Check]:
     """`reads`, `causality` and `forward` of one run's model."""
     yield _reads(subject)
-    yield _causality(subject)
-    yield _forward(subject)
+    ids = subject.ids("validation")[:TOKENS]
+    changed_from = [len(ids) // 4, len(ids) // 2, len(ids) - 1]
+    texts = torch.stack([ids, *(_changed(subject, ids, position) for position in changed_from)])
+    with torch.no_grad():
+        logits, *changed = subject.model(input_ids=texts, use_cache=False).logits
+    yield _causality(subject, logits, dict(zip(changed_from, changed, strict=True)))
+    yield _forward(subject, logits)
 
 
 def _reads(subject: Subject) -> Check:
@@ -80,15 +86,11 @@ def _named(reads: set[str]) -> str:
     return " and ".join(f"the {name} context" for name in sorted(reads, reverse=True)) or "no context"
 
 
-@torch.no_grad()
-def _causality(subject: Subject) -> Check:
+def _causality(subject: Subject, logits: Tensor, changed: dict[int, Tensor]) -> Check:
+    """`logits` [T, V]: of the text; `changed`: of texts with other tokens from a position on."""
     looked_at = "logits and scanned contexts at and before a token, when all tokens after it are changed"
-    model, ids = subject.model, subject.ids("validation")[:TOKENS]
-    changed_from = [len(ids) // 4, len(ids) // 2, len(ids) - 1]
     worst, where = 0.0, 0
-    logits = model(input_ids=ids[None], use_cache=False).logits[0]
-    for position in changed_from:
-        again = model(input_ids=_changed(subject, ids, position)[None], use_cache=False).logits[0]
+    for position, again in changed.items():
         difference = float((again[:position] - logits[:position]).abs().max()) if position else 0.0
         if difference > worst:
             worst, where = difference, position
@@ -138,16 +140,14 @@ def _scanned(subject: Subject) -> float | None:
     return float((one[:half] - two[:half]).abs().max())
 
 
-@torch.no_grad()
-def _forward(subject: Subject) -> Check:
+def _forward(subject: Subject, logits: Tensor) -> Check:
     looked_at = (
         f"losses of the first {TOKENS} validation tokens by the model's own forward and by the definition"
     )
     if not subject.exact:
         return Check(name="forward", looked_at=looked_at, figure=INEXACT, status="skip")
-    model, ids = subject.model, subject.ids("validation")[: TOKENS + 1]
-    logits = model(input_ids=ids[None, :-1], use_cache=False).logits[0].float()
-    own = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").cpu().numpy()
+    targets = subject.ids("validation")[1 : TOKENS + 1]
+    own = F.cross_entropy(logits[: len(targets)].float(), targets, reduction="none").cpu().numpy()
     defined = subject.validation_losses[0][: len(own)]
     worst = float(abs(own - defined).max())
     status = "fail" if not worst <= FORWARD_TOLERANCE else "pass"
