@@ -101,7 +101,7 @@ def _averages(subject: Subject) -> Iterator[tuple[str, float]]:
 
 
 def _noisy_nll(subject: Subject) -> float:
-    std = subject.objective.context_noise(subject.prepared.settings)
+    std = subject.prepared.settings.phase1.noise_std
     block = subject.validation
     generator = torch.Generator().manual_seed(0)
     noise = std * torch.randn(block.current.shape, generator=generator).to(block.current)
@@ -122,7 +122,7 @@ def explain_contexts(subject: Subject, split: str, positions: Tensor, recorded: 
         return "they are those of the ContextBlock before phase 1 (stale)"
     difference = recorded - right
     spread = float(difference.std())
-    noise = subject.objective.context_noise(subject.prepared.settings)
+    noise = subject.prepared.settings.phase1.noise_std
     if noise and abs(spread / noise - 1) < 0.1 and float(difference.mean(0).abs().max()) < noise:
         return f"they differ as by noise of standard deviation {noise:g}"
     return f"they differ by {spread:.2g} (standard deviation)"

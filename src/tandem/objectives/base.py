@@ -110,10 +110,6 @@ class Objective(ABC):
         """
         return settings, 1.0, 0
 
-    def context_noise(self, settings: Settings) -> float:
-        """Standard deviation of noise that phase 1 adds to contexts, for the audit to look for."""
-        return 0.0
-
     def figures(self, record: Any) -> Mapping[str, float]:
         """Figures of a record to show in the terminal and in the report, by name."""
         return {}

@@ -159,10 +159,6 @@ class Dispersion(Objective):
         held_bytes = 2 * (whole - few) * settings.model.context_dim * BYTES
         return settings.model_copy(update={"phase1": phase1}), few / whole, held_bytes
 
-    def context_noise(self, settings: Settings) -> float:
-        """That which every sweep adds to what it reads."""
-        return settings.phase1.noise_std
-
     def summary(self, record: DispersionRecord) -> str:
         """Iterations, and why they ended."""
         stopped = record.stopped.replace("_", " ")
