@@ -80,11 +80,6 @@ def test_every_loader_is_one_that_states_what_it_promises() -> None:
             "loaded = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)",
         ),
         ("tokens/tokenizer.py", "return Tokenizer.from_str(read_text(path))"),
-        (  # whoever asks the class itself: only weights that had other names are renamed
-            "model/modeling_tandem.py",
-            "return super().from_pretrained(path, *args, key_mapping=names, **kwargs)",
-        ),
-        ("model/modeling_tandem.py", "config = TandemConfig.from_pretrained(config, **kwargs)"),
         ("tokens/tokenizer.py", "copy = Tokenizer.from_str(tokenizer.to_str())"),
         (
             "tokens/embeddings.py",

@@ -1,6 +1,5 @@
 """Adapters of the peft library on either kind of model: what is called as a module can be wrapped."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from tandem import TandemConfig, TandemForCausalLM
-from tandem.fingerprint import Fingerprint
 from tandem.model.cell_gated import GatedLayer
-from tandem.training.trainable import part_fingerprints
 
 # peft asks transformers for an attribute by its older name
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -108,58 +105,3 @@ def test_every_linear_module_is_one() -> None:
         linear = [module for module in model_of(cell).modules() if isinstance(module, nn.Linear)]
         assert {type(module).forward for module in linear} == {nn.Linear.forward}
         assert len(linear) == 7
-
-
-def former(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights as they were named when a gated layer was an nn.Linear itself."""
-    return {
-        name.replace(".linear.", ".")
-        if name.startswith(("context_block.layers.", "layers."))
-        else name: tensor
-        for name, tensor in state.items()
-    }
-
-
-def test_models_saved_with_former_names_are_read(tmp_path: Path) -> None:
-    model = model_of("gated")
-    model.save_pretrained(tmp_path / "former", state_dict=former(model.state_dict()))
-    model.save_pretrained(tmp_path / "new")
-    logits = model(IDS).logits
-    folder = tmp_path / "former"
-    for number in range(2):  # as it is, and saved again by what read it
-        loaded, said = TandemForCausalLM.from_pretrained(folder, output_loading_info=True)
-        assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        assert torch.equal(loaded(IDS).logits, logits)
-        folder = tmp_path / f"again{number}"
-        loaded.save_pretrained(folder)
-    assert torch.equal(TandemForCausalLM.from_pretrained(tmp_path / "new")(IDS).logits, logits)
-
-    adapted = get_peft_model(loaded, LoraConfig(target_modules="all-linear"))
-    adapted.save_pretrained(tmp_path / "adapter")
-    PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter")
-
-
-def test_weights_with_former_names_are_put_into_models_and_blocks() -> None:
-    """As phase 1 leaves them in a run directory."""
-    ours, theirs = model_of("gated"), model_of("gated")
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.add_(0.1)
-    theirs.load_state_dict(former(ours.state_dict()))
-    assert torch.equal(theirs(IDS).logits, ours(IDS).logits)
-    block = model_of("gated").context_block
-    block.load_state_dict(former(ours.context_block.state_dict()))
-    assert all(
-        torch.equal(a, b) for a, b in zip(block.parameters(), ours.context_block.parameters(), strict=True)
-    )
-
-
-def test_records_know_gated_layers_by_the_former_names_too() -> None:
-    """Else the audit of a run that was made before would find that its frozen layers had moved."""
-    model = model_of("gated")
-    layer = model.context_block.layers[1]
-    whole = Fingerprint("weights")
-    for name, tensor in (("weight", layer.linear.weight), ("bias", layer.linear.bias)):
-        whole.update(name)
-        whole.update(tensor.detach().numpy())
-    assert part_fingerprints(model)["context_block.layers.1"] == whole.hexdigest()

@@ -57,16 +57,12 @@ def _frozen(subject: Subject) -> Check:
     if moved:
         return _check("frozen", looked_at, f"changed: {', '.join(dict.fromkeys(moved))}", "fail")
     count = sum(not _may_change(subject, part) for part in now)
-    if "phase 2" not in phases:
-        return _check("frozen", looked_at, f"{count} parts unchanged; the record has no hashes", "warn")
     return _check("frozen", looked_at, f"{count} parts unchanged", "pass")
 
 
 def _trained(subject: Subject) -> Check:
     looked_at = "every part that a phase trains: did a gradient reach it, and did it change"
     phases = _phases(subject)
-    if not phases:
-        return _check("trained", looked_at, "the record has no hashes", "skip")
     wrong = []
     for phase, parts in phases.items():
         for record in parts:
@@ -98,7 +94,7 @@ def _trained(subject: Subject) -> Check:
             for part in record_phase2.parts
             if part.part.startswith(("token_block", "emb"))
             and not (_left_by_phase1(subject, part.part) and subject.record.kind == "tandem")
-            and not _same_start(subject, part)
+            and not _starts_at(part, subject.initial_samples[part.part])
         ]
     wrong += [f"{part} is as it was before training" for part in unchanged]
     count = sum(record.trained for parts in phases.values() for record in parts)
@@ -135,8 +131,6 @@ def _phase1(subject: Subject) -> Check:
         )
     ours = [part for part in record.phase1.parts if _left_by_phase1(subject, part.part)]
     drawn = [part for part in record.phase1.parts if part.trained]
-    if not ours:
-        return _check("phase1", looked_at, "the record has no hashes", "skip")
     wrong = []
     wanted = subject.phase1_samples
     if not all(_starts_at(part, wanted[part.part]) for part in drawn):
@@ -154,13 +148,9 @@ def _phase1(subject: Subject) -> Check:
     return _check("phase1", looked_at, "; ".join(wrong) or said, "fail" if wrong else "pass")
 
 
-def _same_start(subject: Subject, part: PartRecord) -> bool:
-    """Whether phase 2 found a part as it was to; not known of records without samples."""
-    return _starts_at(part, subject.initial_samples[part.part])
-
-
 def _starts_at(part: PartRecord, wanted: tuple[float, ...]) -> bool:
-    return not part.start or all(abs(a - b) <= SAME_WEIGHT for a, b in zip(part.start, wanted, strict=True))
+    """Whether a phase found a part as it was to."""
+    return all(abs(a - b) <= SAME_WEIGHT for a, b in zip(part.start, wanted, strict=True))
 
 
 def _ranks(subject: Subject) -> list[str]:

@@ -59,6 +59,7 @@ class ContextJob:
             method=method,
             tokens=len(self.stream),
             storage="memory" if hold else "recompute",
+            rounding=0.0,
             segments=segments,
             burn_in=burn_in,
             loop_error=errors[0],

@@ -4,7 +4,7 @@ Shape letters: B batch, T tokens, C context_dim, E embed_dim.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +56,6 @@ class GatedLayer(nn.Module):
         """Forget gates that start with time constants from about one token to fifty, evenly in log odds."""
         self.linear.bias[: self.width] = torch.linspace(-2.0, 4.0, self.width)
 
-    @property
-    def fingerprinted(self) -> nn.Module:
-        """The module by whose names records know the weights: the layer was a matrix itself once."""
-        return self.linear
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *more: Any) -> None:
-        for name in ("weight", "bias"):  # as they were called when the layer was an nn.Linear itself
-            if f"{prefix}{name}" in state_dict:
-                state_dict[f"{prefix}linear.{name}"] = state_dict.pop(f"{prefix}{name}")
-        super()._load_from_state_dict(state_dict, prefix, *more)
-
 
 class GatedContextBlock(ContextBlock):
     """`context_layers` GatedLayers, each with an equal part of the context vector as its state.
@@ -75,10 +64,6 @@ class GatedContextBlock(ContextBlock):
     """
 
     scan = "linear"
-    former_names: ClassVar = {  # without `$`: transformers reverses them when it saves such a model again
-        rf"^context_block\.layers\.(\d+)\.{name}": rf"context_block.layers.\1.linear.{name}"
-        for name in ("weight", "bias")
-    }
 
     def __init__(self, config: TandemConfig) -> None:
         depth, embed_dim = config.depths[0], config.embed_dim

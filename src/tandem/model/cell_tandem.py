@@ -4,7 +4,7 @@ Shape letters: B batch, T tokens, C context_dim, E embed_dim, U distinct tokens,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -26,12 +26,10 @@ class ContextBlock(nn.Module, ABC):
     scan            how contexts of a whole text are computed: a name in tandem.contexts.scan.SCANS.
                     "segments" suits every cell that forgets, "linear" needs layers like GatedLayer
     context_norm    whether token layers normalise a context before they read it
-    former_names    patterns of weights' earlier names, and their names now, for older saved models
     """
 
     scan: ClassVar[str] = "segments"
     context_norm: ClassVar[bool] = True
-    former_names: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: TandemConfig, layers: Iterable[nn.Module]) -> None:
         super().__init__()

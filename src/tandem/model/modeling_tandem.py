@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
@@ -140,22 +139,6 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
-        *args: Any,
-        key_mapping: dict[str, str] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As PreTrainedModel does; weights are also known by the names that their cell gave them earlier."""
-        path = pretrained_model_name_or_path  # which some give by its name
-        config = kwargs.get("config") or path
-        if not isinstance(config, PreTrainedConfig):
-            config = TandemConfig.from_pretrained(config, **kwargs)
-        names = {**CELLS[config.cell]().former_names, **(key_mapping or {})}
-        return super().from_pretrained(path, *args, key_mapping=names, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

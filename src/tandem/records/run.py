@@ -72,7 +72,7 @@ class PartRecord(Record):
     before: str
     """Fingerprint of its weights."""
     after: str
-    start: tuple[float, ...] = ()
+    start: tuple[float, ...]
     """Some of its weights before the phase: what is drawn from one seed differs in its last digits from one
     processor to another, which fingerprints cannot tell from other weights."""
     gradient: bool
@@ -175,9 +175,9 @@ class ScanRecord(Record):
     method: Literal["scan", "linear", "loop"]
     """`scan`: segments with a burn-in; `linear`: exact, of gated blocks; `loop`: token after token."""
     tokens: int
-    storage: Literal["memory", "disk", "recompute"] = "memory"
+    storage: Literal["memory", "disk", "recompute"]
     """In memory, on disk in bf16, or not at all: then they were computed again in every epoch."""
-    rounding: float = 0.0
+    rounding: float
     """Largest absolute difference that keeping them on disk made."""
     segments: int
     burn_in: int
@@ -229,9 +229,9 @@ class DataRecord(Record):
     duplicates_dropped: int
     overlap_documents: int
     """Validation documents that also occur in training (allowed by name only)."""
-    train_lost_bytes: int = 0
+    train_lost_bytes: int
     """Of `train_bytes`, those that the tokens cannot give back."""
-    validation_lost_bytes: int = 0
+    validation_lost_bytes: int
     vocab_size: int
     tokenizer: str
     text_fingerprint: str
@@ -251,7 +251,7 @@ class Environment(Record):
     device: str
     device_name: str
     device_memory_bytes: int | None
-    precision: Precision = "float32"
+    precision: Precision
     """Of products of matrices in training."""
     cpu_count: int
     threads: int
@@ -272,11 +272,11 @@ class RunRecord(Record):
     run: str
     """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
     experiment: str
-    folder: str | None = None
-    """Where it was started, and relative paths of sources count from; none where that was not written."""
+    folder: str
+    """Where it was started; relative paths of sources count from there."""
     kind: str = "tandem"
     """Else a baseline, by its name in `tandem.baselines`; `untrained` is a Tandem model without phase 1."""
-    recipe: str | None = "original"
+    recipe: str | None
     """Names the objective of its phase 1; none of other models."""
     variant: str | None = None
     """The variant of the settings it was trained with; none where the experiment has no variants."""

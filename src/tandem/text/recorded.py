@@ -44,14 +44,12 @@ def holds_text(source: str, folder: Path, below: bool) -> bool:
     return place == root or (below and path.is_dir() and place.is_relative_to(root))
 
 
-def folder_of(recorded: str | None, sources: Iterable[str], beside: Path) -> Path | None:
+def folder_of(recorded: str, sources: Iterable[str], beside: Path) -> Path:
     """The folder from which recorded sources count now, for `counted_from`.
 
     It is the recorded one, the working folder, or one around `beside`, as where a whole project was moved:
-    the first from which the most of them are there. None where none was recorded.
+    the first from which the most of them are there.
     """
-    if recorded is None:
-        return None
     wanted = list(sources)
 
     def there(folder: Path) -> int:
@@ -73,7 +71,7 @@ def named_from_here(settings: Settings, file: Path) -> Settings:
     data, tokenizer, embeddings = settings.data, settings.tokenizer, settings.embeddings
     texts = [source for source in (data.train, data.validation, *data.allow_overlap) if source]
     place = folder_of(recorded, [*texts, tokenizer.source, embeddings.source], file.parent)
-    if place is None or place == Path.cwd():
+    if place == Path.cwd():
         return settings
 
     def here(source: str) -> str:

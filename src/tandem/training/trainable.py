@@ -72,8 +72,7 @@ def part_fingerprints(model: nn.Module) -> dict[str, str]:
     prints = {}
     for name, part in model_parts(model):
         whole = Fingerprint("weights")
-        # A layer may be known to older records by other names of its weights.
-        for key, tensor in getattr(part, "fingerprinted", part).state_dict().items():
+        for key, tensor in part.state_dict().items():
             whole.update(key)
             whole.update(tensor.float().cpu().numpy())
         prints[name] = whole.hexdigest()
