@@ -36,42 +36,52 @@ Bull. 2, 110–114. Cochran, W. G. (1977). Sampling Techniques, 3rd ed., section
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from tandem.report.statistics import CONFIDENCE, MIN_SEEDS, RESOLUTION, Interval, Paired, negated
+from tandem.report.statistics import MIN_SEEDS, RESOLUTION, Interval, t_interval
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The difference b − a of two models in validation NLL, nats per token."""
+    """The difference b − a of two models, of validation NLL in nats per token unless it is said otherwise."""
 
-    basis: Literal["seeds_documents", "seeds"]
-    """What the interval generalises to: other seeds and other documents, or other seeds only."""
     by_seed: Mapping[int, float]
     """The difference of every common seed."""
-    documents: int | None
-    """Documents with scored tokens; None where documents are not used."""
-    difference: float | None
+    documents: int | None = None
+    """Documents with scored tokens; None where the difference is known by seed only."""
+    difference: float | None = None
     """Mean over common seeds; None without one."""
-    interval: Interval | None
+    interval: Interval | None = None
     """95%; None below two seeds, or where a difference is not finite."""
-    df: float | None
+    df: float | None = None
     """Degrees of freedom of `interval` and `p`."""
-    p: float | None
+    p: float | None = None
     """Two-sided, uncorrected; None below three seeds, or without an interval."""
+    means: tuple[float, float] | None = None
+    """Of a and of b over common seeds, where `paired` compares them."""
+
+    @property
+    def basis(self) -> Literal["seeds_documents", "seeds"]:
+        """What the interval generalises to: other seeds and other documents, or other seeds only."""
+        return "seeds" if self.documents is None else "seeds_documents"
 
     @property
     def reversed(self) -> "Effect":
         """The same as a − b."""
-        difference, interval = negated(self.difference, self.interval)
-        by_seed = {seed: -value for seed, value in self.by_seed.items()}
-        return replace(self, by_seed=by_seed, difference=difference, interval=interval)
+        return replace(
+            self,
+            by_seed={seed: -value for seed, value in self.by_seed.items()},
+            difference=None if self.difference is None else -self.difference,
+            interval=self.interval and (-self.interval[1], -self.interval[0]),
+            means=self.means and self.means[::-1],
+        )
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,7 @@ class CrossedEstimate:
     @property
     def interval(self) -> Interval:
         """Its 95% interval."""
-        half = float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2)) * self.standard_error
-        return self.difference - half, self.difference + half
+        return t_interval(self.difference, self.standard_error, self.df)
 
 
 def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: float = 0.0) -> CrossedEstimate:
@@ -101,7 +110,7 @@ def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: flo
 
     `differences` [S, D] are nats, summed over each document's scored `tokens` [D]. The standard error never
     goes below `resolution / √(6 S)`, what rounding to steps of `resolution` (nats per token) leaves
-    uncertain; see `paired`. One document gives the paired t-test over seeds. Raises ValueError below two
+    uncertain. One document gives the paired t-test over seeds. Raises ValueError below two
     seeds, without a document, and for a document without tokens.
     """
     seeds, documents = differences.shape
@@ -147,20 +156,29 @@ def over_seeds_and_documents(
 
     Documents without scored tokens are not used.
     """
+    if not differences:
+        return Effect({})
     scored = tokens > 0
     of_documents = np.stack([row[scored] for row in differences.values()])
     values = of_documents.sum(axis=1) / tokens.sum()
     by_seed = {seed: float(value) for seed, value in zip(differences, values, strict=True)}
-    documents, interval, df, p = int(scored.sum()), None, None, None
-    if len(by_seed) > 1 and np.isfinite(of_documents).all():
-        found = estimate(of_documents, tokens[scored], resolution)
-        interval, df = found.interval, found.df
-        p = found.p if len(by_seed) >= MIN_SEEDS else None
-    mean = sum(by_seed.values()) / len(by_seed)
-    return Effect("seeds_documents", by_seed, documents, mean, interval, df, p)
+    effect = Effect(by_seed, int(scored.sum()), fmean(by_seed.values()))
+    if len(by_seed) < 2 or not np.isfinite(of_documents).all():
+        return effect
+    found = estimate(of_documents, tokens[scored], resolution)
+    p = found.p if len(by_seed) >= MIN_SEEDS else None
+    return replace(effect, interval=found.interval, df=found.df, p=p)
 
 
-def over_seeds(test: Paired, by_seed: Mapping[int, float]) -> Effect:
-    """The effect where no scores of documents are known: the paired t-test, on this validation text only."""
-    df = None if test.interval is None else len(test.seeds) - 1.0
-    return Effect("seeds", by_seed, None, test.difference, test.interval, df, test.p)
+def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = RESOLUTION) -> Effect:
+    """Two models, each given as {seed: value}, over the seeds that both have: the paired t-test.
+
+    `resolution` is the step in which the values are known (1 for counts). Seeds that all differ by the same
+    amount are strong evidence only where that amount is many steps; see `estimate`.
+    """
+    seeds = sorted(a.keys() & b.keys())
+    differences = {seed: np.array([b[seed] - a[seed]]) for seed in seeds}
+    effect = replace(over_seeds_and_documents(differences, np.array([1]), resolution), documents=None)
+    return (
+        replace(effect, means=(fmean(a[s] for s in seeds), fmean(b[s] for s in seeds))) if seeds else effect
+    )

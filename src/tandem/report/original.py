@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import yaml
 
-from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, phase1_report
-from tandem.report.results import Analysis, Comparison, ModelResult
+from tandem.report.analysis import Analysis, Comparison, ModelResult
+from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, depth_comparisons, phase1_report
 from tandem.report.statistics import Verdict
 from tandem.report.wording import Message, change_text, interval_text, read_resource
 
@@ -30,13 +30,12 @@ class OriginalReport:
 Outcome = Literal["supported", "contradicted", "not_shown", "not_tested"]
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A claim of the original report, the outcome here, and the comparisons it rests on."""
 
     key: str
     outcome: Outcome
-    evidence: tuple[Message, ...]
+    evidence: Sequence[Message]
 
 
 @cache
@@ -60,12 +59,12 @@ def claims(analysis: Analysis) -> Iterator[Claim]:
     variants = {c.variant for c in as_the_original(analysis).values()}
     speeds = [
         c
-        for c in analysis.depth_comparisons
+        for c in depth_comparisons(analysis)
         if (c.a, c.b) == (1, 2) and c.variant in variants and c.verdict is not Verdict.TOO_FEW_SEEDS
     ]
     outcomes: dict[Verdict, Outcome] = {Verdict.BETTER: "supported", Verdict.WORSE: "contradicted"}
     outcome = outcomes.get(speeds[0].verdict, "not_shown") if speeds else "not_tested"
-    yield Claim("faster_convergence", outcome, tuple(c.message for c in speeds))
+    yield Claim("faster_convergence", outcome, [c.message for c in speeds])
 
 
 def _claim(analysis: Analysis, key: str, pairs: Sequence[tuple[str, str]], supports: Verdict | None) -> Claim:
@@ -83,9 +82,9 @@ def _claim(analysis: Analysis, key: str, pairs: Sequence[tuple[str, str]], suppo
         else "supported" if tested == [supports] * len(pairs)
         else "not_shown"
     )  # fmt: skip
-    return Claim(key, outcome, tuple(_evidence(c) for c in found))
+    return Claim(key, outcome, [_evidence(c) for c in found])
 
 
 def _evidence(c: Comparison) -> Message:
     change, interval = change_text(c.effect.difference), interval_text(c.effect.interval)
-    return Message(f"evidence.{c.verdict}", {"a": c.a, "b": c.b, "change": change, "interval": interval})
+    return Message(f"evidence.{c.verdict}", a=c.a, b=c.b, change=change, interval=interval)

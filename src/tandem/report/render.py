@@ -13,11 +13,10 @@ from markdown_it.token import Token
 from tandem.errors import RunDirError, storage_reason
 from tandem.folders import atomic_write, check_reading
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
-from tandem.report.analysis import analyse, choose
-from tandem.report.document import Document, compose
-from tandem.report.markdown import bullets
-from tandem.report.results import Analysis
-from tandem.report.tables import summary_table
+from tandem.report.analysis import Analysis
+from tandem.report.document import Document
+from tandem.report.markdown import Report, bullets
+from tandem.report.results import summary_columns
 from tandem.report.wording import Texts, read_resource
 
 MARKS = {"strong": "emphasised", "em": "apart"}
@@ -36,9 +35,9 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     records = read_records(run_dir)
     if not records:
         raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
-    analysis = analyse(records, read_manifest(run_dir), read_audit(run_dir))
+    analysis = Analysis(records, read_manifest(run_dir), read_audit(run_dir))
     figures = _draw(analysis, texts)
-    document = compose(analysis, texts, figures.keys())
+    document = Document(analysis, texts, figures.keys())
     files = {
         f"report{texts.suffix}.md": str(document),
         f"report{texts.suffix}.html": render_html(document, figures),
@@ -65,9 +64,10 @@ def summary_rows(
     """
     if not records:
         return [], []
-    analysis = analyse(records, manifest, audit)
-    table = summary_table(analysis, Texts(lang), choose(analysis))
-    return list(map(plain, table.heads)), [list(map(plain, row)) for row in table.rows]
+    report = Report(Analysis(records, manifest, audit), Texts(lang), frozenset())
+    columns, models = summary_columns(report), report.analysis.models.values()
+    rows = [[plain(column.cell(model)) for column in columns] for model in models]
+    return [plain(report.head(column)) for column in columns], rows
 
 
 def _write(path: Path, content: str) -> Path:
@@ -98,10 +98,10 @@ def render_html(document: Document, figures: Mapping[str, str]) -> str:
     titles = {name: text.partition("\n")[0] for name, text in document.sections.items()}
     links = [f"[{title[3:]}](#{name})" for name, title in titles.items() if title.startswith("## ")]
     page = Template(read_resource("page.html")).substitute(
-        language=document.language,
+        language=document.texts.language,
         title=_plain(inline_html(document.title)),
         header=_html(f"# {document.title}\n\n{document.subtitle}", "report", figures),
-        contents=Texts(document.language)("contents"),
+        contents=document.texts("contents"),
         links=_html(bullets(links), "", figures),
         sections="".join(_html(text, name, figures) for name, text in document.sections.items()),
         footer=_html(document.footer, "", figures),
