@@ -2,43 +2,20 @@
 
 from collections.abc import Callable, Iterable, Set
 
+from tandem.report import findings, provenance, results
 from tandem.report.analysis import Analysis
-from tandem.report.findings import (
-    alternative,
-    avoid,
-    change,
-    conclusions,
-    depth,
-    findings,
-    recommendation,
-    recommended,
-    standing,
-    variants,
-    vs_baselines,
-)  # fmt: skip
 from tandem.report.markdown import Report
-from tandem.report.provenance import audit, definitions, provenance, runs
-from tandem.report.results import (
-    details,
-    efficiency,
-    memory,
-    original,
-    overview,
-    phase1,
-    phase2,
-    scans,
-    summary,
-)  # fmt: skip
 from tandem.report.wording import Texts, literal
 
 Section = Callable[[Report], Iterable[str]]
 """Gives the blocks of a section, its heading first; none: there is no such section in this report."""
 SECTIONS: list[Section] = [
-    overview, summary, original,
-    details, phase1, phase2, efficiency, scans, memory,
-    findings, standing, depth, variants, vs_baselines,
-    recommendation, recommended, alternative, avoid, conclusions, change,
-    audit, runs, provenance, definitions,
+    results.overview, results.summary, results.original, results.details, results.phase1, results.phase2,
+    results.efficiency, results.scans, results.memory,
+    findings.findings, findings.standing, findings.depth, findings.variants, findings.vs_baselines,
+    findings.recommendation, findings.recommended, findings.alternative, findings.avoid,
+    findings.conclusions, findings.change,
+    provenance.audit, provenance.runs, provenance.provenance, provenance.definitions,
 ]  # fmt: skip
 """The sections in order. Another one is a function more, here or in a program that extends the report."""
 

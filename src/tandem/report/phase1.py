@@ -1,7 +1,6 @@
 """What the report says of phase 1, recipe by recipe. What belongs to one alone stands here only."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
 from typing import Any, NamedTuple
@@ -16,8 +15,7 @@ from tandem.report.statistics import Spread, Verdict, holm, mean, perplexities, 
 from tandem.report.wording import NONE, Message
 
 
-@dataclass(frozen=True)
-class Curves:
+class Curves(NamedTuple):
     """A figure of phase 1, with one colour for each variant and context depth."""
 
     x: str
@@ -54,11 +52,13 @@ class Phase1Report:
     """Further columns of the table of phase 2."""
     run_columns: Sequence[Column[RunRecord]] = ()
     """Its figures in the table of runs."""
+    counts: Mapping[str, Callable[[Any], float]] = {}
+    """Counts of its records that tell of a recommended configuration, by name."""
 
     def __init__(self, recipe: str) -> None:
         self.recipe = recipe
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:  # noqa: ARG002
+    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """Its own columns of its table: the figures that its objective names. Rows are `DepthResult`."""
         objective = OBJECTIVES.get(self.recipe)
         records = [p for depth in depths for p in depth.phase1.values()]
@@ -68,23 +68,25 @@ class Phase1Report:
     def _figure(self, name: str) -> Callable[[Any], float]:
         return lambda record: OBJECTIVES[self.recipe].figures(record)[name]
 
-    def lead(self, analysis: Analysis) -> Sequence[Message]:  # noqa: ARG002
+    def lead(self, analysis: Analysis) -> Sequence[Message]:
         """Sentences above its table."""
         return ()
 
-    def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:  # noqa: ARG002
+    def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
         """Sentences below its table."""
         return ()
 
-    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:  # noqa: ARG002
+    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
         """What phase 2 makes of it."""
         return ()
 
-    def facts(self, model: ModelResult) -> Sequence[Message]:  # noqa: ARG002
+    def facts(self, model: ModelResult) -> Iterator[Message]:
         """Lines about the phase 1 of a recommended configuration."""
-        return ()
+        for key, figure in self.counts.items():
+            count = mean(spread(map(figure, model.phase1.values())))
+            yield Message(f"choice.{key}", value=wording.count_text(count))
 
-    def compare(self, depths: Sequence[DepthResult]) -> Sequence[DepthComparison]:  # noqa: ARG002
+    def compare(self, depths: Sequence[DepthResult]) -> Sequence[DepthComparison]:
         """Every pair of context depths of one variant, as one family."""
         return ()
 
@@ -112,6 +114,7 @@ class DispersionReport(Phase1Report):
 
     caption = "phase1"
     definitions = ("iterations", "convergence")
+    counts: Mapping[str, Callable[[Any], float]] = {"iterations": lambda p: p.iterations}
     figures: Mapping[str, Curves] = {
         "phase1_convergence": Curves(
             "iteration",
@@ -129,7 +132,7 @@ class DispersionReport(Phase1Report):
     )
     run_columns = (Column("iterations", lambda r: wording.number(getattr(r.phase1, "iterations", None))),)
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:  # noqa: ARG002
+    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """See Phase1Report."""
         texts, comparisons = report.texts, depth_comparisons(report.analysis)
 
@@ -149,11 +152,6 @@ class DispersionReport(Phase1Report):
     def lead(self, analysis: Analysis) -> Sequence[Message]:
         """See Phase1Report."""
         return [Message("phase1.by_dispersion")] if len(phase1_reports_of(analysis)) > 1 else []
-
-    def facts(self, model: ModelResult) -> Sequence[Message]:
-        """See Phase1Report."""
-        iterations = mean(spread(p.iterations for p in model.phase1.values()))
-        return [Message("choice.iterations", value=wording.count_text(iterations))]
 
     def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
         """How widely phase 1 was shared, how it stopped, and which depth needs fewer iterations."""
@@ -183,9 +181,9 @@ class DispersionReport(Phase1Report):
             faster = {Verdict.BETTER: b, Verdict.WORSE: a}.get(shown)
             if faster is not None and set(at_limit(faster)) & set(test.by_seed):
                 shown = Verdict.NO_DIFFERENCE_SHOWN
-            message = _speeds(shown, a.context_layers, b.context_layers, test, p)
-            message = _of_variant(a.variant, message)
-            found.append(DepthComparison(a.variant, a.context_layers, b.context_layers, shown, message))
+            layers = a.context_layers, b.context_layers
+            message = _of_variant(a.variant, _speeds(shown, *layers, test, p))
+            found.append(DepthComparison(a.variant, *layers, shown, message))
         return found
 
 
@@ -240,6 +238,7 @@ class PredictionReport(Phase1Report):
 
     caption = "prediction"
     definitions = ("prediction",)
+    counts: Mapping[str, Callable[[Any], float]] = {"epochs": lambda p: p.epochs}
     figures: Mapping[str, Curves] = {
         # Training only: validation is measured in another way, and at the end.
         "phase1_prediction": Curves(
@@ -248,7 +247,7 @@ class PredictionReport(Phase1Report):
     }
     phase2_columns = (Column("over_head", lambda m: wording.change_text(mean(over_head(m)))),)
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:  # noqa: ARG002
+    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """See Phase1Report."""
         epochs = _column("epochs", lambda p: p.epochs, wording.count_text)
         return [epochs, spread_column("head_perplexity", head_perplexity, wording.perplexity_text)]
@@ -256,11 +255,6 @@ class PredictionReport(Phase1Report):
     def lead(self, analysis: Analysis) -> Sequence[Message]:
         """See Phase1Report."""
         return [Message("phase1.by_prediction"), Message("phase1.shared", unit=shared_unit(analysis))]
-
-    def facts(self, model: ModelResult) -> Sequence[Message]:
-        """See Phase1Report."""
-        epochs = mean(spread(p.epochs for p in model.phase1.values()))
-        return [Message("choice.epochs", value=wording.count_text(epochs))]
 
     def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
         """From where to where phase 2 changes validation perplexity."""

@@ -43,7 +43,7 @@ def audit(report: Report) -> Iterator[str]:
 
     columns: list[Column[CheckResult]] = [
         Column("check", lambda r: literal(r.name)),
-        word_column("shown", shown),
+        word_column("run", shown),
         word_column("outcome_here", lambda r: texts(f"audit.status.{r.check.status}")),
         word_column("figure", lambda r: literal(r.check.figure)),
         word_column("counts", counts),

@@ -23,7 +23,7 @@ TRAIN_PERPLEXITY: Model = spread_column(
 )
 PERPLEXITY: Model = spread_column("perplexity", lambda m: m.perplexity, wording.perplexity_text)
 ACCURACY: Model = spread_column("accuracy", lambda m: m.accuracy, wording.percent)
-BITS: Model = spread_column("bits", lambda m: m.bits_per_byte, wording.bits_text)
+BITS: Model = spread_column("bits", lambda m: m.bits_per_byte, lambda bits: wording.number(bits, 3))
 TOTAL_TIME: Model = spread_column("total_time", lambda m: m.seconds_alone, wording.seconds_text)
 
 

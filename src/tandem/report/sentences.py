@@ -4,21 +4,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
+from tandem.report import wording
 from tandem.report.analysis import Analysis, Choice, Comparison, ModelResult
 from tandem.report.phase1 import depth_comparisons, phase1_reports_of
 from tandem.report.statistics import Verdict, mean
-from tandem.report.wording import (
-    Message,
-    Value,
-    change_text,
-    interval_text,
-    literal,
-    nats_text,
-    number,
-    percent,
-    perplexity_text,
-    ratio_text,
-)
+from tandem.report.wording import Message, Value, interval_text, literal, perplexity_text
 
 MEMORY_SHARES = (0.1, 0.01)
 """Shares of a changed token's trace, below which the distance is told: mostly gone, and as good as gone."""
@@ -93,7 +83,7 @@ def phase2_findings(analysis: Analysis) -> Iterator[Message]:
     gaps = [(c.gap, c.name) for c in analysis.configurations if c.gap is not None and math.isfinite(c.gap)]
     if len(gaps) > 1:
         (low, low_name), (high, high_name) = min(gaps), max(gaps)
-        values = {"low": number(low, 2), "high": number(high, 2)}
+        values = {"low": wording.number(low, 2), "high": wording.number(high, 2)}
         yield Message("phase2.gap", low_name=low_name, high_name=high_name, **values)
     unlike = [c for c in analysis.configurations if c.validation and not c.training_is_plain]
     if unlike:
@@ -116,15 +106,15 @@ def memory_findings(analysis: Analysis) -> Iterator[Message]:
 
     def distance_text(distance: float | None, longest: int) -> Message:
         if distance is None:
-            return Message("memory.beyond", distance=number(longest))
+            return Message("memory.beyond", distance=wording.number(longest))
         if distance < 1:
             return Message("memory.at_once")
-        return Message("memory.distance", distance=number(distance, 0 if distance >= 10 else 1))
+        return Message("memory.distance", distance=wording.number(distance, 0 if distance >= 10 else 1))
 
     for m in analysis.memories:
         values: dict[str, Value] = {}
         for place, share in zip(("first", "second"), MEMORY_SHARES, strict=True):
-            values[place] = percent(share, 0)
+            values[place] = wording.percent(share, 0)
             values[f"{place}_distance"] = distance_text(m.falls_below(share), m.points[-1].distance)
         yield Message("memory.falls", name=m.name, **values)
 
@@ -180,7 +170,7 @@ def variant_findings(analysis: Analysis) -> Iterator[Message]:
     """The pairs by verdict: with the change of perplexity where one is shown, else with the interval."""
 
     def text(c: Comparison) -> str:
-        change = f" ({change_text(c.effect.difference)})"
+        change = f" ({wording.change_text(c.effect.difference)})"
         return pair_text(c) + change if c.verdict.shown else pair_text(c, interval=True)
 
     return _by_verdict("variants", variant_pairs(analysis), text)
@@ -215,8 +205,8 @@ def baseline_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
             baseline=c.a,
             perplexity=perplexity_text(mean(models[c.b].perplexity)),
             other=perplexity_text(mean(models[c.a].perplexity)),
-            ratio=ratio_text(c.effect.difference),
-            difference=nats_text(c.effect.difference),
+            ratio=wording.ratio_text(c.effect.difference),
+            difference=wording.nats_text(c.effect.difference),
             interval=interval_text(c.effect.interval),
         )
 
@@ -249,7 +239,7 @@ def standing(analysis: Analysis, choice: Choice) -> Message:
         f"standing.{key}",
         name=best.name,
         perplexity=perplexity_text(mean(best.perplexity)),
-        accuracy=percent(mean(best.accuracy)),
+        accuracy=wording.percent(mean(best.accuracy)),
         beaten=beaten,
         others=[
             name if r is None or r.effect.interval is None else f"{name} {interval_text(r.effect.interval)}"

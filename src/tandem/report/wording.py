@@ -141,11 +141,6 @@ def change_text(difference: float | None) -> str:
     return NONE if difference is None else signed(100 * (perplexity(difference) - 1)) + "%"
 
 
-def bits_text(value: float | None) -> str:
-    """Bits per byte."""
-    return number(value, 3)
-
-
 def count_text(value: float | None) -> str:
     """A count, or a mean of counts."""
     return number(value, 0 if value is None or value == round(value) else 1)
