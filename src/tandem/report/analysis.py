@@ -213,19 +213,10 @@ def _compare(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparis
     tests = [_paired(both, lambda v: v.nll_nats) for both in scores]
     effects = [_effect(both) or test for both, test in zip(scores, tests, strict=True)]
     corrected, paired_p = holm([e.p for e in effects]), holm([t.p for t in tests])
-    return tuple(
-        Comparison(
-            a=a.name,
-            b=b.name,
-            effect=effects[i],
-            corrected_p=corrected[i],
-            verdict=verdict(len(effects[i].by_seed), effects[i].difference, corrected[i]),
-            nll=tests[i],
-            paired_p=paired_p[i],
-            accuracy=_paired(scores[i], lambda v: v.accuracy),
-        )
-        for i, (a, b) in enumerate(pairs)
-    )
+    verdicts = [verdict(len(e.by_seed), e.difference, p) for e, p in zip(effects, corrected, strict=True)]
+    accuracies = [_paired(both, lambda v: v.accuracy) for both in scores]
+    names = [a.name for a, _ in pairs], [b.name for _, b in pairs]
+    return tuple(map(Comparison, *names, effects, corrected, verdicts, tests, paired_p, accuracies))
 
 
 def _common(a: ModelResult, b: ModelResult) -> Scores:
@@ -357,8 +348,8 @@ class Choice:
     """Lowest mean validation NLL; by itself no claim."""
     recommended: ModelResult
     """The smallest one among those not shown to be worse than the best."""
-    reason: Literal["only", "best_and_smallest", "smaller_shown_worse", "not_shown_worse"]
-    """No rival; best and smallest; best, and all smaller ones shown worse; or smaller than the best."""
+    reason: str
+    """Why, as the key of its sentence in `recommended`."""
     provisional: bool
     """Whether some comparison with the best had too few seeds to show anything."""
     alternative: ModelResult | None
@@ -380,9 +371,9 @@ class Analysis:
         self.records = records = tuple(sorted(records, key=lambda r: _order(r, variants)))
         self.experiment = manifest.name if manifest else records[0].experiment
         self.environments = _grouped(records, lambda r: r.environment)
-        """Each with the runs made there; one, unless the experiment moved."""
+        """Each with its records; one, unless the experiment moved."""
         self.data = _grouped(records, lambda r: r.data.model_copy(update=OWN_EMBEDDINGS))
-        """Each with its runs; one, unless records were mixed. Embeddings do not tell them apart."""
+        """Each with its records; one, unless records were mixed. Embeddings do not tell them apart."""
         self.settings = tuple(dict.fromkeys((r.variant, r.settings_fingerprint) for r in records))
         """Variant and fingerprint of its settings; one a variant, unless records were mixed."""
         self.comparable = len(self.data) == 1 and len(self.settings) == len({v for v, _ in self.settings})
@@ -395,12 +386,12 @@ class Analysis:
         tandem = [r for r in records if not is_baseline(r)]
         baselines, left_out = _by_newest_settings([r for r in records if is_baseline(r)])
         self.configurations, self.baselines = (
-            tuple(ModelResult(runs, manifest) for runs in _runs(group, lambda r: r.configuration).values())
+            tuple(ModelResult(runs, manifest) for runs in _grouped(group, lambda r: r.configuration).values())
             for group in (tandem, baselines)
         )
         """Configurations by variant, then by depth; and what they are measured against."""
         self.models = {model.name: model for model in (*self.configurations, *self.baselines)}
-        by_depth = _runs(
+        by_depth = _grouped(
             [r for r in tandem if r.context_layers],
             lambda r: (variants.index(r.variant), r.context_layers or 0),
         )
@@ -470,17 +461,17 @@ class Analysis:
                 names := tuple(n for n, rival in rivals.items() if verdict_against(rival, c) is Verdict.WORSE)
             )
         }
-        smaller = any(size(c) < size(recommended) for c in ranked)
+        if len(ranked) == 1:
+            reason = "only"
+        elif recommended is not best:
+            reason = "not_shown_worse"
+        else:
+            smaller = any(size(c) < size(best) for c in ranked)
+            reason = "smaller_shown_worse" if smaller else "best_and_smallest"
         return Choice(
             best=best,
             recommended=recommended,
-            reason="only"
-            if len(ranked) == 1
-            else "not_shown_worse"
-            if recommended is not best
-            else "smaller_shown_worse"
-            if smaller
-            else "best_and_smallest",
+            reason=reason,
             provisional=any(verdict_against(best, c) is Verdict.TOO_FEW_SEEDS for c in ranked[1:]),
             alternative=next((c for c in acceptable if c is not recommended and c not in avoid), None),
             avoid=tuple(avoid.items()),
@@ -504,19 +495,12 @@ def _order(record: RunRecord, variants: Sequence[str | None]) -> tuple[int, int,
     return (kinds.index(record.kind), variant, *depths, record.configuration, seed)
 
 
-def _runs(records: Iterable[RunRecord], key: Callable[[RunRecord], Item]) -> dict[Item, list[RunRecord]]:
+def _grouped(records: Iterable[RunRecord], key: Callable[[RunRecord], Item]) -> dict[Item, list[RunRecord]]:
     """The records of each key."""
     groups: dict[Item, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)
     return groups
-
-
-def _grouped(
-    records: Sequence[RunRecord], key: Callable[[RunRecord], Item]
-) -> tuple[tuple[Item, tuple[str, ...]], ...]:
-    """Each distinct item with the runs it belongs to."""
-    return tuple((item, tuple(r.run for r in runs)) for item, runs in _runs(records, key).items())
 
 
 def _by_newest_settings(baselines: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:

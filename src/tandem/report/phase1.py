@@ -1,6 +1,7 @@
 """What the report says of phase 1, recipe by recipe. What belongs to one alone stands here only."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from math import isfinite
 from typing import Any, NamedTuple
@@ -52,21 +53,21 @@ class Phase1Report:
     """Further columns of the table of phase 2."""
     run_columns: Sequence[Column[RunRecord]] = ()
     """Its figures in the table of runs."""
-    counts: Mapping[str, Callable[[Any], float]] = {}
-    """Counts of its records that tell of a recommended configuration, by name."""
+    counts: Sequence[str] = ()
+    """Fields of its records that are told of a recommended configuration."""
 
     def __init__(self, recipe: str) -> None:
         self.recipe = recipe
 
     def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """Its own columns of its table: the figures that its objective names. Rows are `DepthResult`."""
-        objective = OBJECTIVES.get(self.recipe)
-        records = [p for depth in depths for p in depth.phase1.values()]
-        names = dict.fromkeys(name for p in records for name in objective.figures(p)) if objective else ()
-        return [_column(name, self._figure(name), lambda value: wording.number(value, 3)) for name in names]
+        figures = OBJECTIVES[self.recipe].figures if self.recipe in OBJECTIVES else lambda _: {}
+        names = dict.fromkeys(name for d in depths for p in d.phase1.values() for name in figures(p))
 
-    def _figure(self, name: str) -> Callable[[Any], float]:
-        return lambda record: OBJECTIVES[self.recipe].figures(record)[name]
+        def column(name: str) -> Column[Any]:
+            return over_records(name, lambda p: figures(p).get(name), partial(wording.number, digits=3))
+
+        return [*map(column, names)]
 
     def lead(self, analysis: Analysis) -> Sequence[Message]:
         """Sentences above its table."""
@@ -82,18 +83,25 @@ class Phase1Report:
 
     def facts(self, model: ModelResult) -> Iterator[Message]:
         """Lines about the phase 1 of a recommended configuration."""
-        for key, figure in self.counts.items():
-            count = mean(spread(map(figure, model.phase1.values())))
-            yield Message(f"choice.{key}", value=wording.count_text(count))
+        for name in self.counts:
+            count = mean(spread(getattr(p, name) for p in model.phase1.values()))
+            yield Message(f"choice.{name}", value=wording.count_text(count))
 
     def compare(self, depths: Sequence[DepthResult]) -> Sequence[DepthComparison]:
         """Every pair of context depths of one variant, as one family."""
         return ()
 
 
-def _column(key: str, figure: Callable[[Any], float], text: Callable[[float | None], str]) -> Column[Any]:
-    """A figure of the records of phase 1, over seeds."""
-    return spread_column(key, lambda found: spread(map(figure, found.phase1.values())), text)
+def over_records(
+    key: str, figure: Callable[[Any], float | None], text: Callable[[float | None], str]
+) -> Column[Any]:
+    """A figure of the records of phase 1, over seeds; empty in rows whose records do not have it."""
+
+    def over_seeds(row: DepthResult | ModelResult) -> Spread | None:
+        figures = map(figure, row.phase1.values())
+        return spread(value for value in figures if value is not None)
+
+    return spread_column(key, over_seeds, text)
 
 
 def shared_unit(analysis: Analysis) -> Message:
@@ -114,7 +122,7 @@ class DispersionReport(Phase1Report):
 
     caption = "phase1"
     definitions = ("iterations", "convergence")
-    counts: Mapping[str, Callable[[Any], float]] = {"iterations": lambda p: p.iterations}
+    counts = ("iterations",)
     figures: Mapping[str, Curves] = {
         "phase1_convergence": Curves(
             "iteration",
@@ -127,8 +135,8 @@ class DispersionReport(Phase1Report):
         ),
     }
     summary_columns = (
-        _column("iterations", lambda p: p.iterations, wording.count_text),
-        _column("convergence", lambda p: p.convergence_rate, wording.percent),
+        over_records("iterations", lambda p: getattr(p, "iterations", None), wording.count_text),
+        over_records("convergence", lambda p: getattr(p, "convergence_rate", None), wording.percent),
     )
     run_columns = (Column("iterations", lambda r: wording.number(getattr(r.phase1, "iterations", None))),)
 
@@ -229,6 +237,7 @@ def over_head(model: ModelResult) -> Spread | None:
     heads = (
         (model.validation[seed].nll_nats, p.head_for(model.token_layers or 1).nll_nats)
         for seed, p in model.phase1.items()
+        if hasattr(p, "head_for")
     )
     return spread(nll - head for nll, head in heads if isfinite(head))
 
@@ -238,7 +247,7 @@ class PredictionReport(Phase1Report):
 
     caption = "prediction"
     definitions = ("prediction",)
-    counts: Mapping[str, Callable[[Any], float]] = {"epochs": lambda p: p.epochs}
+    counts = ("epochs",)
     figures: Mapping[str, Curves] = {
         # Training only: validation is measured in another way, and at the end.
         "phase1_prediction": Curves(
@@ -249,7 +258,7 @@ class PredictionReport(Phase1Report):
 
     def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """See Phase1Report."""
-        epochs = _column("epochs", lambda p: p.epochs, wording.count_text)
+        epochs = over_records("epochs", lambda p: p.epochs, wording.count_text)
         return [epochs, spread_column("head_perplexity", head_perplexity, wording.perplexity_text)]
 
     def lead(self, analysis: Analysis) -> Sequence[Message]:
@@ -300,13 +309,7 @@ def depth_comparisons(analysis: Analysis) -> list[DepthComparison]:
     return [comparison for report, depths in recipes for comparison in report.compare(depths)]
 
 
-def own_columns(kind: str, analysis: Analysis | None = None) -> Iterator[Column[Any]]:
-    """Such columns of all recipes, or of those in the analysis; empty in rows of other recipes."""
-
-    def of(report: Phase1Report, column: Column[Any]) -> Column[Any]:
-        return Column(
-            column.key, lambda row: column.cell(row) if phase1_report(row.recipe) is report else NONE
-        )
-
-    for report in [one for one, _ in phase1_reports_of(analysis)] if analysis else PHASE1_REPORTS.values():
-        yield from (of(report, column) for column in getattr(report, kind))
+def own_columns(kind: str, analysis: Analysis | None = None) -> list[Column[Any]]:
+    """Such columns of all recipes, or of those in the analysis."""
+    recipes = [one for one, _ in phase1_reports_of(analysis)] if analysis else PHASE1_REPORTS.values()
+    return [column for one in recipes for column in getattr(one, kind)]

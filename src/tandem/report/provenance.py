@@ -1,7 +1,6 @@
 """Sections of where the report comes from: audit, runs, environment and data, terms."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import yaml
 
@@ -13,7 +12,6 @@ from tandem.report.markdown import Column, Report, bullets, fenced, folded, warn
 from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, own_columns, phase1_reports_of, shared_unit
 from tandem.report.wording import NONE, Texts, code, literal
 
-Item = TypeVar("Item")
 DEFINITIONS = (
     "config variant baseline params phase1 rank perplexity bits accuracy "
     "plus_minus interval verdict efficiency time"
@@ -93,8 +91,9 @@ def provenance(report: Report) -> Iterator[str]:
     yield report.heading("provenance")
     yield texts("provenance.source")
     yield fenced(texts("provenance.command"), "sh")
-    yield _environment_table(report)
-    yield _data_table(report)
+    environments = [_environment_facts(report, *found) for found in analysis.environments.items()]
+    yield _facts_table(report, "environment", "environment", environments)
+    yield _facts_table(report, "data", "data_set", [_data_facts(report, data) for data in analysis.data])
     if analysis.manifest is None:
         yield texts("provenance.no_manifest")
         return
@@ -102,40 +101,35 @@ def provenance(report: Report) -> Iterator[str]:
     yield folded(texts("provenance.settings"), fenced(settings.rstrip(), "yaml"))
 
 
-def _facts_table(
-    report: Report, name: str, head: str, facts: Mapping[str, Callable[[Item], str]], items: Sequence[Item]
-) -> str:
-    """One row per fact, one column per item."""
+def _facts_table(report: Report, name: str, head: str, facts: Sequence[Mapping[str, str]]) -> str:
+    """One row per fact, one column per thing that the facts are of."""
 
-    def column(place: int, item: Item) -> Column[str]:
-        number = str(place) if len(items) > 1 else ""
-        return word_column(report.texts(f"fact.{head}", number=number), lambda key: facts[key](item))
+    def column(place: int, own: Mapping[str, str]) -> Column[str]:
+        number = str(place) if len(facts) > 1 else ""
+        return word_column(report.texts(f"fact.{head}", number=number), lambda key: own[key])
 
     first: Column[str] = Column("fact", lambda key: report.texts(f"fact.{key}"))
-    return report.table(name, [first, *(column(*item) for item in enumerate(items, 1))], [*facts])
+    return report.table(name, [first, *map(column, range(1, len(facts) + 1), facts)], [*facts[0]])
 
 
-def _environment_table(report: Report) -> str:
-    """Where it ran."""
-    facts: dict[str, Callable[[Environment], str]] = {
-        "device": lambda e: f"{literal(e.device_name)} ({code(e.device)})",
-        "device_memory": lambda e: wording.bytes_text(e.device_memory_bytes),
-        "cpu": lambda e: report.texts("cpu_threads", count=str(e.cpu_count), threads=str(e.threads)),
-        "platform": lambda e: literal(e.platform),
-        "versions": lambda e: (
-            f"Python {literal(e.python)}, torch {literal(e.torch)}, "
-            f"transformers {literal(e.transformers)}, Tandem {literal(e.tandem)}"
+def _environment_facts(report: Report, e: Environment, runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Where it ran; which runs, where there are several environments."""
+    return {
+        "device": f"{literal(e.device_name)} ({code(e.device)})",
+        "device_memory": wording.bytes_text(e.device_memory_bytes),
+        "cpu": report.texts("cpu_threads", count=str(e.cpu_count), threads=str(e.threads)),
+        "platform": literal(e.platform),
+        "versions": f"Python {literal(e.python)}, torch {literal(e.torch)}, "
+        f"transformers {literal(e.transformers)}, Tandem {literal(e.tandem)}",
+        "code_version": code(e.code_fingerprint),
+        "git_commit": code(e.git_commit) if e.git_commit else NONE,
+        **(
+            {"runs": literal(", ".join(r.run for r in runs))} if len(report.analysis.environments) > 1 else {}
         ),
-        "code_version": lambda e: code(e.code_fingerprint),
-        "git_commit": lambda e: code(e.git_commit) if e.git_commit else NONE,
     }
-    runs = dict(report.analysis.environments)
-    if len(runs) > 1:
-        facts["runs"] = lambda e: literal(", ".join(runs[e]))
-    return _facts_table(report, "environment", "environment", facts, [*runs])
 
 
-def _data_table(report: Report) -> str:
+def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
     """What it was trained and scored on, with every fingerprint."""
     analysis, texts = report.analysis, report.texts
 
@@ -152,30 +146,24 @@ def _data_table(report: Report) -> str:
 
     # What tells of embeddings are the configurations: a control has none of what phase 1 makes of them.
     own = [r for r in analysis.records if not is_baseline(r)] or analysis.records
-    by_variant = {
-        "embeddings": [(r.variant, embeddings(r)) for r in own],
-        "embeddings_fingerprint": [(r.variant, code(r.data.embeddings_fingerprint)) for r in own],
-        "settings_fingerprint": [(variant, code(found)) for variant, found in analysis.settings],
+    train = {"documents": d.train_documents, "tokens": d.train_tokens, "bytes": d.train_bytes}
+    validation = {"documents": d.validation_documents, "tokens": d.validation_tokens}
+    lost = {"train": f"{d.train_lost_bytes:,}", "validation": f"{d.validation_lost_bytes:,}"}
+    fingerprints = [(r.variant, code(r.data.embeddings_fingerprint)) for r in own]
+    return {
+        "train": split(d.train_source, **train),
+        "validation": split(d.validation_source, **validation, bytes=d.validation_bytes),
+        "duplicates": f"{d.duplicates_dropped:,}",
+        "overlap": f"{d.overlap_documents:,}",
+        "lost": texts("lost_bytes", **lost),
+        "tokenizer": texts("tokenizer", source=code(d.tokenizer), size=f"{d.vocab_size:,}"),
+        "embeddings": _by_variant([(r.variant, embeddings(r)) for r in own], texts),
+        "text_fingerprint": code(d.text_fingerprint),
+        "tokenizer_fingerprint": code(d.tokenizer_fingerprint),
+        "tokens_fingerprint": code(d.tokens_fingerprint),
+        "embeddings_fingerprint": _by_variant(fingerprints, texts),
+        "settings_fingerprint": _by_variant([(v, code(found)) for v, found in analysis.settings], texts),
     }
-    said = {key: _by_variant(found, texts) for key, found in by_variant.items()}
-    facts: dict[str, Callable[[DataRecord], str]] = {
-        "train": lambda d: split(d.train_source, documents=d.train_documents, tokens=d.train_tokens,
-                                 bytes=d.train_bytes),
-        "validation": lambda d: split(d.validation_source, documents=d.validation_documents,
-                                      tokens=d.validation_tokens, bytes=d.validation_bytes),
-        "duplicates": lambda d: f"{d.duplicates_dropped:,}",
-        "overlap": lambda d: f"{d.overlap_documents:,}",
-        "lost": lambda d: texts("lost_bytes", train=f"{d.train_lost_bytes:,}",
-                                validation=f"{d.validation_lost_bytes:,}"),
-        "tokenizer": lambda d: texts("tokenizer", source=code(d.tokenizer), size=f"{d.vocab_size:,}"),
-        "embeddings": lambda _: said["embeddings"],
-        "text_fingerprint": lambda d: code(d.text_fingerprint),
-        "tokenizer_fingerprint": lambda d: code(d.tokenizer_fingerprint),
-        "tokens_fingerprint": lambda d: code(d.tokens_fingerprint),
-        "embeddings_fingerprint": lambda _: said["embeddings_fingerprint"],
-        "settings_fingerprint": lambda _: said["settings_fingerprint"],
-    }  # fmt: skip
-    return _facts_table(report, "data", "data_set", facts, [data for data, _ in analysis.data])
 
 
 def _by_variant(found: Iterable[tuple[str | None, str]], texts: Texts) -> str:

@@ -18,6 +18,8 @@ from tandem.report.markdown import Report, bullets
 from tandem.report.results import summary_columns
 from tandem.report.wording import Texts, read_resource
 
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable("table")
+_PARSER.validateLink = lambda url: url.startswith(("#", "figures/"))  # type: ignore[method-assign]
 MARKS = {"strong": "emphasised", "em": "apart"}
 """Classes of a table's row by what its name is set in."""
 
@@ -34,21 +36,29 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
     records = read_records(run_dir)
     if not records:
         raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
+    # The only import of matplotlib, which is slow. Where no home folder can be written, it would warn.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from tandem.report.figures import draw_figures
+
     analysis = Analysis(records, read_manifest(run_dir), read_audit(run_dir))
-    figures = _draw(analysis, texts)
+    figures = draw_figures(analysis, texts)
     document = Document(analysis, texts, figures.keys())
     files = {
-        f"report{texts.suffix}.md": str(document),
-        f"report{texts.suffix}.html": render_html(document, figures),
-        **{f"figures/{name}{texts.suffix}.svg": svg for name, svg in figures.items()},
+        run_dir / f"report{texts.suffix}.md": str(document),
+        run_dir / f"report{texts.suffix}.html": render_html(document, figures),
+        **{run_dir / "figures" / f"{name}{texts.suffix}.svg": svg for name, svg in figures.items()},
     }
     try:
-        return [_write(run_dir / name, content) for name, content in files.items()]
+        for path, content in files.items():
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path) as draft:  # a reader never sees half a file
+                draft.write_text(content, "utf-8")
     except OSError as error:
         raise RunDirError(
             f"cannot write the report into {run_dir} ({storage_reason(error)}); the records are kept; "
             "make room or mend the place, and give the command again"
         ) from None
+    return list(files)
 
 
 def summary_rows(
@@ -67,23 +77,6 @@ def summary_rows(
     columns, models = summary_columns(report), report.analysis.models.values()
     rows = [[plain(column.cell(model)) for column in columns] for model in models]
     return [plain(report.head(column)) for column in columns], rows
-
-
-def _write(path: Path, content: str) -> Path:
-    """Write all or nothing: a reader never sees half a file."""
-    path.parent.mkdir(exist_ok=True)
-    with atomic_write(path) as draft:
-        draft.write_text(content, "utf-8")
-    return path
-
-
-def _draw(analysis: Analysis, texts: Texts) -> dict[str, str]:
-    """The figures, by the only import of matplotlib: slow, and of use to a report alone."""
-    # Where no home folder can be written, it makes a temporary one by itself, but warns of it.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from tandem.report.figures import draw_figures
-
-    return draw_figures(analysis, texts)
 
 
 # The page
@@ -106,15 +99,6 @@ def render_html(document: Document, figures: Mapping[str, str]) -> str:
         footer=_html(document.footer, "", figures),
     )
     return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
-
-
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    parser.validateLink = lambda url: url.startswith(("#", "figures/"))  # type: ignore[method-assign]
-    return parser
-
-
-_PARSER = _parser()
 
 
 def _html(markdown: str, anchor: str, figures: Mapping[str, str]) -> str:

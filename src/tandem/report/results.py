@@ -8,7 +8,7 @@ from tandem.report import sentences, wording
 from tandem.report.analysis import DepthResult, ModelResult, ScanResult
 from tandem.report.markdown import Column, Report, bullets, spread_column, warning, word_column
 from tandem.report.original import Claim, as_the_original, claims, load_original
-from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, own_columns, phase1_reports_of
+from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, over_records, own_columns, phase1_reports_of
 from tandem.report.statistics import mean, spread
 from tandem.report.wording import NONE, Message, Value, code, literal
 
@@ -57,7 +57,7 @@ def overview(report: Report) -> Iterator[str]:
             *sentences.baseline_summary(analysis, choice),
         ]
         yield f"> {texts.say(*messages)}"
-    data = analysis.data[0][0]
+    data = next(iter(analysis.data))
     sizes = {
         name: dict.fromkeys(size for r in analysis.records if (size := getattr(r, name)) is not None)
         for name in ("embed_dim", "context_dim")
@@ -68,7 +68,7 @@ def overview(report: Report) -> Iterator[str]:
         "recipe": [*map(code, dict.fromkeys(c.recipe for c in analysis.configurations))],
         "baselines": [b.name for b in analysis.baselines],
         "seeds": sorted({r.seed for r in analysis.records if r.seed is not None}),
-        "devices": sorted({literal(e.device_name) for e, _ in analysis.environments}),
+        "devices": sorted({literal(e.device_name) for e in analysis.environments}),
         "train_tokens": f"{data.train_tokens:,}",
         "validation_tokens": f"{data.validation_tokens:,}",
         "vocabulary": f"{data.vocab_size:,}",
@@ -123,13 +123,13 @@ def original(report: Report) -> Iterator[str]:
     if analysis.configurations and not ours:
         yield texts("original.none")
         return
-    about = {"title": printed.title, "date": printed.date, "device": printed.device}
-    yield warning(texts("original.label", **about, data=printed.data, tokenizer=printed.tokenizer))
+    about = {key: value for key, value in printed.items() if isinstance(value, str)}
+    yield warning(texts("original.label", **about))
     if variant := next((c.variant for c in ours.values()), None):
         yield texts("original.variant", variant=variant)
     yield _original_table(report, {name: model for name, model in ours.items() if model.validation})
     yield texts("original.caveats")
-    yield bullets(printed.caveats[texts.language])
+    yield bullets(printed["caveats"][texts.language])
     yield texts("original.claims")
     columns: list[Column[Claim]] = [
         Column("claim", lambda c: texts(f"claim.{c.key}")),
@@ -148,7 +148,7 @@ def _original_table(report: Report, ours: Mapping[str, ModelResult]) -> str:
 
         return Column(column.key, cell, column.numeric)
 
-    theirs = [{**row, "source": report.texts("source.original")} for row in load_original().rows]
+    theirs = [{**row, "source": report.texts("source.original")} for row in load_original()["rows"]]
     rows = [row for printed in theirs for row in (printed, ours.get(printed["config"])) if row]
     own = PHASE1_REPORTS[ORIGINAL].summary_columns
     columns: list[Model] = [
@@ -184,9 +184,7 @@ def phase1(report: Report) -> Iterator[str]:
             *of_recipe.columns(report, depths),
             rank("rank_validation", lambda c: c.effective_rank_validation),
             rank("rank_train", lambda c: c.effective_rank_train),
-            spread_column(
-                "seconds", lambda d: spread(p.seconds_s for p in d.phase1.values()), wording.seconds_text
-            ),
+            over_records("seconds", lambda p: p.seconds_s, wording.seconds_text),
         ]
         yield report.table(of_recipe.caption, columns, depths, recipe=code(of_recipe.recipe))
         yield from report.findings(of_recipe.findings(analysis, depths))

@@ -66,9 +66,9 @@ def warnings(analysis: Analysis) -> Iterator[Message]:
         yield Message("warning.seeds_differ")
     if any(not scan.within for scan in analysis.scans):
         yield Message("warning.scan")
-    if any(data.overlap_documents for data, _ in analysis.data):
+    if any(data.overlap_documents for data in analysis.data):
         yield Message("warning.overlap")
-    if any(data.validation_lost_bytes or data.train_lost_bytes for data, _ in analysis.data):
+    if any(data.validation_lost_bytes or data.train_lost_bytes for data in analysis.data):
         yield Message("warning.lost")
 
 
