@@ -12,8 +12,16 @@ from scipy import stats
 
 from tandem.records import DocumentScores, RunRecord
 from tandem.report.analysis import Analysis
-from tandem.report.crossed import estimate, over_seeds_and_documents, paired
-from tandem.report.statistics import RESOLUTION, Verdict, holm, spread, verdict
+from tandem.report.statistics import (
+    RESOLUTION,
+    Verdict,
+    estimate,
+    holm,
+    over_seeds_and_documents,
+    paired,
+    spread,
+    verdict,
+)
 
 
 def test_paired_agrees_with_scipy():

@@ -21,9 +21,9 @@ from tandem.cli.summary import print_run
 from tandem.cli.terminal import Terminal
 from tandem.records import Manifest, RunRecord
 from tandem.report import summary_rows
-from tandem.report.analysis import Analysis, changed_settings, trains_plainly
+from tandem.report.analysis import Analysis, trains_plainly
 from tandem.report.document import Document
-from tandem.report.findings import train_command
+from tandem.report.findings import changed_settings, train_command
 from tandem.report.original import as_the_original, claims
 from tandem.report.phase1 import PHASE1_REPORTS, depth_comparisons, phase1_reports_of
 from tandem.report.render import render_html
@@ -197,12 +197,12 @@ def test_long_tables_of_pairs_are_folded_only_beside_variants():
 def test_settings_of_variants_are_those_of_the_manifest():
     variants = {"full": {}, "bad": {"phase2": {"lr": 0.1, "negatives": None}, "recipe": "original"}}
     manifest = make_manifest(variants=variants, phase2={"dropout": 0.5})
-    assert changed_settings(manifest, "full") == changed_settings(manifest, "unknown") == ()
-    assert changed_settings(manifest, "bad") == (
+    assert changed_settings(manifest, "full") == changed_settings(manifest, "unknown") == []
+    assert changed_settings(manifest, "bad") == [
         "phase2.lr = 0.1",
         "phase2.negatives = null",
         'recipe = "original"',
-    )
+    ]
     assert not trains_plainly(manifest, "bad")
     assert trains_plainly(
         make_manifest(variants={"a": {"phase2": {"dropout": 0.0}}}, phase2={"dropout": 1}), "a"

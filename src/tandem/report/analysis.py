@@ -1,9 +1,8 @@
 """From saved records to every figure the report shows: no words here, and nothing that is not recorded."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
@@ -16,11 +15,21 @@ import numpy.typing as npt
 from tandem.baselines import BASELINES
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ScanRecord, ValidationRecord
 from tandem.records.audit import Status
-from tandem.report.crossed import Effect, Floats, over_seeds_and_documents, paired
-from tandem.report.statistics import Verdict, holm, perplexities, perplexity, spread, verdict
+from tandem.report.statistics import (
+    Effect,
+    Floats,
+    Verdict,
+    holm,
+    over_seeds_and_documents,
+    paired,
+    perplexities,
+    perplexity,
+    spread,
+    verdict,
+)
 
-Item = TypeVar("Item", bound=Hashable)
-Shared = TypeVar("Shared")
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 Scores = Mapping[int, tuple[ValidationRecord, ValidationRecord]]
 """Of two models, by seed."""
 OWN_EMBEDDINGS = {"embeddings": "", "embeddings_trained": False, "embeddings_fingerprint": ""}
@@ -77,11 +86,11 @@ class ModelResult:
         """A share, on validation contexts."""
         self.nll = spread(v.nll_nats for v in validation)
         """Validation, nats per token."""
-        self.perplexity = perplexities((v.perplexity, v.nll_nats) for v in validation)
+        self.perplexity = perplexities(v.nll_nats for v in validation)
         """Validation, with the geometric mean."""
         self.accuracy = spread(v.accuracy for v in validation)
         self.bits_per_byte = spread(v.bits_per_byte for v in validation)
-        self.train_perplexity = perplexities((t.train_perplexity, t.train_nll_nats) for t in training)
+        self.train_perplexity = perplexities(t.train_nll_nats for t in training)
         """At the best epoch, with the geometric mean."""
         self.best_epoch = spread(t.best_epoch for t in training)
         self.training_seconds = spread(t.seconds_s for t in training)
@@ -168,9 +177,9 @@ class DepthResult:
         return before.distance + fallen * (after.distance - before.distance)
 
 
-def _by_seed(records: Iterable[RunRecord], of: Callable[[RunRecord], Shared | None]) -> dict[int, Shared]:
+def _by_seed(records: Iterable[RunRecord], of: Callable[[RunRecord], Item | None]) -> dict[int, Item]:
     """What the runs of each seed share, from the run that computed it where that is known."""
-    found: dict[int, Shared] = {}
+    found: dict[int, Item] = {}
     for record in sorted(records, key=lambda r: (r.seed or 0, not r.phase1_computed_here)):
         shared = of(record)
         if shared is not None and record.seed is not None:
@@ -254,35 +263,24 @@ def _effect(scores: Scores) -> Effect | None:
 # What the manifest says of variants: plain data, whatever version of Tandem wrote it
 
 
-def changed_settings(manifest: Manifest, variant: str) -> tuple[str, ...]:
-    """What a variant sets differently from the common settings, such as `phase2.lr = 0.002`."""
-    return tuple(_leaves(_own_settings(manifest, variant)))
-
-
 def trains_plainly(manifest: Manifest | None, variant: str | None) -> bool:
     """Whether phase 2 trains without dropout and on the whole vocabulary, as far as is known.
 
     Otherwise its training figures are of another kind than those of validation.
     """
-    settings: dict[str, object] = {}
-    for source in (manifest.settings if manifest else {}, _own_settings(manifest, variant)):
-        phase2 = source.get("phase2")
-        settings |= phase2 if isinstance(phase2, Mapping) else {}
-    return not any(settings.get(name) for name in ("dropout", "embed_dropout", "output_dropout", "negatives"))
+    common = manifest.settings if manifest else {}
+    phase2 = _section(common, "phase2") | _section(own_settings(manifest, variant), "phase2")
+    return not any(phase2.get(name) for name in ("dropout", "embed_dropout", "output_dropout", "negatives"))
 
 
-def _own_settings(manifest: Manifest | None, variant: str | None) -> Mapping[str, object]:
-    variants = manifest.settings.get("variants") if manifest else None
-    own = variants.get(variant) if isinstance(variants, Mapping) and variant is not None else None
-    return own if isinstance(own, Mapping) else {}
+def own_settings(manifest: Manifest | None, variant: str | None) -> dict[str, object]:
+    """What a variant sets differently from the common settings."""
+    return _section(_section(manifest.settings, "variants"), variant) if manifest and variant else {}
 
 
-def _leaves(values: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name} = {json.dumps(value, ensure_ascii=False)}"
+def _section(settings: Mapping[str, object], name: str) -> dict[str, object]:
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 # The audit
@@ -306,16 +304,20 @@ class AuditStatus:
         finished = {r.run: r.finished_at for r in records if r.status == "finished"}
         runs = audit.runs if audit else ()
         current = [a for a in runs if a.run is None or finished.get(a.run) == a.finished_at]
-        outcomes: dict[str, list[tuple[str | None, Check]]] = {}
-        for run_audit in current:
-            for check in run_audit.checks:
-                outcomes.setdefault(check.name, []).append((run_audit.run, check))
+        outcomes = _grouped(
+            ((a.run, check) for a in current for check in a.checks), lambda found: found[1].name
+        )
         bad, covered = {a.run for a in current if a.status == "fail"}, {a.run for a in current}
         no_model = {run for run, check in outcomes.get("model", []) if check.status in ("skip", "warn")}
         self.audited_at = audit.audited_at if audit else None
         """UTC, ISO 8601; None without an audit."""
-        self.checks = [result for name, found in outcomes.items() for result in _check_results(name, found)]
-        """One result for each check, and one more for every further run that failed it."""
+        self.checks: list[CheckResult] = []
+        """Of each check every run that failed; the worst run if none did."""
+        for name, found in outcomes.items():
+            counts = Counter(check.status for _, check in found)
+            worst = min(found, key=lambda outcome: STATUSES.index(outcome[1].status))
+            shown = [outcome for outcome in found if outcome[1].status == "fail"] or [worst]
+            self.checks += [CheckResult(name, run, check, counts) for run, check in shown]
         self.failed, self.warned = (
             tuple(dict.fromkeys(c.name for c in self.checks if c.counts.get(status)))
             for status in ("fail", "warn")
@@ -327,14 +329,6 @@ class AuditStatus:
         """Finished runs that the audit does not cover, or covers in an earlier record."""
         self.unrecomputed = tuple(r.run for r in records if r.is_tandem and r.run in no_model)
         """Runs whose figures were not recomputed, since no model was saved."""
-
-
-def _check_results(name: str, outcomes: Sequence[tuple[str | None, Check]]) -> list[CheckResult]:
-    """Every run that failed; the worst run if none did."""
-    counts = Counter(check.status for _, check in outcomes)
-    ordered = sorted(outcomes, key=lambda outcome: STATUSES.index(outcome[1].status))
-    shown = [outcome for outcome in outcomes if outcome[1].status == "fail"] or ordered[:1]
-    return [CheckResult(name, run, check, counts) for run, check in shown]
 
 
 # All of it
@@ -495,11 +489,11 @@ def _order(record: RunRecord, variants: Sequence[str | None]) -> tuple[int, int,
     return (kinds.index(record.kind), variant, *depths, record.configuration, seed)
 
 
-def _grouped(records: Iterable[RunRecord], key: Callable[[RunRecord], Item]) -> dict[Item, list[RunRecord]]:
-    """The records of each key."""
-    groups: dict[Item, list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items of each key."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 

@@ -200,8 +200,7 @@ def _perplexity_parameters(axes: Axes, analysis: Analysis) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(x=0.12, y=0.12)
     _logarithmic_if_wide(axes, shown)
-    axes.set_xlabel("@total_parameters")
-    axes.set_ylabel("@validation_perplexity")
+    axes.set(xlabel="@total_parameters", ylabel="@validation_perplexity")
     legend(axes)
 
 
@@ -249,8 +248,7 @@ def _phase1(curves: Curves, depths: Sequence[DepthResult], axes: Axes, _: Analys
     for order, depth in enumerate(depths):
         own = [points for p in depth.phase1.values() if (points := curves.points(p))]
         _draw_curves(axes, own, *_look(order), depth.name)
-    axes.set_xlabel(f"@{curves.x}")
-    axes.set_ylabel(f"@{curves.y}")
+    axes.set(xlabel=f"@{curves.x}", ylabel=f"@{curves.y}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes)
     if curves.y_limits:
@@ -269,8 +267,7 @@ def _learning_curves(axes: Axes, analysis: Analysis) -> None:
     if axes.has_data():
         axes.plot([], [], color=INK, label="@validation")
         axes.plot([], [], color=INK, ls=DOTTED, label="@training")
-    axes.set_xlabel("@epoch")
-    axes.set_ylabel("@perplexity")
+    axes.set(xlabel="@epoch", ylabel="@perplexity")
     _logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes)
@@ -326,8 +323,7 @@ def _memory(axes: Axes, analysis: Analysis) -> None:
     axes.set_ylim(max(lowest / 1.5, LEAST_CHANGE), 1.4 * highest)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("@distance")
-    axes.set_ylabel("@change")
+    axes.set(xlabel="@distance", ylabel="@change")
     legend(axes)
 
 

@@ -1,16 +1,17 @@
 """Sections of what follows from the results: comparisons, baselines, and which configuration to use."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tandem.baselines import BASELINES
+from tandem.records import Manifest
 from tandem.report import sentences, wording
-from tandem.report.analysis import Comparison, ModelResult, changed_settings
-from tandem.report.crossed import Effect
-from tandem.report.markdown import Column, Report, bullets, fenced, spread_column, warning, word_column
+from tandem.report.analysis import Comparison, ModelResult, own_settings
+from tandem.report.markdown import Column, Report, fenced, spread_column, warning, word_column
 from tandem.report.phase1 import phase1_report
 from tandem.report.results import ACCURACY, BEST_EPOCH, BITS, PARAMS, PERPLEXITY, TRAIN_PERPLEXITY
-from tandem.report.statistics import mean, perplexity
-from tandem.report.wording import NONE, Message, code, interval_text, literal
+from tandem.report.statistics import Effect, mean, perplexity
+from tandem.report.wording import NONE, Message, code, interval_text, literal, perplexity_text
 from tandem.settings import preset_names
 from tandem.shown import command
 
@@ -79,29 +80,31 @@ def _effects_table(
 def _paired_table(report: Report, longest: int | None) -> str:
     """Every pair of configurations over seeds, on this validation set; descriptive."""
 
-    def from_to(test: Effect, text: Callable[[float], str], difference: str) -> str:
-        a, b = map(text, test.means) if test.means else (NONE, NONE)
-        return f"{a} → {b} ({difference})"
+    def before_and_after(
+        key: str,
+        test: Callable[[Comparison], Effect],
+        text: Callable[[float], str],
+        change: Callable[[float | None], str],
+    ) -> list[Column[Comparison]]:
+        """Both means and their difference, and its interval."""
 
-    def perplexity_of(nll: float) -> str:
-        return wording.perplexity_text(perplexity(nll))
+        def cell(c: Comparison) -> str:
+            a, b = map(text, test(c).means or ()) if test(c).means else (NONE, NONE)
+            return f"{a} → {b} ({change(test(c).difference)})"
 
-    def points(difference: float | None) -> str:
-        return wording.signed(None if difference is None else 100 * difference)
+        return [Column(key, cell), Column("interval", lambda c: interval_text(test(c).interval, change))]
+
+    def points(share: float | None) -> str:
+        return wording.signed(None if share is None else 100 * share)
+
+    def of_nll(nll: float) -> str:
+        return perplexity_text(perplexity(nll))
 
     columns: list[Column[Comparison]] = [
         _pair_column(report),
-        Column(
-            "perplexity_change",
-            lambda c: from_to(c.nll, perplexity_of, wording.change_text(c.nll.difference)),
-        ),
-        Column("interval", lambda c: interval_text(c.nll.interval, wording.change_text)),
+        *before_and_after("perplexity_change", lambda c: c.nll, of_nll, wording.change_text),
         Column("p", lambda c: wording.p_text(c.paired_p)),
-        Column(
-            "accuracy_change",
-            lambda c: from_to(c.accuracy, wording.percent, points(c.accuracy.difference)),
-        ),
-        Column("interval", lambda c: interval_text(c.accuracy.interval, points)),
+        *before_and_after("accuracy_change", lambda c: c.accuracy, wording.percent, points),
         Column("common_seeds", lambda c: report.texts.join(c.nll.by_seed)),
     ]
     return report.table("paired", columns, report.analysis.comparisons, longest=longest)
@@ -126,8 +129,8 @@ def variants(report: Report) -> Iterator[str]:
     if analysis.manifest:
         own = {variant: changed_settings(analysis.manifest, variant) for variant in analysis.variants}
         yield texts("variants.lead")
-        yield bullets(
-            texts(
+        yield report.list_of(
+            Message(
                 f"variants.{'changes' if changed else 'unchanged'}", variant=v, changes=[*map(code, changed)]
             )
             for v, changed in own.items()
@@ -141,6 +144,12 @@ def variants(report: Report) -> Iterator[str]:
     yield report.list_of(sentences.variant_findings(analysis))
     yield _effects_table(report, "variants", pairs)
     yield texts("variants.note")
+
+
+def changed_settings(manifest: Manifest, variant: str) -> list[str]:
+    """What a variant sets differently from the common settings, such as `phase2.lr = 0.002`."""
+    own = wording.flatten(own_settings(manifest, variant))
+    return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own.items()]
 
 
 def vs_baselines(report: Report) -> Iterator[str]:
@@ -207,7 +216,7 @@ def _configuration(report: Report, name: str, c: ModelResult, reasons: Iterable[
     yield report.heading(name, 3, name=c.name, **depths)
     yield _selecting_settings(report, c)
     figures = [
-        Message("choice.perplexity", value=wording.perplexity_text(mean(c.perplexity))),
+        Message("choice.perplexity", value=perplexity_text(mean(c.perplexity))),
         Message("choice.accuracy", value=wording.percent(mean(c.accuracy))),
         Message("choice.parameters", value=wording.count_short(c.total_parameters)),
         *phase1_report(c.recipe).facts(c),
@@ -224,9 +233,14 @@ def _selecting_settings(report: Report, c: ModelResult) -> str:
 
 
 def avoid(report: Report) -> Iterator[str]:
-    if report.analysis.choice is not None:
-        yield report.heading("avoid", 3)
-        yield report.list_of(sentences.avoid_findings(report.analysis.choice))
+    if report.analysis.choice is None:
+        return
+    yield report.heading("avoid", 3)
+    worse = (
+        Message("avoid.shown_worse", name=c.name, than=than, perplexity=perplexity_text(mean(c.perplexity)))
+        for c, than in report.analysis.choice.avoid
+    )
+    yield report.list_of(worse) or f"- {report.texts('avoid.none')}"
 
 
 def conclusions(report: Report) -> Iterator[str]:

@@ -10,9 +10,18 @@ from tandem.objectives import OBJECTIVES
 from tandem.records import RunRecord
 from tandem.report import wording
 from tandem.report.analysis import Analysis, DepthResult, ModelResult
-from tandem.report.crossed import Effect, paired
 from tandem.report.markdown import Column, Report, spread_column, word_column
-from tandem.report.statistics import Spread, Verdict, holm, mean, perplexities, perplexity, spread, verdict
+from tandem.report.statistics import (
+    Effect,
+    Spread,
+    Verdict,
+    holm,
+    mean,
+    paired,
+    perplexities,
+    spread,
+    verdict,
+)
 from tandem.report.wording import NONE, Message
 
 
@@ -228,8 +237,7 @@ def _speeds(shown: Verdict, a: int, b: int, test: Effect, p: float | None) -> Me
 
 def head_perplexity(found: DepthResult | ModelResult) -> Spread | None:
     """Validation perplexity of the deepest head, with the geometric mean."""
-    losses = [p.heads[-1].nll_nats for p in found.phase1.values()]
-    return perplexities((perplexity(nll), nll) for nll in losses)
+    return perplexities(p.heads[-1].nll_nats for p in found.phase1.values())
 
 
 def over_head(model: ModelResult) -> Spread | None:

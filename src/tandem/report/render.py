@@ -20,8 +20,6 @@ from tandem.report.wording import Texts, read_resource
 
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("table")
 _PARSER.validateLink = lambda url: url.startswith(("#", "figures/"))  # type: ignore[method-assign]
-MARKS = {"strong": "emphasised", "em": "apart"}
-"""Classes of a table's row by what its name is set in."""
 
 
 def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
@@ -140,7 +138,7 @@ def _table(found: re.Match[str]) -> str:
 def _named_row(found: re.Match[str]) -> str:
     """The beginning of a row, its class by what its name is set in."""
     mark = re.fullmatch(r"<(strong|em)>(?!.*<\1>).*</\1>", found[1])
-    style = f' class="{MARKS[mark[1]]}"' if mark else ""
+    style = {"strong": ' class="emphasised"', "em": ' class="apart"'}[mark[1]] if mark else ""
     return f'<tr{style}>\n<th scope="row">{found[1]}</th>'
 
 

@@ -1,6 +1,6 @@
 """Sections of the results: the overview, the summary, the original report, and every phase in detail."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tandem.records import ContextsRecord, Parameters, ScanRecord
@@ -27,16 +27,15 @@ BITS: Model = spread_column("bits", lambda m: m.bits_per_byte, lambda bits: word
 TOTAL_TIME: Model = spread_column("total_time", lambda m: m.seconds_alone, wording.seconds_text)
 
 
+def _models_table(report: Report, name: str, columns: Sequence[Model], models: Sequence[ModelResult]) -> str:
+    """One row per model: the recommended configuration in bold, baselines in italics."""
+    best = report.analysis.choice and report.analysis.choice.recommended
+    return report.table(name, columns, models, lambda m: "*" if m.baseline else "**" if m is best else "")
+
+
 def _configurations_table(report: Report, name: str, *columns: Model) -> str:
-    """One row per configuration, the recommended one in bold."""
-    choice = report.analysis.choice
     first: Model = Column("config", lambda m: report.name(m.name))
-    return report.table(
-        name,
-        [first, *columns],
-        report.analysis.configurations,
-        lambda m: "**" if choice and m is choice.recommended else "",
-    )
+    return _models_table(report, name, [first, *columns], report.analysis.configurations)
 
 
 # Overview and summary
@@ -78,16 +77,11 @@ def overview(report: Report) -> Iterator[str]:
 
 
 def summary(report: Report) -> Iterator[str]:
-    analysis, choice = report.analysis, report.analysis.choice
+    analysis = report.analysis
     yield report.heading("summary")
     for message in (*sentences.audit_warnings(analysis), *sentences.warnings(analysis)):
         yield warning(report.texts.say(message))
-    yield report.table(
-        "summary",
-        summary_columns(report),
-        [*analysis.configurations, *analysis.baselines],
-        lambda m: "*" if m.baseline else "**" if choice and m is choice.recommended else "",
-    )
+    yield _models_table(report, "summary", summary_columns(report), [*analysis.models.values()])
     yield from report.figure("validation_perplexity")
 
 
@@ -251,28 +245,30 @@ def scans(report: Report) -> Iterator[str]:
         shown = f"`{scan.method}`"
         return shown if scan.storage == "memory" else texts(f"scan.{scan.storage}", method=shown)
 
-    def span(key: str, count: Callable[[ScanRecord], int]) -> Column[ScanResult]:
+    def span(field: str) -> Column[ScanResult]:
         """`low–high`, or the one value."""
 
         def cell(s: ScanResult) -> str:
-            counts = [count(scan) for scan in s.scans]
+            counts = [getattr(scan, field) for scan in s.scans]
             return "–".join(map(wording.number, dict.fromkeys((min(counts), max(counts)))))
 
-        return Column(key, cell)
+        return Column(field, cell)
 
-    def error(key: str, worst: Callable[[ScanResult], float]) -> Column[ScanResult]:
+    def error(field: str, worst: Callable[[Iterable[float]], float] = max) -> Column[ScanResult]:
         """A numerical error, in powers of ten."""
-        return Column(key, lambda s: f"{worst(s):.1e}".replace("-", "−") if worst(s) else "0")
+
+        def cell(s: ScanResult) -> str:
+            value = worst(getattr(scan, field) for scan in s.scans)
+            return f"{value:.1e}".replace("-", "−") if value else "0"
+
+        return Column(field, cell)
 
     columns: list[Column[ScanResult]] = [
         Column("context_depth", lambda s: s.name),
         word_column("split", lambda s: texts(f"split.{s.split}")),
         word_column("method", lambda s: texts.join(sorted({*map(method, s.scans)}))),
-        span("segments", lambda scan: scan.segments),
-        span("burn_in", lambda scan: scan.burn_in),
-        error("loop_error", lambda s: max(scan.loop_error for scan in s.scans)),
-        error("join_error", lambda s: max(scan.join_error for scan in s.scans)),
-        error("tolerance", lambda s: min(scan.tolerance for scan in s.scans)),
+        *(span("segments"), span("burn_in")),
+        *(error("loop_error"), error("join_error"), error("tolerance", min)),
         word_column("exactness", lambda s: texts(f"scan.{'within' if s.within else 'beyond'}")),
     ]
     yield report.heading("scans", 3)

@@ -276,15 +276,6 @@ def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message
             yield c.message
 
 
-def avoid_findings(choice: Choice) -> Iterator[Message]:
-    """What is shown worse, and than what."""
-    for c, than in choice.avoid:
-        figure = perplexity_text(mean(c.perplexity))
-        yield Message("avoid.shown_worse", name=c.name, than=than, perplexity=figure)
-    if not choice.avoid:
-        yield Message("avoid.none")
-
-
 def no_conclusion(analysis: Analysis) -> Message:
     """Why nothing is recommended."""
     finished = any(c.validation for c in analysis.configurations)

@@ -67,7 +67,8 @@ class Texts:
 @cache
 def load_texts(language: str) -> dict[str, str]:
     """The texts of one language as {dotted key: text}; what it does not name stays English."""
-    own = _flatten(yaml.safe_load(read_resource(f"texts.{language}.yaml")))
+    texts = flatten(yaml.safe_load(read_resource(f"texts.{language}.yaml")))
+    own = {key: str(text) for key, text in texts.items()}
     return own if language == "en" else load_texts("en") | own
 
 
@@ -76,12 +77,11 @@ def read_resource(name: str) -> str:
     return (resources.files("tandem.report") / name).read_text("utf-8")
 
 
-def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """{dotted key: value} of nested mappings."""
+    flat: dict[str, object] = {}
     for key, value in tree.items():
-        flat |= (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
-        )
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
 
 
