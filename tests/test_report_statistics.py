@@ -20,7 +20,6 @@ from tandem.report.statistics import (
     over_seeds_and_documents,
     paired,
     spread,
-    verdict,
 )
 
 
@@ -57,7 +56,7 @@ def test_holm_by_hand():
 
 def judge(a: Sequence[float], b: Sequence[float], **options: float) -> Verdict:
     test = paired(dict(enumerate(a)), dict(enumerate(b)), **options)
-    return verdict(len(test.by_seed), test.difference, holm([test.p])[0])
+    return test.verdict(holm([test.p])[0])
 
 
 def test_verdicts():
@@ -85,8 +84,7 @@ def test_noise_is_seldom_called_a_difference():
         tests = [paired(a, b) for a, b in itertools.combinations(values, 2)]
         corrected = holm([t.p for t in tests])
         claims += any(
-            verdict(len(t.by_seed), t.difference, p) in (Verdict.BETTER, Verdict.WORSE)
-            for t, p in zip(tests, corrected, strict=True)
+            t.verdict(p) in (Verdict.BETTER, Verdict.WORSE) for t, p in zip(tests, corrected, strict=True)
         )
     assert claims / 400 < 0.07
 

@@ -10,14 +10,12 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from tandem.baselines import BASELINES
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ScanRecord, ValidationRecord
 from tandem.records.audit import Status
 from tandem.report.statistics import (
     Effect,
-    Floats,
     Verdict,
     holm,
     over_seeds_and_documents,
@@ -25,7 +23,6 @@ from tandem.report.statistics import (
     perplexities,
     perplexity,
     spread,
-    verdict,
 )
 
 Key = TypeVar("Key", bound=Hashable)
@@ -222,7 +219,7 @@ def _compare(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparis
     tests = [_paired(both, lambda v: v.nll_nats) for both in scores]
     effects = [_effect(both) or test for both, test in zip(scores, tests, strict=True)]
     corrected, paired_p = holm([e.p for e in effects]), holm([t.p for t in tests])
-    verdicts = [verdict(len(e.by_seed), e.difference, p) for e, p in zip(effects, corrected, strict=True)]
+    verdicts = [e.verdict(p) for e, p in zip(effects, corrected, strict=True)]
     accuracies = [_paired(both, lambda v: v.accuracy) for both in scores]
     names = [a.name for a, _ in pairs], [b.name for _, b in pairs]
     return tuple(map(Comparison, *names, effects, corrected, verdicts, tests, paired_p, accuracies))
@@ -245,19 +242,16 @@ def _paired(scores: Scores, figure: Callable[[ValidationRecord], float]) -> Effe
 
 def _effect(scores: Scores) -> Effect | None:
     """Over seeds and documents; None unless all scores are of the same two documents or more."""
-    differences: dict[int, Floats] = {}
-    tokens: npt.NDArray[np.int64] | None = None
-    for seed, (a, b) in scores.items():
-        if a.documents is None or b.documents is None:
-            return None
-        (tokens_a, sums_a), (tokens_b, sums_b) = a.documents.unpack(), b.documents.unpack()
-        tokens = tokens_a if tokens is None else tokens
-        if not (np.array_equal(tokens, tokens_a) and np.array_equal(tokens, tokens_b)):
-            return None
-        differences[seed] = sums_b - sums_a
-    if tokens is None or np.count_nonzero(tokens) < 2:
+    unpacked = {
+        seed: [v.documents.unpack() for v in both if v.documents is not None] for seed, both in scores.items()
+    }
+    tokens = [tokens for both in unpacked.values() for tokens, _ in both]
+    if not tokens or len(tokens) < 2 * len(scores) or np.count_nonzero(tokens[0]) < 2:
         return None
-    return over_seeds_and_documents(differences, tokens)
+    if not all(np.array_equal(tokens[0], other) for other in tokens):
+        return None
+    differences = {seed: sums_b - sums_a for seed, ((_, sums_a), (_, sums_b)) in unpacked.items()}
+    return over_seeds_and_documents(differences, tokens[0])
 
 
 # What the manifest says of variants: plain data, whatever version of Tandem wrote it

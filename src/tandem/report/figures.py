@@ -39,8 +39,8 @@ INK, FAINT = "#333333", "#d9d9d9"
 DOTTED = (0, (1, 1.6))
 LINE_BEHIND: dict[str, Any] = {"color": INK, "ls": (0, (4, 2)), "alpha": 0.75, "zorder": 0.5}
 """Dashed, across the axes, behind everything else."""
-BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-"""Of a number, so that no line of a baseline strikes it through."""
+NUMBER = {"color": INK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
+"""Of a number, with a box behind it, so that no line of a baseline strikes it through."""
 
 WIDE = 2.0
 """Times the lowest perplexity that the highest may be, before a logarithmic axis shows them."""
@@ -141,8 +141,7 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> None:
         if c.nll is not None and c.nll.interval is not None and len(values) >= MIN_SEEDS:
             low, top = (perplexity(end) for end in c.nll.interval)
             axes.errorbar([left], [mean], [[mean - low], [top - mean]], color=colour, capsize=4, lw=1.6)
-        number: dict[str, Any] = {"text": perplexity_text(mean), "color": INK, "bbox": BEHIND}
-        number["textcoords"] = "offset points"
+        number: dict[str, Any] = {"text": perplexity_text(mean), "textcoords": "offset points", **NUMBER}
         if len(shown) <= SIDE_BY_SIDE:
             axes.annotate(xy=(left, mean), xytext=(-9, 0), ha="right", va="center", fontsize=8.5, **number)
         elif len(shown) <= MANY:  # no room beside the mean, but above it and its interval

@@ -11,17 +11,7 @@ from tandem.records import RunRecord
 from tandem.report import wording
 from tandem.report.analysis import Analysis, DepthResult, ModelResult
 from tandem.report.markdown import Column, Report, spread_column, word_column
-from tandem.report.statistics import (
-    Effect,
-    Spread,
-    Verdict,
-    holm,
-    mean,
-    paired,
-    perplexities,
-    spread,
-    verdict,
-)
+from tandem.report.statistics import Effect, Spread, Verdict, holm, mean, paired, perplexities, spread
 from tandem.report.wording import NONE, Message
 
 
@@ -194,7 +184,7 @@ class DispersionReport(Phase1Report):
         tests = [paired(_iterations(a), _iterations(b), resolution=1) for a, b in pairs]
         found = []
         for (a, b), test, p in zip(pairs, tests, holm([test.p for test in tests]), strict=True):
-            shown = verdict(len(test.by_seed), test.difference, p)
+            shown = test.verdict(p)
             faster = {Verdict.BETTER: b, Verdict.WORSE: a}.get(shown)
             if faster is not None and set(at_limit(faster)) & set(test.by_seed):
                 shown = Verdict.NO_DIFFERENCE_SHOWN

@@ -155,9 +155,6 @@ def _original_table(report: Report, ours: Mapping[str, ModelResult]) -> str:
     )
 
 
-# Details
-
-
 def details(report: Report) -> Iterator[str]:
     yield report.heading("details")
 

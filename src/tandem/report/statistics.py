@@ -154,6 +154,14 @@ class Effect:
         """What the interval generalises to: other seeds and other documents, or other seeds only."""
         return "seeds" if self.documents is None else "seeds_documents"
 
+    def verdict(self, corrected_p: float | None) -> Verdict:
+        """What it shows of b, where lower values are better."""
+        if len(self.by_seed) < MIN_SEEDS:
+            return Verdict.TOO_FEW_SEEDS
+        if corrected_p is None or self.difference is None or corrected_p >= ALPHA:
+            return Verdict.NO_DIFFERENCE_SHOWN
+        return Verdict.BETTER if self.difference < 0 else Verdict.WORSE
+
     @property
     def reversed(self) -> "Effect":
         """The same as a − b."""
@@ -266,9 +274,6 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = R
     )
 
 
-# What it shows
-
-
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction of a family of p-values; comparisons without a test are not counted.
 
@@ -281,12 +286,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         running = max(running, min(1.0, p * (len(tested) - rank)))
         corrected[place] = running
     return corrected
-
-
-def verdict(seeds: int, difference: float | None, corrected_p: float | None) -> Verdict:
-    """What a difference b − a over so many common seeds shows of `b`, where lower values are better."""
-    if seeds < MIN_SEEDS:
-        return Verdict.TOO_FEW_SEEDS
-    if corrected_p is None or difference is None or corrected_p >= ALPHA:
-        return Verdict.NO_DIFFERENCE_SHOWN
-    return Verdict.BETTER if difference < 0 else Verdict.WORSE
