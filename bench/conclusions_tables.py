@@ -12,7 +12,7 @@ from tandem.metrics import effective_rank
 from tandem.objectives.original import DispersionRecord
 from tandem.records import RunRecord, read_audit, read_manifest, read_records
 from tandem.report.analysis import Analysis
-from tandem.report.statistics import Effect, over_seeds_and_documents
+from tandem.report.statistics import Effect, crossed
 
 Runs = dict[int | None, RunRecord]
 CONTROL = {"C1T1": "C1T1-untrained", "C1T2": "C1T2-untrained"}
@@ -107,7 +107,7 @@ def effect(a: Runs, b: Runs) -> Effect:
         assert (tokens == same).all()
         differences[seed] = nll_b - nll_a
     assert tokens is not None
-    return over_seeds_and_documents(differences, tokens)
+    return crossed(differences, tokens)
 
 
 def _change(found: Effect) -> str:

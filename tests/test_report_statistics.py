@@ -15,9 +15,9 @@ from tandem.report.analysis import Analysis
 from tandem.report.statistics import (
     RESOLUTION,
     Verdict,
+    crossed,
     estimate,
     holm,
-    over_seeds_and_documents,
     paired,
     spread,
 )
@@ -183,25 +183,25 @@ def test_estimates_are_refused_without_what_they_need():
 def test_effect_of_seeds_and_documents():
     tokens = np.array([3, 0, 5, 8])
     rows = {seed: np.array([3.0, 0.0, 6.0, 7.0]) + seed for seed in (4, 7)}
-    two = over_seeds_and_documents(rows, tokens)
+    two = crossed(rows, tokens)
     assert (two.documents, two.p, two.basis) == (3, None, "seeds_documents")
     assert two.interval is not None  # an interval from two seeds on, a test from three
     assert two.by_seed == pytest.approx({4: 28 / 16, 7: 37 / 16})
     assert two.reversed.reversed == two
-    one = over_seeds_and_documents({4: rows[4]}, tokens)
+    one = crossed({4: rows[4]}, tokens)
     assert (one.interval, one.df, one.p) == (None, None, None)
-    infinite = over_seeds_and_documents({0: rows[4], 1: rows[7], 2: rows[7] * np.inf}, np.array([3, 1, 5, 8]))
+    infinite = crossed({0: rows[4], 1: rows[7], 2: rows[7] * np.inf}, np.array([3, 1, 5, 8]))
     assert (infinite.interval, infinite.p) == (None, None)
 
 
 def test_ties_are_no_difference():
     tokens = np.full(20, 100)
     nothing = {seed: np.zeros(20) for seed in range(5)}
-    assert over_seeds_and_documents(nothing, tokens).p == 1
+    assert crossed(nothing, tokens).p == 1
     rounding = {seed: np.full(20, 100 * RESOLUTION / 10) for seed in range(5)}
-    assert over_seeds_and_documents(rounding, tokens).p > 0.5
+    assert crossed(rounding, tokens).p > 0.5
     alike = {seed: np.full(20, 100 * 0.01) for seed in range(5)}
-    assert over_seeds_and_documents(alike, tokens).p < 0.001
+    assert crossed(alike, tokens).p < 0.001
 
 
 def test_false_positives_are_near_nominal():
@@ -222,7 +222,7 @@ def test_headline_covers_documents_and_the_paired_test_is_secondary():
     comparison = Analysis(records, None).compare("C1T1", "C1T2")
     a, b = ({r.seed: r.validation for r in records if r.configuration == n} for n in ("C1T1", "C1T2"))
     differences = {seed: b[seed].documents.unpack()[1] - a[seed].documents.unpack()[1] for seed in sorted(a)}
-    assert comparison.effect == over_seeds_and_documents(differences, TOKENS)
+    assert comparison.effect == crossed(differences, TOKENS)
     assert comparison.effect.documents == 20
     assert comparison.nll == paired(*({s: v.nll_nats for s, v in side.items()} for side in (a, b)))
     assert comparison.effect.difference == pytest.approx(comparison.nll.difference, abs=1e-6)
@@ -290,7 +290,7 @@ def test_models_without_a_seed_stand_beside_every_seed():
     comparison = analysis.compare("KN-5", "C1T1")
     own = {r.seed: r.validation.documents.unpack()[1] for r in records if r.configuration == "C1T1"}
     theirs = records[-2].validation.documents.unpack()[1]
-    expected = over_seeds_and_documents({seed: nll - theirs for seed, nll in own.items()}, TOKENS)
+    expected = crossed({seed: nll - theirs for seed, nll in own.items()}, TOKENS)
     assert comparison.effect == expected
     assert comparison.verdict is Verdict.BETTER
     assert len(analysis.baseline_comparisons) == 8  # and none between two baselines

@@ -14,16 +14,7 @@ import numpy as np
 from tandem.baselines import BASELINES
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ScanRecord, ValidationRecord
 from tandem.records.audit import Status
-from tandem.report.statistics import (
-    Effect,
-    Verdict,
-    holm,
-    over_seeds_and_documents,
-    paired,
-    perplexities,
-    perplexity,
-    spread,
-)
+from tandem.report.statistics import Effect, Verdict, crossed, holm, paired, perplexities, perplexity, spread
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -251,7 +242,7 @@ def _effect(scores: Scores) -> Effect | None:
     if not all(np.array_equal(tokens[0], other) for other in tokens):
         return None
     differences = {seed: sums_b - sums_a for seed, ((_, sums_a), (_, sums_b)) in unpacked.items()}
-    return over_seeds_and_documents(differences, tokens[0])
+    return crossed(differences, tokens[0])
 
 
 # What the manifest says of variants: plain data, whatever version of Tandem wrote it
@@ -435,12 +426,9 @@ class Analysis:
             comparison = self.compare(rival.name, c.name)
             return comparison.verdict if comparison else Verdict.TOO_FEW_SEEDS
 
-        def size(c: ModelResult) -> float:
-            return math.inf if c.total_parameters is None else c.total_parameters
-
-        best = ranked[0]
+        best, size = ranked[0], {c.name: c.total_parameters or math.inf for c in ranked}
         acceptable = [c for c in ranked if verdict_against(best, c) is not Verdict.WORSE]
-        recommended = min(acceptable, key=lambda c: (size(c), nll[c.name]))
+        recommended = min(acceptable, key=lambda c: (size[c.name], nll[c.name]))
         rivals = {best.name: best, recommended.name: recommended}
         avoid = {
             c: names
@@ -454,7 +442,7 @@ class Analysis:
         elif recommended is not best:
             reason = "not_shown_worse"
         else:
-            smaller = any(size(c) < size(best) for c in ranked)
+            smaller = any(size[c.name] < size[best.name] for c in ranked)
             reason = "smaller_shown_worse" if smaller else "best_and_smallest"
         return Choice(
             best=best,

@@ -114,6 +114,7 @@ def _facts_table(report: Report, name: str, head: str, facts: Sequence[Mapping[s
 
 def _environment_facts(report: Report, e: Environment, runs: Sequence[RunRecord]) -> dict[str, str]:
     """Where it ran; which runs, where there are several environments."""
+    several = len(report.analysis.environments) > 1
     return {
         "device": f"{literal(e.device_name)} ({code(e.device)})",
         "device_memory": wording.bytes_text(e.device_memory_bytes),
@@ -123,9 +124,7 @@ def _environment_facts(report: Report, e: Environment, runs: Sequence[RunRecord]
         f"transformers {literal(e.transformers)}, Tandem {literal(e.tandem)}",
         "code_version": code(e.code_fingerprint),
         "git_commit": code(e.git_commit) if e.git_commit else NONE,
-        **(
-            {"runs": literal(", ".join(r.run for r in runs))} if len(report.analysis.environments) > 1 else {}
-        ),
+        **({"runs": literal(", ".join(r.run for r in runs))} if several else {}),
     }
 
 

@@ -190,8 +190,7 @@ def against_controls(analysis: Analysis) -> list[Comparison]:
     """Every configuration against itself without phase 1: what phase 1 adds."""
     controls = [b for b in analysis.baselines if b.control]
     return _compared(
-        analysis,
-        ((b.name, c.name) for c in analysis.configurations for b in controls if b.place == c.place),
+        analysis, ((b.name, c.name) for c in analysis.configurations for b in controls if b.place == c.place)
     )
 
 

@@ -239,7 +239,7 @@ def _variance(
     return variance, max(variance**2 / uncertainty, min(df_seed, df_document))
 
 
-def over_seeds_and_documents(
+def crossed(
     differences: Mapping[int, Floats], tokens: npt.NDArray[np.int64], resolution: float = RESOLUTION
 ) -> Effect:
     """The effect from every seed's differences [D] in nats per document, of documents with `tokens` [D].
@@ -268,7 +268,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = R
     """
     seeds = sorted(a.keys() & b.keys())
     differences = {seed: np.array([b[seed] - a[seed]]) for seed in seeds}
-    effect = replace(over_seeds_and_documents(differences, np.array([1]), resolution), documents=None)
+    effect = replace(crossed(differences, np.array([1]), resolution), documents=None)
     return (
         replace(effect, means=(fmean(a[s] for s in seeds), fmean(b[s] for s in seeds))) if seeds else effect
     )
