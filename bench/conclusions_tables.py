@@ -11,8 +11,8 @@ from tandem.contexts import ContextsSample
 from tandem.metrics import effective_rank
 from tandem.objectives.original import DispersionRecord
 from tandem.records import RunRecord, read_audit, read_manifest, read_records
-from tandem.report.analysis import analyse
-from tandem.report.crossed import Effect, over_seeds_and_documents
+from tandem.report.analysis import Analysis
+from tandem.report.statistics import Effect, crossed
 
 Runs = dict[int | None, RunRecord]
 CONTROL = {"C1T1": "C1T1-untrained", "C1T2": "C1T2-untrained"}
@@ -107,7 +107,7 @@ def effect(a: Runs, b: Runs) -> Effect:
         assert (tokens == same).all()
         differences[seed] = nll_b - nll_a
     assert tokens is not None
-    return over_seeds_and_documents(differences, tokens)
+    return crossed(differences, tokens)
 
 
 def _change(found: Effect) -> str:
@@ -152,7 +152,7 @@ def _p(value: float | None) -> str:
 
 
 def _pairs(folder: Path) -> None:
-    analysis = analyse(read_records(folder), read_manifest(folder))
+    analysis = Analysis(read_records(folder), read_manifest(folder))
     rows = []
     for c in analysis.comparisons:
         by_seed = ", ".join(f"{value:+.3f}".replace("-", "−") for value in c.effect.by_seed.values())
@@ -244,7 +244,7 @@ def _convergence_row(label: str, place: Path, name: str, runs: Runs | None, cont
 def _standing(folder: Path, grid: dict[str, Runs]) -> None:
     names = ["C1T1", "C2T1", "C1T2", "C2T2", *CONTROL.values(), "KN-5", "LSTM", "GPT-2", "bigram", "unigram"]
     best = min(("C1T1", "C2T1", "C1T2", "C2T2"), key=lambda name: _ppl(grid[name]))
-    analysis = analyse(read_records(folder), read_manifest(folder))
+    analysis = Analysis(read_records(folder), read_manifest(folder))
     rows = []
     for name in sorted((n for n in names if n in grid), key=lambda name: _ppl(grid[name])):
         runs = grid[name]

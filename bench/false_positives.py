@@ -3,9 +3,9 @@
     python bench/false_positives.py [--repetitions 2000] [--seed 0]
 
 Two models that are equal on average are compared over S seeds × D documents by the report's own estimate
-(`tandem.report.crossed.estimate`), so every p below 0.05 is a false alarm. Documents have log-normal lengths
-(median 300 tokens, σ = 1: the longest of 100 has some 4,000). Per token, the difference of a document with a
-seed is made of four parts, whose standard deviations in arbitrary units make the scenarios:
+(`tandem.report.statistics.estimate`), so every p below 0.05 is a false alarm. Documents have log-normal
+lengths (median 300 tokens, σ = 1: the longest of 100 has some 4,000). Per token, the difference of a document
+with a seed is made of four parts, whose standard deviations in arbitrary units make the scenarios:
 
     seed        normal, one a seed
     document    Student's t with 4 degrees of freedom (heavy-tailed), one a document
@@ -23,8 +23,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tandem.report.crossed import estimate
-from tandem.report.statistics import ALPHA
+from tandem.report.statistics import ALPHA, estimate
 from tandem.shown import tolerate_any_encoding
 
 SEEDS, DOCUMENTS = (3, 5, 8), (20, 100, 500)

@@ -10,10 +10,9 @@ from report_records import make_baseline, make_grid, make_manifest, make_record,
 
 from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
 from tandem.records import Phase1Record, RunRecord
-from tandem.report import SECTIONS, Report, summary_rows, write_report
-from tandem.report.analysis import analyse, choose
-from tandem.report.document import compose
-from tandem.report.markdown import Column, make_table
+from tandem.report import SECTIONS, Column, Report, summary_rows, write_report
+from tandem.report.analysis import Analysis
+from tandem.report.document import Document
 from tandem.report.render import render_html
 from tandem.report.wording import LANGUAGES, Texts
 
@@ -29,7 +28,7 @@ def cost(report: Report) -> Iterator[str]:
     columns = [Column("run", lambda r: r.run), Column("hours", lambda r: f"{r.seconds_spent_s / 3600:.2f}")]
     yield f"## {heading}"
     yield total.format(hours=f"{report.analysis.seconds_spent / 3600:.1f}")
-    yield str(make_table(report.texts, caption, columns, report.analysis.records))
+    yield report.table(caption, columns, report.analysis.records)
 
 
 @pytest.fixture
@@ -93,8 +92,8 @@ def test_a_recipe_of_which_the_report_has_no_words(
     records = [of_a_toy_recipe(r) for r in make_grid(seeds)]
     if others:
         records += [make_record(c, t, s, variant="original") for c in (1, 2) for t in (1, 2) for s in seeds]
-    analysis, texts = analyse(records, None), Texts(lang)
-    document = compose(analysis, texts, frozenset())
+    analysis, texts = Analysis(records, None), Texts(lang)
+    document = Document(analysis, texts, frozenset())
     part = document.sections["phase1"]
     assert (texts("column.iterations") in part) == others
     table = part.partition(f"**{texts('caption.phase1_recipe', recipe='`toy`')}**")[2]
@@ -104,7 +103,7 @@ def test_a_recipe_of_which_the_report_has_no_words(
     assert f"\n| {' | '.join([*first, *own, *heads])} |\n" in table
     assert ("| 101.000 ± 1.000 |" in table) == known
     assert "toy-C1T1" in [row[0] for row in summary_rows(records, lang=lang)[1]]
-    assert choose(analysis) is not None
+    assert analysis.choice is not None
     assert html.escape(texts("column.rank_train")) in render_html(document, {})
 
 
@@ -117,9 +116,9 @@ def test_a_baseline_that_the_report_does_not_know(lang: str) -> None:
         )
         for s in seeds
     ]
-    analysis = analyse([*make_grid(seeds), *toys, make_baseline("unigram")], None)
+    analysis = Analysis([*make_grid(seeds), *toys, make_baseline("unigram")], None)
     assert [b.name for b in analysis.baselines] == ["unigram", "Toy"]  # unknown kinds come last
-    document = compose(analysis, Texts(lang), frozenset())
+    document = Document(analysis, Texts(lang), frozenset())
     assert re.search(r"\| Toy \|.*\| toy \|", document.sections["vs_baselines"])
     assert "Toy → C1T2" in document.sections["vs_baselines"]
     page = html.unescape(render_html(document, {}))

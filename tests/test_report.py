@@ -30,10 +30,10 @@ from report_records import (
 from tandem.errors import RunDirError
 from tandem.records import RunRecord
 from tandem.report import summary_rows, write_report
-from tandem.report.analysis import analyse, choose
-from tandem.report.document import compose
+from tandem.report.analysis import Analysis
+from tandem.report.document import Document
 from tandem.report.original import claims, load_original
-from tandem.report.phase1 import PHASE1_REPORTS
+from tandem.report.phase1 import PHASE1_REPORTS, depth_comparisons
 from tandem.report.render import inline_html, render_html
 from tandem.report.sentences import alternative_findings, conclusions
 from tandem.report.statistics import Verdict, spread
@@ -59,38 +59,38 @@ def with_nll(values: dict[tuple[int, int], Sequence[float]]) -> list[RunRecord]:
 
 
 def test_mean_perplexity_is_geometric():
-    analysis = analyse(with_nll({(1, 1): [4.0, 5.0, 6.0]}), None)
+    analysis = Analysis(with_nll({(1, 1): [4.0, 5.0, 6.0]}), None)
     assert analysis.configurations[0].perplexity.mean == pytest.approx(math.exp(5.0))
 
 
 def test_smallest_not_shown_worse_is_recommended():
     noisy = with_nll({(1, 1): [5.0, 5.1, 4.9], (2, 2): [4.9, 5.05, 4.95], (1, 2): [6.0, 6.1, 5.91]})
-    analysis = analyse(noisy, None)
-    choice = choose(analysis)
+    analysis = Analysis(noisy, None)
+    choice = analysis.choice
     assert (choice.best.name, choice.recommended.name, choice.reason) == ("C2T2", "C1T1", "not_shown_worse")
     assert choice.alternative.name == "C2T2"
     assert next(alternative_findings(analysis, choice)).key == "alternative.lowest_perplexity"
     assert [c.name for c, _ in choice.avoid] == ["C1T2"]
     assert not choice.provisional
     clear = with_nll({(1, 1): [5.0, 5.1, 4.9], (2, 2): [4.5, 4.61, 4.4]})
-    choice = choose(analyse(clear, None))
+    choice = Analysis(clear, None).choice
     assert (choice.recommended.name, choice.reason) == ("C2T2", "smaller_shown_worse")
     assert choice.alternative is None
 
 
 def test_two_seeds_show_nothing():
-    analysis = analyse(with_nll({(1, 1): [5.0, 5.1], (1, 2): [9.0, 9.1]}), None)
-    choice = choose(analysis)
+    analysis = Analysis(with_nll({(1, 1): [5.0, 5.1], (1, 2): [9.0, 9.1]}), None)
+    choice = analysis.choice
     assert choice.provisional
     assert choice.avoid == ()
-    assert {m.key for m in conclusions(analysis, choice)} == {
+    assert {m.key for m in conclusions(analysis)} == {
         "standing.too_few", "recommended.best_and_smallest", "recommended.provisional", "conclusion.scope",
     }  # fmt: skip
 
 
 def test_no_claim_where_nothing_is_shown():
-    analysis = analyse(with_nll({(1, 1): [5.0, 5.1, 4.9], (2, 1): [5.1, 5.0, 4.9]}), None)
-    keys = {m.key for m in conclusions(analysis, choose(analysis))}
+    analysis = Analysis(with_nll({(1, 1): [5.0, 5.1, 4.9], (2, 1): [5.1, 5.0, 4.9]}), None)
+    keys = {m.key for m in conclusions(analysis)}
     assert "standing.nothing_shown" in keys
     assert not any(
         key.endswith((".better", ".worse", "shown_worse", ".together"))
@@ -100,20 +100,20 @@ def test_no_claim_where_nothing_is_shown():
 
 def test_phase1_is_shared_and_its_limit_is_no_convergence():
     records = make_grid()
-    analysis = analyse(records, None)
-    one = analysis.phase1["original"][0]
+    analysis = Analysis(records, None)
+    one = analysis.depths[0]
     assert one.used_by == ("C1T1", "C1T2")
     assert len(one.phase1) == 5
-    assert analysis.depth_comparisons[0].verdict is Verdict.BETTER
+    assert depth_comparisons(analysis)[0].verdict is Verdict.BETTER
     assert analysis.seconds_spent < analysis.seconds_alone
     limited = [
         make_record(depth, 1, seed, iterations=60 if depth == 1 else 30, stopped="max_iterations")
         for depth in (1, 2)
         for seed in range(3)
     ]
-    analysis = analyse(limited, None)
-    assert analysis.depth_comparisons[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
-    keys = [m.key for m in PHASE1_REPORTS["original"].findings(analysis.phase1["original"], analysis)]
+    analysis = Analysis(limited, None)
+    assert depth_comparisons(analysis)[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
+    keys = [m.key for m in PHASE1_REPORTS["original"].findings(analysis, analysis.depths)]
     assert keys.count("phase1.all_at_limit") == 2
     assert not any("converged" in key for key in keys)
 
@@ -121,25 +121,25 @@ def test_phase1_is_shared_and_its_limit_is_no_convergence():
 def test_mixed_data_is_not_compared():
     records = [make_record(1, 1, s) for s in range(3)]
     records += [make_record(1, 2, s, text_fingerprint="other") for s in range(3)]
-    analysis = analyse(records, None)
+    analysis = Analysis(records, None)
     assert analysis.comparisons == ()
-    assert choose(analysis) is None
+    assert analysis.choice is None
 
 
 def test_claims_of_the_original_report():
-    outcomes = {claim.key: claim.outcome for claim in claims(analyse(make_grid(), None))}
+    outcomes = {claim.key: claim.outcome for claim in claims(Analysis(make_grid(), None))}
     assert outcomes == {
         "c1t1_best": "contradicted",
         "c1t2_worst": "contradicted",
         "previous_context": "contradicted",
         "faster_convergence": "supported",
     }
-    single = {claim.outcome for claim in claims(analyse(make_grid([0]), None))}
+    single = {claim.outcome for claim in claims(Analysis(make_grid([0]), None))}
     assert single == {"not_tested"}
 
 
 def test_original_figures_are_as_printed():
-    rows = {row["config"]: row for row in load_original().rows}
+    rows = {row["config"]: row for row in load_original()["rows"]}
     assert [rows[name]["perplexity"] for name in ("C1T1", "C2T1", "C1T2", "C2T2")] == [
         "127.2",
         "138.7",
@@ -147,8 +147,8 @@ def test_original_figures_are_as_printed():
         "132.2",
     ]
     assert rows["C2T2"]["best_epoch"] == "9"
-    assert load_original().caveats.keys() == set(LANGUAGES)
-    assert "artefact" in load_original().caveats["en"][0]
+    assert load_original()["caveats"].keys() == set(LANGUAGES)
+    assert "artefact" in load_original()["caveats"]["en"][0]
 
 
 # Words and numbers
@@ -345,7 +345,7 @@ def test_foreign_text_is_no_markup():
     )
     record = make_record(1, 1, failure=foreign, device_name=foreign)
     manifest = make_manifest(data={"train": foreign}).model_copy(update={"name": foreign})
-    page = render_html(compose(analyse([record], manifest), Texts("en"), frozenset()), {})
+    page = render_html(Document(Analysis([record], manifest), Texts("en"), frozenset()), {})
     check_html(page.replace("http://", ""), "en")
     shown = " ".join(foreign.split())
     titles = re.findall(r"<title>(.*)</title>|<h1[^>]*>(.*)</h1>|<td>(.*g # h.*)</td>", page)

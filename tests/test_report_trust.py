@@ -17,8 +17,8 @@ from report_records import (
 
 from tandem.records import AuditRecord, RunAudit, RunRecord
 from tandem.report import summary_rows
-from tandem.report.analysis import analyse, audit_status, choose
-from tandem.report.document import compose
+from tandem.report.analysis import Analysis, AuditStatus
+from tandem.report.document import Document
 from tandem.report.sentences import (
     against_controls,
     against_others,
@@ -38,24 +38,24 @@ SEEDS = (0, 1, 2)
 def test_baselines_are_never_ranked_or_recommended():
     best = [make_baseline("lstm", s, nll=1.0 + 0.01 * s) for s in SEEDS]  # far below every configuration
     tiny = make_baseline("unigram", nll=1.0)  # and far smaller
-    analysis = analyse([*make_grid(SEEDS), *best, tiny, *make_baselines(SEEDS)[-2:]], None)
-    alone = choose(analyse(make_grid(SEEDS), None))
-    choice = choose(analysis)
+    analysis = Analysis([*make_grid(SEEDS), *best, tiny, *make_baselines(SEEDS)[-2:]], None)
+    alone = Analysis(make_grid(SEEDS), None).choice
+    choice = analysis.choice
     for found, expected in ((choice.best, alone.best), (choice.recommended, alone.recommended)):
         assert (found.name, found.kind) == (expected.name, "tandem")
     assert [c.name for c, _ in choice.avoid] == [c.name for c, _ in alone.avoid]
     assert [c.name for c in analysis.configurations] == [f"C{c}T{t}" for c, t in GRID]
     named = {c.a for c in analysis.comparisons} | {c.b for c in analysis.comparisons}
     assert named == {c.name for c in analysis.configurations}
-    assert [d.used_by for d in analysis.phase1["original"]] == [
+    assert [d.used_by for d in analysis.depths] == [
         ("C1T1", "C1T2"),
         ("C2T1", "C2T2"),
     ]  # not the untrained
 
 
 def test_verdicts_on_baselines_are_told():
-    analysis = analyse(make_grid() + make_baselines(), None)
-    choice = choose(analysis)
+    analysis = Analysis(make_grid() + make_baselines(), None)
+    choice = analysis.choice
     assert choice.best.name == "C1T2"
     told = {(m.key, m.values["baseline"]) for m in baseline_findings(analysis, choice)}
     assert told >= {
@@ -67,16 +67,19 @@ def test_verdicts_on_baselines_are_told():
     sums = {m.key: list(m.values["names"]) for m in baseline_summary(analysis, choice)}
     assert sums["vs_all_baselines.worse"] == ["LSTM"]
     assert "C1T1-untrained" not in {name for names in sums.values() for name in names}
-    assert set(sums) <= {m.key for m in conclusions(analysis, choice)}
+    assert set(sums) <= {m.key for m in conclusions(analysis)}
     assert [(c.a, c.b) for c in against_controls(analysis)] == [("C1T1-untrained", "C1T1")]
-    assert {c.b for c in against_others(analysis, choice)} == {choice.best.name, choice.recommended.name}
+    assert {c.b for c in against_others(analysis, choice.best, choice.recommended)} == {
+        choice.best.name,
+        choice.recommended.name,
+    }
 
 
 def test_equal_models_are_not_told_apart():
     records = [make_record(1, 1, s, nll=5 + 0.1 * (s == 1)) for s in SEEDS]
     records += [make_baseline("gpt2", s, nll=5 + 0.1 * (s == 2)) for s in SEEDS]
-    analysis = analyse(records, None)
-    (message,) = baseline_findings(analysis, choose(analysis))
+    analysis = Analysis(records, None)
+    (message,) = baseline_findings(analysis, analysis.choice)
     assert message.key == "vs_baselines.no_difference_shown"
     assert re.fullmatch(r"\[−0\.\d{4}, \+0\.\d{4}\]", message.values["interval"])
 
@@ -95,7 +98,7 @@ def test_summary_sets_baselines_apart():
     assert shown["KN-5 (baseline)"]["Phase1 Iter"] == "–"
     assert shown["KN-5 (baseline)"]["Bits/byte"] == "1.609"
     assert shown["C1T1-untrained (baseline)"]["Context"] == "1"
-    analysis = analyse(make_grid(SEEDS) + kinds, manifest)
+    analysis = Analysis(make_grid(SEEDS) + kinds, manifest)
     assert analysis.missing_baselines == ("LSTM-seed3",)
 
 
@@ -112,11 +115,11 @@ def test_a_baseline_with_mixed_settings_uses_the_newest():
     gpt2 = [with_settings(make_baseline("gpt2", s), "old", f"2026-03-0{s + 1}T10:00:00+00:00") for s in SEEDS]
     records = [*make_grid(SEEDS), *lstm, *gpt2, make_baseline("kneser-ney")]
     audit = make_audit(records, {("LSTM-seed1", "counts"): "fail"})
-    analysis = analyse(records, None, audit)
+    analysis = Analysis(records, None, audit)
     assert {b.name: b.seeds for b in analysis.baselines} == {"KN-5": (), "LSTM": (0, 2), "GPT-2": SEEDS}
     assert [r.run for r in analysis.left_out] == ["LSTM-seed1"]
-    assert analysis.baselines[1].nll.high == 4.6
-    assert analysis.compare("LSTM", "C1T1").nll.seeds == (0, 2)
+    assert analysis.baselines[1].nll.mean == 4.6
+    assert analysis.compare("LSTM", "C1T1").nll.by_seed.keys() == {0, 2}
     assert not analysis.untrusted("LSTM")  # what is left out does not mark what is shown
     english, japanese = words(records), words(records, lang="ja")
     assert "**Runs with other settings:** LSTM-seed1." in english
@@ -130,7 +133,7 @@ def test_what_failed_with_newer_settings_takes_the_older_figures_along():
         update={"run": "LSTM-seed0", "kind": "lstm", "configuration": "LSTM", "parameters": None}
     )
     records = [*make_grid(SEEDS), with_settings(failed, "new", "2026-03-09T10:00:00+00:00"), *old]
-    analysis = analyse(records, None)
+    analysis = Analysis(records, None)
     assert [b.runs for b in analysis.baselines] == [{}]
     assert [r.run for r in analysis.left_out] == ["LSTM-seed1", "LSTM-seed2"]
     assert "**Failed runs:** LSTM-seed0." in words(records)
@@ -141,9 +144,9 @@ def test_what_failed_with_newer_settings_takes_the_older_figures_along():
 
 def test_an_audit_holds_for_the_records_it_saw():
     records = [make_record(1, 1, s) for s in SEEDS] + [make_record(1, 2, 0, failure="NaN")]
-    assert audit_status(None, records).unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
+    assert AuditStatus(None, records).unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
     audit = make_audit(records[:2], {("C1T1-seed1", "counts"): "fail", ("C1T1-seed0", "contexts"): "skip"})
-    status = audit_status(audit, records)
+    status = AuditStatus(audit, records)
     assert (status.failed, status.warned, status.untrusted) == (("counts",), (), ("C1T1-seed1",))
     assert status.unaudited == ("C1T1-seed2",)
     assert {c.name: dict(c.counts) for c in status.checks} == {
@@ -154,21 +157,21 @@ def test_an_audit_holds_for_the_records_it_saw():
         "counts": {"pass": 1, "fail": 1},
     }
     again = [r.model_copy(update={"finished_at": "2026-04-01T00:00:00+00:00"}) for r in records]
-    later = audit_status(audit, again)  # the runs were made again: what the audit found of them is history
+    later = AuditStatus(audit, again)  # the runs were made again: what the audit found of them is history
     assert (later.failed, later.untrusted) == ((), ())
     assert later.unaudited == ("C1T1-seed0", "C1T1-seed1", "C1T1-seed2")
 
 
 def test_a_failing_check_of_the_data_spoils_every_run():
     records = make_grid([0])
-    status = audit_status(make_audit(records, {(None, "leakage"): "fail"}), records)
+    status = AuditStatus(make_audit(records, {(None, "leakage"): "fail"}), records)
     assert set(status.untrusted) == {r.run for r in records}
 
 
 def test_every_failing_run_is_shown_and_the_worst_of_the_others():
     records = [make_record(1, 1, s) for s in SEEDS]
     outcomes = {(r.run, "causality"): "fail" for r in records[1:]} | {("C1T1-seed2", "counts"): "warn"}
-    shown = [(c.name, c.shown) for c in audit_status(make_audit(records, outcomes), records).checks]
+    shown = [(c.name, c.shown) for c in AuditStatus(make_audit(records, outcomes), records).checks]
     assert shown[2:] == [
         ("causality", "C1T1-seed1"),
         ("causality", "C1T1-seed2"),
@@ -179,7 +182,7 @@ def test_every_failing_run_is_shown_and_the_worst_of_the_others():
 
 def words(records: Sequence[RunRecord], audit: AuditRecord | None = None, lang: str = "en") -> str:
     """The report as Markdown, without figures."""
-    return str(compose(analyse(records, None, audit), Texts(lang), frozenset()))
+    return str(Document(Analysis(records, None, audit), Texts(lang), frozenset()))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ SECTIONS = {"en": ("Overview", "Recommended: ", "Conclusions"), "ja": ("概要",
 def test_a_recommendation_from_untrusted_figures_says_so(lang: str, run: str):
     """Of the best itself, or of one that it was compared with."""
     records = make_grid(SEEDS) + make_baselines(SEEDS)
-    assert choose(analyse(records, None)).recommended.name == "C1T2"
+    assert Analysis(records, None).choice.recommended.name == "C1T2"
     text = words(records, make_audit(records, {(run, "causality"): "fail"}), lang)
     said = UNTRUSTED[lang].format(runs=run)
     parts = re.split(r"^#+ ", text, flags=re.MULTILINE)
@@ -256,7 +259,7 @@ def test_figures_without_a_model_are_said_not_to_be_recomputed(lang: str, said: 
 
     audit = make_audit(records)
     audit = audit.model_copy(update={"runs": tuple(model_check(run) for run in audit.runs)})
-    assert audit_status(audit, records).unrecomputed == bare
+    assert AuditStatus(audit, records).unrecomputed == bare
     separator = Texts(lang)("list_separator")
     assert said.format(runs=separator.join(bare)) in words(records, audit, lang)
     assert said.partition("{")[0] not in words(records, make_audit(records), lang)
@@ -280,9 +283,9 @@ def test_summary_rows_mark_what_is_untrusted():
 
 def test_what_is_not_shown_carries_its_interval():
     records = [make_record(1, t, s, nll=5 + 0.1 * (s == t)) for t in (1, 2) for s in SEEDS]
-    analysis = analyse(records, None)
+    analysis = Analysis(records, None)
     assert analysis.comparisons[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
-    messages = {m.key: m for m in conclusions(analysis, choose(analysis))}
+    messages = {m.key: m for m in conclusions(analysis)}
     assert "[−" in messages["standing.nothing_shown"].values["others"][0]
     assert "[−" in messages["effect.no_difference_shown"].values["pairs"][0]
 

@@ -21,10 +21,11 @@ from tandem.cli.summary import print_run
 from tandem.cli.terminal import Terminal
 from tandem.records import Manifest, RunRecord
 from tandem.report import summary_rows
-from tandem.report.analysis import analyse, changed_settings, choose, trains_plainly
-from tandem.report.document import compose, train_command
+from tandem.report.analysis import Analysis, trains_plainly
+from tandem.report.document import Document
+from tandem.report.findings import changed_settings, train_command
 from tandem.report.original import as_the_original, claims
-from tandem.report.phase1 import PHASE1_REPORTS
+from tandem.report.phase1 import PHASE1_REPORTS, depth_comparisons, phase1_reports_of
 from tandem.report.render import render_html
 from tandem.report.sentences import (
     against_controls,
@@ -43,7 +44,7 @@ SEEDS = (0, 1, 2)
 
 def words(records: list[RunRecord], manifest: Manifest | None = None, lang: str = "en") -> str:
     """The report as Markdown, without figures."""
-    return str(compose(analyse(records, manifest), Texts(lang), frozenset()))
+    return str(Document(Analysis(records, manifest), Texts(lang), frozenset()))
 
 
 def changed(record: RunRecord, **values: object) -> RunRecord:
@@ -54,7 +55,7 @@ def changed(record: RunRecord, **values: object) -> RunRecord:
 
 
 def test_variants_compare_with_settings_and_embeddings_of_their_own():
-    analysis = analyse(make_variants(seeds=SEEDS), None)
+    analysis = Analysis(make_variants(seeds=SEEDS), None)
     assert len({r.data.embeddings for r in analysis.records}) == 2
     assert analysis.comparable
     assert len(analysis.comparisons) == 8 * 7 / 2
@@ -64,13 +65,13 @@ def test_variants_compare_with_settings_and_embeddings_of_their_own():
 def test_two_settings_in_one_variant_are_not_compared():
     records = make_variants(seeds=SEEDS)
     records[0] = changed(records[0], settings_fingerprint="other")
-    analysis = analyse(records, None)
+    analysis = Analysis(records, None)
     assert not analysis.comparable
-    assert analysis.comparisons == analysis.depth_comparisons == ()
-    assert choose(analysis) is None
+    assert (analysis.comparisons, depth_comparisons(analysis)) == ((), [])
+    assert analysis.choice is None
     records = make_variants(seeds=SEEDS)
     other = records[0].data.model_copy(update={"tokens_fingerprint": "other"})
-    assert not analyse([changed(records[0], data=other), *records[1:]], None).comparable
+    assert not Analysis([changed(records[0], data=other), *records[1:]], None).comparable
 
 
 def test_order_is_the_manifests_then_depth():
@@ -79,8 +80,8 @@ def test_order_is_the_manifests_then_depth():
     _, rows = summary_rows(records, manifest)
     names = ["C1T1", "C2T1", "C1T2", "C2T2"]
     assert [row[0] for row in rows] == [f"{v}-{name}" for v in ("predictive", "original") for name in names]
-    assert analyse(records, manifest).variants == ("predictive", "original")
-    assert analyse(records[::-1], None).variants == ("predictive", "original")  # as recorded
+    assert Analysis(records, manifest).variants == ("predictive", "original")
+    assert Analysis(records[::-1], None).variants == ("predictive", "original")  # as recorded
 
 
 def test_summary_has_no_iterations_where_phase_1_predicts():
@@ -94,25 +95,25 @@ def test_summary_has_no_iterations_where_phase_1_predicts():
 
 def test_depths_are_compared_within_a_variant():
     variants = {"original": "original", "wide": "original", "predictive": "predictive"}
-    analysis = analyse(make_variants(variants, seeds=SEEDS), None)
-    assert [d.name for d in analysis.phase1["original"]] == [
+    analysis = Analysis(make_variants(variants, seeds=SEEDS), None)
+    recipes = {one.recipe: depths for one, depths in phase1_reports_of(analysis)}
+    assert [d.name for d in recipes["original"]] == [
         "original-C1",
         "original-C2",
         "wide-C1",
         "wide-C2",
     ]
-    assert [d.name for d in analysis.phase1["predictive"]] == ["predictive-C1", "predictive-C2"]
-    assert analysis.phase1["original"][2].used_by == ("wide-C1T1", "wide-C1T2")
-    assert [(c.variant, c.a, c.b) for c in analysis.depth_comparisons] == [("original", 1, 2), ("wide", 1, 2)]
+    assert [d.name for d in recipes["predictive"]] == ["predictive-C1", "predictive-C2"]
+    assert recipes["original"][2].used_by == ("wide-C1T1", "wide-C1T2")
+    compared = [(c.variant, c.a, c.b) for c in depth_comparisons(analysis)]
+    assert compared == [("original", 1, 2), ("wide", 1, 2)]
     assert [s.name for s in analysis.scans[::2]] == [
         "original-C1", "original-C2", "wide-C1", "wide-C2", "predictive-C1", "predictive-C2",
     ]  # fmt: skip
     pairs = [p for m in effect_findings(analysis) for p in m.values["pairs"]]
     assert pairs
     assert all(len(set(re.findall(r"(\w+)-C\dT\d", pair))) == 1 for pair in pairs)
-    said = [
-        Texts("en").say(m) for m in PHASE1_REPORTS["original"].findings(analysis.phase1["original"], analysis)
-    ]
+    said = [Texts("en").say(m) for m in PHASE1_REPORTS["original"].findings(analysis, recipes["original"])]
     assert said[2].startswith("original: **2 context layers converge faster than 1**")
 
 
@@ -121,10 +122,10 @@ def test_an_alternative_of_another_variant_is_no_faster_one():
     seed += [make_record(2, 1, s, nll=5.0 + 0.01 * s, variant="original") for s in SEEDS]
     wide = [make_record(2, 1, s, nll=4.79 + 0.02 * s * (s < 2), variant="wide") for s in SEEDS]
     wide += [make_record(1, 1, s, nll=5.0 + 0.01 * s, variant="wide") for s in SEEDS]
-    analysis = analyse(seed + wide, None)
-    choice = choose(analysis)
+    analysis = Analysis(seed + wide, None)
+    choice = analysis.choice
     assert (choice.recommended.name, choice.alternative.name) == ("original-C1T1", "wide-C2T1")
-    assert analysis.depth_comparisons[0].verdict is Verdict.BETTER
+    assert depth_comparisons(analysis)[0].verdict is Verdict.BETTER
     assert [m.key for m in alternative_findings(analysis, choice)] == ["alternative.lowest_perplexity"]
 
 
@@ -134,7 +135,7 @@ def test_an_alternative_of_another_variant_is_no_faster_one():
 def test_every_variant_stands_against_the_first_of_the_manifest():
     records = make_variants(ABLATIONS, [(1, 1), (1, 2)], SEEDS)
     manifest = make_manifest(SEEDS, variants={name: {} for name in ABLATIONS}, grid=[(1, 1), (1, 2)])
-    analysis = analyse(records, manifest)
+    analysis = Analysis(records, manifest)
     pairs = variant_pairs(analysis)
     assert reference_variant(analysis) == "full"
     assert len(pairs) == 7 * 2
@@ -142,7 +143,7 @@ def test_every_variant_stands_against_the_first_of_the_manifest():
     assert all(c.a.partition("-")[2] == c.b.partition("-")[2] for c in pairs)
     assert len(analysis.comparisons) == 16 * 15 / 2  # the family is of all pairs
     assert all(c in analysis.comparisons for c in pairs)
-    without = analyse(records, None)
+    without = Analysis(records, None)
     assert reference_variant(without) is None
     assert len(variant_pairs(without)) == 8 * 7 / 2 * 2
 
@@ -150,7 +151,7 @@ def test_every_variant_stands_against_the_first_of_the_manifest():
 def test_the_reference_has_results():
     records = [r for r in make_variants(ABLATIONS, [(1, 1)], SEEDS) if r.variant != "full"]
     records.append(make_record(recipe="predictive", variant="full", failure="the loss became NaN"))
-    analysis = analyse(
+    analysis = Analysis(
         records, make_manifest(SEEDS, variants={name: {} for name in ABLATIONS}, grid=[(1, 1)])
     )
     assert analysis.variants[0] == "full"
@@ -162,13 +163,13 @@ def test_variants_are_told_by_verdict():
     records += [make_record(1, 1, s, nll=5.3 + 0.01 * s, variant="bad") for s in SEEDS]
     records += [make_record(1, 1, s, nll=5.01 - 0.02 * (s == 1), variant="same") for s in SEEDS]
     manifest = make_manifest(SEEDS, variants={"full": {}, "bad": {"a": 1}, "same": {}}, grid=[(1, 1)])
-    analysis = analyse(records, manifest)
+    analysis = Analysis(records, manifest)
     told = {m.key: m.values["pairs"] for m in variant_findings(analysis)}
     assert told["variants.worse"] == ["full-C1T1 → bad-C1T1 (+35.0%)"]
     assert re.fullmatch(
         r"full-C1T1 → same-C1T1 \[−0\.\d{4}, \+0\.\d{4}\]", told["variants.no_difference_shown"][0]
     )
-    assert told.keys() <= {m.key for m in conclusions(analysis, choose(analysis))}
+    assert told.keys() <= {m.key for m in conclusions(analysis)}
     text = words(records, manifest)
     part = text.partition("### 3. Variants beside each other")[2].partition("\n## ")[0]
     assert "Every other variant is measured against **full**" in part
@@ -176,9 +177,9 @@ def test_variants_are_told_by_verdict():
     assert "- **bad**: `a = 1`" in part
     assert part.count("\n| full-C1T1 →") == 2
     assert "層数の等しい**full**と比べる" in words(records, manifest, "ja")
-    two = analyse([r for r in records if r.seed != 2], manifest)
+    two = Analysis([r for r in records if r.seed != 2], manifest)
     assert {m.key for m in variant_findings(two)} == {"variants.too_few_seeds"}
-    assert "variants.too_few_seeds" not in {m.key for m in conclusions(two, choose(two))}
+    assert "variants.too_few_seeds" not in {m.key for m in conclusions(two)}
 
 
 def test_long_tables_of_pairs_are_folded_only_beside_variants():
@@ -186,7 +187,7 @@ def test_long_tables_of_pairs_are_folded_only_beside_variants():
     assert "rows)</summary>" not in words(many)
     text = words(make_variants(seeds=SEEDS))
     assert text.count("(28 rows)</summary>") == 2
-    page = render_html(compose(analyse(make_variants(seeds=SEEDS), None), Texts("en"), frozenset()), {})
+    page = render_html(Document(Analysis(make_variants(seeds=SEEDS), None), Texts("en"), frozenset()), {})
     assert (
         len(re.findall(r"<details>\s*<summary>[^<]*\(28 rows\)</summary>\s*<div class=\"scroll\"", page)) == 2
     )
@@ -196,12 +197,12 @@ def test_long_tables_of_pairs_are_folded_only_beside_variants():
 def test_settings_of_variants_are_those_of_the_manifest():
     variants = {"full": {}, "bad": {"phase2": {"lr": 0.1, "negatives": None}, "recipe": "original"}}
     manifest = make_manifest(variants=variants, phase2={"dropout": 0.5})
-    assert changed_settings(manifest, "full") == changed_settings(manifest, "unknown") == ()
-    assert changed_settings(manifest, "bad") == (
+    assert changed_settings(manifest, "full") == changed_settings(manifest, "unknown") == []
+    assert changed_settings(manifest, "bad") == [
         "phase2.lr = 0.1",
         "phase2.negatives = null",
         'recipe = "original"',
-    )
+    ]
     assert not trains_plainly(manifest, "bad")
     assert trains_plainly(
         make_manifest(variants={"a": {"phase2": {"dropout": 0.0}}}, phase2={"dropout": 1}), "a"
@@ -218,7 +219,7 @@ def test_training_figures_of_epoch_0_are_exact_whatever_the_dropout():
     ]
     manifest = make_manifest(phase2={"dropout": 0.5})
     for records, plain in ((trained, False), (untouched, True), ([*untouched[:2], trained[2]], False)):
-        (result,) = analyse(records, manifest).configurations
+        (result,) = Analysis(records, manifest).configurations
         assert result.training_is_plain is plain
 
 
@@ -243,7 +244,7 @@ def test_facts_that_differ_by_variant_are_told_of_each():
 
 def test_claims_are_of_the_first_variant_trained_as_the_original():
     variants = {"predictive": "predictive", "first": "original", "second": "original"}
-    analysis = analyse(make_variants(variants), None)
+    analysis = Analysis(make_variants(variants), None)
     ours = as_the_original(analysis)
     assert {name: c.name for name, c in ours.items()} == {f"C{c}T{t}": f"first-C{c}T{t}" for c, t in GRID}
     found = {claim.key: claim for claim in claims(analysis)}
@@ -256,7 +257,7 @@ def test_claims_are_of_the_first_variant_trained_as_the_original():
 
 def test_without_the_original_recipe_nothing_is_held_against_it():
     records = [make_record(*depths, s, recipe="predictive") for depths in GRID for s in SEEDS]
-    assert {claim.outcome for claim in claims(analyse(records, None))} == {"not_tested"}
+    assert {claim.outcome for claim in claims(Analysis(records, None))} == {"not_tested"}
     assert "300.8" not in words(records)
     assert "by recipe `original`; these records have none." in words(records)
     assert "レシピ`original`" in words(records, lang="ja")
@@ -272,14 +273,14 @@ def test_without_the_original_recipe_nothing_is_held_against_it():
 def test_command_names_settings_and_variant(name: str, command: str):
     records = [make_record(1, 1, s, recipe="predictive", variant="predictive") for s in SEEDS]
     manifest = make_manifest(SEEDS, variants={"predictive": {}}).model_copy(update={"name": name})
-    (model,) = analyse(records, manifest).configurations
+    (model,) = Analysis(records, manifest).configurations
     assert train_command(model, name) == command
     assert f"```sh\n{command}\n```" in words(records, manifest)
 
 
 def test_controls_belong_to_their_variant():
     controls = [make_baseline("untrained", s, variant=v) for v in BOTH for s in SEEDS]
-    analysis = analyse(make_variants(seeds=SEEDS) + controls, None)
+    analysis = Analysis(make_variants(seeds=SEEDS) + controls, None)
     assert [(c.a, c.b) for c in against_controls(analysis)] == [
         ("original-C1T1-untrained", "original-C1T1"),
         ("predictive-C1T1-untrained", "predictive-C1T1"),

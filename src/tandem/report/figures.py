@@ -21,14 +21,14 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from tandem.report.phase1 import Curves, phase1_report
-from tandem.report.results import Analysis, ModelResult
+from tandem.report.analysis import Analysis, DepthResult, ModelResult
+from tandem.report.phase1 import Curves, phase1_reports_of
 from tandem.report.sentences import MEMORY_SHARES
 from tandem.report.statistics import MIN_SEEDS, perplexity
 from tandem.report.wording import Texts, count_short, perplexity_text
 
-Draw = Callable[[Axes, Analysis], bool]
-"""Draws a figure; False where there is nothing to draw."""
+Draw = Callable[[Axes, Analysis], None]
+"""Draws a figure; where there is nothing to draw, it leaves the axes empty."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333", "#882255")
 """Okabe and Ito's palette (2008), less its yellow, which print loses, and Tol's wine (2021)."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -36,8 +36,11 @@ FONTS = "system-ui, 'Segoe UI', 'Noto Sans', 'Hiragino Sans', 'Noto Sans CJK JP'
 LEGEND_ROWS = 18
 """Entries that stand beside a figure in one column."""
 INK, FAINT = "#333333", "#d9d9d9"
-BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-"""Of a number, so that no line of a baseline strikes it through."""
+DOTTED = (0, (1, 1.6))
+LINE_BEHIND: dict[str, Any] = {"color": INK, "ls": (0, (4, 2)), "alpha": 0.75, "zorder": 0.5}
+"""Dashed, across the axes, behind everything else."""
+NUMBER = {"color": INK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
+"""Of a number, with a box behind it, so that no line of a baseline strikes it through."""
 
 WIDE = 2.0
 """Times the lowest perplexity that the highest may be, before a logarithmic axis shows them."""
@@ -72,20 +75,18 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.8,
-    "axes.unicode_minus": True,
 }
 
 
 def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
     """Every figure that the records have data for, as {name: SVG document}."""
-    of_phase1: dict[str, Draw] = {
-        figure: partial(_phase1, recipe, curves)
-        for recipe in analysis.phase1
-        for figure, curves in phase1_report(recipe).figures.items()
-    }
     drawings: dict[str, Draw] = {
         "validation_perplexity": _validation_perplexity,
-        **of_phase1,
+        **{
+            figure: partial(_phase1, curves, depths)
+            for report, depths in phase1_reports_of(analysis)
+            for figure, curves in report.figures.items()
+        },
         "learning_curves": _learning_curves,
         "memory": _memory,
         "perplexity_parameters": _perplexity_parameters,
@@ -95,24 +96,28 @@ def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
 
 
 def drawn_svg(name: str, draw: Draw, analysis: Analysis, texts: Texts) -> str | None:
-    """The SVG document of what `draw` draws; None where it says that there was nothing to draw."""
+    """The SVG document of what `draw` draws; None where it draws nothing."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
         # Of a name in another script, whose letters the reader's fonts have.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(6.8, 3.5), layout="constrained")
-        FigureCanvasSVG(figure)
-        return _svg(figure, name, texts) if draw(figure.subplots(), analysis) else None
+        axes = figure.subplots()
+        draw(axes, analysis)
+        if not axes.has_data():
+            return None
+        buffer = io.StringIO()
+        # Not `savefig`, which would draw everything a first time for the layout alone.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return _cleaned(buffer.getvalue(), name, texts)
 
 
-def _svg(figure: Figure, name: str, texts: Texts) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
+def _cleaned(svg: str, name: str, texts: Texts) -> str:
+    """The SVG as it can stand in a page beside others, in the reader's fonts and language."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # several stand in one page
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r" font-family: [^;\"]*;| ?<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
     root = f'<svg style="font-family: {FONTS}; stroke-linejoin: round; stroke-linecap: butt"'
     svg = re.sub("<svg", root, svg, count=1)
@@ -120,46 +125,34 @@ def _svg(figure: Figure, name: str, texts: Texts) -> str:
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
-# What each figure shows
+# Perplexity by configuration
 
 
-def _validation_perplexity(axes: Axes, analysis: Analysis) -> bool:
+def _validation_perplexity(axes: Axes, analysis: Analysis) -> None:
     """Every seed's dot; the mean and, from three seeds on, its 95% interval."""
-    shown = [c for c in analysis.configurations if _finite(c)]
-    looks = _looks(analysis)
-    for place, c in enumerate(shown):
-        colour, marker = looks[c.name]
+    shown = _with_looks(analysis)
+    for place, (c, mean, colour, marker) in enumerate(shown):
         values = _finite_perplexities(c)
         offsets = [0.16 * (i - (len(values) - 1) / 2) / max(len(values) - 1, 1) for i in range(len(values))]
-        axes.plot(
-            [place + 0.1 + offset for offset in offsets], values, "o", color=colour, alpha=0.55, ms=5, mew=0
-        )
-        if c.nll is None:
-            continue
-        mean = top = perplexity(c.nll.mean)
-        axes.plot([place - 0.12], [mean], marker, color=colour, ms=7)
-        if c.nll.interval is not None and len(values) >= MIN_SEEDS:
+        dots = [place + 0.1 + offset for offset in offsets]
+        axes.plot(dots, values, "o", color=colour, alpha=0.55, ms=5, mew=0)
+        left, top = place - 0.12, mean
+        axes.plot([left], [mean], marker, color=colour, ms=7)
+        if c.nll is not None and c.nll.interval is not None and len(values) >= MIN_SEEDS:
             low, top = (perplexity(end) for end in c.nll.interval)
-            axes.errorbar(
-                [place - 0.12], [mean], [[mean - low], [top - mean]], color=colour, capsize=4, lw=1.6
-            )
+            axes.errorbar([left], [mean], [[mean - low], [top - mean]], color=colour, capsize=4, lw=1.6)
+        number: dict[str, Any] = {"text": perplexity_text(mean), "textcoords": "offset points", **NUMBER}
         if len(shown) <= SIDE_BY_SIDE:
-            axes.annotate(
-                perplexity_text(mean), (place - 0.12, mean), (-9, 0), textcoords="offset points",
-                ha="right", va="center", fontsize=8.5, color=INK, bbox=BEHIND,
-            )  # fmt: skip
+            axes.annotate(xy=(left, mean), xytext=(-9, 0), ha="right", va="center", fontsize=8.5, **number)
         elif len(shown) <= MANY:  # no room beside the mean, but above it and its interval
-            axes.annotate(
-                perplexity_text(mean), (place, max(top, *values)), (0, 5), textcoords="offset points",
-                ha="center", va="bottom", fontsize=8, color=INK, bbox=BEHIND,
-            )  # fmt: skip
-    _name_ticks(axes, [c.name for c in shown])
-    axes.set_xlim(-0.6, len(shown) - 0.4)
-    _logarithmic_if_wide(axes, shown)
+            above = (place, max(top, *values))
+            axes.annotate(xy=above, xytext=(0, 5), ha="center", va="bottom", fontsize=8, **number)
     if shown:
+        _name_ticks(axes, [c.name for c, *_ in shown])
+        axes.set_xlim(-0.6, len(shown) - 0.4)
+        _logarithmic_if_wide(axes, shown)
         _baseline_lines(axes, analysis)
     axes.set_ylabel("@validation_perplexity")
-    return bool(shown)
 
 
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
@@ -174,15 +167,14 @@ def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
 def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
     """A line for the mean of every baseline near enough not to squeeze the configurations together."""
     low, high = axes.get_ylim()
-    means = {b.name: b.perplexity.mean for b in analysis.baselines if b.perplexity}
-    near = {name: mean for name, mean in means.items() if low / NEAR < mean < high * NEAR}
-    for mean in near.values():
-        axes.axhline(mean, color=INK, lw=1, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
+    means = [(b.perplexity.mean, b.name) for b in analysis.baselines if b.perplexity]
+    near = [(mean, name) for mean, name in means if low / NEAR < mean < high * NEAR]
+    for mean, _ in near:
+        axes.axhline(mean, lw=1, **LINE_BEHIND)
     axes.autoscale_view()
-    places = sorted(near.items(), key=lambda item: item[1])
     to_axes = axes.transScale + axes.transLimits  # heights as shares of the axis, whatever its scale
     height = -1.0
-    for name, mean in places:  # from below, each label clear of the last
+    for mean, name in sorted(near):  # from below, each label clear of the last
         height = max(float(to_axes.transform((0, mean))[1]), height + 1 / 18)
         axes.annotate(
             f"{name} {perplexity_text(mean)}", (1.01, height), xycoords="axes fraction",
@@ -190,88 +182,16 @@ def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
         )  # fmt: skip
 
 
-def _phase1(recipe: str, curves: Curves, axes: Axes, analysis: Analysis) -> bool:
-    """One colour per context depth: each seed thin; their mean, as far as all seeds reach, thick."""
-    drawn = False
-    for order, result in enumerate(analysis.phase1[recipe]):
-        own = [points for p in result.phase1.values() if (points := curves.points(p))]
-        drawn |= _draw_curves(axes, own, *_look(order), result.name)
-    axes.set_xlabel(f"@{curves.x}")
-    axes.set_ylabel(f"@{curves.y}")
-    _finish(axes)
-    if curves.y_limits:
-        axes.set_ylim(*curves.y_limits)
-    return drawn
-
-
-def _memory(axes: Axes, analysis: Analysis) -> bool:
-    """The mean over seeds; a band from the lowest seed to the highest."""
-    lowest, highest, longest = 1.0, 1.0, 1
-    for order, memory in enumerate(analysis.memories):
-        colour, marker = _look(order)
-        distances = [point.distance for point in memory.points]
-        means = [point.mean if point.mean > 0 else math.nan for point in memory.points]
-        axes.plot(distances, means, color=colour, marker=marker, ms=4.5, label=memory.name)
-        if len(memory.seeds) > 1:
-            low, high = (
-                [max(end, LEAST_CHANGE) for end in ends]
-                for ends in ([point.low for point in memory.points], [point.high for point in memory.points])
-            )
-            axes.fill_between(distances, low, high, color=colour, alpha=0.18, lw=0)
-        lowest = min([lowest, *(point.mean for point in memory.points)])
-        highest = max([highest, *(point.high for point in memory.points)])
-        longest = max(longest, memory.measured_to)
-    for share in MEMORY_SHARES:
-        axes.axhline(share, color=INK, lw=0.9, ls=(0, (4, 2)), alpha=0.75, zorder=0.5)
-    axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # a logarithm that has room for distance 0
-    axes.set_xlim(-0.3, 1.2 * longest)
-    axes.xaxis.set_major_locator(FixedLocator([0, *(2**i for i in range(int(math.log2(longest)) + 1))]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.set_yscale("log")
-    axes.set_ylim(max(lowest / 1.5, LEAST_CHANGE), 1.4 * highest)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("@distance")
-    axes.set_ylabel("@change")
-    legend(axes)
-    return bool(analysis.memories)
-
-
-def _learning_curves(axes: Axes, analysis: Analysis) -> bool:
-    """Validation solid, training dotted; each seed thin, their mean thick."""
-    drawn = False
-    looks = _looks(analysis)
-    for c in analysis.configurations:
-        colour, marker = looks[c.name]
-        histories = [t.history for t in c.training.values() if t.history]
-        validation = [{e.epoch: perplexity(e.validation_nll_nats) for e in h} for h in histories]
-        training = [{e.epoch: perplexity(e.train_nll_nats) for e in h} for h in histories]
-        drawn |= _draw_curves(axes, validation, colour, marker, c.name)
-        _draw_curves(axes, training, colour, style=(0, (1, 1.6)))
-    if drawn:
-        axes.plot([], [], color=INK, label="@validation")
-        axes.plot([], [], color=INK, ls=(0, (1, 1.6)), label="@training")
-    axes.set_xlabel("@epoch")
-    axes.set_ylabel("@perplexity")
-    _logarithmic(axes)
-    _finish(axes)
-    return drawn
-
-
-def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
-    shown = [c for c in analysis.configurations if _finite(c) and c.parameters is not None]
-    crowded = bool(analysis.variants)  # variants of one size stand over each other
-    looks = _looks(analysis)
-    for c in shown:
-        if c.nll is None or c.parameters is None:
+def _perplexity_parameters(axes: Axes, analysis: Analysis) -> None:
+    """Means over total parameters, and a dash for each seed."""
+    shown = _with_looks(analysis)
+    for c, mean, colour, marker in shown:
+        values, size = _finite_perplexities(c), c.total_parameters
+        if size is None:
             continue
-        mean, size = perplexity(c.nll.mean), c.parameters.total
-        colour, marker = looks[c.name]
-        values = _finite_perplexities(c)
         axes.plot([size] * len(values), values, "_", color=colour, alpha=0.7, ms=10, mew=1.4)
         axes.plot([size], [mean], marker, color=colour, ms=7)
-        if crowded:
+        if analysis.variants:  # those of one size stand over each other
             axes.plot([], [], marker, color=colour, label=c.name)
         else:
             axes.annotate(c.name, (size, mean), (9, 0), textcoords="offset points", va="center", fontsize=8.5)
@@ -279,29 +199,21 @@ def _perplexity_parameters(axes: Axes, analysis: Analysis) -> bool:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(x=0.12, y=0.12)
     _logarithmic_if_wide(axes, shown)
-    axes.set_xlabel("@total_parameters")
-    axes.set_ylabel("@validation_perplexity")
+    axes.set(xlabel="@total_parameters", ylabel="@validation_perplexity")
     legend(axes)
-    return bool(shown)
 
 
-def _logarithmic_if_wide(axes: Axes, shown: Sequence[ModelResult]) -> None:
-    values = [value for c in shown for value in _finite_perplexities(c)]
-    if values and max(values) > WIDE * min(values):
-        _logarithmic(axes)
+Look = tuple[ModelResult, float, str, str]
+"""A configuration, its mean perplexity, its colour and its marker."""
 
 
-def _logarithmic(axes: Axes) -> None:
-    """Perplexities on a logarithmic y axis, as plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-    axes.yaxis.set_minor_formatter(
-        FuncFormatter(lambda y, _: f"{y:,.0f}" if _leading(y) in (2, 3, 5) else "")
-    )
-
-
-def _finite(c: ModelResult) -> bool:
-    return c.rankable and c.perplexity is not None and math.isfinite(c.perplexity.mean)
+def _with_looks(analysis: Analysis) -> list[Look]:
+    """Every configuration of finite perplexity."""
+    return [
+        (c, c.perplexity.mean, *_look(order))
+        for order, c in enumerate(analysis.configurations)
+        if c.rankable and c.perplexity is not None and math.isfinite(c.perplexity.mean)
+    ]
 
 
 def _finite_perplexities(c: ModelResult) -> list[float]:
@@ -309,17 +221,55 @@ def _finite_perplexities(c: ModelResult) -> list[float]:
     return [v.perplexity for v in c.validation.values() if math.isfinite(v.perplexity)]
 
 
-def _looks(analysis: Analysis) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every configuration."""
-    return {c.name: _look(order) for order, c in enumerate(analysis.configurations)}
+def _logarithmic_if_wide(axes: Axes, shown: Sequence[Look]) -> None:
+    values = [value for c, *_ in shown for value in _finite_perplexities(c)]
+    if values and max(values) > WIDE * min(values):
+        _logarithmic(axes)
 
 
-def _leading(value: float) -> int:
-    """First digit of a positive number."""
-    return round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+def _logarithmic(axes: Axes) -> None:
+    """Perplexities on a logarithmic y axis, as plain numbers."""
+
+    def minor(y: float, _: object) -> str:
+        leading = round(y / 10 ** math.floor(math.log10(y) + 1e-9))
+        return f"{y:,.0f}" if leading in (2, 3, 5) else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(minor))
 
 
-# Curves, colours and legends
+# Curves
+
+
+def _phase1(curves: Curves, depths: Sequence[DepthResult], axes: Axes, _: Analysis) -> None:
+    """One colour per context depth: each seed thin; their mean, as far as all seeds reach, thick."""
+    for order, depth in enumerate(depths):
+        own = [points for p in depth.phase1.values() if (points := curves.points(p))]
+        _draw_curves(axes, own, *_look(order), depth.name)
+    axes.set(xlabel=f"@{curves.x}", ylabel=f"@{curves.y}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(axes)
+    if curves.y_limits:
+        axes.set_ylim(*curves.y_limits)
+
+
+def _learning_curves(axes: Axes, analysis: Analysis) -> None:
+    """Validation solid, training dotted; each seed thin, their mean thick."""
+    for order, c in enumerate(analysis.configurations):
+        colour, marker = _look(order)
+        histories = [t.history for t in c.training.values() if t.history]
+        validation = [{e.epoch: perplexity(e.validation_nll_nats) for e in h} for h in histories]
+        training = [{e.epoch: perplexity(e.train_nll_nats) for e in h} for h in histories]
+        _draw_curves(axes, validation, colour, marker, c.name)
+        _draw_curves(axes, training, colour, style=DOTTED)
+    if axes.has_data():
+        axes.plot([], [], color=INK, label="@validation")
+        axes.plot([], [], color=INK, ls=DOTTED, label="@training")
+    axes.set(xlabel="@epoch", ylabel="@perplexity")
+    _logarithmic(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(axes)
 
 
 def _draw_curves(
@@ -328,32 +278,55 @@ def _draw_curves(
     colour: str,
     marker: str | None = None,
     label: str | None = None,
-    style: str | tuple[float, tuple[float, ...]] = "-",
-) -> bool:
-    """Each curve thin and, up to where the shortest ends, their mean thick; false if there is none."""
+    style: Any = "-",
+) -> None:
+    """Each curve thin and, up to where the shortest ends, their mean thick."""
+
+    def draw(curve: dict[int, float], **look: Any) -> None:
+        values = [y if math.isfinite(y) else math.nan for y in curve.values()]
+        axes.plot(list(curve), values, color=colour, ls=style, **look)
+
     if len(curves) > 1:
         for curve in curves:
-            axes.plot(*_points(curve), color=colour, lw=0.8, alpha=0.45, ls=style)
-    common = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
-    mean = {x: fmean(curve[x] for curve in curves) for x in common}
-    if not mean:
-        return False
-    axes.plot(
-        *_points(mean), color=colour, ls=style, marker=marker, ms=4.5,
-        markevery=max(1, len(mean) // 8), label=label,
-    )  # fmt: skip
-    return True
+            draw(curve, lw=0.8, alpha=0.45)
+    common = sorted(set.intersection(*map(set, curves))) if curves else []
+    if common:
+        mean = {x: fmean(curve[x] for curve in curves) for x in common}
+        draw(mean, marker=marker, ms=4.5, markevery=max(1, len(mean) // 8), label=label)
 
 
-def _points(curve: dict[int, float]) -> tuple[list[int], list[float]]:
-    """Coordinates; gaps where a value is not finite."""
-    return list(curve), [y if math.isfinite(y) else math.nan for y in curve.values()]
-
-
-def _finish(axes: Axes) -> None:
-    """Whole numbers along the x axis, and the legend."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+def _memory(axes: Axes, analysis: Analysis) -> None:
+    """The mean over seeds; a band from the lowest seed to the highest."""
+    if not analysis.memories:
+        return
+    for order, depth in enumerate(analysis.memories):
+        colour, marker = _look(order)
+        distances = [point.distance for point in depth.points]
+        means = [point.mean if point.mean > 0 else math.nan for point in depth.points]
+        axes.plot(distances, means, color=colour, marker=marker, ms=4.5, label=depth.name)
+        if len(depth.memory) > 1:
+            low = [max(point.low, LEAST_CHANGE) for point in depth.points]
+            high = [max(point.high, LEAST_CHANGE) for point in depth.points]
+            axes.fill_between(distances, low, high, color=colour, alpha=0.18, lw=0)
+    for share in MEMORY_SHARES:
+        axes.axhline(share, lw=0.9, **LINE_BEHIND)
+    points = [point for depth in analysis.memories for point in depth.points]
+    longest = max(1, *(point.distance for point in points))
+    axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # a logarithm that has room for distance 0
+    axes.set_xlim(-0.3, 1.2 * longest)
+    axes.xaxis.set_major_locator(FixedLocator([0, *(2**i for i in range(int(math.log2(longest)) + 1))]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.set_yscale("log")
+    lowest, highest = min(1.0, *(point.mean for point in points)), max(1.0, *(point.high for point in points))
+    axes.set_ylim(max(lowest / 1.5, LEAST_CHANGE), 1.4 * highest)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="@distance", ylabel="@change")
     legend(axes)
+
+
+# Colours and legends
 
 
 def legend(axes: Axes) -> None:

@@ -8,16 +8,15 @@ A section yields blocks, which are strings of Markdown. Some of their forms mean
 - An image, followed by its caption in italics, is a figure.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
+from tandem.report.analysis import Analysis
 from tandem.report.statistics import Spread
-from tandem.report.wording import Texts, literal, longest_run, plus_minus
+from tandem.report.wording import Message, Texts, literal, longest_run, plus_minus
 
 Row = TypeVar("Row")
-Mark = Literal["", "*", "**"]
-"""Around the name of a row: in bold the recommended configuration, in italics a baseline."""
 UNTRUSTED = "†"
 """After the name of a run that the audit failed for, or of a model with such a run."""
 
@@ -25,11 +24,6 @@ UNTRUSTED = "†"
 def bullets(items: Iterable[str]) -> str:
     """A list."""
     return "\n".join(f"- {item}" for item in items)
-
-
-def numbered(items: Iterable[str]) -> str:
-    """An ordered list."""
-    return "\n".join(f"{place}. {item}" for place, item in enumerate(items, 1))
 
 
 def warning(text: str) -> str:
@@ -43,19 +37,17 @@ def fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def figure(file: str, caption: str) -> str:
-    """A figure of the folder figures/, and its caption."""
-    return f"![{caption}](figures/{file})\n\n*{caption}*"
-
-
-def details(summary: str, body: str) -> str:
+def folded(summary: str, body: str) -> str:
     """A block that is folded away."""
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """One column of a table: the key of its head in the texts (`column.KEY`), and the cell of a row."""
+    """One column of a table: the key of its head in the texts (`column.KEY`), and the cell of a row.
+
+    Where the texts have no such head, the key stands there itself: the words of an addition.
+    """
 
     key: str
     cell: Callable[[Row], str]
@@ -76,57 +68,73 @@ def word_column(key: str, cell: Callable[[Row], str]) -> Column[Row]:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Heads and rows of cells, all in Markdown, the first cell of each row naming it."""
+class Report:
+    """What every section is written from, and the blocks that need words of the texts."""
 
-    caption: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: Sequence[bool]
-    marks: Sequence[Mark]
+    analysis: Analysis
+    texts: Texts
+    figures: Set[str]
+    """Names of the figures there are."""
 
-    def __str__(self) -> str:
-        rules = ["---:" if numeric else "---" for numeric in self.numeric]
-        rows = [
-            [f"{mark}{_cell(name)}{mark}", *map(_cell, cells)]
-            for mark, (name, *cells) in zip(self.marks, self.rows, strict=True)
-        ]
-        lines = [f"| {' | '.join(cells)} |" for cells in ([_cell(head) for head in self.heads], rules, *rows)]
-        return "\n".join([f"**{self.caption}**", "", *lines])
+    def heading(self, section: str, level: int = 2, **values: str) -> str:
+        """The heading of a section, from the text `section.NAME`."""
+        return f"{'#' * level} {self.texts(f'section.{section}', **values)}"
 
+    def list_of(self, messages: Iterable[Message]) -> str:
+        """The messages as a list."""
+        return bullets(map(self.texts.say, messages))
 
-def make_table(
-    texts: Texts,
-    name: str,
-    columns: Sequence[Column[Row]],
-    rows: Sequence[Row],
-    mark: Callable[[Row], Mark] = lambda _: "",
-    **values: str,
-) -> Table:
-    """The table of these rows, with the caption `caption.NAME`, which also explains † where it is there.
+    def findings(self, messages: Iterable[Message]) -> Iterator[str]:
+        """The findings of a section, if there are any."""
+        if said := self.list_of(messages):
+            yield self.texts("findings_lead")
+            yield said
 
-    `values` are those that the caption names. Where the texts have no such caption or no head for a column,
-    the name or the key stands there itself: the words of an addition.
-    """
-    cells = [[column.cell(row) for column in columns] for row in rows]
-    key = f"caption.{name}"
-    caption = [texts(key, **values) if texts.of(key) else name]
-    if any(UNTRUSTED in row[0] for row in cells):
-        caption.append(texts("audit.mark"))
-    return Table(
-        caption=texts("sentence_separator").join(caption),
-        heads=[texts.of(f"column.{column.key}") or literal(column.key) for column in columns],
-        rows=cells,
-        numeric=[place > 0 and column.numeric for place, column in enumerate(columns)],
-        marks=[mark(row) for row in rows],
-    )
+    def figure(self, name: str) -> Iterator[str]:
+        """The figure of this name and its caption `figure.NAME`, if there is one."""
+        if name in self.figures:
+            caption = self.texts(f"figure.{name}")
+            yield f"![{caption}](figures/{name}{self.texts.suffix}.svg)\n\n*{caption}*"
 
+    def name(self, name: str) -> str:
+        """The name of a configuration or baseline, marked if it is untrusted."""
+        return f"{name} {UNTRUSTED}" if self.analysis.untrusted(name) else name
 
-def fold(table: Table, texts: Texts, longest: int) -> str:
-    """The table, folded away where it has more rows than `longest`."""
-    if len(table.rows) <= longest:
-        return str(table)
-    return details(texts("folded", caption=table.caption, rows=str(len(table.rows))), str(table))
+    def run(self, run: str) -> str:
+        """The name of a run, marked if it is untrusted."""
+        return literal(run) + (f" {UNTRUSTED}" if run in self.analysis.audit.untrusted else "")
+
+    def head(self, column: Column[Row]) -> str:
+        """The head of a column."""
+        return self.texts.of(f"column.{column.key}") or literal(column.key)
+
+    def table(
+        self,
+        name: str,
+        columns: Sequence[Column[Row]],
+        rows: Sequence[Row],
+        mark: Callable[[Row], str] = lambda _: "",
+        longest: int | None = None,
+        **values: str,
+    ) -> str:
+        """The table of these rows, with the caption `caption.NAME` and its `values`, or NAME itself.
+
+        The caption also explains † where it is there. `mark` gives what stands around a row's name: `**`,
+        `*` or nothing. A table of more than `longest` rows is folded away.
+        """
+        cells = [[_cell(column.cell(row)) for column in columns] for row in rows]
+        caption = self.texts(f"caption.{name}", **values) if self.texts.of(f"caption.{name}") else name
+        if any(UNTRUSTED in row[0] for row in cells):
+            caption += self.texts("sentence_separator") + self.texts("audit.mark")
+        for row, own in zip(rows, cells, strict=True):
+            own[0] = f"{mark(row)}{own[0]}{mark(row)}"
+        heads = [_cell(self.head(column)) for column in columns]
+        rules = ["---", *("---:" if column.numeric else "---" for column in columns[1:])]
+        lines = [f"| {' | '.join(line)} |" for line in (heads, rules, *cells)]
+        table = "\n".join([f"**{caption}**", "", *lines])
+        if longest is None or len(rows) <= longest:
+            return table
+        return folded(self.texts("folded", caption=caption, rows=str(len(rows))), table)
 
 
 def _cell(text: str) -> str:

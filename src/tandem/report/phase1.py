@@ -1,41 +1,21 @@
 """What the report says of phase 1, recipe by recipe. What belongs to one alone stands here only."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from tandem.objectives import OBJECTIVES
-from tandem.records import ContextsRecord, RunRecord
+from tandem.records import RunRecord
 from tandem.report import wording
-from tandem.report.markdown import Column, spread_column, word_column
-from tandem.report.results import Analysis, DepthComparison, ModelResult, Phase1OverSeeds
-from tandem.report.statistics import (
-    Paired,
-    Spread,
-    Verdict,
-    holm,
-    mean,
-    paired,
-    perplexities,
-    perplexity,
-    spread,
-    verdict,
-)
-from tandem.report.wording import NONE, Message, Texts, Value
-
-OverPhase1 = Phase1OverSeeds | ModelResult
-"""Both hold records of phase 1 by seed."""
+from tandem.report.analysis import Analysis, DepthResult, ModelResult
+from tandem.report.markdown import Column, Report, spread_column, word_column
+from tandem.report.statistics import Effect, Spread, Verdict, holm, mean, paired, perplexities, spread
+from tandem.report.wording import NONE, Message
 
 
-def _column(key: str, figure: Callable[[Any], float], text: Callable[[float | None], str]) -> Column[Any]:
-    """A figure of the records of phase 1, over seeds."""
-    return spread_column(key, lambda found: spread(map(figure, found.phase1.values())), text)
-
-
-@dataclass(frozen=True)
-class Curves:
+class Curves(NamedTuple):
     """A figure of phase 1, with one colour for each variant and context depth."""
 
     x: str
@@ -46,9 +26,15 @@ class Curves:
     y_limits: tuple[float, float] | None = None
 
 
-def shared_unit(analysis: Analysis) -> Message:
-    """What decides a phase 1, together with the seed."""
-    return Message("unit_variants" if analysis.variants else "unit")
+class DepthComparison(NamedTuple):
+    """Phase 1 with `b` context layers against `a` in one variant; the verdict is on `b`."""
+
+    variant: str | None
+    a: int
+    b: int
+    verdict: Verdict
+    message: Message
+    """What is said of it."""
 
 
 class Phase1Report:
@@ -66,84 +52,68 @@ class Phase1Report:
     """Further columns of the table of phase 2."""
     run_columns: Sequence[Column[RunRecord]] = ()
     """Its figures in the table of runs."""
+    counts: Sequence[str] = ()
+    """Fields of its records that are told of a recommended configuration."""
 
     def __init__(self, recipe: str) -> None:
         self.recipe = recipe
 
-    def columns(self, analysis: Analysis, texts: Texts) -> Sequence[Column[Any]]:  # noqa: ARG002
-        """Its own columns of its table: the figures that its objective names. Rows are `Phase1OverSeeds`."""
-        objective = OBJECTIVES.get(self.recipe)
-        records = [p for result in analysis.phase1[self.recipe] for p in result.phase1.values()]
-        names = dict.fromkeys(name for p in records for name in objective.figures(p)) if objective else ()
-        return [_column(name, self._figure(name), lambda value: wording.number(value, 3)) for name in names]
+    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
+        """Its own columns of its table: the figures that its objective names. Rows are `DepthResult`."""
+        figures = OBJECTIVES[self.recipe].figures if self.recipe in OBJECTIVES else lambda _: {}
+        names = dict.fromkeys(name for d in depths for p in d.phase1.values() for name in figures(p))
 
-    def _figure(self, name: str) -> Callable[[Any], float]:
-        return lambda record: OBJECTIVES[self.recipe].figures(record)[name]
+        def column(name: str) -> Column[Any]:
+            return over_records(name, lambda p: figures(p).get(name), partial(wording.number, digits=3))
 
-    def lead(self, analysis: Analysis) -> Iterator[Message]:  # noqa: ARG002
+        return [*map(column, names)]
+
+    def lead(self, analysis: Analysis) -> Sequence[Message]:
         """Sentences above its table."""
-        return iter(())
+        return ()
 
-    def findings(self, results: Sequence[Phase1OverSeeds], analysis: Analysis) -> Iterator[Message]:  # noqa: ARG002
+    def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
         """Sentences below its table."""
-        return iter(())
+        return ()
 
-    def phase2_findings(self, analysis: Analysis) -> Iterator[Message]:  # noqa: ARG002
+    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
         """What phase 2 makes of it."""
-        return iter(())
+        return ()
 
-    def facts(self, model: ModelResult) -> Iterator[Message]:  # noqa: ARG002
+    def facts(self, model: ModelResult) -> Iterator[Message]:
         """Lines about the phase 1 of a recommended configuration."""
-        return iter(())
+        for name in self.counts:
+            count = mean(spread(getattr(p, name) for p in model.phase1.values()))
+            yield Message(f"choice.{name}", value=wording.count_text(count))
 
-    def compare(self, results: Sequence[Phase1OverSeeds]) -> Sequence[DepthComparison]:  # noqa: ARG002
+    def compare(self, depths: Sequence[DepthResult]) -> Sequence[DepthComparison]:
         """Every pair of context depths of one variant, as one family."""
         return ()
 
 
-def phase1_report(recipe: str | None) -> Phase1Report:
-    """What is said of phase 1 with this recipe: of one that is not known here, what holds for any."""
-    recipe = recipe or ORIGINAL
-    return PHASE1_REPORTS.get(recipe) or Phase1Report(recipe)
+def over_records(
+    key: str, figure: Callable[[Any], float | None], text: Callable[[float | None], str]
+) -> Column[Any]:
+    """A figure of the records of phase 1, over seeds; empty in rows whose records do not have it."""
+
+    def over_seeds(row: DepthResult | ModelResult) -> Spread | None:
+        figures = map(figure, row.phase1.values())
+        return spread(value for value in figures if value is not None)
+
+    return spread_column(key, over_seeds, text)
 
 
-def own_columns(kind: str, analysis: Analysis | None = None) -> Iterator[Column[Any]]:
-    """Such columns of all recipes, or of those in the analysis; empty in rows of other recipes."""
-
-    def of(report: Phase1Report, column: Column[Any]) -> Column[Any]:
-        return Column(
-            column.key, lambda row: column.cell(row) if phase1_report(row.recipe) is report else NONE
-        )
-
-    reports = (
-        (report for _, report, _ in phase1_reports_of(analysis)) if analysis else PHASE1_REPORTS.values()
-    )
-    for report in reports:
-        yield from (of(report, column) for column in getattr(report, kind))
-
-
-def all_columns(report: Phase1Report, analysis: Analysis, texts: Texts) -> list[Column[Any]]:
-    """The columns of a table of phase 1: those of every recipe and its own."""
-
-    def rank(key: str, share: Callable[[ContextsRecord], float]) -> Column[Phase1OverSeeds]:
-        return spread_column(key, lambda d: spread(map(share, d.contexts.values())), wording.percent)
-
-    return [
-        Column("context_depth", lambda d: d.name),
-        word_column("used_by", lambda d: texts("joined", names=d.used_by)),
-        *report.columns(analysis, texts),
-        rank("rank_validation", lambda c: c.effective_rank_validation),
-        rank("rank_train", lambda c: c.effective_rank_train),
-        _column("seconds", lambda p: p.seconds_s, wording.seconds_text),
-    ]
+def shared_unit(analysis: Analysis) -> Message:
+    """What decides a phase 1, together with the seed."""
+    return Message("unit_variants" if analysis.variants else "unit")
 
 
 # Phase 1 by dispersion
 
 
-def at_limit(result: Phase1OverSeeds) -> tuple[int, ...]:
+def at_limit(depth: DepthResult) -> list[int]:
     """Seeds that stopped at the iteration limit; these are not called converged."""
-    return tuple(seed for seed, p in result.phase1.items() if p.stopped == "max_iterations")
+    return [seed for seed, p in depth.phase1.items() if p.stopped == "max_iterations"]
 
 
 class DispersionReport(Phase1Report):
@@ -151,6 +121,7 @@ class DispersionReport(Phase1Report):
 
     caption = "phase1"
     definitions = ("iterations", "convergence")
+    counts = ("iterations",)
     figures: Mapping[str, Curves] = {
         "phase1_convergence": Curves(
             "iteration",
@@ -163,104 +134,100 @@ class DispersionReport(Phase1Report):
         ),
     }
     summary_columns = (
-        _column("iterations", lambda p: p.iterations, wording.count_text),
-        _column("convergence", lambda p: p.convergence_rate, wording.percent),
+        over_records("iterations", lambda p: getattr(p, "iterations", None), wording.count_text),
+        over_records("convergence", lambda p: getattr(p, "convergence_rate", None), wording.percent),
     )
     run_columns = (Column("iterations", lambda r: wording.number(getattr(r.phase1, "iterations", None))),)
 
-    def columns(self, analysis: Analysis, texts: Texts) -> Sequence[Column[Any]]:
+    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """See Phase1Report."""
+        texts, comparisons = report.texts, depth_comparisons(report.analysis)
 
-        def stopped(d: Phase1OverSeeds) -> str:
-            converged = len(d.phase1) - len(at_limit(d))
-            return texts("stopped", converged=str(converged), total=str(len(d.phase1))) if d.phase1 else NONE
+        def stopped(d: DepthResult) -> str:
+            converged = str(len(d.phase1) - len(at_limit(d)))
+            return texts("stopped", converged=converged, total=str(len(d.phase1))) if d.phase1 else NONE
 
-        def speed(d: Phase1OverSeeds) -> str:
+        def speed(d: DepthResult) -> str:
             """What is shown of this depth's speed against every other of its variant."""
-            own = [c for c in analysis.depth_comparisons if c.variant == d.variant]
+            own = [c for c in comparisons if c.variant == d.variant]
             shown = {c.a: c.verdict for c in own if c.b == d.context_layers}
             shown |= {c.b: c.verdict.reversed for c in own if c.a == d.context_layers}
-            said = [texts(f"speed.{found}", other=f"C{other}") for other, found in shown.items()]
-            return texts("joined", names=said) if said else NONE
+            return texts.join(texts(f"speed.{found}", other=f"C{other}") for other, found in shown.items())
 
         return [*self.summary_columns, word_column("stopped", stopped), word_column("speed", speed)]
 
-    def lead(self, analysis: Analysis) -> Iterator[Message]:
+    def lead(self, analysis: Analysis) -> Sequence[Message]:
         """See Phase1Report."""
-        if len(phase1_reports_of(analysis)) > 1:
-            yield Message("phase1.by_dispersion")
+        return [Message("phase1.by_dispersion")] if len(phase1_reports_of(analysis)) > 1 else []
 
-    def facts(self, model: ModelResult) -> Iterator[Message]:
-        """See Phase1Report."""
-        iterations = mean(spread(p.iterations for p in model.phase1.values()))
-        yield Message("choice.iterations", {"value": wording.count_text(iterations)})
-
-    def findings(self, results: Sequence[Phase1OverSeeds], analysis: Analysis) -> Iterator[Message]:
+    def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
         """How widely phase 1 was shared, how it stopped, and which depth needs fewer iterations."""
-        limits = [(d, at_limit(d)) for d in results if d.phase1]
-        if limits:
-            yield Message("phase1.shared", {"unit": shared_unit(analysis)})
-            if not any(seeds for _, seeds in limits):
-                yield Message("phase1.all_converged")
+        limits = [(d, at_limit(d)) for d in depths if d.phase1]
+        found = [Message("phase1.shared", unit=shared_unit(analysis))] if limits else []
+        if limits and not any(seeds for _, seeds in limits):
+            found.append(Message("phase1.all_converged"))
         for d, seeds in limits:
             if seeds:
                 how = "all_at_limit" if len(seeds) == len(d.phase1) else "some_at_limit"
-                values = {"depth": str(d.context_layers), "seeds": wording.seeds_text(seeds)}
-                yield Message(f"phase1.{how}", values, d.variant)
-        yield from (comparison.message for comparison in analysis.depth_comparisons)
+                message = Message(f"phase1.{how}", depth=str(d.context_layers), seeds=seeds)
+                found.append(_of_variant(d.variant, message))
+        return [*found, *(comparison.message for comparison in depth_comparisons(analysis))]
 
-    def compare(self, results: Sequence[Phase1OverSeeds]) -> list[DepthComparison]:
+    def compare(self, depths: Sequence[DepthResult]) -> list[DepthComparison]:
         """Every pair by iterations until phase 1 stopped.
 
         Seeds stopped by the limit give a lower bound only. A depth with such a seed is never called faster.
         """
         pairs = [
-            (a, b) for a, b in combinations(results, 2) if a.variant == b.variant and a.phase1 and b.phase1
+            (a, b) for a, b in combinations(depths, 2) if a.variant == b.variant and a.phase1 and b.phase1
         ]
         tests = [paired(_iterations(a), _iterations(b), resolution=1) for a, b in pairs]
         found = []
         for (a, b), test, p in zip(pairs, tests, holm([test.p for test in tests]), strict=True):
-            shown = verdict(len(test.seeds), test.difference, p)
+            shown = test.verdict(p)
             faster = {Verdict.BETTER: b, Verdict.WORSE: a}.get(shown)
-            if faster is not None and set(at_limit(faster)) & set(test.seeds):
+            if faster is not None and set(at_limit(faster)) & set(test.by_seed):
                 shown = Verdict.NO_DIFFERENCE_SHOWN
-            depths = a.context_layers, b.context_layers
-            message = Message(
-                "phase1.faster" if shown.shown else f"phase1.{shown}", _speeds(*depths, test, p), a.variant
-            )
-            found.append(DepthComparison(a.variant, *depths, shown, message))
+            layers = a.context_layers, b.context_layers
+            message = _of_variant(a.variant, _speeds(shown, *layers, test, p))
+            found.append(DepthComparison(a.variant, *layers, shown, message))
         return found
 
 
-def _iterations(result: Phase1OverSeeds) -> dict[int, float]:
-    return {seed: float(p.iterations) for seed, p in result.phase1.items()}
+def _iterations(depth: DepthResult) -> dict[int, float]:
+    return {seed: float(p.iterations) for seed, p in depth.phase1.items()}
 
 
-def _speeds(a: int, b: int, test: Paired, p: float | None) -> dict[str, Value]:
-    """What a sentence on the convergence speed with `a` and with `b` context layers names."""
-    sides = [(a, test.mean_a), (b, test.mean_b)]
+def _of_variant(variant: str | None, message: Message) -> Message:
+    """The message as it holds for one variant alone."""
+    return message if variant is None else Message("of_variant", variant=variant, said=message)
+
+
+def _speeds(shown: Verdict, a: int, b: int, test: Effect, p: float | None) -> Message:
+    """The convergence speed with `a` and with `b` context layers."""
+    sides = list(zip((a, b), test.means or (None, None), strict=True))
     (fast, fast_mean), (slow, slow_mean) = sides[:: -1 if (test.difference or 0) < 0 else 1]
-    return {
-        "fast": str(fast),
-        "slow": str(slow),
-        "fast_iterations": wording.count_text(fast_mean),
-        "slow_iterations": wording.count_text(slow_mean),
-        "ratio": wording.number(slow_mean / fast_mean if slow_mean and fast_mean else None, 1),
-        "interval": wording.interval_text(test.interval, wording.signed),
-        "a": str(a),
-        "b": str(b),
-        "p": "p < 0.001" if p is not None and p < 0.001 else f"p = {wording.p_text(p)}",
-        "seeds": wording.seeds_text(test.seeds),
-    }
+    return Message(
+        "phase1.faster" if shown.shown else f"phase1.{shown}",
+        fast=str(fast),
+        slow=str(slow),
+        fast_iterations=wording.count_text(fast_mean),
+        slow_iterations=wording.count_text(slow_mean),
+        ratio=wording.number(slow_mean / fast_mean if slow_mean and fast_mean else None, 1),
+        interval=wording.interval_text(test.interval, wording.signed),
+        a=str(a),
+        b=str(b),
+        p="p < 0.001" if p is not None and p < 0.001 else f"p = {wording.p_text(p)}",
+        seeds=list(test.by_seed),
+    )
 
 
 # Phase 1 by prediction
 
 
-def head_perplexity(result: OverPhase1) -> Spread | None:
+def head_perplexity(found: DepthResult | ModelResult) -> Spread | None:
     """Validation perplexity of the deepest head, with the geometric mean."""
-    losses = [p.heads[-1].nll_nats for p in result.phase1.values()]
-    return perplexities((perplexity(nll), nll) for nll in losses)
+    return perplexities(p.heads[-1].nll_nats for p in found.phase1.values())
 
 
 def over_head(model: ModelResult) -> Spread | None:
@@ -268,6 +235,7 @@ def over_head(model: ModelResult) -> Spread | None:
     heads = (
         (model.validation[seed].nll_nats, p.head_for(model.token_layers or 1).nll_nats)
         for seed, p in model.phase1.items()
+        if hasattr(p, "head_for")
     )
     return spread(nll - head for nll, head in heads if isfinite(head))
 
@@ -277,6 +245,7 @@ class PredictionReport(Phase1Report):
 
     caption = "prediction"
     definitions = ("prediction",)
+    counts = ("epochs",)
     figures: Mapping[str, Curves] = {
         # Training only: validation is measured in another way, and at the end.
         "phase1_prediction": Curves(
@@ -285,31 +254,28 @@ class PredictionReport(Phase1Report):
     }
     phase2_columns = (Column("over_head", lambda m: wording.change_text(mean(over_head(m)))),)
 
-    def columns(self, analysis: Analysis, texts: Texts) -> Sequence[Column[Any]]:  # noqa: ARG002
+    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """See Phase1Report."""
-        epochs = _column("epochs", lambda p: p.epochs, wording.count_text)
+        epochs = over_records("epochs", lambda p: p.epochs, wording.count_text)
         return [epochs, spread_column("head_perplexity", head_perplexity, wording.perplexity_text)]
 
-    def lead(self, analysis: Analysis) -> Iterator[Message]:
+    def lead(self, analysis: Analysis) -> Sequence[Message]:
         """See Phase1Report."""
-        yield Message("phase1.by_prediction")
-        yield Message("phase1.shared", {"unit": shared_unit(analysis)})
+        return [Message("phase1.by_prediction"), Message("phase1.shared", unit=shared_unit(analysis))]
 
-    def facts(self, model: ModelResult) -> Iterator[Message]:
-        """See Phase1Report."""
-        epochs = mean(spread(p.epochs for p in model.phase1.values()))
-        yield Message("choice.epochs", {"value": wording.count_text(epochs)})
-
-    def phase2_findings(self, analysis: Analysis) -> Iterator[Message]:
+    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
         """From where to where phase 2 changes validation perplexity."""
         own = [c for c in analysis.configurations if phase1_report(c.recipe) is self]
         over = sorted((found.mean, c.name) for c in own if (found := over_head(c)))
-        if over:
-            (low, low_name), (high, high_name) = over[0], over[-1]
-            values = {"low": wording.change_text(low), "low_name": low_name}
-            values |= {"high": wording.change_text(high), "high_name": high_name}
-            yield Message("phase2.over_head" if len(over) == 1 else "phase2.over_heads", values)
+        if not over:
+            return []
+        (low, low_name), (high, high_name) = over[0], over[-1]
+        values = {"low": wording.change_text(low), "high": wording.change_text(high)}
+        key = "phase2.over_head" if len(over) == 1 else "phase2.over_heads"
+        return [Message(key, low_name=low_name, high_name=high_name, **values)]
 
+
+# All recipes
 
 ORIGINAL = "original"
 """Recipe of the original experiment."""
@@ -320,8 +286,28 @@ PHASE1_REPORTS: dict[str, Phase1Report] = {
 """By recipe, in the order of the report."""
 
 
-def phase1_reports_of(analysis: Analysis) -> list[tuple[str, Phase1Report, Sequence[Phase1OverSeeds]]]:
-    """The recipes that the records have, each with its phase 1; the original's where there is none."""
-    found: list[tuple[str, Phase1Report, Sequence[Phase1OverSeeds]]]
-    found = [(recipe, phase1_report(recipe), results) for recipe, results in analysis.phase1.items()]
-    return [one for one in found if one[2]] or found[:1]
+def phase1_report(recipe: str | None) -> Phase1Report:
+    """What is said of phase 1 with this recipe: of one that is not known here, what holds for any."""
+    recipe = recipe or ORIGINAL
+    return PHASE1_REPORTS.get(recipe) or Phase1Report(recipe)
+
+
+def phase1_reports_of(analysis: Analysis) -> list[tuple[Phase1Report, list[DepthResult]]]:
+    """The recipes that the records have, each with its depths; the original's where there is none."""
+    by_recipe: dict[str, list[DepthResult]] = {recipe: [] for recipe in PHASE1_REPORTS}
+    for depth in analysis.depths:
+        by_recipe.setdefault(depth.recipe or ORIGINAL, []).append(depth)
+    found = [(phase1_report(recipe), depths) for recipe, depths in by_recipe.items()]
+    return [one for one in found if one[1]] or found[:1]
+
+
+def depth_comparisons(analysis: Analysis) -> list[DepthComparison]:
+    """Every pair of context depths of one variant; a recipe's are corrected as one family."""
+    recipes = phase1_reports_of(analysis) if analysis.comparable else []
+    return [comparison for report, depths in recipes for comparison in report.compare(depths)]
+
+
+def own_columns(kind: str, analysis: Analysis | None = None) -> list[Column[Any]]:
+    """Such columns of all recipes, or of those in the analysis."""
+    recipes = [one for one, _ in phase1_reports_of(analysis)] if analysis else PHASE1_REPORTS.values()
+    return [column for one in recipes for column in getattr(one, kind)]

@@ -1,15 +1,14 @@
 """What the records show, as messages: every claim among them rests on a verdict, and none goes beyond it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
 from tandem.report import wording
-from tandem.report.analysis import Choice
-from tandem.report.phase1 import phase1_reports_of
-from tandem.report.results import Analysis, Comparison, MemoryResult, ModelResult
+from tandem.report.analysis import Analysis, Choice, Comparison, ModelResult
+from tandem.report.phase1 import depth_comparisons, phase1_reports_of
 from tandem.report.statistics import Verdict, mean
-from tandem.report.wording import Message, Texts, Value, interval_text, literal, perplexity_text
+from tandem.report.wording import Message, Value, interval_text, literal, perplexity_text
 
 MEMORY_SHARES = (0.1, 0.01)
 """Shares of a changed token's trace, below which the distance is told: mostly gone, and as good as gone."""
@@ -26,9 +25,8 @@ def _by_verdict(
 ) -> Iterator[Message]:
     """The pairs in one sentence a verdict."""
     for found in Verdict:
-        pairs = [text(c) for c in comparisons if c.verdict is found]
-        if pairs:
-            yield Message(f"{key}.{found}", {"pairs": pairs, **values})
+        if pairs := [text(c) for c in comparisons if c.verdict is found]:
+            yield Message(f"{key}.{found}", pairs=pairs, **values)
 
 
 # Warnings
@@ -38,14 +36,15 @@ def audit_warnings(analysis: Analysis) -> Iterator[Message]:
     """What the audit says against these records, for the top of the report and of its figures."""
     audit = analysis.audit
     if audit.failed:
-        yield Message("audit.failed", {"checks": audit.failed, "runs": _untrusted(analysis, audit.untrusted)})
+        yield Message("audit.failed", checks=audit.failed, runs=_untrusted(analysis, audit.untrusted))
     if audit.warned:
-        yield Message("audit.warned", {"checks": audit.warned})
+        yield Message("audit.warned", checks=audit.warned)
 
 
 def _untrusted(analysis: Analysis, runs: Sequence[str]) -> Value:
-    """Names of runs that the audit failed for, or that these are all."""
-    return Message("audit.all") if analysis.all_untrusted else [literal(run) for run in runs]
+    """Names of runs that the audit failed for, or that these are all, as where a check of the data fails."""
+    every = len(analysis.audit.untrusted) == len(analysis.records)
+    return Message("audit.all") if every else [*map(literal, runs)]
 
 
 def warnings(analysis: Analysis) -> Iterator[Message]:
@@ -53,76 +52,71 @@ def warnings(analysis: Analysis) -> Iterator[Message]:
     if not analysis.comparable:
         yield Message("warning.not_comparable")
     if len(analysis.environments) > 1:
-        yield Message("warning.environments", {"count": str(len(analysis.environments))})
+        yield Message("warning.environments", count=str(len(analysis.environments)))
     for name, records in (("failed", analysis.failed), ("left_out", analysis.left_out)):
         if records:
-            yield Message(f"warning.{name}", {"runs": [literal(r.run) for r in records]})
+            yield Message(f"warning.{name}", runs=[literal(r.run) for r in records])
     missing: dict[str, list[str]] = {}
     for name, seed in analysis.missing:
         missing.setdefault(name, []).append(str(seed))
     runs = [f"{literal(name)} (seed {', '.join(seeds)})" for name, seeds in missing.items()]
     if runs := [*runs, *map(literal, analysis.missing_baselines)]:
-        yield Message("warning.missing", {"runs": runs})
+        yield Message("warning.missing", runs=runs)
     if len({c.seeds for c in analysis.configurations if c.validation}) > 1:
         yield Message("warning.seeds_differ")
     if any(not scan.within for scan in analysis.scans):
         yield Message("warning.scan")
-    if any(data.overlap_documents for data, _ in analysis.data):
+    if any(data.overlap_documents for data in analysis.data):
         yield Message("warning.overlap")
-    if any(data.validation_lost_bytes or data.train_lost_bytes for data, _ in analysis.data):
+    if any(data.validation_lost_bytes or data.train_lost_bytes for data in analysis.data):
         yield Message("warning.lost")
 
 
 # Phase 2
 
 
-def phase2_findings(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
+def phase2_findings(analysis: Analysis) -> Iterator[Message]:
     """Lowest perplexity, what it is against training and phase 1, and which may still be improving."""
-    if choice is not None:
-        lowest = perplexity_text(mean(choice.best.perplexity))
-        yield Message("phase2.lowest", {"name": choice.best.name, "perplexity": lowest})
+    if analysis.choice is not None:
+        best = analysis.choice.best
+        yield Message("phase2.lowest", name=best.name, perplexity=perplexity_text(mean(best.perplexity)))
     gaps = [(c.gap, c.name) for c in analysis.configurations if c.gap is not None and math.isfinite(c.gap)]
     if len(gaps) > 1:
         (low, low_name), (high, high_name) = min(gaps), max(gaps)
-        values = {"low": wording.number(low, 2), "low_name": low_name}
-        yield Message("phase2.gap", values | {"high": wording.number(high, 2), "high_name": high_name})
+        values = {"low": wording.number(low, 2), "high": wording.number(high, 2)}
+        yield Message("phase2.gap", low_name=low_name, high_name=high_name, **values)
     unlike = [c for c in analysis.configurations if c.validation and not c.training_is_plain]
     if unlike:
-        yield Message("phase2.unlike", {"names": list(dict.fromkeys(c.variant or c.name for c in unlike))})
-    for _, of_recipe, _ in phase1_reports_of(analysis):
+        yield Message("phase2.unlike", names=list(dict.fromkeys(c.variant or c.name for c in unlike)))
+    for of_recipe, _ in phase1_reports_of(analysis):
         yield from of_recipe.phase2_findings(analysis)
-    improving = list(still_improving(analysis.configurations))
-    yield from improving
+    yield from (improving := list(still_improving(analysis.configurations)))
     if not improving and any(c.validation for c in analysis.configurations):
         yield Message("phase2.all_stopped")
 
 
 def still_improving(models: Sequence[ModelResult]) -> Iterator[Message]:
     """Configurations or baselines with seeds whose best epoch was the last one allowed."""
-    names = [f"{m.name} ({m.still_improving}/{len(m.training)})" for m in models if m.still_improving]
-    if names:
-        yield Message("phase2.still_improving", {"names": names})
+    if names := [f"{m.name} ({m.still_improving}/{len(m.training)})" for m in models if m.still_improving]:
+        yield Message("phase2.still_improving", names=names)
 
 
-# How far back contexts remember
-
-
-def memory_sentences(analysis: Analysis, texts: Texts) -> Iterator[str]:
+def memory_findings(analysis: Analysis) -> Iterator[Message]:
     """One sentence per curve: from which distance on the change stays below each share."""
 
-    def distance_text(memory: MemoryResult, share: float) -> str:
-        distance = memory.falls_below(share)
+    def distance_text(distance: float | None, longest: int) -> Message:
         if distance is None:
-            return texts("memory.beyond", distance=wording.number(memory.measured_to))
+            return Message("memory.beyond", distance=wording.number(longest))
         if distance < 1:
-            return texts("memory.at_once")
-        return texts("memory.distance", distance=wording.number(distance, 0 if distance >= 10 else 1))
+            return Message("memory.at_once")
+        return Message("memory.distance", distance=wording.number(distance, 0 if distance >= 10 else 1))
 
-    first, second = MEMORY_SHARES
     for m in analysis.memories:
-        shares = {"first": wording.percent(first, 0), "first_distance": distance_text(m, first)}
-        shares |= {"second": wording.percent(second, 0), "second_distance": distance_text(m, second)}
-        yield texts("memory.falls", name=m.name, **shares)
+        values: dict[str, Value] = {}
+        for place, share in zip(("first", "second"), MEMORY_SHARES, strict=True):
+            values[place] = wording.percent(share, 0)
+            values[f"{place}_distance"] = distance_text(m.falls_below(share), m.points[-1].distance)
+        yield Message("memory.falls", name=m.name, **values)
 
 
 # Depths and variants
@@ -131,18 +125,18 @@ def memory_sentences(analysis: Analysis, texts: Texts) -> Iterator[str]:
 def effect_findings(analysis: Analysis) -> Iterator[Message]:
     """For more context layers and for more token layers, all else equal: the pairs by verdict."""
     unshown = Verdict.NO_DIFFERENCE_SHOWN
-    for axis in ("context", "token"):
-        pairs, values = _pairs_along(analysis, axis), {"axis": Message(f"effect.{axis}")}
+    for place, axis in enumerate(("context", "token")):
+        pairs, values = _pairs_along(analysis, place), {"axis": Message(f"effect.{axis}")}
         yield from _by_verdict("effect", pairs, lambda c: pair_text(c, c.verdict is unshown), **values)
 
 
-def _pairs_along(analysis: Analysis, axis: str) -> list[Comparison]:
+def _pairs_along(analysis: Analysis, axis: int) -> list[Comparison]:
     """Pairs of one variant from fewer to more layers of one block, with equal depth of the other."""
-    other, chosen = 1 if axis == "context" else 0, []
+    chosen = []
     for comparison in analysis.comparisons:
         a, b = analysis.models[comparison.a], analysis.models[comparison.b]
         of_a, of_b = ((c.context_layers or 0, c.token_layers or 0) for c in (a, b))
-        if a.variant == b.variant and of_a[other] == of_b[other]:
+        if a.variant == b.variant and of_a[1 - axis] == of_b[1 - axis]:
             chosen.append(comparison if of_a < of_b else comparison.reversed)
     return chosen
 
@@ -158,13 +152,18 @@ def variant_pairs(analysis: Analysis) -> list[Comparison]:
     pairs = [pair for pair in combinations(_with_results(analysis), 2) if reference in (None, pair[0])]
     by_place = {c.place: c.name for c in analysis.configurations}
     depths = dict.fromkeys((c.context_layers, c.token_layers) for c in analysis.configurations)
-    found = [
-        analysis.compare(by_place[a, *depth], by_place[b, *depth])
-        for a, b in pairs
-        for depth in depths
-        if (a, *depth) in by_place and (b, *depth) in by_place
-    ]
-    return [comparison for comparison in found if comparison is not None]
+    names = [((a, *depth), (b, *depth)) for a, b in pairs for depth in depths]
+    return _compared(analysis, ((by_place.get(a), by_place.get(b)) for a, b in names))
+
+
+def _with_results(analysis: Analysis) -> list[str]:
+    finished = {c.variant for c in analysis.configurations if c.validation}
+    return [variant for variant in analysis.variants if variant in finished]
+
+
+def _compared(analysis: Analysis, pairs: Iterable[tuple[str | None, str | None]]) -> list[Comparison]:
+    """The comparisons of these pairs, of those that there are."""
+    return [c for a, b in pairs if a and b and (c := analysis.compare(a, b))]
 
 
 def variant_findings(analysis: Analysis) -> Iterator[Message]:
@@ -177,53 +176,46 @@ def variant_findings(analysis: Analysis) -> Iterator[Message]:
     return _by_verdict("variants", variant_pairs(analysis), text)
 
 
-def _with_results(analysis: Analysis) -> list[str]:
-    finished = {c.variant for c in analysis.configurations if c.validation}
-    return [variant for variant in analysis.variants if variant in finished]
-
-
 # Against baselines
 
 
-def against_others(analysis: Analysis, choice: Choice) -> list[Comparison]:
-    """Best and recommended configuration against every baseline that is another model."""
-    names = dict.fromkeys([choice.best.name, choice.recommended.name])
+def against_others(analysis: Analysis, *models: ModelResult) -> list[Comparison]:
+    """These configurations against every baseline that is another model."""
     others = [b.name for b in analysis.baselines if not b.control]
-    found = [analysis.compare(other, name) for name in names for other in others]
-    return [c for c in found if c is not None]
+    names = dict.fromkeys(model.name for model in models)
+    return _compared(analysis, ((other, name) for name in names for other in others))
 
 
 def against_controls(analysis: Analysis) -> list[Comparison]:
     """Every configuration against itself without phase 1: what phase 1 adds."""
     controls = [b for b in analysis.baselines if b.control]
-    pairs = [(b.name, c.name) for c in analysis.configurations for b in controls if b.place == c.place]
-    return [c for c in (analysis.compare(*pair) for pair in pairs) if c is not None]
+    return _compared(
+        analysis, ((b.name, c.name) for c in analysis.configurations for b in controls if b.place == c.place)
+    )
 
 
 def baseline_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
     """One sentence for the best configuration against each baseline, and one for each phase 1."""
     models = analysis.models
-    own = [c for c in against_others(analysis, choice) if c.b == choice.best.name]
-    for c in (*own, *against_controls(analysis)):
-        values = {
-            "name": c.b,
-            "baseline": c.a,
-            "perplexity": perplexity_text(mean(models[c.b].perplexity)),
-            "other": perplexity_text(mean(models[c.a].perplexity)),
-            "ratio": wording.ratio_text(c.effect.difference),
-            "difference": wording.nats_text(c.effect.difference),
-            "interval": interval_text(c.effect.interval),
-        }
-        yield Message(f"{'phase1_adds' if models[c.a].control else 'vs_baselines'}.{c.verdict}", values)
+    for c in (*against_others(analysis, choice.best), *against_controls(analysis)):
+        yield Message(
+            f"{'phase1_adds' if models[c.a].control else 'vs_baselines'}.{c.verdict}",
+            name=c.b,
+            baseline=c.a,
+            perplexity=perplexity_text(mean(models[c.b].perplexity)),
+            other=perplexity_text(mean(models[c.a].perplexity)),
+            ratio=wording.ratio_text(c.effect.difference),
+            difference=wording.nats_text(c.effect.difference),
+            interval=interval_text(c.effect.interval),
+        )
 
 
 def baseline_summary(analysis: Analysis, choice: Choice) -> Iterator[Message]:
     """The best configuration against the baselines that are other models, one sentence a verdict."""
-    own = [c for c in against_others(analysis, choice) if c.b == choice.best.name]
+    own = against_others(analysis, choice.best)
     for found in Verdict:
-        names = [c.a for c in own if c.verdict is found]
-        if names:
-            yield Message(f"vs_all_baselines.{found}", {"name": choice.best.name, "names": names})
+        if names := [c.a for c in own if c.verdict is found]:
+            yield Message(f"vs_all_baselines.{found}", name=choice.best.name, names=names)
 
 
 # Which is best
@@ -236,34 +228,35 @@ def standing(analysis: Analysis, choice: Choice) -> Message:
     rivals = {name: analysis.compare(best.name, name) for name in others}
     beaten = [name for name, r in rivals.items() if r is not None and r.verdict is Verdict.WORSE]
     untested = [name for name, r in rivals.items() if r is None or r.verdict is Verdict.TOO_FEW_SEEDS]
-    values: Mapping[str, Value] = {
-        "name": best.name,
-        "perplexity": perplexity_text(mean(best.perplexity)),
-        "accuracy": wording.percent(mean(best.accuracy)),
-        "beaten": beaten,
-        "others": [
+    if not rivals:
+        key = "only"
+    elif beaten:
+        key = "best_of_all" if len(beaten) == len(rivals) else "best_of_some"
+    else:
+        key = "too_few" if len(untested) == len(rivals) else "nothing_shown"
+    return Message(
+        f"standing.{key}",
+        name=best.name,
+        perplexity=perplexity_text(mean(best.perplexity)),
+        accuracy=wording.percent(mean(best.accuracy)),
+        beaten=beaten,
+        others=[
             name if r is None or r.effect.interval is None else f"{name} {interval_text(r.effect.interval)}"
             for name, r in rivals.items()
             if name not in beaten
         ],
-    }
-    if not rivals:
-        return Message("standing.only", values)
-    if beaten:
-        return Message(f"standing.best_of_{'all' if len(beaten) == len(rivals) else 'some'}", values)
-    return Message("standing.too_few" if len(untested) == len(rivals) else "standing.nothing_shown", values)
+    )
 
 
 def recommendation(analysis: Analysis, choice: Choice) -> Iterator[Message]:
     """The recommended configuration, the rule that chose it, and what weakens the recommendation."""
-    names = {"name": choice.recommended.name, "best": choice.best.name}
-    yield Message(f"recommended.{choice.reason}", names)
+    yield Message(f"recommended.{choice.reason}", name=choice.recommended.name, best=choice.best.name)
     if choice.provisional:
         yield Message("recommended.provisional")
     # Every configuration with results was compared with the best, or left unranked for its figures.
     compared = {r.run for c in analysis.configurations for r in c.runs.values()}
     if runs := [run for run in analysis.audit.untrusted if run in compared]:
-        yield Message("recommended.untrusted", {"runs": _untrusted(analysis, runs)})
+        yield Message("recommended.untrusted", runs=_untrusted(analysis, runs))
 
 
 def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
@@ -274,21 +267,12 @@ def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message
         yield Message("alternative.alone" if alone else "alternative.all_worse")
         return
     reason = "lowest_perplexity" if alternative is choice.best else "next"
-    yield Message(f"alternative.{reason}", {"recommended": recommended.name})
-    for c in analysis.depth_comparisons:
+    yield Message(f"alternative.{reason}", recommended=recommended.name)
+    for c in depth_comparisons(analysis):
         faster = {Verdict.BETTER: (c.a, c.b), Verdict.WORSE: (c.b, c.a)}.get(c.verdict)
         places = [(c.variant, layers) for layers in faster or ()]
         if places == [(model.variant, model.context_layers) for model in (recommended, alternative)]:
             yield c.message
-
-
-def avoid_findings(choice: Choice) -> Iterator[Message]:
-    """What is shown worse, and than what."""
-    for c, than in choice.avoid:
-        values = {"name": c.name, "than": than, "perplexity": perplexity_text(mean(c.perplexity))}
-        yield Message("avoid.shown_worse", values)
-    if not choice.avoid:
-        yield Message("avoid.none")
 
 
 def no_conclusion(analysis: Analysis) -> Message:
@@ -298,8 +282,9 @@ def no_conclusion(analysis: Analysis) -> Message:
     return Message(f"conclusion.{reason}")
 
 
-def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
+def conclusions(analysis: Analysis) -> Iterator[Message]:
     """The closing sentences."""
+    choice = analysis.choice
     if choice is None:
         yield no_conclusion(analysis)
         return
@@ -307,11 +292,12 @@ def conclusions(analysis: Analysis, choice: Choice | None) -> Iterator[Message]:
     few = Verdict.TOO_FEW_SEEDS  # the standing says so
     yield from (message for message in variant_findings(analysis) if message.key != f"variants.{few}")
     yield from (message for message in effect_findings(analysis) if message.key != f"effect.{few}")
-    yield from (c.message for c in analysis.depth_comparisons if c.verdict.shown)
+    yield from (c.message for c in depth_comparisons(analysis) if c.verdict.shown)
     yield from baseline_summary(analysis, choice)
     yield from recommendation(analysis, choice)
     for rivals in dict.fromkeys(than for _, than in choice.avoid):
-        names = [c.name for c, than in choice.avoid if than == rivals]
-        yield Message("avoid.together", {"names": names, "than": rivals})
+        yield Message(
+            "avoid.together", names=[c.name for c, than in choice.avoid if than == rivals], than=rivals
+        )
     yield from still_improving(analysis.configurations)
     yield Message("conclusion.scope")

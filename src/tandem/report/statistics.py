@@ -1,16 +1,53 @@
 """Numbers over seeds: the spread of one model, the difference of two, Holm's correction, verdicts.
 
 Nothing is called better or worse on fewer than three common seeds. Its p-value, corrected for all
-comparisons of its family, must be below 0.05. Validation losses are compared over seeds and documents
-(`crossed`). What is known by seed only, such as iterations, is compared by the paired t-test (`Paired`).
+comparisons of its family, must be below 0.05. What is known by seed only, such as iterations, is compared by
+the paired t-test. Validation losses are compared over seeds × documents: both are samples, and both make a
+difference uncertain.
+
+A seed stands for another training, a document for another validation text. Every pair of trainings scores
+the same documents, so the two factors are crossed, once each. This is a two-way random-effects analysis
+of variance without replication. Documents are the unit, never tokens: the tokens of a document resemble
+each other.
+
+Let d[s, i] be the NLL of document i under b less that under a with seed s, n[i] its tokens, and N = Σ n.
+The estimate weighs tokens equally, as perplexity does:
+
+    δ[s] = Σ_i d[s, i] / N,    δ = mean of δ[s]
+
+It is a ratio of sums, and long documents weigh more. Its residuals are those of the jackknife over
+documents (Tukey's pseudo-values less δ[s]), which for documents of one length are plain deviations from
+the mean:
+
+    e[s, i] = (D − 1) (d[s, i] − δ[s] n[i]) / (N − n[i])
+
+    MS_seed = D Σ_s (δ[s] − δ)² / (S − 1)
+    MS_doc  = S Σ_i ē[i]² / (D − 1)                              ē[i] = mean of e[s, i] over s
+    MS_e    = Σ_si (e[s, i] − ē[i])² / ((S − 1) (D − 1))
+
+    variance of δ = (MS_seed + MS_doc − MS_e) / (S D)
+
+The degrees of freedom are Satterthwaite's, (MS_seed + MS_doc − MS_e)² over the sum of each MS² / df, but
+at least the smaller of S − 1 and D − 1. A mean square of seeds or documents below MS_e is a variance
+estimated as negative. It is left out together with MS_e, and the other one stands alone with its own
+degrees of freedom. Of two such mean squares the larger one stands. So the variance is never below what
+either factor gives.
+
+Satterthwaite, F. E. (1946). An approximate distribution of estimates of variance components. Biometrics
+Bull. 2, 110–114. Cochran, W. G. (1977). Sampling Techniques, 3rd ed., sections 6.4 and 6.17 (ratios).
+`bench/false_positives.py` holds the rule to its nominal 5%.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from statistics import fmean, stdev
+from typing import Literal
 
-from scipy import stats
+import numpy as np
+import numpy.typing as npt
+from scipy import special
 
 MIN_SEEDS = 3
 """Common seeds. With fewer nothing is called better or worse."""
@@ -21,6 +58,7 @@ CONFIDENCE = 0.95
 RESOLUTION = 1e-6
 """Nats per token. A smaller difference is rounding of single-precision arithmetic."""
 Interval = tuple[float, float]
+Floats = npt.NDArray[np.float64]
 
 
 class Verdict(StrEnum):
@@ -44,57 +82,38 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over seeds. `sd` and `interval` (t, 95%, of the mean) need at least two finite values."""
+    """One figure over seeds: its mean, standard deviation (n − 1), and 95% t interval of the mean.
 
-    values: tuple[float, ...]
+    The last two are None for a single value, and where a value is not finite.
+    """
+
     mean: float
     sd: float | None
     interval: Interval | None
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Differences `b − a` of two models over their common seeds.
-
-    All figures are None without a common seed; `sd` and `interval` need two seeds. `p` is that of the
-    two-sided paired t-test. It is None below three common seeds, and where a value is not finite.
-    """
-
-    seeds: tuple[int, ...]
-    mean_a: float | None
-    mean_b: float | None
-    difference: float | None
-    sd: float | None
-    interval: Interval | None
-    p: float | None
-
-    @property
-    def reversed(self) -> "Paired":
-        """The same comparison as `a − b`."""
-        difference, interval = negated(self.difference, self.interval)
-        return Paired(self.seeds, self.mean_b, self.mean_a, difference, self.sd, interval, self.p)
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Mean, standard deviation (n − 1), range and 95% interval of the mean; none without values."""
+    """The spread of these values; None without any."""
     values = tuple(values)
     if not values:
         return None
-    center, sd = _mean_and_sd(values)
-    interval = None if sd is None else _interval(center, sd, len(values))
-    return Spread(values, center, sd, interval, min(values), max(values))
+    center = fmean(values)
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return Spread(center, None, None)
+    sd = stdev(values)
+    return Spread(center, sd, t_interval(center, sd / math.sqrt(len(values)), len(values) - 1))
 
 
-def perplexities(figures: Iterable[tuple[float, float]]) -> Spread | None:
-    """Spread of perplexities, each given with its NLL in nats per token.
+def perplexities(losses: Iterable[float]) -> Spread | None:
+    """Spread of the perplexities of these NLLs, nats per token; their mean is the geometric one."""
+    losses = tuple(losses)
+    found, nll = spread(map(perplexity, losses)), spread(losses)
+    return found and nll and replace(found, mean=perplexity(nll.mean))
 
-    Their mean is exp of the mean NLL, that is the geometric mean.
-    """
-    figures = tuple(figures)
-    found, nll = spread(value for value, _ in figures), spread(loss for _, loss in figures)
-    return None if found is None or nll is None else replace(found, mean=perplexity(nll.mean))
+
+def perplexity(nll_nats: float) -> float:
+    """exp(mean NLL per token); infinite where that exceeds the range of a float, as in records."""
+    return math.exp(nll_nats) if nll_nats < 700 else math.inf
 
 
 def mean(figure: Spread | None) -> float | None:
@@ -102,26 +121,157 @@ def mean(figure: Spread | None) -> float | None:
     return None if figure is None else figure.mean
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = RESOLUTION) -> Paired:
-    """Compare two models, each given as {seed: value}, over the seeds that both have.
+def t_interval(center: float, standard_error: float, df: float) -> Interval:
+    """The 95% interval of Student's t around `center`."""
+    half = float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) * standard_error
+    return center - half, center + half
 
-    `resolution` is the step in which the values are known (1 for counts). Rounding to it leaves a difference
-    uncertain by `resolution / √6`, and the standard error never goes below what follows from that. So seeds
-    that all differ by the same amount are strong evidence only where that amount is many steps.
+
+# The difference of two models
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The difference b − a of two models, of validation NLL in nats per token unless it is said otherwise."""
+
+    by_seed: Mapping[int, float]
+    """The difference of every common seed."""
+    documents: int | None = None
+    """Documents with scored tokens; None where the difference is known by seed only."""
+    difference: float | None = None
+    """Mean over common seeds; None without one."""
+    interval: Interval | None = None
+    """95%; None below two seeds, or where a difference is not finite."""
+    df: float | None = None
+    """Degrees of freedom of `interval` and `p`."""
+    p: float | None = None
+    """Two-sided, uncorrected; None below three seeds, or without an interval."""
+    means: tuple[float, float] | None = None
+    """Of a and of b over common seeds, where `paired` compares them."""
+
+    @property
+    def basis(self) -> Literal["seeds_documents", "seeds"]:
+        """What the interval generalises to: other seeds and other documents, or other seeds only."""
+        return "seeds" if self.documents is None else "seeds_documents"
+
+    def verdict(self, corrected_p: float | None) -> Verdict:
+        """What it shows of b, where lower values are better."""
+        if len(self.by_seed) < MIN_SEEDS:
+            return Verdict.TOO_FEW_SEEDS
+        if corrected_p is None or self.difference is None or corrected_p >= ALPHA:
+            return Verdict.NO_DIFFERENCE_SHOWN
+        return Verdict.BETTER if self.difference < 0 else Verdict.WORSE
+
+    @property
+    def reversed(self) -> "Effect":
+        """The same as a − b."""
+        return replace(
+            self,
+            by_seed={seed: -value for seed, value in self.by_seed.items()},
+            difference=None if self.difference is None else -self.difference,
+            interval=self.interval and (-self.interval[1], -self.interval[0]),
+            means=self.means and self.means[::-1],
+        )
+
+
+@dataclass(frozen=True)
+class CrossedEstimate:
+    """A mean difference, its standard error (both in nats per token) and the error's degrees of freedom."""
+
+    difference: float
+    standard_error: float
+    df: float
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of no difference."""
+        if self.standard_error == 0:
+            return 1.0 if self.difference == 0 else 0.0
+        return float(2 * special.stdtr(self.df, -abs(self.difference) / self.standard_error))
+
+    @property
+    def interval(self) -> Interval:
+        """Its 95% interval."""
+        return t_interval(self.difference, self.standard_error, self.df)
+
+
+def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: float = 0.0) -> CrossedEstimate:
+    """The mean difference of two models over seeds × documents; the formulas stand at the top of this file.
+
+    `differences` [S, D] are nats, summed over each document's scored `tokens` [D]. The standard error never
+    goes below `resolution / √(6 S)`, what rounding to steps of `resolution` (nats per token) leaves
+    uncertain. One document gives the paired t-test over seeds. Raises ValueError below two
+    seeds, without a document, and for a document without tokens.
     """
-    seeds = tuple(sorted(a.keys() & b.keys()))
-    if not seeds:
-        return Paired((), None, None, None, None, None, None)
-    n = len(seeds)
-    mean_a, mean_b = (math.fsum(side[seed] for seed in seeds) / n for side in (a, b))
-    mean, sd = _mean_and_sd([b[seed] - a[seed] for seed in seeds])
-    interval, p = None, None
-    if sd is not None:
-        wide = max(sd, resolution / math.sqrt(6))
-        interval = _interval(mean, wide, n)
-        if n >= MIN_SEEDS:
-            p = float(2 * stats.t.sf(abs(mean) / (wide / math.sqrt(n)), n - 1))
-    return Paired(seeds, mean_a, mean_b, mean, sd, interval, p)
+    seeds, documents = differences.shape
+    if seeds < 2 or documents < 1 or tokens.min() < 1:
+        raise ValueError("an estimate needs two seeds, a document, and tokens in every document")
+    total = tokens.sum()
+    by_seed = differences.sum(axis=1) / total
+    difference = float(by_seed.mean())
+    of_seeds = documents * float(np.square(by_seed - difference).sum()) / (seeds - 1)
+    if documents == 1:
+        variance, df = of_seeds, seeds - 1.0
+    else:
+        residuals = (documents - 1) * (differences - by_seed[:, None] * tokens) / (total - tokens)
+        of_documents = residuals.mean(axis=0)
+        variance, df = _variance(
+            of_seeds,
+            seeds * float(np.square(of_documents).sum()) / (documents - 1),
+            float(np.square(residuals - of_documents).sum()) / ((seeds - 1) * (documents - 1)),
+            seeds - 1,
+            documents - 1,
+        )
+    least = resolution / math.sqrt(6 * seeds)
+    return CrossedEstimate(difference, max(math.sqrt(variance / (seeds * documents)), least), df)
+
+
+def _variance(
+    seed: float, document: float, rest: float, df_seed: int, df_document: int
+) -> tuple[float, float]:
+    """S D times the variance of the mean, and its degrees of freedom, from the three mean squares."""
+    if document <= rest and document <= seed:
+        return seed, df_seed
+    if seed <= rest:
+        return document, df_document
+    variance = seed + document - rest
+    uncertainty = seed**2 / df_seed + document**2 / df_document + rest**2 / (df_seed * df_document)
+    return variance, max(variance**2 / uncertainty, min(df_seed, df_document))
+
+
+def crossed(
+    differences: Mapping[int, Floats], tokens: npt.NDArray[np.int64], resolution: float = RESOLUTION
+) -> Effect:
+    """The effect from every seed's differences [D] in nats per document, of documents with `tokens` [D].
+
+    Documents without scored tokens are not used.
+    """
+    if not differences:
+        return Effect({})
+    scored = tokens > 0
+    of_documents = np.stack([row[scored] for row in differences.values()])
+    values = of_documents.sum(axis=1) / tokens.sum()
+    by_seed = {seed: float(value) for seed, value in zip(differences, values, strict=True)}
+    effect = Effect(by_seed, int(scored.sum()), fmean(by_seed.values()))
+    if len(by_seed) < 2 or not np.isfinite(of_documents).all():
+        return effect
+    found = estimate(of_documents, tokens[scored], resolution)
+    p = found.p if len(by_seed) >= MIN_SEEDS else None
+    return replace(effect, interval=found.interval, df=found.df, p=p)
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = RESOLUTION) -> Effect:
+    """Two models, each given as {seed: value}, over the seeds that both have: the paired t-test.
+
+    `resolution` is the step in which the values are known (1 for counts). Seeds that all differ by the same
+    amount are strong evidence only where that amount is many steps; see `estimate`.
+    """
+    seeds = sorted(a.keys() & b.keys())
+    differences = {seed: np.array([b[seed] - a[seed]]) for seed in seeds}
+    effect = replace(crossed(differences, np.array([1]), resolution), documents=None)
+    return (
+        replace(effect, means=(fmean(a[s] for s in seeds), fmean(b[s] for s in seeds))) if seeds else effect
+    )
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -136,44 +286,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         running = max(running, min(1.0, p * (len(tested) - rank)))
         corrected[place] = running
     return corrected
-
-
-def verdict(seeds: int, difference: float | None, corrected_p: float | None) -> Verdict:
-    """What a difference b − a over so many common seeds shows of `b`, where lower values are better."""
-    if seeds < MIN_SEEDS:
-        return Verdict.TOO_FEW_SEEDS
-    if corrected_p is None or difference is None or corrected_p >= ALPHA:
-        return Verdict.NO_DIFFERENCE_SHOWN
-    return Verdict.BETTER if difference < 0 else Verdict.WORSE
-
-
-def perplexity(nll_nats: float) -> float:
-    """exp(mean NLL per token); infinite where that exceeds the range of a float."""
-    try:
-        return math.exp(nll_nats)
-    except OverflowError:
-        return math.inf
-
-
-def negated(difference: float | None, interval: Interval | None) -> tuple[float | None, Interval | None]:
-    """A difference and its interval the other way round."""
-    return (
-        None if difference is None else -difference,
-        None if interval is None else (-interval[1], -interval[0]),
-    )
-
-
-def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (n − 1); no deviation for one value or where one is not finite."""
-    n = len(values)
-    if not all(math.isfinite(value) for value in values):
-        return sum(values) / n, None
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-
-
-def _interval(mean: float, sd: float, n: int) -> Interval:
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
-    return mean - half, mean + half

@@ -6,8 +6,7 @@ Every sentence is Markdown with `code` and **strong** only. Strings that come fr
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Union
@@ -21,18 +20,15 @@ from tandem.shown import one_line
 LANGUAGES = ("en", "ja")
 NONE = "–"
 """Cell of a figure that does not exist."""
-Value = Union[str, Sequence[str], "Message"]
+Value = Union[str, Sequence[object], "Message"]
 """Several are joined as the language does; a message is put into words."""
 
 
-@dataclass(frozen=True)
 class Message:
     """A sentence before it is put into words: its key in the texts, and the values it names."""
 
-    key: str
-    values: Mapping[str, Value] = field(default_factory=dict)
-    variant: str | None = None
-    """The variant that it is about, where it holds for one alone."""
+    def __init__(self, key: str, /, **values: Value) -> None:
+        self.key, self.values = key, values
 
 
 class Texts:
@@ -46,7 +42,7 @@ class Texts:
         """Part of the names of the report's files."""
         self._texts = load_texts(language)
 
-    def __call__(self, key: str, **values: Value) -> str:
+    def __call__(self, key: str, /, **values: Value) -> str:
         """The text of `key` with its values filled in."""
         return self._texts[key].format_map({name: self._value(value) for name, value in values.items()})
 
@@ -56,22 +52,23 @@ class Texts:
 
     def say(self, *messages: Message) -> str:
         """The messages in words, one after the other."""
-        return self._texts["sentence_separator"].join(self._said(message) for message in messages)
+        return self._texts["sentence_separator"].join(self(m.key, **m.values) for m in messages)
+
+    def join(self, items: Iterable[object]) -> str:
+        """The items as a list within a sentence."""
+        return self._texts["list_separator"].join(map(str, items)) or NONE
 
     def _value(self, value: Value) -> str:
         if isinstance(value, Message):
-            return self._said(value)
-        return value if isinstance(value, str) else self._texts["list_separator"].join(value)
-
-    def _said(self, message: Message) -> str:
-        said = self(message.key, **message.values)
-        return said if message.variant is None else self("of_variant", variant=message.variant, said=said)
+            return self.say(value)
+        return value if isinstance(value, str) else self.join(value)
 
 
 @cache
 def load_texts(language: str) -> dict[str, str]:
     """The texts of one language as {dotted key: text}; what it does not name stays English."""
-    own = _flatten(yaml.safe_load(read_resource(f"texts.{language}.yaml")))
+    texts = flatten(yaml.safe_load(read_resource(f"texts.{language}.yaml")))
+    own = {key: str(text) for key, text in texts.items()}
     return own if language == "en" else load_texts("en") | own
 
 
@@ -80,12 +77,11 @@ def read_resource(name: str) -> str:
     return (resources.files("tandem.report") / name).read_text("utf-8")
 
 
-def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """{dotted key: value} of nested mappings."""
+    flat: dict[str, object] = {}
     for key, value in tree.items():
-        flat |= (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
-        )
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
 
 
@@ -102,11 +98,11 @@ def code(text: object) -> str:
 
 
 def longest_run(character: str, text: str) -> int:
-    """How often the character stands in a row, where it does so most often."""
+    """Length of the longest run of the character."""
     return max((len(run) for run in re.findall(f"{re.escape(character)}+", text)), default=0)
 
 
-# Numbers
+# Numbers. None is a figure that does not exist.
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -125,6 +121,11 @@ def signed(value: float | None, digits: int = 1) -> str:
     return ("+" if value is not None and value > 0 else "") + number(value, digits)
 
 
+def nats_text(value: float | None) -> str:
+    """A difference in nats per token."""
+    return signed(value, 4)
+
+
 def perplexity_text(value: float | None) -> str:
     """A perplexity to about four figures."""
     return number(value, 1 if value is None else 0 if value >= 1000 else 1 if value >= 10 else 2)
@@ -138,16 +139,6 @@ def ratio_text(difference: float | None) -> str:
 def change_text(difference: float | None) -> str:
     """Change of perplexity that a difference in nats per token makes, in percent."""
     return NONE if difference is None else signed(100 * (perplexity(difference) - 1)) + "%"
-
-
-def bits_text(value: float | None) -> str:
-    """Bits per byte."""
-    return number(value, 3)
-
-
-def nats_text(value: float | None) -> str:
-    """A difference in nats per token."""
-    return signed(value, 4)
 
 
 def count_text(value: float | None) -> str:
@@ -189,25 +180,9 @@ def p_text(p: float | None) -> str:
     return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def error_text(value: float) -> str:
-    """A numerical error, in powers of ten."""
-    return "0" if value == 0 else f"{value:.1e}".replace("-", "−")
-
-
-def seeds_text(seeds: Sequence[int]) -> tuple[str, ...]:
-    """Seeds, to be joined as the language does."""
-    return tuple(str(seed) for seed in seeds) or (NONE,)
-
-
 def interval_text(interval: Interval | None, text: Callable[[float], str] = nats_text) -> str:
     """`[low, high]`."""
     return NONE if interval is None else f"[{text(interval[0])}, {text(interval[1])}]"
-
-
-def range_text(counts: Sequence[int]) -> str:
-    """`low–high`, or the one value."""
-    low, high = number(min(counts)), number(max(counts))
-    return low if low == high else f"{low}–{high}"
 
 
 def plus_minus(spread: Spread | None, text: Callable[[float | None], str]) -> str:
