@@ -25,8 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import SMALL, print_table, run, tandem_command
+
 from tandem.settings import load_settings
-from tandem.shown import tolerate_any_encoding
 
 BATCHES = ("prediction.streams", "phase2.batch_positions")
 """What grows with the processes in weak scaling; phase 1's `batch_positions` are those of recipe original."""
@@ -36,13 +37,9 @@ PARTS = ("phase1", "contexts", "phase2", "whole", "command")
 def train(processes: int, arguments: list[str], folder: Path) -> dict[str, float]:
     """Seconds of one training, and its validation NLL."""
     began = time.perf_counter()
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    options = ("--threads", 1, "--output", folder, "--json")
     done = subprocess.run(
-        [
-            *(sys.executable, *(torchrun if processes > 1 else []), "-m", "tandem", "train"),
-            *(*arguments, "--threads", "1", "--output", str(folder)),
-            "--json",
-        ],
+        tandem_command("train", *arguments, *options, processes=processes),
         stdout=subprocess.PIPE,
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -77,7 +74,7 @@ def doubled_batches(preset: str, options: list[str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("preset")
-    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--times", type=int, default=1 if SMALL else 3)
     parser.add_argument("--max-train-bytes", type=int, default=400_000)
     parser.add_argument("--scaling", choices=["strong", "weak"], default="strong")
     chosen, options = parser.parse_known_args()
@@ -92,22 +89,21 @@ def main() -> None:
             ]
             rounds.append(pair)
             print(json.dumps(pair), file=sys.stderr, flush=True)
-    print("| | one process, s | two, s | efficiency | from … to |\n|---|---:|---:|---:|---:|")
+    rows = []
     for part in PARTS:
         one, two = (statistics.median(pair[at][part] for pair in rounds) for at in (0, 1))
         shares = [pair[0][part] / (2 * pair[1][part]) for pair in rounds]
-        print(
-            f"| {part} | {one:.1f} | {two:.1f} | {statistics.median(shares):.3f} | "
-            f"{min(shares):.3f} … {max(shares):.3f} |"
-        )
+        efficiency = f"{statistics.median(shares):.3f}"
+        rows.append([part, f"{one:.1f}", f"{two:.1f}", efficiency, f"{min(shares):.3f} … {max(shares):.3f}"])
     if chosen.scaling == "strong":
         difference = max(abs(one["nll"] - two["nll"]) for one, two in rounds)
-        print(f"\nValidation NLL differs by {difference:.1e} nats at most.")
+        note = f"Validation NLL differs by {difference:.1e} nats at most."
     else:
         ppl = [[round(math.exp(one["nll"]), 1) for one in pair] for pair in rounds]
-        print(f"\nValidation perplexity of one and of two, each round: {ppl}")
+        note = f"Validation perplexity of one and of two, each round: {ppl}"
+    head = ("", "one process, s", "two, s", "efficiency", "from … to")
+    print_table(f"{chosen.preset}, {chosen.scaling} scaling", head, rows, note)
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

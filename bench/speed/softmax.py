@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from measuring import (
+    SMALL,
     Candidate,
     Spread,
     byte_size,
@@ -45,7 +46,7 @@ class Sizes:
 
 
 FULL = Sizes(((8192, 384), (50_257, 768)), 4096, 7)
-QUICK = Sizes(((4096, 64),), 1024, 2)
+FEW = Sizes(((300, 16),), 64, 1)
 
 
 class Problem:
@@ -97,9 +98,9 @@ def memory(
     return extra_memory(steps, device), problem.head.nbytes
 
 
-def table(quick: bool, device: torch.device) -> None:
+def table(device: torch.device) -> None:
     """Print it."""
-    sizes = QUICK if quick else FULL
+    sizes = FEW if SMALL else FULL
     rows = []
     for vocab_size, embed_dim in sizes.vocabularies:
         for train_head in (False, True):
