@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import SMALL, print_table, run, tandem_command
+from measuring import SMALL, made_small, print_table, run, tandem_command
 
 from tandem.settings import load_settings
 
@@ -63,7 +63,7 @@ def doubled_batches(preset: str, options: list[str]) -> list[str]:
     there = {option.split("=")[0].replace("-", "_") for option in options}
     if given := [name for name in BATCHES if f"--{name}".replace("-", "_") in there]:
         sys.exit(f"--scaling weak doubles what the preset says of {given[0]}; leave --{given[0]} out")
-    values = settings.model_dump()
+    values = made_small(settings.model_dump())
     doubled = []
     for name in BATCHES:
         section, key = name.split(".")
@@ -74,7 +74,7 @@ def doubled_batches(preset: str, options: list[str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("preset")
-    parser.add_argument("--times", type=int, default=1 if SMALL else 3)
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--max-train-bytes", type=int, default=400_000)
     parser.add_argument("--scaling", choices=["strong", "weak"], default="strong")
     chosen, options = parser.parse_known_args()
@@ -82,7 +82,7 @@ def main() -> None:
     arguments = [chosen.preset, "--data.max-train-bytes", str(chosen.max_train_bytes), *options]
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(chosen.times):
+        for _ in range(1 if SMALL else chosen.times):
             pair = [
                 train(count, [*arguments, *more], Path(folder) / str(count))
                 for count, more in ((1, []), (2, options_of_two))

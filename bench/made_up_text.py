@@ -16,7 +16,7 @@ DOCUMENT_WORDS = 400
 def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
     """Write gzipped JSON lines with so much text. Below 1 MB there are fewer words, in shorter documents."""
     share = min(1.0, megabytes)
-    word_count, document_words = round(WORDS * share), max(50, round(DOCUMENT_WORDS * share))
+    word_count, document_words = round(WORDS * share), max(25, round(DOCUMENT_WORDS * share))
     draws = np.random.default_rng(seed)
     lengths = 1 + draws.geometric(0.45, word_count)
     words = np.array(["".join(draws.choice(SYLLABLES, length)) for length in lengths])

@@ -31,7 +31,7 @@ from tandem.shown import tolerate_any_encoding
 PYTHON_DOCS = "python-docs"
 SMALL = os.environ.get("TANDEM_BENCH_SMALL") == "1"
 """Whether every bench is to be small."""
-SMALL_MEGABYTES = 0.01
+SMALL_MEGABYTES = 0.004
 """The text of a small bench."""
 SMALL_SETTINGS: Mapping[str, int | float | str] = {
     "device": "cpu",

@@ -43,7 +43,7 @@ class Sizes:
 
 
 FULL = Sizes(800_000, 8192, 4_096, 20_000, 200_000, 60, 7)
-FEW = Sizes(20_000, 300, 256, 512, 2_048, 3, 1)
+FEW = Sizes(20_000, 300, 64, 128, 512, 3, 1)
 
 
 @dataclass(frozen=True)

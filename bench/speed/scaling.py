@@ -83,7 +83,10 @@ Part = Callable[[int], Callable[[], object]]
 
 def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
     """Everything whose cost is wanted, on the first tokens of one random text."""
-    residual, gated = _model("residual", 80, device), _model("gated", 192, device)
+    residual, gated = (
+        _model("residual", 8 if SMALL else 80, device),
+        _model("gated", 8 if SMALL else 192, device),
+    )
     ids = zipf_ids(tokens, residual.config.vocab_size)
     whole = Stream.of(residual, ids)
     contexts = torch.randn(tokens, residual.config.context_dim, device=device)
@@ -136,10 +139,10 @@ def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
 
 def _model(cell: Literal["residual", "gated"], context_dim: int, device: torch.device) -> TandemForCausalLM:
     config = TandemConfig(
-        vocab_size=2048,
-        embed_dim=128,
+        vocab_size=300 if SMALL else 2048,
+        embed_dim=32 if SMALL else 128,
         context_dim=context_dim,
         cell=cell,
-        weight_init_std=0.1 if cell == "residual" else None,
+        weight_init_std=None if cell == "gated" else 0.3 if SMALL else 0.1,
     )
     return random_model(config, device)
