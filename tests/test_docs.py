@@ -51,6 +51,7 @@ NOT_RUN = {
     r"python3 bootstrap\.py ": "installs a gigabyte of packages from the network",
     r".*--executor slurm": "needs a Slurm cluster",
     r".*--executor ray": "starts a cluster with eight workers; tests/test_executors.py runs a small one",
+    r"python bench/performance\.py (?!all )": "prints one of the tables of `performance.py all`, which runs",
 }
 """Lines that do not run here, and why; their programs are asked all the same whether they would take them."""
 
@@ -122,6 +123,12 @@ def why_not(command: str) -> str | None:
 def bare(command: str) -> str:
     """A command without its comment."""
     return shlex.join(shlex.split(command, comments=True))
+
+
+def words_of(command: str) -> list[str]:
+    """A line's arguments, from its program on."""
+    words = shlex.split(re.sub(r"\$\([^)]*\)", "", command), comments=True)
+    return [word for word in words if not re.match(r"[A-Z_]+=", word)]
 
 
 RUNNING = [
@@ -296,6 +303,13 @@ def test_a_japanese_page_has_the_commands_of_the_english_one(page: Path) -> None
     assert theirs <= ours
 
 
+def test_every_table_of_speed_is_printed_by_all() -> None:
+    program = (ROOT / "bench" / "performance.py").read_text("utf-8")
+    commands = [words_of(command)[1:3] for block in blocks(("sh",)) for command in block.commands]
+    asked = {table for script, table in commands if script == "bench/performance.py"}
+    assert asked == {"all", *re.findall(r'^    "([\w-]+)": "speed\.', program, re.MULTILINE)}
+
+
 def test_every_reason_is_needed() -> None:
     commands = [command for block in blocks(("sh",)) for command in block.commands]
     for pattern in NOT_RUN:
@@ -303,12 +317,6 @@ def test_every_reason_is_needed() -> None:
 
 
 NOT_RUNNING = sorted({c for b in blocks(("sh",)) for c in b.commands if why_not(c)})
-
-
-def words_of(command: str) -> list[str]:
-    """A line's arguments, from its program on."""
-    words = shlex.split(re.sub(r"\$\([^)]*\)", "", command), comments=True)
-    return [word for word in words if not re.match(r"[A-Z_]+=", word)]
 
 
 @pytest.mark.parametrize("command", [c for c in NOT_RUNNING if words_of(c)[0] == "tandem"])
