@@ -144,8 +144,8 @@ def planted(defect: str | None) -> Iterator[None]:
 def run(shared: Path, output: Path, corpora: list[str], parts: list[str]) -> None:
     """Every part of every corpus, and then its audit, by the program without a defect."""
     from tandem.audit import audit, failures
-    from tandem.cli.main import ERR
     from tandem.cli.progress import ProgressView
+    from tandem.cli.terminal import ERR
     from tandem.experiment.runner import run_experiment
 
     for corpus in corpora:

@@ -104,7 +104,7 @@ class Measured:
 
 def measure_limits(device: torch.device) -> Limits:
     """By products of square matrices of several sizes, and by copies."""
-    sizes = (2048, 4096, 8192) if device.type == "cuda" else (512, 1024, 2048)
+    sizes: tuple[int, ...] = (2048, 4096, 8192) if device.type == "cuda" else (512, 1024, 2048)
     copied_bytes, times = (2 << 30 if device.type == "cuda" else 256 << 20), 9
     if SMALL:
         sizes, copied_bytes, times = (64,), 1 << 20, 1
@@ -255,6 +255,7 @@ class OriginalScale:
         result, seconds, peak = self._timed(
             lambda: train_token_block(model, train, validation, self.phase2, 0, execution=self.execution)
         )
+        assert result.training.positions is not None
         work = phase2_work(model, result.training.positions, len(held_out) - 1, self.precision)
         name = f"{configuration.name}, phase 2, one epoch"
         self._keep(Measured(name, seconds, seconds * self.scale, work, peak))

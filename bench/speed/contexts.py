@@ -152,7 +152,7 @@ def _sweep(model: TandemForCausalLM, stream: Stream, contexts: Tensor) -> Tensor
     restart = (
         torch.zeros(len(stream), dtype=torch.bool, device=model.device)
         if stream.resets is None
-        else stream.resets
+        else stream.resets[:]
     )
     restart = restart.index_fill(0, torch.zeros(1, dtype=torch.long, device=restart.device), True)
     sweep = jacobi_sweep(
