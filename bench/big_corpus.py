@@ -8,44 +8,44 @@ to them. With the default sizes the largest corpus has about 100 million tokens.
 """
 
 import argparse
-import gzip
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-
-from tandem.shown import tolerate_any_encoding
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-SYLLABLES = [a + b for a in "bdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "in", "ol")]
-WORDS, ZIPF = 60_000, 1.05
-DOCUMENT_WORDS = 400
-"""Median; lengths are log-normal."""
+from made_up_text import write_text
+from measuring import SMALL, SMALL_MEGABYTES, run
 
 
-def write_text(path: Path, megabytes: float, seed: int = 0) -> None:
-    """Documents of made-up words by Zipf's law, as gzipped JSON lines with so much text."""
-    draws = np.random.default_rng(seed)
-    lengths = 1 + draws.geometric(0.45, WORDS)
-    words = np.array(["".join(draws.choice(SYLLABLES, length)) for length in lengths])
-    shares = 1 / np.arange(1, WORDS + 1) ** ZIPF
-    edges = np.cumsum(shares / shares.sum())
-    written = 0
-    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as file:
-        while written < megabytes * 1e6:
-            count = max(20, round(DOCUMENT_WORDS * math.exp(draws.standard_normal())))
-            drawn = words[np.minimum(np.searchsorted(edges, draws.random(count)), WORDS - 1)]
-            ends = np.where(draws.random(count) < 0.08, ".\n", " ")
-            text = "".join(f"{word}{end}" for word, end in zip(drawn, ends, strict=True))
-            file.write(json.dumps({"text": text}) + "\n")
-            written += len(text)
+def parser_for(description: str | None, megabytes: float, times: list[int]) -> argparse.ArgumentParser:
+    """Of a bench over texts of several sizes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    megabytes, times = (SMALL_MEGABYTES, [1, 2]) if SMALL else (megabytes, times)
+    parser.add_argument("--megabytes", type=float, default=megabytes, help="text of size 1")
+    parser.add_argument("--times", type=int, nargs="+", default=times, help="sizes")
+    parser.add_argument("--folder", type=Path, help="where text goes (kept); none: a temporary folder")
+    return parser
+
+
+@contextmanager
+def texts_of(given: argparse.Namespace) -> Iterator[tuple[Path, dict[int, Path]]]:
+    """The folder, and in it a text of each size, which is written unless it is there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {times: folder / f"made-up-{given.megabytes * times:g}MB.jsonl.gz" for times in given.times}
+        for times, text in texts.items():
+            if not text.is_file():
+                draft = folder / f"draft-{text.name}"
+                write_text(draft, given.megabytes * times)
+                draft.replace(text)
+        yield folder, texts
 
 
 def peak_bytes() -> int:
@@ -72,7 +72,7 @@ def prepare(text: Path, vocab_size: int, processes: int) -> None:
         seconds = time.perf_counter() - began
         figures = {
             "tokens": len(corpus.train) + len(corpus.validation),
-            "documents": corpus.train_documents + corpus.validation_documents,
+            "documents": len(corpus.train.document_starts) + len(corpus.validation.document_starts),
             "seconds_s": seconds,
             "cpu_s": sum(os.times()[:4]),
             "start_bytes": start,
@@ -90,28 +90,18 @@ def exponent(sizes: list[float], values: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=35, help="text of size 1")
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16], help="sizes")
+    parser = parser_for(__doc__, 35, [1, 4, 16])
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--folder", type=Path, help="where text and tokens go (kept); none: a temporary one")
+    parser.add_argument("--vocab-size", type=int, default=300 if SMALL else 8192)
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.prepare:
         prepare(given.prepare, given.vocab_size, given.processes)
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with texts_of(given) as (_, texts):
         measured = []
         print("  size      tokens  documents   seconds     CPU s  tokens/s  peak MB (of which before)")
-        for times in given.times:
-            text = folder / f"made-up-{given.megabytes * times:g}MB.jsonl.gz"
-            if not text.is_file():
-                draft = folder / f"draft-{text.name}"
-                write_text(draft, given.megabytes * times)
-                draft.replace(text)
+        for times, text in texts.items():
             options = ["--vocab-size", str(given.vocab_size), "--processes", str(given.processes)]
             done = subprocess.run(
                 [sys.executable, __file__, "--prepare", str(text), *options],
@@ -135,5 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

@@ -9,7 +9,6 @@ process, and the validation perplexity. Targets: below 4 GB, and throughput with
 sizes the largest corpus has more than 100 million training tokens.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,13 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from big_corpus import parser_for, texts_of
+from measuring import SMALL, SMALL_SETTINGS, options_of, run, tandem_command
 
-from big_corpus import write_text
-
-from tandem.shown import tolerate_any_encoding
-
-MODEL = {
+MODEL: dict[str, object] = {
     "--tokenizer.vocab-size": 4096,
     "--model.embed-dim": 64,
     "--model.context-dim": 64,
@@ -35,6 +31,7 @@ MODEL = {
     "--prediction.head-layers": 1,
     "--prediction.streams": 128,
     "--phase2.batch-positions": 8192,
+    **(options_of(SMALL_SETTINGS) if SMALL else {}),
 }
 
 
@@ -73,10 +70,10 @@ def train(text: Path, folder: Path, threads: int, keep: str) -> Trained:
             "--threads": threads,
             "--output": Path(made) / "model",
         }
-        command = [sys.executable, "-m", "tandem", "train", "predictive", "--json"]
+        arguments = (part for option in options.items() for part in option)
         with (Path(made) / "record.json").open("w+b") as out:
             process = subprocess.Popen(
-                [*command, *(str(part) for option in options.items() for part in option)],
+                tandem_command("train", "predictive", "--json", *arguments),
                 stdout=out,
                 env={**os.environ, "TANDEM_CACHE": str(Path(made) / "cache")},
             )
@@ -101,12 +98,9 @@ def row(size: str, trained: Trained, first: Trained) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=38, help="text of size 1")
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 16], help="sizes")
+    parser = parser_for(__doc__, 38, [1, 16])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", default="auto", help="as --contexts.keep of tandem train")
-    parser.add_argument("--folder", type=Path, help="where text goes (kept); none: a temporary folder")
     given = parser.parse_args()
     print(
         "| size | tokens | contexts kept | phase 1, 1,000 tokens/s | contexts | phase 2 | all | peak GB "
@@ -114,18 +108,12 @@ def main() -> None:
     )
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|", flush=True)
     first = None
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        for times in given.times:
-            text = folder / f"made-up-{given.megabytes * times:g}MB.jsonl.gz"
-            if not text.is_file():
-                write_text(text, given.megabytes * times)
+    with texts_of(given) as (folder, texts):
+        for times, text in texts.items():
             trained = train(text, folder, given.threads, given.keep)
             first = first or trained
             print(row(f"{times}×", trained, first), flush=True)
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

@@ -9,18 +9,14 @@ and kept where there is room (memory, disk). Prints nanoseconds per token, and t
 over the small one's of the same round. Target: at least 0.9.
 """
 
-import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from big_corpus import write_text
+from big_corpus import parser_for, texts_of
 from big_training import MODEL
-from measuring import Spread
+from measuring import Spread, run
 
 from tandem.cli.arguments import TrainArguments, parse_with_preset
 from tandem.experiment import stopwatch
@@ -30,7 +26,6 @@ from tandem.experiment.prepared import new_model, prepare, streams
 from tandem.experiment.runner import set_up_process
 from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.settings import Configuration
-from tandem.shown import tolerate_any_encoding
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import OnTick
 
@@ -98,27 +93,15 @@ def row(what: str, seconds: dict[int, list[float]], texts: dict[int, Text]) -> s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=38, help="text of size 1")
-    parser.add_argument("--times", type=int, nargs=2, default=[1, 16], help="sizes")
+    parser = parser_for(__doc__, 38, [1, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--moment", type=float, default=60, help="seconds")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--folder", type=Path, help="where text and tokens go (kept); none: a temporary folder"
-    )
     given = parser.parse_args()
     stopwatch.MOMENT_S = given.moment
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with texts_of(given) as (folder, paths):
         os.environ["TANDEM_CACHE"] = str(folder / "cache")
-        texts = {}
-        for times in given.times:
-            text = folder / f"made-up-{given.megabytes * times:g}MB.jsonl.gz"
-            if not text.is_file():
-                write_text(text, given.megabytes * times)
-            texts[times] = Text(text, given.threads)
+        texts = {times: Text(path, given.threads) for times, path in paths.items()}
         heads = " | ".join(f"{texts[size].tokens:,} tokens, ns each" for size in texts)
         print(f"| | {heads} | throughput of the large text |\n|---|---:|---:|---:|")
         for what, begin in (("phase 1", Text.phase1_s), ("phase 2", Text.phase2_s)):
@@ -139,5 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

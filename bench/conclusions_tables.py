@@ -57,16 +57,21 @@ def _runs(folder: Path) -> dict[str, Runs]:
     return found
 
 
+def _configurations(grid: dict[str, Runs]) -> list[str]:
+    return [name for name in ("C1T1", "C2T1", "C1T2", "C2T2") if name in grid]
+
+
 def _table(title: str, head: str, rows: Sequence[Sequence[str]]) -> None:
     print_table(title, head.split("|"), rows)
 
 
 def _spread(runs: Runs, figure: Callable[[RunRecord], float | None], digits: int = 1) -> str:
     values = [value for record in runs.values() if (value := figure(record)) is not None]
-    if not values:
-        return "–"
-    shown = f"{fmean(values):.{digits}f}"
-    return shown + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+    return _mean_and_spread(values, digits) if values else "–"
+
+
+def _mean_and_spread(values: Sequence[float], digits: int) -> str:
+    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def _ppl(runs: Runs) -> float:
@@ -123,7 +128,7 @@ def _change(found: Effect) -> str:
 
 def _grid(grid: dict[str, Runs]) -> None:
     rows = []
-    for name in ("C1T1", "C2T1", "C1T2", "C2T2"):
+    for name in _configurations(grid):
         runs = grid[name]
         first = next(iter(runs.values()))
         assert first.parameters is not None
@@ -133,7 +138,7 @@ def _grid(grid: dict[str, Runs]) -> None:
                 f"{first.parameters.total:,}",
                 _spread(runs, _iterations),
                 _spread(runs, _converged),
-                _spread(runs, lambda r: 100 * r.phase1.effective_rank_validation if r.phase1 else None),
+                _spread(runs, lambda r: 100 * r.contexts.effective_rank_validation if r.contexts else None),
                 _spread(runs, lambda r: r.phase2.best_epoch if r.phase2 else None),
                 _spread(runs, lambda r: r.phase2.train_perplexity if r.phase2 else None),
                 _nll_spread(runs),
@@ -162,7 +167,7 @@ def _pairs(folder: Path) -> None:
                 f"{c.effect.difference:+.4f}".replace("-", "−"),
                 _change(c.effect),
                 by_seed,
-                f"{c.effect.df:.1f}",
+                "–" if c.effect.df is None else f"{c.effect.df:.1f}",
                 _p(c.corrected_p),
                 c.verdict.value.replace("_", " "),
             ]
@@ -235,15 +240,16 @@ def _convergence_row(label: str, place: Path, name: str, runs: Runs | None, cont
         label,
         _spread(runs, _iterations),
         _spread(runs, _converged),
-        f"{fmean(ranks):.1f} ± {stdev(ranks):.1f}",
+        _mean_and_spread(ranks, 1),
         _nll_spread(runs),
         "–" if name.endswith("untrained") else _change(effect(control, runs)),
     ]
 
 
 def _standing(folder: Path, grid: dict[str, Runs]) -> None:
-    names = ["C1T1", "C2T1", "C1T2", "C2T2", *CONTROL.values(), "KN-5", "LSTM", "GPT-2", "bigram", "unigram"]
-    best = min(("C1T1", "C2T1", "C1T2", "C2T2"), key=lambda name: _ppl(grid[name]))
+    configurations = _configurations(grid)
+    names = [*configurations, *CONTROL.values(), "KN-5", "LSTM", "GPT-2", "bigram", "unigram"]
+    best = min(configurations, key=lambda name: _ppl(grid[name]))
     analysis = Analysis(read_records(folder), read_manifest(folder))
     rows = []
     for name in sorted((n for n in names if n in grid), key=lambda name: _ppl(grid[name])):

@@ -25,8 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import SMALL, made_small, print_table, run, tandem_command
+
 from tandem.settings import load_settings
-from tandem.shown import tolerate_any_encoding
 
 BATCHES = ("prediction.streams", "phase2.batch_positions")
 """What grows with the processes in weak scaling; phase 1's `batch_positions` are those of recipe original."""
@@ -36,13 +37,9 @@ PARTS = ("phase1", "contexts", "phase2", "whole", "command")
 def train(processes: int, arguments: list[str], folder: Path) -> dict[str, float]:
     """Seconds of one training, and its validation NLL."""
     began = time.perf_counter()
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    options = ("--threads", 1, "--output", folder, "--json")
     done = subprocess.run(
-        [
-            *(sys.executable, *(torchrun if processes > 1 else []), "-m", "tandem", "train"),
-            *(*arguments, "--threads", "1", "--output", str(folder)),
-            "--json",
-        ],
+        tandem_command("train", *arguments, *options, processes=processes),
         stdout=subprocess.PIPE,
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -66,7 +63,7 @@ def doubled_batches(preset: str, options: list[str]) -> list[str]:
     there = {option.split("=")[0].replace("-", "_") for option in options}
     if given := [name for name in BATCHES if f"--{name}".replace("-", "_") in there]:
         sys.exit(f"--scaling weak doubles what the preset says of {given[0]}; leave --{given[0]} out")
-    values = settings.model_dump()
+    values = made_small(settings.model_dump())
     doubled = []
     for name in BATCHES:
         section, key = name.split(".")
@@ -85,29 +82,28 @@ def main() -> None:
     arguments = [chosen.preset, "--data.max-train-bytes", str(chosen.max_train_bytes), *options]
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(chosen.times):
+        for _ in range(1 if SMALL else chosen.times):
             pair = [
                 train(count, [*arguments, *more], Path(folder) / str(count))
                 for count, more in ((1, []), (2, options_of_two))
             ]
             rounds.append(pair)
             print(json.dumps(pair), file=sys.stderr, flush=True)
-    print("| | one process, s | two, s | efficiency | from … to |\n|---|---:|---:|---:|---:|")
+    rows = []
     for part in PARTS:
         one, two = (statistics.median(pair[at][part] for pair in rounds) for at in (0, 1))
         shares = [pair[0][part] / (2 * pair[1][part]) for pair in rounds]
-        print(
-            f"| {part} | {one:.1f} | {two:.1f} | {statistics.median(shares):.3f} | "
-            f"{min(shares):.3f} … {max(shares):.3f} |"
-        )
+        efficiency = f"{statistics.median(shares):.3f}"
+        rows.append([part, f"{one:.1f}", f"{two:.1f}", efficiency, f"{min(shares):.3f} … {max(shares):.3f}"])
     if chosen.scaling == "strong":
         difference = max(abs(one["nll"] - two["nll"]) for one, two in rounds)
-        print(f"\nValidation NLL differs by {difference:.1e} nats at most.")
+        note = f"Validation NLL differs by {difference:.1e} nats at most."
     else:
         ppl = [[round(math.exp(one["nll"]), 1) for one in pair] for pair in rounds]
-        print(f"\nValidation perplexity of one and of two, each round: {ppl}")
+        note = f"Validation perplexity of one and of two, each round: {ppl}"
+    head = ("", "one process, s", "two, s", "efficiency", "from … to")
+    print_table(f"{chosen.preset}, {chosen.scaling} scaling", head, rows, note)
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

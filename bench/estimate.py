@@ -11,17 +11,17 @@ end; what is said of it is room enough, with a margin for each model.
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from measuring import print_table, run, tandem_command
+
 from tandem.records import RunRecord, read_records
-from tandem.shown import tolerate_any_encoding
 
 
 def tandem(*arguments: object) -> str:
     """What the command prints, in a process of its own."""
-    command = [sys.executable, "-m", "tandem", *map(str, arguments)]
+    command = tandem_command(*map(str, arguments))
     return subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
 
 
@@ -56,12 +56,12 @@ def main() -> None:
             ("GB of memory", told["memory_bytes"] / 1e9, peak / 1e9),
             ("MB on disk", told["disk_bytes"] / 1e6, bytes_in(folder, chosen.command) / 1e6),
         ]
-    print(f"| {chosen.command} {chosen.preset}, {len(records)} runs | said | then | said ÷ then |")
-    print("|---|---:|---:|---:|")
-    for what, said, then in rows:
-        print(f"| {what} | {said:.2f} | {then:.2f} | {said / then:.2f} |")
+    print_table(
+        f"{chosen.command} {chosen.preset}, {len(records)} runs",
+        ("", "said", "then", "said ÷ then"),
+        [[what, f"{said:.2f}", f"{then:.2f}", f"{said / then:.2f}"] for what, said, then in rows],
+    )
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

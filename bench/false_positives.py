@@ -22,9 +22,9 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from measuring import SMALL, run
 
 from tandem.report.statistics import ALPHA, estimate
-from tandem.shown import tolerate_any_encoding
 
 SEEDS, DOCUMENTS = (3, 5, 8), (20, 100, 500)
 SCENARIOS: Mapping[str, tuple[float, float, float, float]] = {
@@ -62,7 +62,7 @@ def rate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="False positives of the comparison over seeds × documents.")
-    parser.add_argument("--repetitions", type=int, default=2000, help="comparisons a cell (default: 2000)")
+    parser.add_argument("--repetitions", type=int, default=2 if SMALL else 2000, help="comparisons a cell")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
@@ -83,5 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

@@ -1,22 +1,107 @@
-"""What the benches share: timing side by side, memory in a process of its own, tables.
+"""What the benches share: small sizes, timing side by side, memory in a process of its own, tables.
+
+With `TANDEM_BENCH_SMALL=1` in the environment every bench takes seconds. That shows that it works; its
+figures say nothing.
 
 Seconds differ from machine to machine, and from minute to minute on a shared one; ratios of what ran side by
 side are what counts. So candidates are timed in turn (A B A B …), a ratio is taken within each round, and its
 median is given with the smallest and the largest.
 """
 
+import atexit
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache, reduce
 from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from made_up_text import write_text
+
 from tandem.shown import tolerate_any_encoding
+
+PYTHON_DOCS = "python-docs"
+SMALL = os.environ.get("TANDEM_BENCH_SMALL") == "1"
+"""Whether every bench is to be small."""
+SMALL_MEGABYTES = 0.004
+"""The text of a small bench."""
+SMALL_SETTINGS: Mapping[str, int | float | str] = {
+    "device": "cpu",
+    "threads": 1,
+    "tokenizer.vocab_size": 300,
+    "model.embed_dim": 32,
+    "model.context_dim": 8,
+    "model.weight_init_std": 0.3,
+    "embeddings.norm": 1,
+    "contexts.segment_length": 64,
+    "contexts.check_tokens": 256,
+    "phase1.max_iterations": 3,
+    "phase1.batch_positions": 500,
+    "prediction.max_epochs": 1,
+    "prediction.streams": 8,
+    "phase2.max_epochs": 1,
+    "phase2.batch_positions": 512,
+    "baselines.lstm.max_epochs": 1,
+    "baselines.gpt2.max_epochs": 1,
+}
+"""What makes a training small."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Start a bench, after a warning if it is small."""
+    tolerate_any_encoding()
+    if SMALL:
+        print("TANDEM_BENCH_SMALL: everything is small, and these figures say nothing", flush=True)
+    main()
+
+
+def options_of(settings: Mapping[str, object]) -> dict[str, str]:
+    """Settings by dotted name, as options of the command line."""
+    return {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
+
+
+def tandem_command(command: str, *arguments: object, processes: int = 1) -> list[str]:
+    """What starts `tandem` in one process or several; a small training, but for what the arguments say."""
+    words = [str(argument) for argument in arguments]
+    if SMALL:
+        words = [small_text() if word == PYTHON_DOCS else word for word in words]
+        small = {**options_of(SMALL_SETTINGS), "--data.train": small_text()}
+        if command == "experiment":
+            small |= {"--configurations": "1 1", "--seeds": "0"}
+        given = {word.split("=")[0].replace("_", "-") for word in words}
+        words += [word for name in small if name not in given for word in (name, *small[name].split())]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(torchrun if processes > 1 else []), "-m", "tandem", command, *words]
+
+
+def made_small(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by section, which are changed to small ones if the bench is small."""
+    values = deepcopy(dict(settings))
+    if SMALL:
+        for name, value in SMALL_SETTINGS.items():
+            *sections, key = name.split(".")
+            reduce(lambda inner, section: inner.setdefault(section, {}), sections, values)[key] = value
+        if values.get("data", {}).get("train") == PYTHON_DOCS:
+            values["data"]["train"] = small_text()
+    return values
+
+
+@cache
+def small_text() -> str:
+    """A file that is there until the bench ends. Python's documentation would take seconds to read."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "text.jsonl.gz"
+    write_text(path, SMALL_MEGABYTES)
+    return str(path)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The original's sizes on this machine: time, and how much of the machine each phase uses.
 
-    python bench/original_scale.py [--tokens N] [--device auto] [--threads N] [--json FILE] [--quick]
+    python bench/original_scale.py [--tokens N] [--device auto] [--threads N] [--json FILE]
 
 V 50,257, E 768, C 500; the four configurations with the settings of the preset `original`, on random tokens
 that are as uneven as words. Phase 1 (over all tokens, and over WINDOW_TOKENS of them in windows), contexts by
@@ -46,8 +46,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from measuring import byte_size, number, print_table, start, timed
-from speed.inputs import random_model, zipf_ids
+from measuring import SMALL, byte_size, number, print_table, run, start, timed
+from speed.inputs import CONTEXTS, random_model, zipf_ids
 from torch import nn
 
 from tandem.contexts import Contexts, Stream, compute_contexts
@@ -55,21 +55,20 @@ from tandem.errors import ScanError
 from tandem.experiment.machine import PeakMemory, choose_device, environment, uses_bfloat16
 from tandem.group import Execution
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Phase1Inputs
+from tandem.objectives.original import DispersionRecord
 from tandem.records import ScanRecord
-from tandem.settings import Configuration, ContextSettings, Settings, load_settings
-from tandem.shown import tolerate_any_encoding
+from tandem.settings import Configuration, Settings, load_settings
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import silent
 
 TOKENS = 2_400_000
-FEW_TOKENS, QUICK_TOKENS = 20_000, 2_048
-WINDOW_TOKENS = 5_000
+FEW_TOKENS, WINDOW_TOKENS = (1_000, 400) if SMALL else (20_000, 5_000)
 VALIDATION_SHARE = 0.01
 """Of the original: 22,723 tokens beside 2,403,563."""
-V, E, C = 50_257, 768, 500
+V, E, C = (1_000, 32, 24) if SMALL else (50_257, 768, 500)
 ORIGINAL = load_settings("original")
-CONTEXTS = ContextSettings(keep="memory")
+IN_MEMORY = CONTEXTS.model_copy(update={"keep": "memory"})
 T = TypeVar("T")
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -103,18 +102,20 @@ class Measured:
     note: str = ""
 
 
-def measure_limits(device: torch.device, quick: bool) -> Limits:
+def measure_limits(device: torch.device) -> Limits:
     """By products of square matrices of several sizes, and by copies."""
-    sizes = (2048, 4096, 8192) if device.type == "cuda" else (512, 1024, 2048)
+    sizes: tuple[int, ...] = (2048, 4096, 8192) if device.type == "cuda" else (512, 1024, 2048)
+    copied_bytes, times = (2 << 30 if device.type == "cuda" else 256 << 20), 9
+    if SMALL:
+        sizes, copied_bytes, times = (64,), 1 << 20, 1
     flop = {}
     for name, dtype in PRECISIONS.items():
-        rates = [_product_rate(size, dtype, device) for size in sizes[: 2 if quick else None]]
+        rates = [_product_rate(size, dtype, device) for size in sizes]
         if known := [rate for rate in rates if rate is not None]:
             flop[name] = max(known)
-    count = (2 << 30 if device.type == "cuda" else 256 << 20) // 4
-    source = torch.ones(count, device=device)
+    source = torch.ones(copied_bytes // 4, device=device)
     target = torch.empty_like(source)
-    fastest = min(timed(lambda: target.copy_(source)) for _ in range(3 if quick else 9))
+    fastest = min(timed(lambda: target.copy_(source)) for _ in range(times))
     return Limits(flop, 2 * source.nbytes / fastest)
 
 
@@ -180,7 +181,10 @@ class OriginalScale:
         self.execution = Execution(bfloat16=uses_bfloat16("auto", device))
         self.precision = "bf16" if self.execution.bfloat16 else "fp32"
         self.phase1 = ORIGINAL.phase1.model_copy(
-            update={"max_iterations": iterations, "batch_positions": min(5000, tokens)}
+            update={
+                "max_iterations": iterations,
+                "batch_positions": min(ORIGINAL.phase1.batch_positions, tokens),
+            }
         )
         self.phase2 = ORIGINAL.phase2.model_copy(update={"max_epochs": 1})
         self.ids = zipf_ids(tokens, V)
@@ -218,10 +222,11 @@ class OriginalScale:
         self, model: TandemForCausalLM, stream: Stream, layers: int, how: str, tokens_per_step: int | None
     ) -> None:
         phase1 = self.phase1.model_copy(update={"tokens_per_step": tokens_per_step})
-        settings, train = Settings(phase1=phase1), OBJECTIVES["original"].train
-        result, seconds, peak = self._timed(
-            lambda: train(model, nn.ModuleDict(), stream, settings, 0, silent, self.execution)
+        inputs = Phase1Inputs(
+            model, nn.ModuleDict(), stream, Settings(phase1=phase1), 0, silent, self.execution
         )
+        result, seconds, peak = self._timed(lambda: OBJECTIVES["original"].train(inputs))
+        assert isinstance(result, DispersionRecord)
         work = phase1_work(layers, result.tokens, result.iterations - 1, self.precision)
         projected = seconds * (self.scale if how == "literal" else 1)
         note = f"{result.iterations} iterations of {result.tokens:,} tokens, {result.stopped}"
@@ -230,9 +235,9 @@ class OriginalScale:
     def _contexts(self, model: TandemForCausalLM, stream: Stream, layers: int) -> Contexts:
         def computed() -> tuple[Contexts, ScanRecord]:
             try:
-                return compute_contexts(model, stream, CONTEXTS)
+                return compute_contexts(model, stream, IN_MEMORY)
             except ScanError:  # a block that does not forget
-                return compute_contexts(model, stream, CONTEXTS.model_copy(update={"method": "loop"}))
+                return compute_contexts(model, stream, IN_MEMORY.model_copy(update={"method": "loop"}))
 
         (contexts, record), seconds, peak = self._timed(computed)
         work = contexts_work(layers, len(stream), self.distinct, record)
@@ -250,6 +255,7 @@ class OriginalScale:
         result, seconds, peak = self._timed(
             lambda: train_token_block(model, train, validation, self.phase2, 0, execution=self.execution)
         )
+        assert result.training.positions is not None
         work = phase2_work(model, result.training.positions, len(held_out) - 1, self.precision)
         name = f"{configuration.name}, phase 2, one epoch"
         self._keep(Measured(name, seconds, seconds * self.scale, work, peak))
@@ -326,24 +332,18 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch chooses)")
     parser.add_argument("--json", type=Path, help="keep limits and all figures in this file")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{QUICK_TOKENS:,} tokens and few iterations: does it work?",
-    )
     chosen = parser.parse_args()
     start(chosen.threads)
     device = choose_device(chosen.device)
     machine = environment(device, uses_bfloat16("auto", device))
     print(f"{machine.device_name} ({machine.device}), {machine.threads} CPU threads; torch {machine.torch}")
-    limits = measure_limits(device, chosen.quick)
+    limits = measure_limits(device)
     rates = ", ".join(f"{name} {number(rate / 1e9)} GFLOP/s" for name, rate in limits.flop_per_s.items())
     print(f"limits: {rates}; copies {number(limits.bytes_per_s / 1e9)} GB/s", flush=True)
 
-    default = QUICK_TOKENS if chosen.quick else TOKENS if device.type == "cuda" else FEW_TOKENS
-    scale = OriginalScale(
-        device, chosen.tokens or default, 4 if chosen.quick else ORIGINAL.phase1.max_iterations
-    )
+    default = TOKENS if device.type == "cuda" and not SMALL else FEW_TOKENS
+    iterations = 4 if SMALL else ORIGINAL.phase1.max_iterations
+    scale = OriginalScale(device, chosen.tokens or default, iterations)
     configurations = [Configuration(*depths) for depths in ORIGINAL.configurations]
     began = time.perf_counter()
     scale.run(configurations)
@@ -354,7 +354,7 @@ def main() -> None:
             "machine": machine.model_dump(mode="json"),
             "limits": asdict(limits),
             "tokens": scale.tokens,
-            "quick": chosen.quick,
+            "small": SMALL,
             "phases": [asdict(found) for found in scale.results],
             "seconds_s": time.perf_counter() - began,
         }
@@ -362,5 +362,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

@@ -28,6 +28,7 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from measuring import SMALL, made_small, run  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
 
 from tandem.contexts import Stream, compute_contexts  # noqa: E402
@@ -35,7 +36,6 @@ from tandem.experiment.checkpoints import load_model  # noqa: E402
 from tandem.experiment.runner import train_one  # noqa: E402
 from tandem.metrics import score_stream  # noqa: E402
 from tandem.settings import Configuration, Settings, load_settings  # noqa: E402
-from tandem.shown import tolerate_any_encoding  # noqa: E402
 from tandem.tokens.prepare import tokenize_for_evaluation  # noqa: E402
 from tandem.training.progress import Tick, Watcher  # noqa: E402
 
@@ -63,7 +63,7 @@ def word_tokenizer(text: Path, target: Path) -> None:
     """The data set's own tokens: the words of its training text."""
     with gzip.open(text, "rt", encoding="utf-8") as file:
         counts = Counter(word for line in file for word in (*line.split(), "<eos>"))
-    assert len(counts) == VOCABULARY, len(counts)
+    assert SMALL or len(counts) == VOCABULARY, len(counts)
     vocabulary = {word: number for number, (word, _) in enumerate(counts.most_common())}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace("\n", " <eos> ")
@@ -79,6 +79,7 @@ def settings_for(shared: Path, output: Path, chosen: argparse.Namespace) -> Sett
     values = load_settings("predictive").model_dump(mode="json")
     for section, changes in RECIPE.items():
         values[section] |= changes
+    values = made_small(values)
     for pair in chosen.set:
         name, _, value = pair.partition("=")
         section, _, key = name.partition(".")
@@ -93,10 +94,10 @@ def settings_for(shared: Path, output: Path, chosen: argparse.Namespace) -> Sett
     return Settings(**values)
 
 
-def perplexity_by_words(nll_nats: float, tokens: int, split: str) -> float:
+def perplexity_by_words(nll_nats: float, tokens: int, split: str, vocabulary: int) -> float:
     """Over all words and ends of lines of a split; `nll_nats`: the mean over all but the first of them."""
-    assert tokens == WORDS[split], f"{split} has {tokens:,} tokens here, not {WORDS[split]:,}"
-    return math.exp((nll_nats * (tokens - 1) + math.log(VOCABULARY)) / tokens)
+    assert SMALL or tokens == WORDS[split], f"{split} has {tokens:,} tokens here, not {WORDS[split]:,}"
+    return math.exp((nll_nats * (tokens - 1) + math.log(vocabulary)) / tokens)
 
 
 class Told(Watcher):
@@ -137,17 +138,18 @@ def main() -> None:
     assert record.parameters is not None
     assert record.phase1 is not None
     valid = tokens_of(settings, "valid")
+    vocabulary = Tokenizer.from_file(settings.tokenizer.source).get_vocab_size()
     result = {
         "seed": chosen.seed,
         "set": chosen.set,
         "precision": chosen.precision,
         "parameters": record.parameters.total,
-        "validation_ppl": perplexity_by_words(record.validation.nll_nats, valid, "valid"),
+        "validation_ppl": perplexity_by_words(record.validation.nll_nats, valid, "valid", vocabulary),
         "phase1_seconds": record.phase1.seconds_s,
     }
     if not chosen.no_test:
         nll, tokens = test_nll(folder, settings)
-        result["test_ppl"] = perplexity_by_words(nll, tokens, "test")
+        result["test_ppl"] = perplexity_by_words(nll, tokens, "test", vocabulary)
     result |= {"seconds": time.perf_counter() - BEGAN, "threads": chosen.threads}
     with (chosen.output / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
@@ -174,5 +176,4 @@ def test_nll(folder: Path, settings: Settings) -> tuple[float, int]:
 
 
 if __name__ == "__main__":
-    tolerate_any_encoding()
-    main()
+    run(main)

@@ -187,7 +187,7 @@ def make_record(
     )
     scan = ScanRecord(
         method="scan", tokens=22_723, segments=47, burn_in=160, loop_error=3.9e-6, join_error=2.1e-6,
-        checked_tokens=2048, tolerance=1e-5, seconds_s=0.5,
+        checked_tokens=2048, tolerance=1e-5, storage="memory", rounding=0.0, seconds_s=0.5,
     )  # fmt: skip
     memory = make_memory(half_life, seed) if half_life else ()
     done = failure is None
@@ -195,6 +195,7 @@ def make_record(
     return RunRecord(
         run=f"{name}-seed{seed}",
         experiment="layers",
+        folder="/elsewhere",
         recipe=recipe,
         variant=variant,
         configuration=name,
@@ -211,13 +212,14 @@ def make_record(
             validation_source="hf:HuggingFaceH4/ultrachat_200k:train_sft[50000:50020]",
             train_documents=2000, train_tokens=2_403_563, train_bytes=10_800_112,
             validation_documents=20, validation_tokens=22_723, validation_bytes=102_411,
+            train_lost_bytes=0, validation_lost_bytes=0,
             duplicates_dropped=3, overlap_documents=0, vocab_size=V, tokenizer="gpt2",
             text_fingerprint=text_fingerprint, tokenizer_fingerprint="0b77", tokens_fingerprint="c0ffee12",
             embeddings="gpt2" if recipe == "original" else "spectral", embeddings_trained=False,
             embeddings_fingerprint="77ab" if recipe == "original" else "88cd",
         ),
         environment=Environment(
-            device="cuda", device_name=device_name, device_memory_bytes=23_800_000_000,
+            device="cuda", device_name=device_name, device_memory_bytes=23_800_000_000, precision="float32",
             cpu_count=8, threads=4, platform="Linux-6.1-x86_64", python="3.12.4", torch="2.12.0",
             transformers="5.1.0", tandem="0.1.0", code_fingerprint="e41b8d02", git_commit="3f1c9ab",
         ),

@@ -2,7 +2,8 @@
 
 A block of `sh` runs line by line, a block of `python` as a script, each in a fresh process. They use what is
 installed from a wheel, not the sources. Programs of the same names that come first on PATH make trainings
-small; they then start the installed ones. Blocks of any other kind are output, and are not run.
+small; they then start the installed ones. `TANDEM_BENCH_SMALL` does the same to the programs of `bench/`.
+Blocks of any other kind are output, and are not run.
 """
 
 import gzip
@@ -19,15 +20,19 @@ from pathlib import Path
 import pytest
 import warm
 import yaml
-from conftest import sentences, write_jsonl
+from conftest import sentences
 from filelock import FileLock
 
 from tandem.cli.arguments import ExperimentArguments, TrainArguments, parse_with_preset
 from tandem.cli.main import COMMANDS
-from tandem.settings import preset_names
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "bench"))
+
+import measuring  # noqa: E402
+
 PAGES = sorted([ROOT / "README.md", ROOT / "README.ja.md", *(ROOT / "docs").rglob("*.md")])
+JAPANESE = [page for page in PAGES if page.name.endswith(".ja.md")]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = ("sh", "python")
 SHOWN = ("text", "yaml", "json", "toml")
@@ -36,21 +41,7 @@ SHOWN = ("text", "yaml", "json", "toml")
 SMALL = {
     "--data.train": "my-text/",
     "--data.validation": "None",
-    "--device": "cpu",
-    "--threads": "1",
-    "--tokenizer.vocab-size": "300",
-    "--model.embed-dim": "16",
-    "--model.context-dim": "48",
-    "--phase1.max-iterations": "3",
-    "--phase1.batch-positions": "500",
-    "--prediction.max-epochs": "1",
-    "--prediction.streams": "8",
-    "--phase2.max-epochs": "1",
-    "--phase2.batch-positions": "512",
-    "--baselines.lstm.max-epochs": "1",
-    "--baselines.gpt2.max-epochs": "1",
-    "--model.weight-init-std": "0.3",
-    "--embeddings.norm": "1",
+    **{option: str(value) for option, value in measuring.options_of(measuring.SMALL_SETTINGS).items()},
 }
 """What makes a training small, unless the line says otherwise."""
 SMALL_EXPERIMENT = {"--seeds": "0", "--configurations": "1 1"}
@@ -60,13 +51,9 @@ NOT_RUN = {
     r"python3 bootstrap\.py ": "installs a gigabyte of packages from the network",
     r".*--executor slurm": "needs a Slurm cluster",
     r".*--executor ray": "starts a cluster with eight workers; tests/test_executors.py runs a small one",
-    r".*python bench/(wikitext|quality|conclusions)\.py": "needs the corpora, and takes hours",
-    r"tandem experiment (bench/ablation.yaml|predictive .*--seeds 0 1 2 3 4)": "is of twenty runs and more",
-    r"python bench/(performance|big_corpus|big_training|big_turns|distributed|estimate|original_scale)\.py": (
-        "measures for minutes to hours, and its figures mean something on a quiet machine only"
-    ),
+    r"python bench/performance\.py (?!all )": "prints one of the tables of `performance.py all`, which runs",
 }
-"""Lines that do not run here, and why; that their programs take them is checked all the same."""
+"""Lines that do not run here, and why; their programs are asked all the same whether they would take them."""
 
 SHIM = """#!{python} -IS
 import os, sys
@@ -138,12 +125,16 @@ def bare(command: str) -> str:
     return shlex.join(shlex.split(command, comments=True))
 
 
+def words_of(command: str) -> list[str]:
+    """A line's arguments, from its program on."""
+    words = shlex.split(re.sub(r"\$\([^)]*\)", "", command), comments=True)
+    return [word for word in words if not re.match(r"[A-Z_]+=", word)]
+
+
 RUNNING = [
     block
     for block in blocks(RUN)
-    if (
-        block.page.name != "README.ja.md" or block.tag == "python"
-    )  # the same commands as README's: see below
+    if (block.page not in JAPANESE or block.tag == "python")  # the English page's: see below
     and (block.tag == "python" or not all(map(why_not, block.commands)))
 ]
 
@@ -219,12 +210,21 @@ def _fill(place: Path) -> None:
     (place / "other.txt").write_text("\n".join(texts[60:64]), "utf-8")
     (place / "prompt.txt").write_text("the context\n", "utf-8")
     (place / "bench").symlink_to(ROOT / "bench")
-    (place / "corpus").mkdir()
-    for name, part in (("train", texts[:60]), ("valid", texts[60:70])):
-        file = write_jsonl(place / "corpus" / f"{name}.jsonl", part)
-        (place / "corpus" / f"{name}.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
-        articles = "".join(f" = Article {n} = \n{text}\n" for n, text in enumerate(part))
-        (place / "corpus" / f"{name}.txt.gz").write_bytes(gzip.compress(articles.encode()))
+    for name, part in (("train", texts[:40]), ("valid", texts[60:66]), ("test", texts[66:72])):
+        halves = [(text[:99], text[99:]) for text in part]
+        chats = [
+            {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": other}]}
+            for one, other in halves
+        ]
+        articles = "".join(f" \n = Article {n} = \n \n {text} <unk> \n" for n, text in enumerate(part))
+        for corpus, kind, lines in (
+            ("dialogue_sgd", "jsonl", "".join(json.dumps(chat) + "\n" for chat in chats)),
+            ("prose_textbooks", "jsonl", "".join(json.dumps({"text": text}) + "\n" for text in part)),
+            ("wikitext-2", "txt", articles),
+        ):
+            file = place / "shared" / "corpora" / corpus / f"{name}.{kind}.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(gzip.compress(lines.encode()))
 
 
 def run_there(command: str, made: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -235,8 +235,9 @@ def run_there(command: str, made: Path, folder: Path) -> subprocess.CompletedPro
         "PYTHONPATH": str(made / "package"),
         "TANDEM_CACHE": str(made / "cache"),
         "WARM": warm.python(),
-        "D": "corpus",
-        "W": "corpus",
+        "TANDEM_BENCH_SMALL": "1",
+        "D": "shared/corpora/dialogue_sgd",
+        "W": "shared/corpora/wikitext-2",
     }
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
@@ -253,7 +254,8 @@ def filled_in(command: str, folder: Path) -> str:
     if "runs/…" in command:
         newest = max((folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
         command = command.replace("runs/…", f"runs/{newest.name}")
-    return re.sub(r"…/\w+/", "corpus/", command)
+    command = command.replace("TANDEM_SHARED=…", "TANDEM_SHARED=shared").replace("$(mktemp -d)", "own-cache")
+    return re.sub(r"…(/\w+/)", r"shared/corpora\1", command)
 
 
 @pytest.mark.parametrize("block", RUNNING, ids=lambda block: block.name)
@@ -291,13 +293,21 @@ def test_every_block_says_what_it_is() -> None:
     assert {tag for _, tag in tags} <= {*RUN, *SHOWN}, tags
 
 
-def test_readmes_have_the_same_commands() -> None:
-    """So those of the Japanese one, which are run as README's own, are right as well."""
-    ours, theirs = (
-        {bare(c) for b in blocks(("sh",)) if b.page.name == name for c in b.commands}
-        for name in ("README.md", "README.ja.md")
+@pytest.mark.parametrize("page", JAPANESE, ids=lambda page: page.name)
+def test_a_japanese_page_has_the_commands_of_the_english_one(page: Path) -> None:
+    """So its own, which are run as the English page's, are right as well."""
+    theirs, ours = (
+        {bare(c) for b in blocks(("sh",)) if b.page == other for c in b.commands}
+        for other in (page, page.with_name(page.name.replace(".ja.md", ".md")))
     )
     assert theirs <= ours
+
+
+def test_every_table_of_speed_is_printed_by_all() -> None:
+    program = (ROOT / "bench" / "performance.py").read_text("utf-8")
+    commands = [words_of(command) for block in blocks(("sh",)) for command in block.commands]
+    asked = {words[2] for words in commands if words[1:2] == ["bench/performance.py"]}
+    assert asked == {"all", *re.findall(r'^    "([\w-]+)": "speed\.', program, re.MULTILINE)}
 
 
 def test_every_reason_is_needed() -> None:
@@ -309,23 +319,13 @@ def test_every_reason_is_needed() -> None:
 NOT_RUNNING = sorted({c for b in blocks(("sh",)) for c in b.commands if why_not(c)})
 
 
-def words_of(command: str) -> list[str]:
-    """A line's arguments, from its program on."""
-    words = shlex.split(re.sub(r"\$\([^)]*\)", "", command), comments=True)
-    return [word for word in words if not re.match(r"[A-Z_]+=", word)]
-
-
 @pytest.mark.parametrize("command", [c for c in NOT_RUNNING if words_of(c)[0] == "tandem"])
 def test_what_does_not_run_is_taken_by_the_parser(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("name: mine\n", "utf-8")
-    Path("bench").symlink_to(ROOT / "bench")
-    _tandem_takes(words_of(command)[1:])
-
-
-def _tandem_takes(args: list[str]) -> None:
+    args = words_of(command)[1:]
     kind = {"train": TrainArguments, "experiment": ExperimentArguments}[args[0]]
     parse_with_preset(args[0], kind, args[1:], "demo")
 
@@ -339,56 +339,3 @@ def test_bootstrap_has_the_commands() -> None:
             what = words_of(command)[2]
             assert what in COMMANDS or what == "test"
             assert f"bootstrap.py {what}" in done.stdout
-
-
-PARSE_ONLY = """
-import argparse, json, runpy, sys
-from pathlib import Path
-
-class Taken(BaseException):
-    pass
-
-real_some, real_all = argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.parse_args
-
-def some(self, args=None, namespace=None):
-    raise Taken(real_some(self, args, namespace)[1])
-
-def all(self, args=None, namespace=None):
-    argparse.ArgumentParser.parse_known_args = real_some
-    real_all(self, args, namespace)
-    raise Taken([])
-
-for words in json.load(sys.stdin):
-    argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.parse_args = some, all
-    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
-    rest = None
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    except Taken as taken:
-        rest = taken.args[0]
-    except SystemExit:
-        pass
-    print(json.dumps([words, rest]))
-"""
-"""Starts each program up to where it has parsed its arguments; prints what it hands on to others."""
-
-
-def test_benches_take_their_lines() -> None:
-    """Their own parsers do; what they hand on to `tandem` its parser takes."""
-    lines = [words_of(c)[1:] for c in NOT_RUNNING if words_of(c)[0] == "python"]
-    scripts = sorted({words[0] for words in lines})
-    assert scripts
-    asked = json.dumps([*lines, *([script, "--help"] for script in scripts)])
-    done = subprocess.run(
-        [sys.executable, "-c", PARSE_ONLY], input=asked, cwd=ROOT, capture_output=True, text=True
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('[["bench/')]
-    assert len(answers) == len(lines) + len(scripts), done.stderr
-    for words, rest in answers:
-        if words[1:] == ["--help"]:
-            assert rest is None  # it printed its help and stopped
-        else:
-            assert rest is not None, (words, done.stderr)
-            if rest:
-                preset = next(word for word in words if word in preset_names())
-                _tandem_takes(["experiment" if "experiment" in words else "train", preset, *rest])

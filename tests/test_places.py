@@ -166,16 +166,6 @@ def test_a_project_that_was_moved_still_works(
     assert audit(alone).status != "fail"
 
 
-def test_records_without_the_folder_are_read_as_before(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = json.loads((kept / "model" / "record.json").read_text("utf-8"))
-    del record["folder"]
-    (kept / "model" / "record.json").write_text(json.dumps(record), "utf-8")
-    with pytest.raises(DataError, match="is no longer what"):
-        audit(kept / "model")
-    monkeypatch.chdir(kept)
-    assert audit(kept / "model").status != "fail"
-
-
 def test_a_report_needs_no_text(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(kept / "texts")
     assert run(["report", str(kept / "run")]) == 0

@@ -226,7 +226,7 @@ def _run(args: list[str]) -> None:
     else:
         sys.argv = args
         sys.path.insert(0, str(Path(args[0]).resolve().parent))
-        main.__file__ = args[0]
+        main.__file__ = str(Path.cwd() / args[0])
         exec(compile(Path(args[0]).read_bytes(), args[0], "exec"), main.__dict__)
 
 

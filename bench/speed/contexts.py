@@ -11,7 +11,7 @@ absolute difference from the loop in double precision on the first tokens, and a
 from dataclasses import dataclass
 
 import torch
-from measuring import Candidate, Spread, interleaved, number, print_table
+from measuring import SMALL, Candidate, Spread, interleaved, number, print_table
 from torch import Tensor, nn
 
 from tandem.contexts import Stream, compute_contexts, jacobi_sweep
@@ -20,12 +20,12 @@ from tandem.group import PLAIN
 from tandem.model import TandemForCausalLM, sequential_contexts
 from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.records import ScanRecord
-from tandem.settings import Configuration, ContextSettings
+from tandem.settings import Configuration
 from tandem.training.progress import silent
 
-from .inputs import python_docs
+from .inputs import CONTEXTS, python_docs
 
-TOLERANCE = ContextSettings().tolerance
+TOLERANCE = CONTEXTS.tolerance
 SWEEP_BATCH = 5000
 
 
@@ -43,7 +43,7 @@ class Sizes:
 
 
 FULL = Sizes(800_000, 8192, 4_096, 20_000, 200_000, 60, 7)
-QUICK = Sizes(150_000, 2048, 1_024, 4_000, 20_000, 5, 2)
+FEW = Sizes(20_000, 300, 64, 128, 512, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ CASES = (
 )
 
 
-def table(quick: bool, device: torch.device) -> None:
+def table(device: torch.device) -> None:
     """Print it."""
-    sizes = QUICK if quick else FULL
+    sizes = FEW if SMALL else FULL
     rows = []
     for case in CASES:
         prepared = python_docs(case.preset, device, sizes.train_bytes, sizes.vocab_size)
@@ -97,14 +97,14 @@ def _model(case: Case, prepared: TrainingInputs, sizes: Sizes) -> TandemForCausa
 def _rows(case: Case, model: TandemForCausalLM, prepared: TrainingInputs, sizes: Sizes) -> list[list[str]]:
     whole = Stream.of(model, prepared.corpus.train.ids).first(sizes.scan_tokens)
     short, middle = whole.first(sizes.loop_tokens), whole.first(sizes.sweep_tokens)
-    exact = compute_contexts(model, short, ContextSettings(method="loop"))[0].whole()
-    scan, record = compute_contexts(model, whole, ContextSettings(keep="recompute"))
+    exact = compute_contexts(model, short, CONTEXTS.model_copy(update={"method": "loop"}))[0].whole()
+    scan, record = compute_contexts(model, whole, CONTEXTS.model_copy(update={"keep": "recompute"}))
     swept = torch.zeros(len(middle), model.config.context_dim, device=model.device)
     timings = interleaved(
         {
             "loop": Candidate(lambda: _loop(model, short), len(short)),
             "sweeps": Candidate(lambda: _sweep(model, middle, swept), len(middle)),
-            "scan": Candidate(lambda: compute_contexts(model, whole, ContextSettings()), len(whole)),
+            "scan": Candidate(lambda: compute_contexts(model, whole, CONTEXTS), len(whole)),
             "scan alone": Candidate(scan.whole, len(whole)),
         },
         sizes.rounds,
@@ -152,7 +152,7 @@ def _sweep(model: TandemForCausalLM, stream: Stream, contexts: Tensor) -> Tensor
     restart = (
         torch.zeros(len(stream), dtype=torch.bool, device=model.device)
         if stream.resets is None
-        else stream.resets
+        else stream.resets[:]
     )
     restart = restart.index_fill(0, torch.zeros(1, dtype=torch.long, device=restart.device), True)
     sweep = jacobi_sweep(

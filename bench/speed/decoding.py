@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from measuring import Candidate, Spread, Timings, interleaved, number, print_table
+from measuring import SMALL, Candidate, Spread, Timings, interleaved, number, print_table
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
@@ -25,9 +25,9 @@ from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.prepared import TrainingInputs, new_model
 from tandem.metrics import score_stream
 from tandem.model import TandemCache, TandemForCausalLM
-from tandem.settings import Configuration, ContextSettings, Gpt2Settings, Phase2Settings
+from tandem.settings import Configuration, Gpt2Settings, Phase2Settings
 
-from .inputs import python_docs, zipf_ids
+from .inputs import CONTEXTS, python_docs, zipf_ids
 from .kenlm_queries import kenlm_scorer
 
 CONFIGURATION = Configuration(2, 2)
@@ -35,8 +35,7 @@ CHUNK = Phase2Settings().chunk_positions
 WINDOWS = (64, 1024)
 """Tokens that GPT-2 sees at once when it scores; they slide by half."""
 READ_AT_ONCE = 1024
-BATCHES = (1, 8, 64)
-BATCH_POSITION = 500
+BATCHES, BATCH_POSITION = ((1, 2), 50) if SMALL else ((1, 8, 64), 500)
 ORDER = 5
 
 
@@ -60,18 +59,18 @@ FULL = Sizes(
     steps=32,
     rounds=7,
 )
-QUICK = Sizes(
-    *(150_000, 2048, 2_000),
-    positions=(100, 500, 1_000, 10_000),
-    gpt2_positions=(100, 500, 1_000),
-    steps=8,
-    rounds=2,
+FEW = Sizes(
+    *(20_000, 300, 200),
+    positions=(50, 100),
+    gpt2_positions=(50,),
+    steps=2,
+    rounds=1,
 )
 
 
-def table(quick: bool, device: torch.device) -> None:
+def table(device: torch.device) -> None:
     """Print all three."""
-    sizes = QUICK if quick else FULL
+    sizes = FEW if SMALL else FULL
     prepared = python_docs("predictive", device, sizes.train_bytes, sizes.vocab_size)
     ours = new_model(prepared, CONFIGURATION, seed=0)
     parameters = ours.num_params()["total"]
@@ -109,11 +108,11 @@ def _scoring(prepared: TrainingInputs, ours: TandemForCausalLM, parameters: int,
     train, ids = prepared.corpus.train.ids, prepared.corpus.validation.ids[: sizes.scored_tokens]
     stream = Stream.of(ours, ids)
     tokens = len(stream) - 1
-    contexts, _ = compute_contexts(ours, stream, ContextSettings())
+    contexts, _ = compute_contexts(ours, stream, CONTEXTS)
     kneser_ney = KneserNey.fit(train, prepared.corpus.vocab_size, ORDER)
     candidates = {
         "ours": Candidate(lambda: _score_ours(ours, stream), tokens),
-        "ours, contexts alone": Candidate(lambda: compute_contexts(ours, stream, ContextSettings()), tokens),
+        "ours, contexts alone": Candidate(lambda: compute_contexts(ours, stream, CONTEXTS), tokens),
         "ours, from contexts": Candidate(lambda: score_stream(ours, stream, contexts, CHUNK), tokens),
     }
     for window in WINDOWS:
@@ -141,7 +140,7 @@ def _scoring(prepared: TrainingInputs, ours: TandemForCausalLM, parameters: int,
 
 
 def _score_ours(model: TandemForCausalLM, stream: Stream) -> None:
-    score_stream(model, stream, compute_contexts(model, stream, ContextSettings())[0], CHUNK)
+    score_stream(model, stream, compute_contexts(model, stream, CONTEXTS)[0], CHUNK)
 
 
 def _score_gpt2(model: GPT2LMHeadModel, ids: Tensor) -> Callable[[], object]:

@@ -5,11 +5,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from measuring import made_small
 
 from tandem.experiment.prepared import TrainingInputs, prepare
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.settings import Settings, load_settings
+from tandem.settings import ContextSettings, Settings, load_settings
 from tandem.training.initialization import generator_for, initialize_block
+
+CONTEXTS = ContextSettings(**made_small({}).get("contexts", {}))
+"""How contexts are computed: as by default, if the bench is not small."""
 
 
 def zipf_ids(count: int, vocab_size: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -29,6 +33,7 @@ def python_docs(
     """Text, tokens and embeddings as a preset has them, on python-docs, with changes by section."""
     values = load_settings(preset).model_dump()
     values["data"] |= {"train": "python-docs", "max_train_bytes": train_bytes}
+    values = made_small(values)
     values["tokenizer"] |= {"vocab_size": vocab_size}
     for section, changes in sections.items():
         values[section] |= changes

@@ -12,18 +12,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from measuring import Candidate, Spread, Timings, interleaved, number, print_table
+from measuring import SMALL, Candidate, Spread, Timings, interleaved, number, print_table
 from torch import nn
 
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.group import PLAIN
 from tandem.model import TandemConfig, TandemForCausalLM
-from tandem.objectives import OBJECTIVES
-from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings, Settings
+from tandem.objectives import OBJECTIVES, Phase1Inputs
+from tandem.settings import Phase1Settings, Phase2Settings, PredictionSettings, Settings
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import silent
 
-from .inputs import random_model, zipf_ids
+from .inputs import CONTEXTS, random_model, zipf_ids
 
 ITERATIONS = 4
 """Of phase 1 of recipe original, the start included; its number does not follow from the size of the text."""
@@ -39,12 +39,12 @@ class Sizes:
 
 
 FULL = Sizes(5_000, (1, 4, 16, 64), 3)
-QUICK = Sizes(1_250, (1, 4, 16), 2)
+FEW = Sizes(500, (1, 2), 1)
 
 
-def table(quick: bool, device: torch.device) -> None:
+def table(device: torch.device) -> None:
     """Print it."""
-    sizes = QUICK if quick else FULL
+    sizes = FEW if SMALL else FULL
     parts = _parts(device, max(sizes.multiples) * sizes.tokens)
     candidates = {
         f"{name} {multiple}": Candidate(part(multiple * sizes.tokens))
@@ -83,16 +83,19 @@ Part = Callable[[int], Callable[[], object]]
 
 def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
     """Everything whose cost is wanted, on the first tokens of one random text."""
-    residual, gated = _model("residual", 80, device), _model("gated", 192, device)
+    residual, gated = (
+        _model("residual", 8 if SMALL else 80, device),
+        _model("gated", 8 if SMALL else 192, device),
+    )
     ids = zipf_ids(tokens, residual.config.vocab_size)
     whole = Stream.of(residual, ids)
     contexts = torch.randn(tokens, residual.config.context_dim, device=device)
 
     def scan(model: TandemForCausalLM) -> Part:
-        return lambda n: lambda: compute_contexts(model, whole.first(n), ContextSettings())
+        return lambda n: lambda: compute_contexts(model, whole.first(n), CONTEXTS)
 
     def scan_alone(model: TandemForCausalLM) -> Part:
-        again = ContextSettings(keep="recompute")
+        again = CONTEXTS.model_copy(update={"keep": "recompute"})
         return lambda n: compute_contexts(model, whole.first(n), again)[0].whole
 
     def sweeps(tokens_per_step: int | None) -> Part:
@@ -102,13 +105,20 @@ def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
             max_iterations=ITERATIONS,
             convergence_stop=2.0,
         )
-        settings, train = Settings(phase1=phase1), OBJECTIVES["original"].train
-        return lambda n: lambda: train(residual, nn.ModuleDict(), whole.first(n), settings, 0, silent, PLAIN)
+        settings = Settings(phase1=phase1)
+
+        def part(n: int) -> Callable[[], object]:
+            stream = whole.first(n)
+            inputs = Phase1Inputs(residual, nn.ModuleDict(), stream, settings, 0, silent, PLAIN)
+            return lambda: OBJECTIVES["original"].train(inputs)
+
+        return part
 
     def prediction(n: int) -> Callable[[], object]:
         settings = Settings(prediction=PredictionSettings(max_epochs=1, head_layers=(1,)))
-        heads, train = nn.ModuleDict({"head1": gated.token_block}), OBJECTIVES["predictive"].train
-        return lambda: train(gated, heads, whole.first(n), settings, 0, silent, PLAIN)
+        heads = nn.ModuleDict({"head1": gated.token_block})
+        inputs = Phase1Inputs(gated, heads, whole.first(n), settings, 0, silent, PLAIN)
+        return lambda: OBJECTIVES["predictive"].train(inputs)
 
     def phase2(n: int) -> Callable[[], object]:
         settings = Phase2Settings(max_epochs=1, batch_positions=512)
@@ -129,10 +139,10 @@ def _parts(device: torch.device, tokens: int) -> dict[str, Part]:
 
 def _model(cell: Literal["residual", "gated"], context_dim: int, device: torch.device) -> TandemForCausalLM:
     config = TandemConfig(
-        vocab_size=2048,
-        embed_dim=128,
+        vocab_size=300 if SMALL else 2048,
+        embed_dim=32 if SMALL else 128,
         context_dim=context_dim,
         cell=cell,
-        weight_init_std=0.1 if cell == "residual" else None,
+        weight_init_std=None if cell == "gated" else 0.3 if SMALL else 0.1,
     )
     return random_model(config, device)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from measuring import (
+    SMALL,
     Candidate,
     Spread,
     byte_size,
@@ -37,15 +38,16 @@ WAYS = ("plain", "chunked", "sampled")
 
 @dataclass(frozen=True)
 class Sizes:
-    """(V, E) of every case, positions of a step, and how often all is timed."""
+    """(V, E) of every case, whether heads are trained, positions of a step, and how often all is timed."""
 
     vocabularies: tuple[tuple[int, int], ...]
+    heads_trained: tuple[bool, ...]
     positions: int
     rounds: int
 
 
-FULL = Sizes(((8192, 384), (50_257, 768)), 4096, 7)
-QUICK = Sizes(((4096, 64),), 1024, 2)
+FULL = Sizes(((8192, 384), (50_257, 768)), (False, True), 4096, 7)
+FEW = Sizes(((300, 16),), (True,), 64, 1)
 
 
 class Problem:
@@ -97,12 +99,12 @@ def memory(
     return extra_memory(steps, device), problem.head.nbytes
 
 
-def table(quick: bool, device: torch.device) -> None:
+def table(device: torch.device) -> None:
     """Print it."""
-    sizes = QUICK if quick else FULL
+    sizes = FEW if SMALL else FULL
     rows = []
     for vocab_size, embed_dim in sizes.vocabularies:
-        for train_head in (False, True):
+        for train_head in sizes.heads_trained:
             rows += _rows(vocab_size, embed_dim, train_head, sizes, device)
     print_table(
         f"Cross entropy, {sizes.positions:,} positions a step",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from measuring import Candidate, Spread, Timings, interleaved, number, print_table
+from measuring import SMALL, Candidate, Spread, Timings, interleaved, number, print_table
 
 from tandem.baselines import BASELINES
 from tandem.contexts import Stream, compute_contexts
@@ -19,12 +19,12 @@ from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
 from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import TrainingInputs, new_model, total_parameters
 from tandem.group import PLAIN, Execution
-from tandem.objectives import OBJECTIVES
-from tandem.settings import BaselineSettings, Configuration, ContextSettings, Gpt2Settings, LstmSettings
+from tandem.objectives import OBJECTIVES, Phase1Inputs
+from tandem.settings import BaselineSettings, Configuration, Gpt2Settings, LstmSettings
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import silent
 
-from .inputs import python_docs
+from .inputs import CONTEXTS, python_docs
 
 CONFIGURATION = Configuration(2, 2)
 VALIDATION_TOKENS = 256
@@ -44,7 +44,7 @@ class Sizes:
 
 
 FULL = Sizes(800_000, 8192, 32_768, 3)
-QUICK = Sizes(150_000, 2048, 4_096, 2)
+FEW = Sizes(20_000, 300, 1_024, 1)
 
 
 class Ours:
@@ -67,8 +67,8 @@ class Ours:
         """One epoch by prediction."""
         prediction = self.prediction.model_copy(update={"negatives": negatives})
         settings = self.settings.model_copy(update={"prediction": prediction})
-        train = OBJECTIVES["predictive"].train
-        train(self.model, self.heads, self.train, settings, 0, silent, execution)
+        inputs = Phase1Inputs(self.model, self.heads, self.train, settings, 0, silent, execution)
+        OBJECTIVES["predictive"].train(inputs)
 
     def contexts(self) -> None:
         """Of the training text, as they are computed between the phases."""
@@ -80,12 +80,12 @@ class Ours:
         train_token_block(self.model, *self.splits, settings, seed=0, execution=execution)
 
     def _split(self, stream: Stream) -> Split:
-        return Split(stream, compute_contexts(self.model, stream, ContextSettings())[0])
+        return Split(stream, compute_contexts(self.model, stream, CONTEXTS)[0])
 
 
-def table(quick: bool, device: torch.device) -> None:
+def table(device: torch.device) -> None:
     """Print it."""
-    sizes = QUICK if quick else FULL
+    sizes = FEW if SMALL else FULL
     head = {"head_layers": (CONFIGURATION.token_layers,)}  # as `tandem train` predicts for one configuration
     prepared = python_docs("predictive", device, sizes.train_bytes, sizes.vocab_size, prediction=head)
     parameters = total_parameters(prepared, CONFIGURATION)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from measuring import Spread, number, print_table
+from measuring import SMALL, Spread, number, print_table
 
 from tandem.experiment.pipeline import train_contexts, train_tokens
 from tandem.experiment.prepared import TrainingInputs
@@ -39,7 +39,7 @@ class Sizes:
 
 
 FULL = Sizes(900_000, 4096, ((20_000, 5_000), (20_000, 10_000)), 5_000, 150, 20, (0, 1, 2))
-QUICK = Sizes(60_000, 1024, ((1_000, 500), (4_000, 1_000)), 1_000, 8, 1, (0, 1))
+FEW = Sizes(20_000, 300, ((1_000, 500),), 500, 3, 1, (0,))
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,15 @@ class Outcome:
     """Of one procedure with one seed."""
 
     phase1: DispersionRecord
+    effective_rank: float
     phase2: TrainingRecord
     nll_nats: float
     perplexity: float
 
 
-def table(quick: bool, device: torch.device) -> None:
+def table(device: torch.device) -> None:
     """Print it."""
-    sizes = QUICK if quick else FULL
+    sizes = FEW if SMALL else FULL
     prepared = {LITERAL: _prepared(sizes, device, None, sizes.batch_positions)}
     for tokens, window in sizes.swept:
         prepared[f"{tokens:,} tokens in windows of {window:,}"] = _prepared(sizes, device, tokens, window)
@@ -83,7 +84,7 @@ def _prepared(
         device,
         sizes.train_bytes,
         sizes.vocab_size,
-        model={"embed_dim": 128, "context_dim": 120},
+        model={} if SMALL else {"embed_dim": 128, "context_dim": 120},
         phase1={
             "tokens_per_step": tokens_per_step,
             "batch_positions": batch_positions,
@@ -97,8 +98,9 @@ def _outcome(prepared: TrainingInputs, seed: int) -> Outcome:
     contexts = train_contexts(prepared, CONFIGURATION.context_layers, seed)
     trained = train_tokens(prepared, contexts, CONFIGURATION, seed)
     assert isinstance(contexts.phase1, DispersionRecord)
-    validation = trained.phase2.validation
-    return Outcome(contexts.phase1, trained.phase2.training, validation.nll_nats, validation.perplexity)
+    validation, training = trained.phase2.validation, trained.phase2.training
+    rank = contexts.contexts.effective_rank_validation
+    return Outcome(contexts.phase1, rank, training, validation.nll_nats, validation.perplexity)
 
 
 def _row(name: str, found: list[Outcome], literal: list[Outcome]) -> list[str]:
@@ -111,7 +113,7 @@ def _row(name: str, found: list[Outcome], literal: list[Outcome]) -> list[str]:
         "1" if found is literal else time.show(),
         f"{fmean(o.phase1.iterations for o in found):.0f}",
         f"{100 * fmean(o.phase1.convergence_rate for o in found):.0f}",
-        f"{100 * fmean(o.phase1.effective_rank_validation for o in found):.1f}",
+        f"{100 * fmean(o.effective_rank for o in found):.1f}",
         f"{fmean(o.phase2.epochs for o in found):.1f}",
         ", ".join(number(o.perplexity, 1) for o in found),
         "1" if found is literal else quality.show(3),

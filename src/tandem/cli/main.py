@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tandem.experiment.estimate import Estimate
 
 # While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
-# down many times (bench/contention.py). Read when torch loads; undisturbed runs are as fast with it.
+# down many times (measured in LOG.md). Read when torch loads; undisturbed runs are as fast with it.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 AUDIT_FAILED = 1

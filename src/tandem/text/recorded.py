@@ -64,8 +64,10 @@ def named_from_here(settings: Settings, file: Path) -> Settings:
 
     They count from where that model was made; from there they stay as they are.
     """
+    if file.name != SETTINGS:
+        return settings
     try:
-        recorded = json.loads(read_text(file.with_name(RECORD)))["folder"] if file.name == SETTINGS else None
+        recorded = json.loads(read_text(file.with_name(RECORD)))["folder"]
     except (OSError, DataError, ValueError, LookupError, TypeError):
         return settings
     data, tokenizer, embeddings = settings.data, settings.tokenizer, settings.embeddings
