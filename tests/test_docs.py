@@ -75,14 +75,14 @@ if name == "torchrun":
     args = ["--standalone", *args]
 if name != "python":
     args, real = [real, *args], os.environ["WARM"]
-elif args[0] != "snippet.py":
+elif args[0] != "first_snippet.py":
     real = os.environ["WARM"]
 os.execv(real, [real, *args])
 """
 """A program that adds the small settings to a training and starts the real one.
 
-Of several seeds it leaves one, and of several workers two. All start as `warm` has it, but the snippets of
-Python, which are also about what an import does.
+Of several seeds it leaves one, and of several workers two. All start as `warm` has it, but the snippets that
+a reader starts with, which are also about what an import does.
 """
 
 
@@ -134,7 +134,7 @@ def words_of(command: str) -> list[str]:
 RUNNING = [
     block
     for block in blocks(RUN)
-    if (block.page not in JAPANESE or block.tag == "python")  # the English page's: see below
+    if block.page not in JAPANESE  # the English page's: see below
     and (block.tag == "python" or not all(map(why_not, block.commands)))
 ]
 
@@ -265,8 +265,9 @@ def test_a_block_runs(block: Block, installed: Path, tmp_path: Path) -> None:
     if any("--output models/mine" in command for command in block.commands):
         shutil.rmtree(folder / "models")
     if block.tag == "python":
-        (folder / "snippet.py").write_text(block.text, "utf-8")
-        commands = ["python snippet.py"]
+        name = "snippet.py" if block.page.name == "extending.md" else "first_snippet.py"
+        (folder / name).write_text(block.text, "utf-8")
+        commands = [f"python {name}"]
     else:
         commands = [command for command in block.commands if why_not(command) is None]
     for command in commands:
@@ -297,7 +298,7 @@ def test_every_block_says_what_it_is() -> None:
 def test_a_japanese_page_has_the_commands_of_the_english_one(page: Path) -> None:
     """So its own, which are run as the English page's, are right as well."""
     theirs, ours = (
-        {bare(c) for b in blocks(("sh",)) if b.page == other for c in b.commands}
+        {bare(c) for b in blocks(RUN) if b.page == other for c in b.commands}
         for other in (page, page.with_name(page.name.replace(".ja.md", ".md")))
     )
     assert theirs <= ours
