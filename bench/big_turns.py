@@ -23,7 +23,7 @@ from big_training import MODEL
 from measuring import Spread
 
 from tandem.cli.arguments import TrainArguments, parse_with_preset
-from tandem.experiment import stopwatch
+from tandem.experiment import estimate
 from tandem.experiment.contexts import contexts_of
 from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import new_model, prepare, streams
@@ -60,7 +60,7 @@ class Text:
             execution = self.prepared.execution
             objective.train(Phase1Inputs(model, heads, train, self.settings, 0, on_tick, execution))
 
-        return stopwatch.seconds_of(begin)
+        return estimate.seconds_of(begin)
 
     def make_contexts(self) -> None:
         """Of a block that was not trained, which takes as long."""
@@ -83,7 +83,7 @@ class Text:
                 execution=self.prepared.execution,
             )
 
-        return stopwatch.seconds_of(begin)
+        return estimate.seconds_of(begin)
 
 
 def row(what: str, seconds: dict[int, list[float]], texts: dict[int, Text]) -> str:
@@ -108,7 +108,7 @@ def main() -> None:
         "--folder", type=Path, help="where text and tokens go (kept); none: a temporary folder"
     )
     given = parser.parse_args()
-    stopwatch.MOMENT_S = given.moment
+    estimate.MOMENT_S = given.moment
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
