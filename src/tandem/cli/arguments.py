@@ -88,8 +88,8 @@ class EvaluateArguments:
     separator: str | None = None
     """What stands between documents; none: as in the model's validation text."""
     mix: bool = False
-    """Score also a mixture of the model with an n-gram, counted on its training text, and with a cache of the
-    last 2,000 tokens: what it says is shown apart."""
+    """Score also a mixture of the model with an n-gram, counted on its training text, and a cache of the last
+    2,000 tokens. What it says is shown apart."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     json_output: Json = False

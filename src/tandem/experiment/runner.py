@@ -68,6 +68,7 @@ from tandem.training.progress import Watcher
 
 WAIT_S = 1.0
 """Seconds between two looks at what other workers have done."""
+TIMING = "timing a moment of each kind of work"
 
 
 def run_experiment(
@@ -107,7 +108,7 @@ def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
         check_output(Path(settings.output), "run directory", settings.data)
     set_up_process(settings)
     prepared = prepare_variants(settings, watcher.preparing)
-    watcher.preparing("timing a moment of each kind of work")
+    watcher.preparing(TIMING)
     return estimated(prepared, settings, plan(settings))
 
 
@@ -121,7 +122,7 @@ def estimate_one(
     prepared, spec = prepare(settings, watcher.preparing), tandem_run(configuration, seed)
     check_no_other_model(folder, prepared, spec.name)
     check_disk_for_contexts(prepared)
-    watcher.preparing("timing a moment of each kind of work")
+    watcher.preparing(TIMING)
     return estimated({None: prepared}, settings, [spec])
 
 
