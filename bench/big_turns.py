@@ -19,7 +19,7 @@ from big_training import MODEL
 from measuring import Spread, run
 
 from tandem.cli.arguments import TrainArguments, parse_with_preset
-from tandem.experiment import stopwatch
+from tandem.experiment import estimate
 from tandem.experiment.contexts import contexts_of
 from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import new_model, prepare, streams
@@ -55,7 +55,7 @@ class Text:
             execution = self.prepared.execution
             objective.train(Phase1Inputs(model, heads, train, self.settings, 0, on_tick, execution))
 
-        return stopwatch.seconds_of(begin)
+        return estimate.seconds_of(begin)
 
     def make_contexts(self) -> None:
         """Of a block that was not trained, which takes as long."""
@@ -78,7 +78,7 @@ class Text:
                 execution=self.prepared.execution,
             )
 
-        return stopwatch.seconds_of(begin)
+        return estimate.seconds_of(begin)
 
 
 def row(what: str, seconds: dict[int, list[float]], texts: dict[int, Text]) -> str:
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--moment", type=float, default=60, help="seconds")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    stopwatch.MOMENT_S = given.moment
+    estimate.MOMENT_S = given.moment
     with texts_of(given) as (folder, paths):
         os.environ["TANDEM_CACHE"] = str(folder / "cache")
         texts = {times: Text(path, given.threads) for times, path in paths.items()}

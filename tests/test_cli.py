@@ -391,14 +391,15 @@ def test_bad_input_is_one_clear_sentence(
 
 
 def test_too_little_disk_is_said_before_training(
-    capsys: pytest.CaptureFixture[str], preset: str, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     usage = os.statvfs_result((4096, 4096, 1000, 0, 0, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: usage)  # the system's own answer: nothing is free
-    code, _, err = call(capsys, "experiment", preset)
+    code, _, err = call(capsys, "experiment", preset, "--output", str(tmp_path / "new" / "folder"))
     assert code == 2
     assert "runs need about" in err
     assert "make room" in err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("command", ["experiment", "train"])
@@ -418,8 +419,7 @@ def test_too_little_disk_for_contexts_is_said_before_training(
     assert f"contexts cannot be kept in {cache} (0 MB are free): they take" in err
     assert "use --contexts.keep recompute" in err
     assert "phase 1" not in err
-    if command == "train":
-        assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_failed_run_makes_the_command_fail(capsys: pytest.CaptureFixture[str], preset: str) -> None:

@@ -19,7 +19,7 @@ from tandem.errors import RunDirError, SettingsError
 from tandem.experiment.executors import JOBS, Executor, Ray, Slurm, Worker, executor_of, threads_each
 from tandem.experiment.grid import plan
 from tandem.experiment.prepared import prepare
-from tandem.experiment.run_dir import open_run_dir
+from tandem.experiment.run_dir import open_run_dir, run_dir_of
 from tandem.experiment.runner import help_experiment, run_experiment
 from tandem.records import read_records
 from tandem.settings import DataSettings, Settings, SlurmSettings, dump_settings, load_settings
@@ -328,7 +328,8 @@ def test_a_worker_that_does_not_share_the_run_directory_works_on_nothing(
 ) -> None:
     settings = experiment(text_file, tmp_path / "run", workers=2)
     corpus = prepare(settings, lambda _: None).corpus
-    run_dir, _ = open_run_dir(settings, corpus, plan(settings), "float32")
+    run_dir = run_dir_of(settings, corpus)
+    open_run_dir(run_dir, settings, corpus, plan(settings), "float32")
     with liveness_lock(run_dir) as command:
         assert is_alive(run_dir, command)
         elsewhere = Worker(settings, tmp_path / "elsewhere", tmp_path, command, help_experiment)
@@ -343,7 +344,8 @@ def test_a_worker_that_does_not_share_the_run_directory_works_on_nothing(
 def test_a_worker_with_another_text_works_on_nothing(text_file: Path, tmp_path: Path) -> None:
     settings = experiment(text_file, tmp_path / "run", workers=2)
     corpus = prepare(settings, lambda _: None).corpus
-    run_dir, _ = open_run_dir(settings, corpus, plan(settings), "float32")
+    run_dir = run_dir_of(settings, corpus)
+    open_run_dir(run_dir, settings, corpus, plan(settings), "float32")
     content = text_file.read_text("utf-8").splitlines()
     text_file.write_text("\n".join(content[1:]), "utf-8")
     with pytest.raises(RunDirError, match="other text or tokens"):

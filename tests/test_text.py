@@ -161,6 +161,17 @@ def test_missing_sources(tmp_path):
             read(source)
 
 
+def test_missing_texts_are_told_together(tmp_path):
+    there = put(tmp_path / "a.txt", "some text")
+    for train, validation in (("none.txt", "no*.txt"), ("none.txt", there), (there, "none.txt")):
+        with pytest.raises(DataError) as refused:
+            split_documents(DataSettings(train=str(train), validation=str(validation)))
+        said = str(refused.value)
+        assert said.count("no file or directory none.txt; ") == 1
+        assert said.count("matches the pattern no*.txt") == (validation == "no*.txt")
+        assert said.count("check the path") == 1
+
+
 def test_unreadable_file(tmp_path, monkeypatch):
     path = put(tmp_path / "a.txt", "text")
 

@@ -1,15 +1,13 @@
 """Command-line arguments: settings of a preset, each of which can be overridden, and a command's own."""
 
-import contextlib
 import inspect
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from tandem.baselines import BASELINES
 from tandem.cli.grammar import check
@@ -17,13 +15,7 @@ from tandem.cli.line import Line, Option, options_of
 from tandem.cli.values import reads
 from tandem.cli.words import PRESETS, kind_of
 from tandem.errors import SettingsError
-from tandem.settings import (
-    Positive,
-    Seed,
-    Settings,
-    known_keys,
-    load_settings,
-)
+from tandem.settings import Positive, Seed, Settings, load_settings, sentence
 from tandem.text.recorded import named_from_here
 
 Arguments = TypeVar("Arguments")
@@ -88,8 +80,8 @@ class EvaluateArguments:
     separator: str | None = None
     """What stands between documents; none: as in the model's validation text."""
     mix: bool = False
-    """Score also a mixture of the model with an n-gram, counted on its training text, and with a cache of the
-    last 2,000 tokens: what it says is shown apart."""
+    """Score also a mixture of the model with an n-gram, counted on its training text, and a cache of the last
+    2,000 tokens. What it says is shown apart."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     json_output: Json = False
@@ -115,7 +107,7 @@ class GenerateArguments:
     """Sample from this many likeliest tokens only; none: all."""
     top_p: float | None = None
     """Sample from the likeliest tokens that together have this probability; none: all."""
-    seed: Seed = 0
+    seed: int = 0
     """Seed of the sampling."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
@@ -155,8 +147,8 @@ ARGUMENTS: dict[str, type[Any]] = {
     "config": ConfigArguments,
 }
 """What each command takes."""
-NAMED_OTHERWISE = ("json_output", "all_baselines")
-"""Arguments whose options are not called as they are."""
+NAMED_OTHERWISE = ("help", "json_output", "all_baselines")
+"""Options that no message advises."""
 OF_SCORED_TEXT = {"data.train": "data", "data.txt_documents": "txt_documents", "data.separator": "separator"}
 """Arguments of `tandem evaluate` that say of its text what these settings say of training text."""
 
@@ -168,25 +160,14 @@ def parse_with_preset(
 
     Raises SettingsError for what cannot be understood; `--help` prints and raises SystemExit(0).
     """
-    line = Line.of(command, options_of(kind, hidden_settings(kind)), args)
     given = bool(args) and not args[0].startswith("-")
-    preset, rest = (args[0], args[1:]) if given else (default_preset, args)
+    preset = args[0] if given else default_preset
     if _asks_for_help(args):
-        rest = ["--help"]
         preset = preset if kind_of(preset) in PRESETS else default_preset
-    else:
-        check(line)
-    own = _own(kind)
-    loaded = named_from_here(load_settings(preset), Path(preset))
-    base = loaded.model_dump(exclude=hidden_settings(kind) - {"variants", "configurations"})
-    for name in hidden_settings(kind):  # tyro looks at annotations alone, which pydantic has read long ago
-        kind.__annotations__[name] = Annotated[kind.model_fields[name].annotation, tyro.conf.Suppress]
-    prog = f"tandem {command} [PRESET|FILE]"
-    try:
-        arguments = _parse(prog, kind, rest, default=kind(**base))
-    except SettingsError:
-        kind(**_with_options(base, line))  # tyro says what is wrong with one section alone, this with all
-        raise
+        _help(f"tandem {command} [PRESET|FILE]", kind, kind(**_settings_of(preset, kind)))
+    line = _checked(command, kind, args)
+    arguments = kind(**_with_options(_settings_of(preset, kind), line))
+    own = set(kind.model_fields) - set(Settings.model_fields)
     settings = Settings(**arguments.model_dump(exclude=own))
     if getattr(arguments, "all_baselines", False):
         every = settings.baselines.model_copy(update={"models": tuple(BASELINES)})
@@ -194,20 +175,61 @@ def parse_with_preset(
     return settings, arguments
 
 
+def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments:
+    """Arguments of a command that has no preset. Raises as `parse_with_preset`."""
+    if _asks_for_help(args):
+        _help(f"tandem {command}", kind)
+    line = _checked(command, kind, args)
+    own_word = next(word for part in line.parts for word in part.strays)
+    values = {next(iter(inspect.signature(kind).parameters)): own_word}
+    try:
+        return TypeAdapter(kind).validate_python(_with_options(values, line))
+    except ValidationError as error:
+        raise SettingsError(sentence(error)) from None
+
+
+def _asks_for_help(args: Sequence[str]) -> bool:
+    """Wherever it stands: whoever asks for help may have written the rest wrongly."""
+    return not {"-h", "--help"}.isdisjoint(args)
+
+
+def _help(prog: str, kind: type[Any], default: Settings | None = None) -> NoReturn:
+    """Print the options with their defaults, and raise SystemExit(0)."""
+    for name in hidden_settings(kind):  # tyro looks at annotations alone, which pydantic has read long ago
+        kind.__annotations__[name] = Annotated[kind.model_fields[name].annotation, tyro.conf.Suppress]
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    tyro.cli(kind, prog=prog, args=["--help"], **extra)
+    raise SystemExit(0)
+
+
+def _checked(command: str, kind: type, args: Sequence[str]) -> Line:
+    line = Line.of(command, options_of(kind, hidden_settings(kind)), args)
+    check(line)
+    return line
+
+
+def _settings_of(preset: str, kind: type[Settings]) -> dict[str, Any]:
+    """Those of a preset or file, without those that the command leaves out."""
+    loaded = named_from_here(load_settings(preset), Path(preset))
+    return loaded.model_dump(exclude=hidden_settings(kind) - {"variants", "configurations"})
+
+
 def _with_options(values: dict[str, Any], line: Line) -> dict[str, Any]:
-    """Settings with what a line says otherwise; a text stays one where it is not what it should be."""
+    """Values by name, with what a line says otherwise; a text stays one where it is not what it should be."""
     for part in line.parts:
-        if part.option is None or part.option.kind == "switch" or not part.values:
+        if (option := part.option) is None:
             continue
-        *sections, key = part.option.name.removeprefix("--").replace("-", "_").split(".")
+        *sections, key = option.key.split(".")
         section = values
         for name in sections:
             section = section[name]
-        given = [_value(part.option, word) for word in part.values]
-        if key in ("configurations", "untrained"):
+        given = [_value(option, word) for word in part.values]
+        if option.kind == "switch":
+            section[key] = part.given.replace("_", "-") == option.name
+        elif option.pairs and given != [None]:
             section[key] = [given[first : first + 2] for first in range(0, len(given), 2)]
         else:
-            section[key] = given if part.option.many and given != [None] else given[0]
+            section[key] = given if option.many and given != [None] else given[0]
     return values
 
 
@@ -218,54 +240,16 @@ def _value(option: Option, word: str) -> str | float | None:
     return read(word) if read and reads(read, word) else word
 
 
-def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments:
-    """Arguments of a command that has no preset. Raises SettingsError for what cannot be understood."""
-    if _asks_for_help(args):
-        args = ["--help"]
-    else:
-        check(Line.of(command, options_of(kind, hidden_settings(kind)), args))
-    return _parse(f"tandem {command}", kind, args)
-
-
-def _parse(
-    prog: str, kind: type[Arguments], args: Sequence[str], default: Arguments | None = None
-) -> Arguments:
-    """Parse with tyro; what it cannot parse becomes one SettingsError sentence."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            extra: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(kind, prog=prog, args=list(args), **extra)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        sentence = _first_sentence(said.getvalue())
-        raise SettingsError(f"{sentence}; see {prog.split(' [')[0]} --help") from None
-
-
 def option_names(command: str) -> dict[str, str]:
     """The options of a command, such as `--phase2.lr`, by the names of the settings or arguments they give.
 
     Those of a text to score go by the settings that say the same of training text. Empty for no command.
     """
-    kind = ARGUMENTS.get(command)
-    if kind is None:
+    if (kind := ARGUMENTS.get(command)) is None:
         return {}
-    if issubclass(kind, Settings):
-        hidden = hidden_settings(kind)
-        keys = {key for key in known_keys() if key.split(".")[0] not in hidden} | _own(kind)
-        return {key: _option(key) for key in keys if key not in NAMED_OTHERWISE}
-    options = {name: _option(name) for name in inspect.signature(kind).parameters}
-    return options | {key: options[own] for key, own in OF_SCORED_TEXT.items() if kind is EvaluateArguments}
-
-
-def _option(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
-
-
-def _own(kind: type[Settings]) -> set[str]:
-    """Arguments of a command that are no settings."""
-    return {name for name in kind.model_fields if name not in Settings.model_fields}
+    options = options_of(kind, hidden_settings(kind)).values()
+    names = {option.key: option.name for option in options if option.key not in NAMED_OTHERWISE}
+    return names | {key: names[own] for key, own in OF_SCORED_TEXT.items() if kind is EvaluateArguments}
 
 
 def hidden_settings(kind: type) -> set[str]:
@@ -277,24 +261,3 @@ def hidden_settings(kind: type) -> set[str]:
         executors = {name for name, section in kind.subsections().items() if not section.changes_results}
         hidden |= OF_EXPERIMENTS | executors
     return hidden
-
-
-def _asks_for_help(args: Sequence[str]) -> bool:
-    """Wherever it stands: whoever asks for help may have written the rest wrongly."""
-    return not {"-h", "--help"}.isdisjoint(args)
-
-
-def _first_sentence(box: str) -> str:
-    """The message of tyro's error box, without its title, frame and hints, on one line.
-
-    The frame is of box characters, or of blanks and hyphens where the terminal has no others.
-    """
-    parts: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip("│╭╮╰╯─ ")
-        if text and set(text) != {"-"} and not line.startswith("╭"):
-            parts[-1].append(text)
-        elif parts[-1]:
-            parts.append([])
-    titled = not box.startswith("╭") and len(parts) > 1  # without a frame the title is a part of its own
-    return " ".join(parts[1 if titled else 0]) or "the arguments cannot be understood"

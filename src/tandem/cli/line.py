@@ -19,15 +19,19 @@ FREE = {"prompt", "description", "separator", "data.separator", "data.validation
 class Option:
     """An option of a command.
 
-    kind    `switch` (takes no value), `int`, `float`, `text`, or `choice` (of a few words)
-    many    whether it takes any number of values
-    none    whether `None` is one of them
-    off     what switches it off, if anything does
+    key      dotted name of the setting or argument that it gives
+    kind     `switch` (takes no value), `int`, `float`, `text`, or `choice` (of a few words)
+    many     whether it takes any number of values
+    pairs    whether these are taken in pairs
+    none     whether `None` is one of them
+    off      what switches it off, if anything does
     """
 
     name: str
+    key: str
     kind: str
     many: bool = False
+    pairs: bool = False
     none: bool = False
     off: str | None = None
 
@@ -129,7 +133,7 @@ def looks_like_option(word: str) -> bool:
 
 def options_of(kind: type, hidden: set[str]) -> dict[str, Option]:
     """The options of a command by every name they have, from the types of its fields, less those `hidden`."""
-    found = {"--help": Option("--help", "switch"), "-h": Option("-h", "switch")}
+    found = {name: Option(name, "help", "switch") for name in ("--help", "-h")}
     for option in _options(kind, "", hidden):
         found[option.name] = option
         if option.off:
@@ -146,7 +150,8 @@ def _options(kind: type, path: str, hidden: set[str]) -> Iterator[Option]:
             yield from _options(annotation, f"{path}{key}.", hidden)
         elif "Positional" not in marks:
             name = next((mark.split("=")[1] for mark in marks if mark.startswith("name=")), key)
-            yield _option(f"--{path}{name}".replace("_", "-"), annotation, "PairsOff" in marks)
+            given = f"--{path}{name}".replace("_", "-")
+            yield _option(given, f"{path}{key}", annotation, "PairsOff" in marks)
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any]]:
@@ -175,20 +180,21 @@ def _plain(annotation: Any) -> tuple[Any, set[str]]:
     return annotation, marks
 
 
-def _option(name: str, annotation: Any, pairs_off: bool) -> Option:
+def _option(name: str, key: str, annotation: Any, pairs_off: bool) -> Option:
     branches = [annotation]
     if get_origin(annotation) in (Union, types.UnionType):
         branches = [_plain(branch)[0] for branch in get_args(annotation)]
     none = type(None) in branches
     kinds = [branch for branch in branches if branch is not type(None)]
-    many = any(get_origin(kind) is tuple for kind in kinds)
+    levels = 0
     while get_origin(kinds[0]) is tuple:
-        kinds = [_plain(get_args(kinds[0])[0])[0]]
+        kinds, levels = [_plain(get_args(kinds[0])[0])[0]], levels + 1
+    many, pairs = levels > 0, levels > 1
     if kinds == [bool]:
         section, _, last = name.removeprefix("--").rpartition(".")
         off = f"--{section}.no-{last}" if section else f"--no-{last}"
-        return Option(name, "switch", off=None if pairs_off else off)
-    if len(kinds) > 1 or get_origin(kinds[0]) is Literal:
-        return Option(name, "choice", many, none)
+        return Option(name, key, "switch", off=None if pairs_off else off)
     kind = {int: "int", float: "float"}.get(kinds[0], "text")
-    return Option(name, kind, many, none)
+    if len(kinds) > 1 or get_origin(kinds[0]) is Literal:
+        kind = "choice"
+    return Option(name, key, kind, many, pairs, none)

@@ -7,12 +7,11 @@ from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Window
 from tandem.contexts.jacobi import jacobi_sweep, jacobi_update, previous_contexts
 from tandem.contexts.memory import measure_memory
 from tandem.contexts.sample import ContextsSample
-from tandem.contexts.scan import SCANS, compute_contexts, held_in_memory
+from tandem.contexts.scan import compute_contexts, held_in_memory
 from tandem.contexts.stream import Stream, Tokens
 
 __all__ = [
     "PIECE_TOKENS",
-    "SCANS",
     "Contexts",
     "ContextsSample",
     "Stream",

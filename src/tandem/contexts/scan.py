@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -17,20 +15,8 @@ from tandem.model import TandemForCausalLM
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
 
-
-class Scan(NamedTuple):
-    """A way to compute the contexts of a stream in parallel.
-
-    contexts     of a job, in memory or not, and how exact they are
-    reads_all    whether contexts that are not held in memory are all computed once, to be checked
-    """
-
-    contexts: Callable[[ContextJob, bool], tuple[Contexts, ScanRecord]]
-    reads_all: bool
-
-
-SCANS = {"segments": Scan(segment_contexts, reads_all=True), "linear": Scan(linear_contexts, reads_all=False)}
-"""By the names that a ContextBlock gives as its `scan`."""
+SCANS = {"segments": segment_contexts, "linear": linear_contexts}
+"""By the names that a ContextBlock gives as its `scan`: contexts of a job, held or not, and how exact."""
 
 
 @torch.no_grad()
@@ -56,7 +42,7 @@ def compute_contexts(
         contexts = Contexts.of(job.loop(len(stream)).to(model.dtype))
         return contexts, job.record("loop", 1, 0, (0.0, 0.0), len(stream))
     hold = group.agrees(held_in_memory(model, len(stream), settings, hold_bytes), model.device)
-    return SCANS[model.context_block.scan].contexts(job, hold)
+    return SCANS[model.context_block.scan](job, hold)
 
 
 def held_in_memory(

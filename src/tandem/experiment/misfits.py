@@ -1,6 +1,6 @@
 """Settings that do not fit the text or each other: all of it is found before any of it is said.
 
-Every such check stands here or with the objective of phase 1 that it is about, and tells the settings that
+Every such check stands here or with the objective of phase 1 that it is about. It tells the settings that
 would mend what it found.
 """
 

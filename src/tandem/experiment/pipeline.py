@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -104,14 +105,17 @@ def train_contexts(
         load_phase1_state(weights, model, heads)
     train, validation, contexts = contexts_of(prepared, model, *text)
 
-    def score(head: nn.Module) -> Score:
-        assert isinstance(head, TokenBlock)
-        chunk, group = settings.phase2.chunk_positions, prepared.execution.group
-        return score_stream(model, validation.stream, validation.contexts, chunk, head, group)
-
+    trained = TrainedContexts(model, train, validation, contexts, phase1, heads)
     if saved is None:
-        phase1 = objective.score_heads(phase1, heads, score)
-    return TrainedContexts(model, train, validation, contexts, phase1, heads)
+        phase1 = objective.score_heads(phase1, heads, partial(score_head, prepared, trained))
+    return replace(trained, phase1=phase1)
+
+
+def score_head(prepared: TrainingInputs, shared: TrainedContexts, head: nn.Module) -> Score:
+    """What phase 1 reaches on the validation text through one of its heads."""
+    assert isinstance(head, TokenBlock)
+    split, chunk = shared.validation, prepared.settings.phase2.chunk_positions
+    return score_stream(shared.model, split.stream, split.contexts, chunk, head, prepared.execution.group)
 
 
 def untrained_contexts(prepared: TrainingInputs, context_layers: int, seed: int) -> TrainedContexts:

@@ -54,8 +54,12 @@ def check_writable(folder: Path) -> None:
 
     So this comes before all work, which may be refused for other reasons.
     """
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    _write(folder, lambda: tempfile.TemporaryFile(dir=place).close())
+    _write(folder, lambda: tempfile.TemporaryFile(dir=_there(folder)).close())
+
+
+def _there(folder: Path) -> Path:
+    """The folder itself, or the nearest one around it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def make_folder(folder: Path) -> None:
@@ -99,17 +103,22 @@ def alone_in(folder: Path) -> Iterator[None]:
                     place.rmdir()
 
 
+def run_dir_of(settings: Settings, corpus: Corpus) -> Path:
+    """Where an experiment has its records. Raises RunDirError where they would mix with what is there."""
+    identity = fingerprint("experiment", settings.fingerprint(), corpus.fingerprint)
+    run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
+    check_output(run_dir, "run directory", settings.data)
+    return run_dir
+
+
 def open_run_dir(
-    settings: Settings, corpus: Corpus, specs: Sequence[RunSpec], precision: Precision
-) -> tuple[Path, Precision]:
-    """The run directory for these runs, made or taken up again, and the precision in which they are trained.
+    run_dir: Path, settings: Settings, corpus: Corpus, specs: Sequence[RunSpec], precision: Precision
+) -> Precision:
+    """Make the run directory for these runs, or take it up again; returns the precision they are trained in.
 
     That is `precision` for a new one. Raises RunDirError if it is of another experiment, or was begun in
     another precision than the settings name.
     """
-    identity = fingerprint("experiment", settings.fingerprint(), corpus.fingerprint)
-    run_dir = Path(settings.output or Path("runs") / f"{settings.name}-{identity[:8]}")
-    check_output(run_dir, "run directory", settings.data)
     make_folder(run_dir)
     with locked(run_dir, "manifest"):
         before = check_same(run_dir, settings, corpus)
@@ -135,7 +144,7 @@ def open_run_dir(
         write_manifest(run_dir, manifest)
         # Machines that share the directory remember for a while that a file was not there.
         records_path(run_dir).touch()
-    return run_dir, precision
+    return precision
 
 
 def _union(before: Iterable[Item] | None, now: Iterable[Item]) -> tuple[Item, ...]:
@@ -203,7 +212,7 @@ def disk_needed(prepared: Mapping[str | None, TrainingInputs], specs: Sequence[R
 
 def check_disk(folder: Path, prepared: Mapping[str | None, TrainingInputs], specs: Sequence[RunSpec]) -> None:
     """RunDirError where what the runs will save does not fit the disk."""
-    needed, free = disk_needed(prepared, specs), shutil.disk_usage(folder).free
+    needed, free = disk_needed(prepared, specs), shutil.disk_usage(_there(folder)).free
     if any(spec.configuration is not None for spec in specs) and needed > free:
         raise RunDirError(
             f"{len(specs)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "

@@ -56,6 +56,7 @@ from tandem.experiment.run_dir import (
     check_writable,
     keep_record,
     open_run_dir,
+    run_dir_of,
 )
 from tandem.group import process_group
 from tandem.metrics import validation_record
@@ -67,6 +68,7 @@ from tandem.training.progress import Watcher
 
 WAIT_S = 1.0
 """Seconds between two looks at what other workers have done."""
+TIMING = "timing a moment of each kind of work"
 
 
 def run_experiment(
@@ -86,7 +88,10 @@ def run_experiment(
     prepared = prepare_variants(settings, watcher.preparing)
     specs = plan(settings)
     first = next(iter(prepared.values()))
-    run_dir, precision = open_run_dir(settings, first.corpus, specs, first.precision)
+    run_dir = run_dir_of(settings, first.corpus)
+    if not read_records(run_dir):  # a refusal leaves nothing behind
+        _check_room(run_dir, prepared, specs)
+    precision = open_run_dir(run_dir, settings, first.corpus, specs, first.precision)
     if precision != first.precision:
         watcher.preparing(f"training in {precision}, as this experiment was begun")
         prepared = in_precision(prepared, precision)
@@ -103,7 +108,7 @@ def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
         check_output(Path(settings.output), "run directory", settings.data)
     set_up_process(settings)
     prepared = prepare_variants(settings, watcher.preparing)
-    watcher.preparing("timing a moment of each kind of work")
+    watcher.preparing(TIMING)
     return estimated(prepared, settings, plan(settings))
 
 
@@ -117,7 +122,7 @@ def estimate_one(
     prepared, spec = prepare(settings, watcher.preparing), tandem_run(configuration, seed)
     check_no_other_model(folder, prepared, spec.name)
     check_disk_for_contexts(prepared)
-    watcher.preparing("timing a moment of each kind of work")
+    watcher.preparing(TIMING)
     return estimated({None: prepared}, settings, [spec])
 
 
@@ -133,6 +138,13 @@ def help_experiment(settings: Settings, run_dir: Path) -> None:
     if (precision := begun_in(run_dir, manifest)) is not None:
         prepared = in_precision(prepared, precision)
     _Grid(prepared, plan(settings), run_dir, Watcher()).work()
+
+
+def _check_room(run_dir: Path, variants: dict[str | None, TrainingInputs], specs: list[RunSpec]) -> None:
+    """RunDirError or DataError where the disk has no room for what these runs save, or for contexts."""
+    check_disk(run_dir, variants, specs)
+    for variant in {spec.variant for spec in specs if spec.configuration is not None}:
+        check_disk_for_contexts(variants[variant])
 
 
 class _Grid:
@@ -155,9 +167,7 @@ class _Grid:
         self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
         pending = self._pending()
         watcher.planned(run_dir, [spec.name for spec in specs], len(specs) - len(pending))
-        check_disk(run_dir, variants, pending)
-        for variant in {spec.variant for spec in pending if spec.configuration is not None}:
-            check_disk_for_contexts(variants[variant])
+        _check_room(run_dir, variants, pending)
 
     def work(self) -> list[RunRecord]:
         """Make what nobody else makes, until nothing is left; returns the records of all runs."""

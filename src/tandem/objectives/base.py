@@ -102,14 +102,6 @@ class Objective(ABC):
         """Settings for a phase 1 that serves TokenBlocks of one depth only."""
         return settings
 
-    def trial(self, settings: Settings, tokens: int) -> tuple[Settings, float, int]:
-        """For `--dry-run`: settings of a shorter phase 1 on so many training tokens, whose time is measured.
-
-        Also its share of the whole work, and the bytes that the whole needs beyond it. How many units of
-        progress there are may stay as it is: two of them are timed.
-        """
-        return settings, 1.0, 0
-
     def figures(self, record: Any) -> Mapping[str, float]:
         """Figures of a record to show in the terminal and in the report, by name."""
         return {}

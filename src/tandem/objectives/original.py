@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from tandem.contexts import Stream
     from tandem.model import TandemForCausalLM
 
-BYTES = 4
-"""Of a number in the contexts that a sweep reads and writes."""
-
 
 class Phase1Iteration(Record):
     """One iteration; the random start is iteration 1 and has no entry."""
@@ -149,15 +146,6 @@ class Dispersion(Objective):
         if batch > swept:
             yield large_batch("phase1", batch, swept, swept)
         yield from super().misfits(settings, tokens)
-
-    def trial(self, settings: Settings, tokens: int) -> tuple[Settings, float, int]:
-        """Sweeps over four batches, as one over a long text is more than a moment."""
-        whole = min(settings.phase1.tokens_per_step or tokens, tokens)
-        few = min(whole, 4 * settings.phase1.batch_positions)
-        phase1 = settings.phase1.model_copy(update={"tokens_per_step": few})
-        # A context of each position before a sweep, and after it.
-        held_bytes = 2 * (whole - few) * settings.model.context_dim * BYTES
-        return settings.model_copy(update={"phase1": phase1}), few / whole, held_bytes
 
     def summary(self, record: DispersionRecord) -> str:
         """Iterations, and why they ended."""

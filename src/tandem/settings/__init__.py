@@ -28,6 +28,7 @@ from tandem.settings.section import (
     check_options,
     known_keys,
     nearest_key,
+    sentence,
 )
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
@@ -63,5 +64,6 @@ __all__ = [
     "load_settings",
     "nearest_key",
     "preset_names",
+    "sentence",
     "settings_fingerprint",
 ]

@@ -67,8 +67,8 @@ class BaselineSettings(Section):
     order: Annotated[int, Field(ge=2, le=8)] = 5
     """Kneser-Ney: tokens of the longest n-grams."""
     max_parameters: Positive | None = None
-    """Parameters that the LSTM and the GPT-2 may have, all of which are trained; none: as many as the
-    smallest of the `configurations` has in all."""
+    """Parameters that the LSTM and the GPT-2 may have. All of them are trained. None: as many as the smallest
+    of the `configurations` has in all."""
     untrained: tuple[tuple[Positive, Positive], ...] | None = None
     """Configurations of the control without phase 1, as pairs of depths; none: the first of the
     `configurations`."""

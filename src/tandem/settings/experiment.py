@@ -54,16 +54,16 @@ class Settings(Section):
     """Names the objective of phase 1. `original`: it spreads contexts (section `phase1`), as in the original
     experiment. `predictive`: it predicts (section `prediction`)."""
     variants: dict[Annotated[str, Field(pattern=VARIANT_NAME)], dict[str, Any]] = Field(default_factory=dict)
-    """Settings to compare on the same text: a name, and the settings that it changes, such as
-    {original: {recipe: original, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Each
-    configuration is trained with each variant and seed. None: with the settings as they are."""
+    """Settings to compare on the same text: a name, and the settings that it changes. Such as: {original:
+    {recipe: original, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Each configuration is
+    trained with each variant and seed. None: with the settings as they are."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds; every configuration is trained once with each."""
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of products of matrices in training, the baselines' too: `auto` is bf16 on GPUs that have it, else
-    float32; CPUs with matrix units for bf16 (AMX) train faster with `bfloat16`. Contexts, scores and
+    """Of products of matrices in training, the baselines' too. `auto` is bf16 on GPUs that have it, else
+    float32. CPUs with matrix units for bf16 (AMX) train faster with `bfloat16`. Contexts, scores and
     generation are in float32 in any case."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads (of each worker); none: as torch chooses, or an equal share for each of several workers."""
@@ -72,7 +72,8 @@ class Settings(Section):
     directory, join when they are given the same command."""
     executor: Annotated[str, OneOf("tandem.experiment.executors:EXECUTORS")] = "local"
     """Where the workers beside this process run: `local` (processes of this machine), `slurm` (jobs of a
-    Slurm cluster), `ray` (tasks of the Ray cluster of RAY_ADDRESS, or running here, else of a new one)."""
+    Slurm cluster) or `ray` (tasks of a Ray cluster). That is the cluster of RAY_ADDRESS, or running here,
+    else a new one."""
     output: Annotated[str, Field(min_length=1)] | None = None
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
     save_models: bool = True

@@ -40,10 +40,10 @@ class ContextSettings(Section):
     method: Literal["scan", "loop"] = "scan"
     """`scan` (segments in parallel, each with a burn-in) or `loop` (the sequential definition, slow)."""
     keep: Literal["auto", "memory", "disk", "recompute"] = "auto"
-    """Contexts of a whole text: in `memory`; on `disk`, memory-mapped and rounded to bf16 (those of the
-    training text; those of validation are computed again then); or computed again piece by piece in every
-    epoch (`recompute`). Memory does not grow with the text but for the first. `auto`: the first of these for
-    which half of what is free suffices."""
+    """Where contexts of a whole text are: in `memory`, on `disk` (memory-mapped, rounded to bf16), or
+    computed again piece by piece in every epoch (`recompute`). With `disk` those of validation are computed
+    again. Memory does not grow with the text but for the first. `auto`: the first of these for which half
+    of what is free suffices."""
     segment_length: Positive = 512
     """Tokens of a segment of the segment-parallel scan (of `residual`), burn-in not counted. Streams that are
     no longer are computed by the loop."""

@@ -55,8 +55,8 @@ class PredictionSettings(Section):
     falls linearly to zero."""
     decay_per_epoch: NonNegativeFloat = 1.75
     """Without gradients, matrices (the embedding included) would shrink to exp(-this) in an epoch at the
-    largest rate: AdamW's weight decay is this over `lr` and the steps of an epoch, so that it suits short and
-    long texts alike (Wang & Aitchison 2024, arXiv:2405.13698)."""
+    largest rate. AdamW's weight decay is this over `lr` and the steps of an epoch, which suits short and long
+    texts alike (Wang & Aitchison 2024, arXiv:2405.13698)."""
     dropout: Probability = 0.2
     """Of contexts where they are read; like the other two the same elements all along a window."""
     embed_dropout: Probability = 0.1
@@ -79,8 +79,9 @@ class Phase2Settings(Section):
     path: ClassVar[str] = "phase2"
 
     start: Literal["random", "phase1"] = "random"
-    """Initial weights: drawn from the seed, or (recipe `predictive`) those of phase 1's token layers of the
-    same depth, else of the nearest: the last layers are taken over, others start by changing nothing."""
+    """Initial weights: drawn from the seed, or (recipe `predictive`) those of phase 1's token layers. These
+    are of the same depth, else of the nearest. Then the last layers are taken over, others start by
+    changing nothing."""
 
     max_epochs: Positive = 20
     """At most this many passes over the training tokens."""
@@ -89,13 +90,13 @@ class Phase2Settings(Section):
     batch_positions: Positive = 4096
     """Positions of one optimizer step."""
     shuffle: bool = False
-    """Draw the positions of a batch at random in every epoch (from 65,536 at a time, in blocks of 512 from
-    all over the text); otherwise consecutive ones, in order."""
+    """Draw the positions of a batch at random in every epoch, from 65,536 at a time, in blocks of 512 from
+    all over the text. Otherwise they are consecutive, in order."""
     lr: PositiveFloat = 0.001
     """Adam's (with a decay AdamW's) largest learning rate."""
     schedule: Literal["constant", "linear"] = "constant"
-    """Of the learning rate: `constant`, or `linear`: a rise over the first tenth of the steps (50 at most)
-    and a fall to zero over `max_epochs`."""
+    """Of the learning rate: `constant` or `linear`. That is a rise over the first tenth of the steps (50 at
+    most) and a fall to zero over `max_epochs`."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decay of matrices."""
     dropout: Probability = 0.0

@@ -92,7 +92,7 @@ class Section(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(_sentence(error, type(self))) from None
+            raise SettingsError(sentence(error, self.path)) from None
 
     # Pydantic calls an `__init__` of our own for sections within others too, and ends at the first error of
     # the first one, unless it is marked as pydantic's: then only the outermost is called, and has all errors.
@@ -137,14 +137,14 @@ _PLAIN = {
 """What pydantic says in words of Python, by its type of error."""
 
 
-def _sentence(error: ValidationError, section: type[Section]) -> str:
-    """All problems of a pydantic error, each with the setting's dotted name."""
+def sentence(error: ValidationError, path: str = "") -> str:
+    """All problems of a pydantic error, each with the setting's dotted name; `path` is its section's."""
     problems: dict[str, list[ErrorDetails]] = {}
     for one in error.errors(include_url=False):
         parts = [str(part) for part in one["loc"] if not _is_union_branch(part)]
         if one["type"] == "missing":
             parts = parts[:-1]  # what is shown is that in which something is missing
-        name = ".".join(([section.path] if section.path else []) + parts).removesuffix(".[key]")
+        name = ".".join(([path] if path else []) + parts).removesuffix(".[key]")
         problems.setdefault(name, []).append(one)
     # A list whose items are wrong counts as too short besides.
     return "; ".join(

@@ -13,8 +13,8 @@ class DataSettings(Section):
     path: ClassVar[str] = "data"
 
     train: str = "python-docs"
-    """Training text: `python-docs` (the embedded default), a .txt, .jsonl or .parquet file (each may be
-    gzipped), a directory or glob of them, or `hf:NAME[:SPLIT]` (SPLIT may be a slice: `train[:2000]`)."""
+    """Training text: `python-docs` (the embedded default), a .txt, .jsonl or .parquet file, a directory or
+    glob of them, or `hf:NAME[:SPLIT]`. Files may be gzipped. SPLIT may be a slice: `train[:2000]`."""
     validation: str | None = None
     """Validation text, same forms; none: a part of the training documents is set aside."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -61,7 +61,7 @@ class TokenizerSettings(Section):
     vocab_size: Annotated[int, Field(ge=257, le=1 << 24)] = 8192
     """Entries of the trained BPE, end-of-text token included; not used with another source."""
     processes: Annotated[int, Field(gt=0, le=1024)] = 1
-    """Processes that encode a large text together, shard by shard; further ones, on any machine that shares
+    """Processes that encode a large text together, shard by shard. Further ones, on any machine that shares
     the cache, join when they are given the same command. (One alone uses all cores for most of the work.)"""
 
 
@@ -71,8 +71,8 @@ class EmbeddingSettings(Section):
     path: ClassVar[str] = "embeddings"
 
     source: str = "spectral"
-    """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens), `random`, or the
-    input embedding of a causal LM: a hub name such as `gpt2`, a model folder, or a .safetensors file."""
+    """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens), `random`, or the input
+    embedding of a causal LM. That is a hub name such as `gpt2`, a model folder, or a .safetensors file."""
     trained: bool = False
     """Recipe `original`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
     every epoch, and held in memory whatever `contexts.keep` says. (Recipe `predictive` trains it in phase 1,

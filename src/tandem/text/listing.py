@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tandem.advice import advice
-from tandem.errors import DataError
+from tandem.advice import together
+from tandem.errors import DataError, MisfitError
 from tandem.folders import look
 from tandem.text.places import user_path
 from tandem.text.reading import Reading
@@ -45,10 +45,8 @@ def find_files(source: str, reading: Reading) -> list[Path]:
         base, pattern = user_path(str(Path(*parts[:plain]))), parts[plain:]
         nothing = f"no file of a known kind matches the pattern {source}; known are {KNOWN}"
     else:
-        raise DataError(
-            f"there is no file or directory {source}"
-            + advice(("check the path, or use 'python-docs' or 'hf:NAME'", "data.train"))
-        )
+        another = together("check the path, or use 'python-docs' or 'hf:NAME'", "data.train")
+        raise MisfitError.of(f"there is no file or directory {source}", {}, another)
     if files := _Listing(reading, base).files(pattern):
         return files
     raise DataError(nothing + reading.left_out())

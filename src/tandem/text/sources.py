@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.advice import advice
-from tandem.errors import DataError
+from tandem.errors import DataError, MisfitError
 from tandem.patience import Pace
 from tandem.text.files import Splitter, read_files, text_lines, txt_splitter
 from tandem.text.hub import hub_documents, parse_hub_source
+from tandem.text.listing import find_files
 from tandem.text.places import user_path
 from tandem.text.python_docs import python_docs
 from tandem.text.reading import Reading
@@ -40,6 +41,19 @@ SOURCES: dict[str, Source] = {
 def source_of(name: str) -> Source | None:
     """The source of this name; None for a file, directory or glob pattern."""
     return SOURCES.get(name) or SOURCES.get("".join(name.partition(":")[:2]))
+
+
+def check_there(*sources: str) -> None:
+    """Raises MisfitError, with all that is missing, where a source has no file on this machine."""
+    missing: list[MisfitError] = []
+    for source in sources:
+        try:
+            if source.strip() and source_of(source) is None:
+                find_files(source, Reading(source))
+        except DataError as error:
+            missing.append(error if isinstance(error, MisfitError) else MisfitError.of(str(error), {}))
+    if missing:
+        raise MisfitError.of_all(missing)
 
 
 def open_documents(

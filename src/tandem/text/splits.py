@@ -19,7 +19,7 @@ from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
 from tandem.text.documents import Documents, Integers, put_down
 from tandem.text.places import user_path
-from tandem.text.sources import open_documents, source_of
+from tandem.text.sources import check_there, open_documents, source_of
 
 Digests = npt.NDArray[np.void]
 """[D] of DIGEST_BYTES bytes: of the words of each document. They sort and compare as their bytes do."""
@@ -75,6 +75,8 @@ def split_documents(
     Raises DataError as `open_documents`, or if there is no room for the text. Also if there are too few
     documents to set one aside, or validation documents occur in training without being allowed to.
     """
+    if data.validation is not None:
+        check_there(data.train, data.validation)  # before the first is read, so that both are told at once
     train, digests, duplicates = _read(data.train, data, folder, on_progress)
     overlap = 0
     if data.validation is None:
