@@ -347,6 +347,8 @@ BAD = {
     ),
     "no model": (["generate", "{here}", "--prompt", "x"], "is not a model folder"),
     "no records": (["report", "{here}"], "records"),
+    "no such language": (["report", "{here}", "--lang", "fr"], "--lang 'fr' is not possible: it must be 'en' or"),
+    "half a token": (["generate", "{here}", "--prompt", "x", "--top-k", "1.5"], "--top-k '1.5' is not possible"),
     "no prompt": (["generate", "{here}"], "--prompt"),
     "non-finite loss": (["train", "{tiny}", "--phase2.lr", "1e30"], "phase 2 was stopped at epoch 1"),
 }  # fmt: skip

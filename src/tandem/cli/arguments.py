@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError
 
+from tandem.advice import named
 from tandem.baselines import BASELINES
 from tandem.cli.grammar import check
 from tandem.cli.line import Line, Option, options_of
@@ -185,7 +186,7 @@ def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments
     try:
         return TypeAdapter(kind).validate_python(_with_options(values, line))
     except ValidationError as error:
-        raise SettingsError(sentence(error)) from None
+        raise SettingsError(sentence(error, shown_as=named)) from None
 
 
 def _asks_for_help(args: Sequence[str]) -> bool:

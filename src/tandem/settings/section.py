@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
@@ -137,8 +137,13 @@ _PLAIN = {
 """What pydantic says in words of Python, by its type of error."""
 
 
-def sentence(error: ValidationError, path: str = "") -> str:
-    """All problems of a pydantic error, each with the setting's dotted name; `path` is its section's."""
+def sentence(
+    error: ValidationError, path: str = "", shown_as: Callable[[str], str] = "setting {} =".format
+) -> str:
+    """All problems of a pydantic error, each with the setting's dotted name; `path` is its section's.
+
+    `shown_as` gives what stands for a name before its value.
+    """
     problems: dict[str, list[ErrorDetails]] = {}
     for one in error.errors(include_url=False):
         parts = [str(part) for part in one["loc"] if not _is_union_branch(part)]
@@ -148,13 +153,13 @@ def sentence(error: ValidationError, path: str = "") -> str:
         problems.setdefault(name, []).append(one)
     # A list whose items are wrong counts as too short besides.
     return "; ".join(
-        _problem(name, own)
+        _problem(name, own, shown_as)
         for name, own in problems.items()
         if not any(other.startswith(f"{name}.") for other in problems)
     )
 
 
-def _problem(name: str, own: list[ErrorDetails]) -> str:
+def _problem(name: str, own: list[ErrorDetails], shown_as: Callable[[str], str]) -> str:
     """What is wrong with one setting."""
     first = own[0]
     if first["type"] == "extra_forbidden":
@@ -168,7 +173,7 @@ def _problem(name: str, own: list[ErrorDetails]) -> str:
     if not name:
         return message
     shown = first["input"] if not isinstance(first["input"], Mapping) else "a mapping"
-    return f"setting {name} = {shown!r} is not possible: {message}"
+    return f"{shown_as(name)} {shown!r} is not possible: {message}"
 
 
 def _plain(problem: ErrorDetails) -> str:
