@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -49,11 +50,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_fresh_process(place: Path, code: str, **environment: str) -> str:
+def in_fresh_process(place: Path, code: str, program: str = sys.executable, **environment: str) -> str:
     """What the code prints in a process of its own, whose working folder is `place`; it must end well."""
     source = str(Path(tandem.__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [program, "-c", code],
         cwd=place,
         env={**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
@@ -101,7 +102,7 @@ def test_the_auto_classes_may_be_there_before_or_come_by_another_way(place: Path
     classes = "AutoModelForCausalLM, AutoTokenizer"
     load = f'model, tokenizer = (of.from_pretrained("models/mine") for of in ({classes}))'
     names = "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer"
-    in_fresh_process(place, "\n".join((names, "import tandem", load, SAME)))
+    in_fresh_process(place, "\n".join((names, "import tandem", load, SAME)), warm.python())
     other_way = """
 import sys, tandem, transformers.quantizers
 assert "transformers.models.auto.configuration_auto" in sys.modules

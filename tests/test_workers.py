@@ -23,6 +23,12 @@ from tandem.training.progress import Watcher
 pytestmark = pytest.mark.usefixtures("warm_start")
 PYTHON = sys.executable
 """Which leads its own group of processes, as that of a terminal does."""
+COMMAND = """
+import multiprocessing, runpy, sys
+multiprocessing.set_executable(sys.argv.pop(1))
+runpy.run_module("tandem", run_name="__main__", alter_sys=True)
+"""
+"""`python -m tandem`, whose workers start as `warm` has it."""
 
 
 def figures(record: RunRecord) -> tuple[object, ...]:
@@ -138,7 +144,7 @@ def test_an_interrupt_stops_all_workers_in_one_sentence(text_file: Path, tmp_pat
     run_dir, file = tmp_path / "run", tmp_path / "settings.yaml"
     settings = experiment(text_file, run_dir, workers=2).model_copy(update={"seeds": tuple(range(60))})
     file.write_text(dump_settings(settings), "utf-8")
-    command = [PYTHON, "-m", "tandem", "experiment", str(file)]
+    command = [PYTHON, "-c", COMMAND, sys.executable, "experiment", str(file)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,

@@ -114,9 +114,11 @@ def explain_contexts(subject: Subject, split: str, positions: Tensor, recorded: 
     length = len(subject.ids(split))
     if not bool(recorded.any()):
         return "they are all zero"
-    for offset, whose in ((-1, "the token before"), (1, "the token after")):
-        inside = (positions + offset >= 0) & (positions + offset < length)
-        if _agree(recorded[inside], _contexts_at(subject, split, positions[inside] + offset)):
+    beside = torch.stack((positions - 1, positions + 1))
+    neighbours = _contexts_at(subject, split, beside.clamp(0, length - 1).flatten()).view(2, *recorded.shape)
+    for number, whose in enumerate(("the token before", "the token after")):
+        inside = (beside[number] >= 0) & (beside[number] < length)
+        if _agree(recorded[inside], neighbours[number][inside]):
             return f"they are those of {whose}"
     if _agree(recorded, _contexts_at(subject, split, positions, initial=True)):
         return "they are those of the ContextBlock before phase 1 (stale)"

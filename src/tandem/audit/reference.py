@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from tandem.contexts import Tokens
 from tandem.model import TandemForCausalLM
 
-BLOCK = 256
-"""Tokens of a block in which scattered positions are looked for."""
+BLOCKS = (1, 16, 64, 256)
+"""Lengths in tokens of the blocks in which scattered positions are looked for; their warm-up is another."""
+STEP_FLOP = 1_000_000
+"""What else could be computed in the time that a step takes for itself, on a CPU."""
 POSITIONS = 512
 """Positions whose logits are held at once."""
 READ = 8192
@@ -53,10 +55,13 @@ def contexts_at(
     wanted, back = positions.to(ids.device).unique(return_inverse=True)
     warm_up = min(warm_up, int(wanted.max()))
 
-    def steps(length: int) -> int:
-        return len((wanted // length).unique_consecutive()) * (warm_up + length)
+    row_flop = 2 * sum(parameter.numel() for parameter in model.context_block.parameters())
 
-    length = min((1, BLOCK, max(1, warm_up)), key=steps)
+    def work(length: int) -> int:
+        blocks = len((wanted // length).unique_consecutive())
+        return (warm_up + length) * (STEP_FLOP + row_flop * blocks)
+
+    length = min((*BLOCKS, max(1, warm_up)), key=work)
     starts = (wanted // length).unique_consecutive() * length
     size = (len(wanted), model.config.context_dim)
     previous, current = (torch.zeros(size, dtype=model.dtype, device=ids.device) for _ in range(2))
