@@ -120,7 +120,7 @@ def tiny(text: Path, **more: object) -> Settings:
         "tokenizer": {"vocab_size": 300},
         "embeddings": {"norm": 1.0},
         "model": {"embed_dim": 24, "context_dim": 16, "weight_init_std": 0.3},
-        "contexts": {"segment_length": 256, "check_tokens": 600},
+        "contexts": {"segment_length": 64, "check_tokens": 256},  # read token by token: as few as can be
         "phase1": {"max_iterations": 6, "batch_positions": 500},
         "phase2": {"max_epochs": 2, "batch_positions": 256, "lr": 0.01},
     }
@@ -137,9 +137,8 @@ def merged(values: dict[str, object], more: dict[str, object]) -> dict[str, obje
 
 
 def short(text: Path, **more: object) -> Settings:
-    """`tiny` for half of its text, `short_file`: what is read token by token is as short as can be."""
-    values = {"data": {"validation_fraction": 0.15}, "contexts": {"segment_length": 64, "check_tokens": 256}}
-    return tiny(text, **merged(values, more))
+    """`tiny` for half of its text, `short_file`."""
+    return tiny(text, **merged({"data": {"validation_fraction": 0.15}}, more))
 
 
 PREDICTIVE: dict[str, object] = {

@@ -156,7 +156,7 @@ def test_a_preempted_job_comes_back_and_no_run_counts_as_failed(text_file: Path,
             assert time.monotonic() < until, "it does not come back"
             time.sleep(0.05)
 
-    settings = tiny(text_file, output=str(tmp_path / "run"), threads=1, workers=2)
+    settings = experiment(text_file, tmp_path / "run", workers=2)
     run_dir, _ = run_experiment(settings, Late(preempt), submitted(time_limit_min=600))
     made_once(run_dir, settings)
 

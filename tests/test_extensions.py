@@ -15,6 +15,7 @@ from torch import Tensor
 from tandem.audit import audit
 from tandem.contexts import Stream
 from tandem.errors import MisfitError
+from tandem.experiment import estimate
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.runner import estimate_experiment, run_experiment
 from tandem.model import TandemForCausalLM
@@ -111,5 +112,6 @@ def test_an_objective_of_another_package(
 
 def test_what_it_will_take_is_estimated(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OBJECTIVES, "norms", Norms())
+    monkeypatch.setattr(estimate, "MOMENT_S", 0.05)
     parts = estimate_experiment(tiny(text_file, recipe="norms", seeds=(0,)), Watcher()).parts
     assert "C2, phase 1" in [part.what for part in parts]
