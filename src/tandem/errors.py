@@ -30,9 +30,9 @@ class StorageError(DataError):
 class MisfitError(SettingsError, DataError):
     """Settings that do not fit the text or each other, and the settings that do.
 
-    said       what does not fit
-    fitting    settings by dotted name, such as `phase2.batch_positions`, each with a value that fits
-    or_else    what else would mend it
+    said       what does not fit.
+    fitting    settings by dotted name, such as `phase2.batch_positions`, each with a value that fits.
+    or_else    what else would mend it.
     """
 
     said: str

@@ -80,8 +80,8 @@ ALONE = Group()
 class Execution:
     """How a training is computed; its mathematics is the same for all.
 
-    group       the processes that train together
-    bfloat16    whether matrices are multiplied in bf16 while training (sums, states and scores never are)
+    group       the processes that train together.
+    bfloat16    whether matrices are multiplied in bf16 while training (sums, states and scores never are).
     """
 
     group: Group = ALONE

@@ -50,9 +50,9 @@ def effective_rank(contexts: Tensor | Contexts, max_positions: int | None = None
 class Score:
     """What next-token prediction made of a stream of `tokens` scored tokens (all but the first).
 
-    nll_nats     mean negative log-likelihood, nats per token
-    accuracy     share of tokens that are the arg-max of their prediction
-    losses       [tokens] NLL of each in nats
+    nll_nats     mean negative log-likelihood, nats per token.
+    accuracy     share of tokens that are the arg-max of their prediction.
+    losses       [tokens] NLL of each in nats.
     """
 
     tokens: int

@@ -28,12 +28,12 @@ _PUNCTUATION = re.compile(r"[^\w\s]+|_+")
 class Leakage:
     """What validation shares with training; an n-gram has `order` words (13) and lies within a document.
 
-    documents     validation documents
-    exact         of them equal to a training document, white space folded
-    contained     of them with an n-gram, and at least 80% of their distinct ones in training (exact or not)
-    comparable    of them long enough to have an n-gram
+    documents     validation documents.
+    exact         of them equal to a training document, white space folded.
+    contained     of them with an n-gram, and at least 80% of their distinct ones in training (exact or not).
+    comparable    of them long enough to have an n-gram.
     ngram_share   share of the validation text's n-grams (occurrences) that occur in training; None: no n-gram
-    first         the beginning (60 characters, white space folded) of the first one exact or contained
+    first         the beginning (60 characters, white space folded) of the first one exact or contained.
     """
 
     documents: int

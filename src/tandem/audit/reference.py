@@ -17,9 +17,9 @@ from tandem.contexts import Tokens
 from tandem.model import TandemForCausalLM
 
 BLOCKS = (1, 16, 64, 256)
-"""Lengths in tokens of the blocks in which scattered positions are looked for; their warm-up is another."""
+"""Tokens of a block, to choose from; a block as long as its warm-up is one more choice."""
 STEP_FLOP = 1_000_000
-"""What else could be computed in the time that a step takes for itself, on a CPU."""
+"""Fixed cost of one step on a CPU, as floating-point operations; from a trial by hand."""
 POSITIONS = 512
 """Positions whose logits are held at once."""
 READ = 8192
@@ -30,9 +30,9 @@ READ = 8192
 class Block:
     """Consecutive tokens, their contexts, and the one before.
 
-    ids         [n + 1] int64: n tokens that are read, each of which predicts the one after it
-    previous    [n, C] contexts before each token
-    current     [n, C] contexts after it
+    ids         [n + 1] int64: n tokens that are read, each of which predicts the one after it.
+    previous    [n, C] contexts before each token.
+    current     [n, C] contexts after it.
     """
 
     ids: Tensor | Tokens

@@ -55,10 +55,10 @@ class ComputedContexts:
 class Subject:
     """A finished run of a Tandem model.
 
-    prepared    text, tokens and embeddings made again from the settings
-    record      what the run wrote down; its results are there
-    siblings    records of all runs of the experiment, this one included
-    sample      of the contexts that the run read; none if it kept none
+    prepared    text, tokens and embeddings made again from the settings.
+    record      what the run wrote down; its results are there.
+    siblings    records of all runs of the experiment, this one included.
+    sample      of the contexts that the run read; none if it kept none.
     """
 
     prepared: TrainingInputs

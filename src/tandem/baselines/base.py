@@ -30,13 +30,13 @@ Ids = npt.NDArray[np.integer[Any]]
 class BaselineInputs:
     """All that a baseline is fitted with.
 
-    train             [T] token ids to learn from (uint16 or int32, may be memory-mapped), at least two
-    validation        [T'] token ids to be scored on, at least two
-    vocab_size        V; every id is below it
-    settings          of the experiment; its own section is `settings.section(NAME)`
-    max_parameters    that it may have, where `sized`
-    seed              None where it is not `seeded`
-    on_tick           is told of progress
+    train             [T] token ids to learn from (uint16 or int32, may be memory-mapped), at least two.
+    validation        [T'] token ids to be scored on, at least two.
+    vocab_size        V; every id is below it.
+    settings          of the experiment; its own section is `settings.section(NAME)`.
+    max_parameters    that it may have, where `sized`.
+    seed              None where it is not `seeded`.
+    on_tick           is told of progress.
     """
 
     train: Ids
@@ -54,12 +54,12 @@ class BaselineInputs:
 class Fitted:
     """A baseline after training.
 
-    score                   on validation: every token but the first, in stream order
-    embedding_parameters    of the tied embedding; 0 for n-gram models
-    other_parameters        all the others; of n-gram models the n-grams they keep
-    training                how it went; None for n-gram models
-    seconds_s               training and scoring
-    score_stream            scores any other stream [T] of the same vocabulary with the trained model
+    score                   on validation: every token but the first, in stream order.
+    embedding_parameters    of the tied embedding; 0 for n-gram models.
+    other_parameters        all the others; of n-gram models the n-grams they keep.
+    training                how it went; None for n-gram models.
+    seconds_s               training and scoring.
+    score_stream            scores any other stream [T] of the same vocabulary with the trained model.
     """
 
     score: Score

@@ -37,10 +37,10 @@ BATCH_BYTES = 64 << 20
 class _Level:
     """The n-grams of one order k >= 2; h counts the known histories, n the n-grams of this order.
 
-    keys        [n] int64, sorted: id of the history * V + token
-    starts      [h + 1] int64: where the continuations of each history begin in `keys`
-    share       [n] discounted count over the history's total
-    backoff     [h] weight of the lower order
+    keys        [n] int64, sorted: id of the history * V + token.
+    starts      [h + 1] int64: where the continuations of each history begin in `keys`.
+    share       [n] discounted count over the history's total.
+    backoff     [h] weight of the lower order.
     """
 
     keys: Ints
@@ -53,9 +53,9 @@ class _Level:
 class KneserNey:
     """A fitted model; `KneserNey.fit` makes one.
 
-    unigram    [V] float64, p_1
-    levels     orders 2 and up
-    ngrams     n-grams with a count of their own, over all orders
+    unigram    [V] float64, p_1.
+    levels     orders 2 and up.
+    ngrams     n-grams with a count of their own, over all orders.
     """
 
     vocab_size: int

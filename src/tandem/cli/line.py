@@ -19,12 +19,12 @@ FREE = {"prompt", "description", "separator", "data.separator", "data.validation
 class Option:
     """An option of a command.
 
-    key      dotted name of the setting or argument that it gives
-    kind     `switch` (takes no value), `int`, `float`, `text`, or `choice` (of a few words)
-    many     whether it takes any number of values
-    pairs    whether these are taken in pairs
-    none     whether `None` is one of them
-    off      what switches it off, if anything does
+    key      dotted name of the setting or argument that it gives.
+    kind     `switch` (takes no value), `int`, `float`, `text`, or `choice` (of a few words).
+    many     whether it takes any number of values.
+    pairs    whether these are taken in pairs.
+    none     whether `None` is one of them.
+    off      what switches it off, if anything does.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Option:
 class Argument:
     """An option as it was given, and the words after it; the first part has those before all options.
 
-    option    none: the first part, or what looks like an option and is none of this command's
-    given     the name as it was typed
-    values    those that the option takes
-    strays    the rest, up to the next option
+    option    none: the first part, or what looks like an option and is none of this command's.
+    given     the name as it was typed.
+    values    those that the option takes.
+    strays    the rest, up to the next option.
     """
 
     option: Option | None = None

@@ -46,9 +46,9 @@ class Window:
     """Contexts of runs of consecutive tokens of a stream.
 
     contexts    [n, C] of one run after the other, each with the context before its first token; at the start
-                of the stream there is none
-    firsts      [R] position of the first token of each run, ascending
-    shifts      [R] what is to be added to a position for its row
+                of the stream there is none.
+    firsts      [R] position of the first token of each run, ascending.
+    shifts      [R] what is to be added to a position for its row.
     """
 
     contexts: Tensor

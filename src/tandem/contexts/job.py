@@ -27,8 +27,8 @@ MARGIN = 1.5
 class ContextJob:
     """Whose contexts of what are asked for, how, and by which processes.
 
-    block    the model's ContextBlock, in double precision where the device has it
-    began    the clock's time then
+    block    the model's ContextBlock, in double precision where the device has it.
+    began    the clock's time then.
     """
 
     model: TandemForCausalLM

@@ -17,12 +17,12 @@ FIRST, SPACED = 64, 192
 class ContextsSample:
     """A sample of the contexts that training and validation read, and the moments of all of them.
 
-    train_at, validation_at          [N] int64, sampled positions
-    train, validation                [N, C], the contexts there
-    train_mean, validation_mean      [C], over all positions
-    train_std, validation_std        [C]
-    train_norm, validation_norm      [], mean length of a context
-    train_zero, validation_zero      [], share of contexts that are zero in every element
+    train_at, validation_at          [N] int64, sampled positions.
+    train, validation                [N, C], the contexts there.
+    train_mean, validation_mean      [C], over all positions.
+    train_std, validation_std        [C].
+    train_norm, validation_norm      [], mean length of a context.
+    train_zero, validation_zero      [], share of contexts that are zero in every element.
     """
 
     train_at: Tensor

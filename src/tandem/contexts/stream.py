@@ -98,8 +98,8 @@ def apply_resets(contexts: Tensor, reset_mask: ResetMask | None, positions: Posi
 class Stream:
     """Tokens of one split, in order.
 
-    ids            [T]
-    reset_token    the context is zeroed before each such token is read; none if it never is
+    ids            [T].
+    reset_token    the context is zeroed before each such token is read; none if it never is.
     """
 
     ids: Tokens

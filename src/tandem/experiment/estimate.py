@@ -48,10 +48,10 @@ class CostItem(BaseModel):
 class Estimate(BaseModel):
     """What an experiment will take on this machine, beside nothing else.
 
-    seconds_s             until all runs are made, by all workers; the audit and the report come on top
-    memory_bytes          of one worker, the largest, at its peak: of the device on CUDA, else of the process
-    disk_bytes            of what is saved
-    context_disk_bytes    of contexts that all workers together keep on disk while they train
+    seconds_s             until all runs are made, by all workers; the audit and the report come on top.
+    memory_bytes          of one worker, the largest, at its peak: of the device on CUDA, else of the process.
+    disk_bytes            of what is saved.
+    context_disk_bytes    of contexts that all workers together keep on disk while they train.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,9 +68,9 @@ class Estimate(BaseModel):
 class _Work:
     """What runs that share their contexts take once, for one seed.
 
-    seconds_s     by kind of work
-    more_bytes    of memory beyond what was seen while they were begun
-    disk_bytes    of contexts
+    seconds_s     by kind of work.
+    more_bytes    of memory beyond what was seen while they were begun.
+    disk_bytes    of contexts.
     """
 
     seconds_s: Mapping[str, float]

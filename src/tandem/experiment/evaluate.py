@@ -44,9 +44,9 @@ class Mixture(BaseModel):
 class Evaluation(BaseModel):
     """What a model makes of a text.
 
-    lost_bytes      of the text, what its tokens cannot give back; each costs 8 bits in bits_per_byte
-    lost_such_as    the first characters among them
-    phase1          figures that only the objective of its phase 1 has, by name
+    lost_bytes      of the text, what its tokens cannot give back; each costs 8 bits in bits_per_byte.
+    lost_such_as    the first characters among them.
+    phase1          figures that only the objective of its phase 1 has, by name.
     """
 
     model: str

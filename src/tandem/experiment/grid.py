@@ -10,11 +10,11 @@ from tandem.settings import Configuration, Settings
 class RunSpec:
     """One run to be made.
 
-    kind             `tandem`, or a baseline's
-    configuration    of Tandem models, controls included; None for other baselines
-    seed             None where nothing is drawn at random
-    label            what runs that differ in their seed only have in common: C2T1, predictive-C2T1, LSTM
-    variant          of Tandem models: the variant of the settings, by name; None where there are none
+    kind             `tandem`, or a baseline's.
+    configuration    of Tandem models, controls included; None for other baselines.
+    seed             None where nothing is drawn at random.
+    label            what runs that differ in their seed only have in common: C2T1, predictive-C2T1, LSTM.
+    variant          of Tandem models: the variant of the settings, by name; None where there are none.
     """
 
     kind: str

@@ -25,8 +25,8 @@ SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
 class TrainedContexts:
     """Phase 1 of one (context_layers, seed): its model, the contexts of both splits, and how it went.
 
-    phase1    none of a control: its ContextBlock has the weights it started with
-    heads     that phase 1 trained beside the model
+    phase1    none of a control: its ContextBlock has the weights it started with.
+    heads     that phase 1 trained beside the model.
     """
 
     model: TandemForCausalLM

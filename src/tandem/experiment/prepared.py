@@ -28,8 +28,8 @@ from tandem.training.initialization import generator_for, initialize_block
 class TrainingInputs:
     """What all runs of one variant share.
 
-    table        [V, E] float32: the embedding they start from
-    execution    how each run is trained
+    table        [V, E] float32: the embedding they start from.
+    execution    how each run is trained.
     """
 
     settings: Settings

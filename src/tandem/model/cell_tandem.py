@@ -21,11 +21,11 @@ class ContextBlock(nn.Module, ABC):
 
     A subclass defines `forward`. Every other method works for any cell, and may be replaced by a faster one.
 
-    context_dim     C
-    layers          one module for each of the configuration's `context_layers`; records speak of each
+    context_dim     C.
+    layers          one module for each of the configuration's `context_layers`; records speak of each.
     scan            how contexts of a whole text are computed: a name in tandem.contexts.scan.SCANS.
-                    "segments" suits every cell that forgets, "linear" needs layers like GatedLayer
-    context_norm    whether token layers normalise a context before they read it
+                    "segments" suits every cell that forgets, "linear" needs layers like GatedLayer.
+    context_norm    whether token layers normalise a context before they read it.
     """
 
     scan: ClassVar[str] = "segments"

@@ -8,20 +8,20 @@ from .cells_tandem import CELLS
 class TandemConfig(PreTrainedConfig):
     """Sizes and depths of a Tandem model.
 
-    vocab_size        V, entries of the vocabulary
-    embed_dim         E, length of a token embedding
-    context_dim       C, length of the context vector
-    cell              the ContextBlock's recurrence, one of CELLS: "residual" (SPEC section 1), "gated"
-    context_layers    layers of the ContextBlock
-    token_layers      layers of the TokenBlock
-    token_projection  whether a second matrix follows the GELU of every token layer
-    num_layers        shorthand that sets both depths; not to be given together with a different one
-    output_bias       whether the head, tied to the embedding, adds a bias for each token
+    vocab_size        V, entries of the vocabulary.
+    embed_dim         E, length of a token embedding.
+    context_dim       C, length of the context vector.
+    cell              the ContextBlock's recurrence, one of CELLS: "residual" (SPEC section 1), "gated".
+    context_layers    layers of the ContextBlock.
+    token_layers      layers of the TokenBlock.
+    token_projection  whether a second matrix follows the GELU of every token layer.
+    num_layers        shorthand that sets both depths; not to be given together with a different one.
+    output_bias       whether the head, tied to the embedding, adds a bias for each token.
     boundary          "carry": the context runs on across documents; "reset": it is zero before each
-                      `bos_token_id`, which then starts a document
-    weight_init_std   of the initial linear weights (SPEC section 1); none: one over the root of their inputs
-    bias_init_std     of the initial biases
-    layer_norm_eps    of all LayerNorms
+                      `bos_token_id`, which then starts a document.
+    weight_init_std   of the initial linear weights (SPEC section 1); none: one over the root of their inputs.
+    bias_init_std     of the initial biases.
+    layer_norm_eps    of all LayerNorms.
 
     Raises ValueError for sizes below 1, an epsilon that is not above 0, or contradictory depths. Also for an
     unknown cell or boundary, a reset without `bos_token_id`, or what the cell cannot have.

@@ -32,11 +32,11 @@ NewTokenBlock = Callable[[int], "TokenBlock"]
 class Phase1Inputs:
     """All that a phase 1 is trained with.
 
-    model        untrained; `parts` of it are trained in place
-    heads        from `new_heads`; they are trained in place, too
-    stream       the training text, on the model's device
-    on_tick      is told of progress
-    execution    the processes that train together, and their precision
+    model        untrained; `parts` of it are trained in place.
+    heads        from `new_heads`; they are trained in place, too.
+    stream       the training text, on the model's device.
+    on_tick      is told of progress.
+    execution    the processes that train together, and their precision.
     """
 
     model: TandemForCausalLM
@@ -51,10 +51,10 @@ class Phase1Inputs:
 class Objective(ABC):
     """How phase 1 trains. Stateless: what differs between runs is passed to each method.
 
-    section            its section of the settings; none if it has no settings
-    record_type        what `train` returns
-    parts              children of the model that it trains, and whose weights it leaves to phase 2
-    memory_settings    what to lower where memory runs out, its own settings first
+    section            its section of the settings; none if it has no settings.
+    record_type        what `train` returns.
+    parts              children of the model that it trains, and whose weights it leaves to phase 2.
+    memory_settings    what to lower where memory runs out, its own settings first.
     """
 
     section: ClassVar[str | None] = None

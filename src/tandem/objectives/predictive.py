@@ -242,9 +242,9 @@ def nearest_head(depths: Iterable[int], token_layers: int) -> int:
 class WindowBatch:
     """One window [B, W] of all streams.
 
-    positions    [B, W] in the text
-    before       [B, C] the context of each stream before the window; none at the start of an epoch: zero
-    after        [B, C] the context after it, as far as it has been computed
+    positions    [B, W] in the text.
+    before       [B, C] the context of each stream before the window; none at the start of an epoch: zero.
+    after        [B, C] the context after it, as far as it has been computed.
     """
 
     stream: Stream

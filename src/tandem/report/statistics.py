@@ -22,8 +22,8 @@ the mean:
     e[s, i] = (D − 1) (d[s, i] − δ[s] n[i]) / (N − n[i])
 
     MS_seed = D Σ_s (δ[s] − δ)² / (S − 1)
-    MS_doc  = S Σ_i ē[i]² / (D − 1)                              ē[i] = mean of e[s, i] over s
-    MS_e    = Σ_si (e[s, i] − ē[i])² / ((S − 1) (D − 1))
+    MS_doc  = S Σ_i ē[i]² / (D − 1)                              ē[i] = mean of e[s, i] over s.
+    MS_e    = Σ_si (e[s, i] − ē[i])² / ((S − 1) (D − 1)).
 
     variance of δ = (MS_seed + MS_doc − MS_e) / (S D)
 

@@ -27,9 +27,9 @@ class _Tally:
 class Reading:
     """What was met so far.
 
-    place     file that is read just now
-    files     files that were read
-    blank     documents without any text
+    place     file that is read just now.
+    files     files that were read.
+    blank     documents without any text.
     """
 
     source: str

@@ -20,9 +20,9 @@ class Source:
     """Text that is no file, directory or glob pattern.
 
     documents    gives the documents of a source, by its whole name; the splitter cuts lines into documents,
-                 and the Reading is told what is odd about the text
-    path         where a source lies on this machine, by its whole name; None: nowhere
-    restored     what to do where it is no longer what it was
+                 and the Reading is told what is odd about the text.
+    path         where a source lies on this machine, by its whole name; None: nowhere.
+    restored     what to do where it is no longer what it was.
     """
 
     documents: Callable[[str, Splitter, Reading], Iterator[str]]

@@ -25,8 +25,8 @@ EXAMPLES, EXAMPLE_CHARACTERS = 5, 8
 class Lost(BaseModel):
     """Text that tokens cannot give back.
 
-    bytes      UTF-8 bytes of it
-    such_as    the first few different characters, or runs of white space, of it
+    bytes      UTF-8 bytes of it.
+    such_as    the first few different characters, or runs of white space, of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -16,11 +16,11 @@ from tandem.training.progress import OnTick, Tick
 class TrainingMonitor:
     """Follows one training: keeps its history and the weights of its best epoch.
 
-    title            what is trained, for people: "phase 2", "LSTM"
-    lr_setting       the learning rate's name
-    modules          whose weights are kept at the best epoch
-    patience         epochs in a row without a better validation loss after which training ends; none: never
-    first_epoch      0 where what training starts from counts as an epoch
+    title            what is trained, for people: "phase 2", "LSTM".
+    lr_setting       the learning rate's name.
+    modules          whose weights are kept at the best epoch.
+    patience         epochs in a row without a better validation loss after which training ends; none: never.
+    first_epoch      0 where what training starts from counts as an epoch.
     """
 
     title: str

@@ -58,8 +58,8 @@ class Batch:
 class TrainedTokenBlock(NamedTuple):
     """What phase 2 gives beside the weights.
 
-    validation    score of the best epoch
-    sample        of the contexts that training and validation read in that epoch
+    validation    score of the best epoch.
+    sample        of the contexts that training and validation read in that epoch.
     """
 
     training: TrainingRecord

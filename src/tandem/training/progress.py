@@ -11,10 +11,10 @@ from tandem.records import RunRecord
 class Tick:
     """Progress within one phase of one run.
 
-    phase      such as "phase 1"
-    done       finished units (iterations or epochs, fractions included) of at most `limit`
-    unit       "iteration" or "epoch"
-    figures    the latest figures, by name
+    phase      such as "phase 1".
+    done       finished units (iterations or epochs, fractions included) of at most `limit`.
+    unit       "iteration" or "epoch".
+    figures    the latest figures, by name.
     """
 
     phase: str

@@ -24,9 +24,9 @@ class Worker:
 
     It is pickled, and what it names is looked up there: `work` is an importable function, `run_dir` absolute.
 
-    folder   working directory of the command, from which relative paths in the settings count
-    command  the command's `liveness_lock`
-    options  the command's options, for messages
+    folder   working directory of the command, from which relative paths in the settings count.
+    command  the command's `liveness_lock`.
+    options  the command's options, for messages.
     """
 
     settings: Settings
