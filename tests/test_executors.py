@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def holder(run_dir: Path) -> int:
 
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        for link in Path("/proc").glob("[0-9]*/fd/*"):
+        for link in map(Path, glob("/proc/[0-9]*/fd/*")):  # unlike Path.glob, it passes over what has just vanished
             pid = int(link.parts[2])
             if pid != os.getpid() and is_claim(link):
                 time.sleep(0.1)  # a claim that is not only looked at, or let go: the process is at a run
@@ -81,8 +82,16 @@ def holder(run_dir: Path) -> int:
 
 
 def wait_for_end(pid: int) -> None:
+    """Until the process has let go of its files; it may stay on as a zombie, or vanish while it is looked at."""
+
+    def has_files() -> bool:
+        try:
+            return bool(os.listdir(f"/proc/{pid}/fd"))
+        except OSError:
+            return False
+
     until = time.monotonic() + 60
-    while Path(f"/proc/{pid}/fd").is_dir() and any(Path(f"/proc/{pid}/fd").iterdir()):
+    while has_files():
         assert time.monotonic() < until, f"process {pid} goes on"
         time.sleep(0.05)
 
