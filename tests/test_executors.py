@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from glob import glob
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,37 +61,35 @@ class Late(Watcher):
         self.others_made = len(lines(run_dir))
 
 
+def open_files(pid: int) -> list[Path]:
+    """None where the process has ended, even while it is looked at, or is another user's."""
+    files = []
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # this one was just closed
+                files.append(link.readlink())
+    return files
+
+
 def holder(run_dir: Path) -> int:
     """The process, not this one, that is at a run just now; waits for one."""
 
-    def is_claim(link: Path) -> bool:
-        try:
-            return link.readlink().is_relative_to(run_dir / CLAIMS)
-        except OSError:  # it was closed, or is another user's
-            return False
+    def has_claim(pid: int) -> bool:
+        return any(path.is_relative_to(run_dir / CLAIMS) for path in open_files(pid))
 
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        for link in map(Path, glob("/proc/[0-9]*/fd/*")):  # unlike Path.glob, it passes over what has just vanished
-            pid = int(link.parts[2])
-            if pid != os.getpid() and is_claim(link):
+        for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+            if pid != os.getpid() and has_claim(pid):
                 time.sleep(0.1)  # a claim that is not only looked at, or let go: the process is at a run
-                if is_claim(link):
+                if has_claim(pid):
                     return pid
     raise AssertionError("no other process has a claim")
 
 
 def wait_for_end(pid: int) -> None:
-    """Until the process has let go of its files; it may stay on as a zombie, or vanish while it is looked at."""
-
-    def has_files() -> bool:
-        try:
-            return bool(os.listdir(f"/proc/{pid}/fd"))
-        except OSError:
-            return False
-
     until = time.monotonic() + 60
-    while has_files():
+    while open_files(pid):
         assert time.monotonic() < until, f"process {pid} goes on"
         time.sleep(0.05)
 
