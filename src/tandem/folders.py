@@ -23,6 +23,7 @@ WRITTEN: dict[Wanted, tuple[str, ...]] = {
     "model folder": (
         *(CONFIG, RECORD, SETTINGS, "model.safetensors", "generation_config.json", "tokenizer.json"),
         *("tokenizer_config.json", "contexts_sample.safetensors", "phase1_head.safetensors"),
+        *("snapshots.safetensors", "phase1_snapshots.safetensors"),
     ),
 }
 """Files and folders that Tandem makes in each."""

@@ -27,10 +27,15 @@ from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Phase1Record, RunRecord
 from tandem.settings import dump_settings
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
+from tandem.training.snapshots import Snapshots
 
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 """What a tokenizer is read from; one of them is enough."""
+SNAPSHOTS = "snapshots.safetensors"
+"""A few steps of phase 2 (in a run directory's `phase1`, of phase 1)."""
+PHASE1_SNAPSHOTS = f"phase1_{SNAPSHOTS}"
+"""In a model folder that `tandem train` wrote: those of phase 1."""
 PHASE1_HEAD = "phase1_head.safetensors"
 """In a model folder: the token layers of phase 1 that phase 2 started from."""
 
@@ -58,13 +63,28 @@ def phase1_fingerprint(prepared: TrainingInputs, context_layers: int, seed: int)
     )
 
 
-def save_phase1(path: Path, state: dict[str, torch.Tensor], record: Phase1Record, fingerprint: str) -> None:
-    """Keep the weights that a finished phase 1 leaves, atomically, with a fingerprint of its inputs."""
+def save_phase1(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    record: Phase1Record,
+    fingerprint: str,
+    snapshots: Snapshots,
+) -> None:
+    """Keep the weights that a finished phase 1 leaves, atomically, with a fingerprint of its inputs.
+
+    Beside them lie its snapshots.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(path) as draft:
         save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
         open_as_new_files(draft)
+    beside = path.with_name(f"{path.stem}-{SNAPSHOTS}")
+    beside.unlink(missing_ok=True)
+    if snapshots:
+        with atomic_write(beside) as draft:
+            snapshots.save(draft)
+            open_as_new_files(draft)
 
 
 def load_phase1(path: Path, fingerprint: str, objective: Objective) -> SavedPhase1 | None:
@@ -91,8 +111,16 @@ def open_as_new_files(*paths: Path) -> None:
             path.chmod(plain.stat().st_mode)
 
 
-def save_model(folder: Path, trained: TrainedTokens, prepared: TrainingInputs, record: RunRecord) -> None:
-    """A Hugging Face model folder, with the settings, the record and a sample of its contexts.
+def save_model(
+    folder: Path,
+    trained: TrainedTokens,
+    prepared: TrainingInputs,
+    record: RunRecord,
+    phase1: Snapshots | None = None,
+) -> None:
+    """A Hugging Face model folder, with settings, record, a sample of its contexts, and snapshots.
+
+    Those of `phase1` too, where no run directory has them.
 
     It is made beside its place, and moved there file by file once it is complete. So stopping this does not
     leave half of it over an older model. Files of other kinds in the folder stay.
@@ -104,16 +132,20 @@ def save_model(folder: Path, trained: TrainedTokens, prepared: TrainingInputs, r
             trained.model.save_pretrained(draft)
             prepared.corpus.tokenizer.save_pretrained(draft)
         trained.phase2.sample.save(draft / CONTEXTS_SAMPLE)
+        for name, snapshots in ((SNAPSHOTS, trained.snapshots), (PHASE1_SNAPSHOTS, phase1)):
+            if snapshots:
+                snapshots.save(draft / name)
         if trained.head is not None:
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(prepared.settings), "utf-8")
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
         open_as_new_files(*draft.iterdir())
+        written = {path.name for path in draft.iterdir()}
         # The configuration last: a folder without it holds no model yet.
         for path in sorted(draft.iterdir(), key=lambda path: path.name == CONFIG):
             path.replace(folder / path.name)
-        if trained.head is None:
-            (folder / PHASE1_HEAD).unlink(missing_ok=True)
+        for stale in {PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS} - written:
+            (folder / stale).unlink(missing_ok=True)
 
 
 def check_no_other_model(folder: Path, prepared: TrainingInputs, run: str) -> None:

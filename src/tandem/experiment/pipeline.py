@@ -17,6 +17,7 @@ from tandem.settings import Configuration, Settings
 from tandem.training.initialization import start_from_head
 from tandem.training.phase2 import Split, TrainedTokenBlock, train_token_block
 from tandem.training.progress import OnTick, silent
+from tandem.training.snapshots import Snapshots
 
 SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
 
@@ -25,8 +26,9 @@ SavedPhase1 = tuple[dict[str, torch.Tensor], Phase1Record]
 class TrainedContexts:
     """Phase 1 of one (context_layers, seed): its model, the contexts of both splits, and how it went.
 
-    phase1    none of a control: its ContextBlock has the weights it started with.
-    heads     that phase 1 trained beside the model.
+    phase1       none of a control: its ContextBlock has the weights it started with.
+    heads        that phase 1 trained beside the model.
+    snapshots    a few of its steps; none where it was taken from a file.
     """
 
     model: TandemForCausalLM
@@ -35,6 +37,7 @@ class TrainedContexts:
     contexts: ContextsRecord
     phase1: Phase1Record | None
     heads: nn.ModuleDict
+    snapshots: Snapshots
 
     @property
     def seconds_s(self) -> float:
@@ -46,12 +49,14 @@ class TrainedContexts:
 class TrainedTokens:
     """A run's model, and what phase 2 made of it.
 
-    head    weights of phase 1's token layers, where phase 2 started from them
+    head         weights of phase 1's token layers, where phase 2 started from them
+    snapshots    a few steps of phase 2
     """
 
     model: TandemForCausalLM
     phase2: TrainedTokenBlock
     head: dict[str, torch.Tensor] | None
+    snapshots: Snapshots
 
 
 def new_heads(prepared: TrainingInputs, context_layers: int, seed: int) -> nn.ModuleDict:
@@ -96,16 +101,16 @@ def train_contexts(
     settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
-    text = streams(prepared, model)
+    text, snapshots = streams(prepared, model), Snapshots()
     if saved is None:
-        inputs = Phase1Inputs(model, heads, text[0], settings, seed, on_tick, prepared.execution)
+        inputs = Phase1Inputs(model, heads, text[0], settings, seed, on_tick, prepared.execution, snapshots)
         phase1 = objective.train(inputs)
     else:
         weights, phase1 = saved
         load_phase1_state(weights, model, heads)
     train, validation, contexts = contexts_of(prepared, model, *text)
 
-    trained = TrainedContexts(model, train, validation, contexts, phase1, heads)
+    trained = TrainedContexts(model, train, validation, contexts, phase1, heads, snapshots)
     if saved is None:
         phase1 = objective.score_heads(phase1, heads, partial(score_head, prepared, trained))
     return replace(trained, phase1=phase1)
@@ -125,7 +130,7 @@ def untrained_contexts(prepared: TrainingInputs, context_layers: int, seed: int)
     """
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     splits = contexts_of(prepared, model, *streams(prepared, model))
-    return TrainedContexts(model, *splits, phase1=None, heads=nn.ModuleDict())
+    return TrainedContexts(model, *splits, phase1=None, heads=nn.ModuleDict(), snapshots=Snapshots())
 
 
 def train_tokens(
@@ -142,7 +147,7 @@ def train_tokens(
     settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, configuration, seed)
     load_phase1_state(phase1_state(shared.model, objective), model)
-    head = None
+    head, snapshots = None, Snapshots()
     if settings.phase2.start == "phase1" and shared.heads:
         name = objective.head_for(shared.heads, configuration.token_layers)
         started_from = shared.heads[name]
@@ -166,8 +171,9 @@ def train_tokens(
         keep_start=head is not None,
         on_tick=on_tick,
         execution=prepared.execution,
+        snapshots=snapshots,
     )
-    return TrainedTokens(model, phase2, head)
+    return TrainedTokens(model, phase2, head, snapshots)
 
 
 def count_parameters(model: TandemForCausalLM, settings: Settings, phase1: bool = True) -> Parameters:

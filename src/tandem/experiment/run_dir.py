@@ -28,6 +28,7 @@ from tandem.records import (
 from tandem.settings import DataSettings, Settings
 from tandem.text.recorded import holds_text
 from tandem.tokens.prepare import Corpus
+from tandem.training.snapshots import BUDGET_BYTES
 
 Item = TypeVar("Item")
 # What a model folder takes beside its weights (tokenizer, code, record), and the records with their report.
@@ -207,7 +208,8 @@ def disk_needed(prepared: Mapping[str | None, TrainingInputs], specs: Sequence[R
         for spec in specs
         if spec.configuration is not None and prepared[spec.variant].settings.save_models
     ]
-    return sum(4 * size + MODEL_FOLDER_BYTES for size in sizes) + RECORDS_BYTES
+    sizes_on_disk = (4 * size + 2 * min(96 * size, BUDGET_BYTES) + MODEL_FOLDER_BYTES for size in sizes)
+    return sum(sizes_on_disk) + RECORDS_BYTES
 
 
 def check_disk(folder: Path, prepared: Mapping[str | None, TrainingInputs], specs: Sequence[RunSpec]) -> None:

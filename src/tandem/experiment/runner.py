@@ -275,7 +275,7 @@ class _Grid:
         trained = train_contexts(prepared, context_layers, seed, self._watcher.tick, saved)
         if saved is None and trained.phase1 is not None:
             state = phase1_state(trained.model, objective) | trained.heads.state_dict()
-            save_phase1(path, state, trained.phase1, inputs)
+            save_phase1(path, state, trained.phase1, inputs, trained.snapshots)
         return trained
 
 
@@ -386,7 +386,7 @@ def train_one(
         record = make_record(prepared, spec, contexts, trained, True, memory)
         if group.leads:
             try:
-                save_model(folder, trained, prepared, record)
+                save_model(folder, trained, prepared, record, contexts.snapshots)
             except Exception as error:
                 if not is_out_of_storage(error):
                     raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tandem.errors import MisfitError
@@ -23,9 +23,17 @@ if TYPE_CHECKING:
     from tandem.group import Execution
     from tandem.metrics import Score
     from tandem.model import TandemForCausalLM, TokenBlock
+    from tandem.training.snapshots import Snapshots
 
 NewTokenBlock = Callable[[int], "TokenBlock"]
 """The TokenBlock of this many layers that the run's seed draws, on the model's device."""
+
+
+def new_snapshots() -> Snapshots:
+    """Empty."""
+    from tandem.training.snapshots import Snapshots
+
+    return Snapshots()
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Phase1Inputs:
     stream       the training text, on the model's device.
     on_tick      is told of progress.
     execution    the processes that train together, and their precision.
+    snapshots    keeps a few steps for the audit, where the objective tells it of its steps.
     """
 
     model: TandemForCausalLM
@@ -46,6 +55,7 @@ class Phase1Inputs:
     seed: int
     on_tick: OnTick
     execution: Execution
+    snapshots: Snapshots = field(default_factory=new_snapshots)
 
 
 class Objective(ABC):

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tandem.model import TandemForCausalLM
 
 
+KEPT_BYTES = 16 << 20
+"""Contexts of a sweep that take no more are kept whole in a snapshot; else there are none in it."""
+
+
 class Phase1Iteration(Record):
     """One iteration; the random start is iteration 1 and has no entry."""
 
@@ -101,16 +105,19 @@ class Dispersion(Objective):
         with training_only(model, block) as trainable:
             gradients = GradientAccumulator(trainable.parameters, execution, own.stop - own.start)
             optimizer = torch.optim.Adam(trainable.parameters, lr=phase1.lr)
+            inputs.snapshots.follow(trainable.named, optimizer, 1)
             for iteration in range(2, phase1.max_iterations + 1):  # the random start was the first
                 # Before the shard comes the one before it; before the first the last (SPEC section 3).
                 lead = group.joined(contexts[-1:], group.size)[group.rank - 1]
                 sweep = Sweep(contexts, torch.empty_like(contexts), lead)
+                drawn = noise.state
                 noise.pass_over(shard.start)
                 loss = gradients.backward(partial(forward, sweep), batches)
                 noise.pass_over(len(stream) - shard.stop)
                 gradient_norm = clip_gradients(trainable.parameters, phase1.max_grad_norm)
                 _check_finite(loss, gradient_norm, history)
-                optimizer.step()
+                with inputs.snapshots.step(iteration - 1, 1, loss, gradient_norm, partial(sweep.read, drawn)):
+                    optimizer.step()
                 still = round(convergence_rate(contexts, sweep.after, phase1.convergence_mse) * len(contexts))
                 rate = int(group.total(torch.tensor(still, device=model.device))) / len(stream)
                 contexts = sweep.after
@@ -210,6 +217,11 @@ class Sweep:
     after: Tensor
     lead: Tensor
 
+    def read(self, noise: Tensor) -> dict[str, Tensor]:
+        """For a snapshot: the noise's state before the sweep, and the contexts where they are few."""
+        few = self.before.nbytes <= KEPT_BYTES
+        return {"noise": noise} | ({"contexts": self.before, "lead": self.lead} if few else {})
+
 
 def oacd_loss(contexts: Tensor, centroid_weight: float = 0.1) -> Tensor:
     """Origin-anchored centroid dispersion of contexts X [n, C] with mean m: −‖X − m‖_F / n + w·‖m‖²."""
@@ -234,8 +246,13 @@ class _Noise:
         block = model.context_block
         self._std, self._width, self._batch = settings.noise_std, block.context_dim, settings.batch_positions
         seed = generator_for(seed, "phase1 noise", len(block.layers)).initial_seed()
-        draws = torch.Generator(model.device).manual_seed(seed)
-        self._draw = partial(torch.randn, generator=draws, device=model.device)
+        self._generator = torch.Generator(model.device).manual_seed(seed)
+        self._draw = partial(torch.randn, generator=self._generator, device=model.device)
+
+    @property
+    def state(self) -> Tensor:
+        """Of the random numbers, uint8."""
+        return self._generator.get_state()
 
     def draw(self, contexts: Tensor) -> Tensor:
         """For contexts [n, C]."""

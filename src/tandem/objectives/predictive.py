@@ -128,6 +128,7 @@ class Prediction(Objective):
             schedule = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
             )
+            inputs.snapshots.follow(trainable.named, optimizer, epoch_steps)
             for epoch in range(1, own.max_epochs + 1):
                 loss_sum = norm_sum = 0.0
                 seen, contexts = 0, None  # of all streams; a process has those of its own share
@@ -141,7 +142,8 @@ class Prediction(Objective):
                     loss = gradients.backward(forward, streams)
                     gradient_norm = clip_gradients(trainable.parameters, own.max_grad_norm)
                     _check_finite(loss, gradient_norm, history, step)
-                    optimizer.step()
+                    with inputs.snapshots.step(epoch, step, loss, gradient_norm, batch.read):
+                        optimizer.step()
                     schedule.step()
                     contexts = batch.after
                     loss_sum += loss
@@ -251,6 +253,10 @@ class WindowBatch:
     positions: Tensor
     before: Tensor | None
     after: Tensor
+
+    def read(self) -> dict[str, Tensor]:
+        """For a snapshot: the positions, and the context of each stream before the window."""
+        return {"positions": self.positions} | ({} if self.before is None else {"before": self.before})
 
 
 def _forward(

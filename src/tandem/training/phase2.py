@@ -23,11 +23,14 @@ from tandem.training.initialization import generator_for
 from tandem.training.monitor import TrainingMonitor
 from tandem.training.optimizer import adamw, clip_gradients, linear_share
 from tandem.training.progress import OnTick, silent
+from tandem.training.snapshots import Snapshots
 from tandem.training.trainable import training_only
 
 BLOCK_TOKENS = 512
 """Tokens of a block; shuffling permutes blocks."""
 WARM_UP_STEPS = 50
+SHOWN = 64
+"""Positions of a batch whose contexts a snapshot has."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Batch:
     def targets(self) -> Tensor:
         """The tokens [n] that follow."""
         return self.stream.ids[self.positions + 1]
+
+    def read(self) -> dict[str, Tensor]:
+        """For a snapshot: the positions [n], and the contexts before and after the first few of them."""
+        before, after = self.contexts.before_and_after(self.positions[:SHOWN], self.stream.resets)
+        return {"positions": self.positions, "previous": before, "current": after}
 
 
 class TrainedTokenBlock(NamedTuple):
@@ -80,6 +88,7 @@ def train_token_block(
     keep_start: bool = False,
     on_tick: OnTick = silent,
     execution: Execution = PLAIN,
+    snapshots: Snapshots | None = None,
 ) -> TrainedTokenBlock:
     """Train model.token_block in place; it ends with the weights of the epoch that validates best.
 
@@ -89,7 +98,7 @@ def train_token_block(
     With `refresh` the embedding, hence the head, is trained along; contexts then move with it, and `refresh`
     gives those of both splits again before every epoch and every validation. With `keep_start` the weights
     at the start count as epoch 0; its training NLL is exact, on as much of the text as is validated on.
-    The processes of `execution` share the positions of every batch.
+    The processes of `execution` share the positions of every batch. A few steps are kept in `snapshots`.
     Raises NonFiniteLossError before a non-finite step would reach the weights.
     """
     modules: list[nn.Module] = [model.token_block] + ([] if refresh is None else [model.embedding])
@@ -107,17 +116,20 @@ def train_token_block(
         chunk,
     )
     order, dropout = generator_for(seed, "phase2 order"), DropoutMasks(settings, seed, "phase2")
+    snapshots = Snapshots() if snapshots is None else snapshots
     first_loss = sample = best_sample = None
 
     with training_only(model, *modules) as trainable:
         gradients = GradientAccumulator(trainable.parameters, execution)
         optimizer = adamw(trainable.parameters, settings.weight_decay, settings.lr)
-        steps = settings.max_epochs * math.ceil(predicted / settings.batch_positions)
+        epoch_steps = math.ceil(predicted / settings.batch_positions)
+        steps = settings.max_epochs * epoch_steps
         shares: dict[str, Callable[[int], float]] = {
             "constant": lambda _: 1.0,
             "linear": lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10)),
         }
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shares[settings.schedule])
+        snapshots.follow(trainable.named, optimizer, epoch_steps)
 
         for epoch in range(first_epoch, settings.max_epochs + 1):
             loss_sum, seen = 0.0, 0
@@ -129,7 +141,8 @@ def train_token_block(
                 loss = gradients.backward(forward, len(batch))
                 gradient_norm = clip_gradients(trainable.parameters, settings.max_grad_norm)
                 monitor.check_finite(loss, gradient_norm, f"step {step}")
-                optimizer.step()
+                with snapshots.step(epoch, step, loss, gradient_norm, batch.read):
+                    optimizer.step()
                 schedule.step()
                 loss_sum += loss * len(batch)
                 seen += len(batch)
@@ -144,6 +157,7 @@ def train_token_block(
                 sample = None
             score = score_stream(model, validation.stream, validation.contexts, chunk, group=group)
             if monitor.end_epoch(train_nll, score):
+                snapshots.best_epoch()
                 sample = best_sample = sample or ContextsSample.of(train.contexts, validation.contexts)
             if monitor.out_of_patience:
                 break

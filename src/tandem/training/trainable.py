@@ -16,8 +16,8 @@ SAMPLED = 8
 class Trainable:
     """What a phase trains, and, once it has ended, what it did to every part of the model."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
+    def __init__(self, named: dict[str, nn.Parameter]) -> None:
+        self.named, self.parameters = named, list(named.values())
         self.parts: tuple[PartRecord, ...] = ()
 
 
@@ -31,7 +31,8 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
-    trainable = Trainable([parameter for part in chosen for parameter in part.parameters()])
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    trainable = Trainable({names[p]: p for part in chosen for p in part.parameters()})
     for part in chosen:
         part.requires_grad_(True)
     before, start = part_fingerprints(model), part_samples(model)
