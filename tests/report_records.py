@@ -91,7 +91,6 @@ def make_prediction(context_layers: int, seed: int, head_nll: float, epochs: int
     return PredictionRecord(
         parts=(),
         epochs=epochs,
-        positions=2_403_562,
         tokens=2_403_563,
         heads=(HeadRecord(token_layers=1, parameters=976_128, nll_nats=head_nll, accuracy=0.26),),
         seconds_s=130.0 * epochs,
@@ -100,6 +99,8 @@ def make_prediction(context_layers: int, seed: int, head_nll: float, epochs: int
                 epoch=e,
                 train_nll_nats=4.6 + 2.5 * math.exp(-e / 1.5) + noise.gauss(0, 0.01),
                 grad_norm=0.8,
+                positions=2_403_562,
+                position_sum=2_403_562 * 2_403_561 // 2,
                 seconds_s=130.0 * e,
             )
             for e in range(1, epochs + 1)

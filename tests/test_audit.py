@@ -119,7 +119,7 @@ PLANTED = {
         defects.scored_token_is_the_current_one, {"perplexity": "scoring the current token gives it"}
     ),
     "trained on shifted targets": Planted(
-        defects.trained_on_shifted_targets, {"training": "the first step had the loss"}
+        defects.trained_on_shifted_targets, {"phase2_steps": "the loss of step 1 of epoch 1 was"}
     ),
     "seeds that are no replications": Planted(
         defects.phase2_always_from_seed_0,
@@ -128,12 +128,13 @@ PLANTED = {
         predictive={"phase1": "did not start from the weights of seed 1"},
     ),
     "another order of batches": Planted(
-        defects.shuffle_ignored, {"training": "the first step had the loss"}, shuffle=True
+        defects.shuffle_ignored, {"phase2_steps": "step 1 of epoch 1 read other positions"}, shuffle=True
     ),
     "training reads the previous context": Planted(
-        defects.training_reads_the_previous_context, {"training": "the first step had the loss"}
+        defects.training_reads_the_previous_context,
+        {"phase2_steps": "the current contexts that step 1 of epoch 1 read are off"},
     ),
-    "a third of the text": Planted(defects.a_third_of_the_text, {"training": "an epoch predicted"}),
+    "a third of the text": Planted(defects.a_third_of_the_text, {"training": "epoch 1 predicted"}),
     "phase 1 on a few tokens": Planted(
         defects.phase1_on_a_few_tokens,
         {"phase1": "it swept 600 tokens"},

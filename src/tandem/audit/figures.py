@@ -1,18 +1,14 @@
 """Checks of the figures: what the record says, recomputed from the saved model and the data."""
 
-import copy
 import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from tandem.audit.explain import explain_nll
-from tandem.audit.reference import POSITIONS, block_losses, contexts_at
+from tandem.audit.reference import block_losses
 from tandem.audit.subject import INEXACT, Subject
 from tandem.experiment.grid import label_of
-from tandem.experiment.pipeline import load_phase1_state, phase1_state
 from tandem.experiment.prepared import TrainingInputs
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord
@@ -26,8 +22,6 @@ GAP = (0.25, 0.75)
 """Nats outside the range of gaps that the baselines show: warn, fail."""
 GAP_TOKENS = 500
 """The gap of a shorter validation text tells more of the text than of the model."""
-FIRST_LOSS_TOLERANCE = 1e-3
-"""Nats by which the first step's loss may differ, computed on another processor."""
 
 
 def figure_checks(subject: Subject, gaps: dict[str, float]) -> Iterator[Check]:
@@ -164,16 +158,11 @@ def _training(subject: Subject, nll: float, error: float) -> Check:
     figure = f"final NLL {nll:.3f}, in its best epoch {record.train_nll_nats:.3f} nats (limit {limit:.3f})"
     wrong = _history(record)
     every = len(subject.prepared.corpus.train) - 1
-    if record.positions not in (None, every):
-        wrong.append(f"an epoch predicted {record.positions} tokens instead of {every}")
-    if record.first_loss_nats is not None and subject.exact:
-        first = _first_loss(subject)
-        figure += f"; first step's loss within {abs(first - record.first_loss_nats):.1g}"
-        if not abs(first - record.first_loss_nats) <= FIRST_LOSS_TOLERANCE:
-            wrong.append(
-                f"the first step had the loss {record.first_loss_nats:.4f}, by the settings {first:.4f}: its "
-                "batch, contexts, targets or starting weights were others"
-            )
+    for epoch in record.history[0 if record.history[0].epoch else 1 :]:
+        if epoch.positions != every:
+            wrong.append(f"epoch {epoch.epoch} predicted {epoch.positions} tokens instead of {every}")
+        elif epoch.position_sum != every * (every - 1) // 2:
+            wrong.append(f"epoch {epoch.epoch} predicted some tokens twice and others never")
     status = "pass"
     settings = subject.prepared.settings.phase2
     if settings.negatives is not None:
@@ -188,7 +177,7 @@ def _training(subject: Subject, nll: float, error: float) -> Check:
     return Check.model_validate(
         {
             "name": "training",
-            "looked_at": "the first step's loss recomputed; the saved model's training NLL; the history",
+            "looked_at": "the saved model's training NLL; the history",
             "figure": "; ".join([*wrong, figure]),
             "status": "fail" if wrong else status,
         }
@@ -209,25 +198,6 @@ def _history(record: TrainingRecord) -> list[str]:
     if not math.isclose(record.train_perplexity, perplexity(record.train_nll_nats), rel_tol=1e-6):
         wrong.append("the training PPL is not exp of its NLL")
     return wrong
-
-
-def _first_loss(subject: Subject) -> float:
-    """Mean NLL of the first batch of phase 2, with the weights that the run's seed draws."""
-    ids, positions = subject.ids("train"), subject.first_batch.to(subject.model.device)
-    # What phase 1 left is as it was saved, all else as it was at the start.
-    model = copy.deepcopy(subject.initial)
-    load_phase1_state(phase1_state(subject.model, subject.objective), model)
-    if subject.prepared.settings.embeddings.trained:  # then contexts were others at the start
-        previous, current = contexts_at(model, ids, positions, subject.warm_up)
-    else:
-        previous, current = subject.contexts_at("train", positions)
-    total = 0.0
-    with torch.no_grad():
-        for part in torch.arange(len(positions), device=ids.device).split(POSITIONS):
-            hidden = model.token_block(previous[part], current[part], model.embed(ids[positions[part]]))
-            logits = model.lm_head(hidden).float()
-            total += float(F.cross_entropy(logits, ids[positions[part] + 1], reduction="sum"))
-    return total / len(positions)
 
 
 def gap_check(record: RunRecord, train_nll: float, gaps: dict[str, float]) -> Check:

@@ -13,6 +13,7 @@ from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
+from tandem.audit.replay import step_checks
 from tandem.audit.subject import ComputedContexts, Subject
 from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
@@ -268,6 +269,7 @@ def _model_checks(subject: Subject, gaps: dict[str, float]) -> tuple[Check, ...]
     return (
         _saved_check(subject),
         *_guarded(weight_checks(subject), "weights"),
+        *_guarded(step_checks(subject), "steps"),
         *_guarded(behaviour_checks(subject), "behaviour"),
         *_guarded(context_checks(subject), "contexts"),
         *_guarded(figure_checks(subject, gaps), "figures"),

@@ -12,17 +12,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from tandem.audit.plain import batches
 from tandem.audit.reference import Block, block_losses, contexts_at
-from tandem.contexts import PIECE_TOKENS, ContextsSample, Tokens
+from tandem.audit.start import initial_model, started_from
+from tandem.audit.steps import KeptStep, read_steps
+from tandem.contexts import ContextsSample, Tokens
 from tandem.experiment.checkpoints import load_head, load_model, load_sample
-from tandem.experiment.pipeline import new_heads
-from tandem.experiment.prepared import TrainingInputs, new_model
+from tandem.experiment.prepared import TrainingInputs
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import RunRecord
-from tandem.settings import Configuration, Phase2Settings
-from tandem.training.initialization import generator_for, start_from_head
-from tandem.training.phase2 import block_tokens
+from tandem.settings import Configuration
 from tandem.training.trainable import model_parts, part_fingerprints, part_samples
 
 LEAST_WARM_UP = 256
@@ -119,9 +119,41 @@ class Subject:
         return OBJECTIVES[self.prepared.settings.recipe]
 
     @cached_property
+    def phase1_steps(self) -> list[KeptStep]:
+        """The kept steps of phase 1, from the model folder, else the run directory. Raises ValueError where
+        they cannot be read."""
+        own = self.folder / "phase1_snapshots.safetensors"
+        variant = "" if self.record.variant is None else f"{self.record.variant}-"
+        name = f"{variant}C{self.record.context_layers}-seed{self.seed}-snapshots.safetensors"
+        return read_steps(own if own.is_file() else self.folder.parent.parent / "phase1" / name)
+
+    @property
+    def rounding(self) -> float:
+        """Of the training contexts, by their storage."""
+        return 0.0 if self.record.contexts is None else self.record.contexts.train.rounding
+
+    @cached_property
+    def token_counts(self) -> torch.Tensor:
+        """How often each token occurs in the training text, [V] int64."""
+        ids = np.asarray(self.prepared.corpus.train.ids).astype(np.int64)
+        return torch.from_numpy(np.bincount(ids, minlength=self.model.config.vocab_size))
+
+    def drawn(self, token_layers: int) -> TandemForCausalLM:
+        """The untrained model of the seed, with so many token layers."""
+        depths = (self.configuration.context_layers, token_layers)
+        corpus = self.prepared.corpus
+        model = initial_model(self.model.config, self.prepared.table, corpus.train.ids, depths, self.seed)
+        return model.to(self.model.device)  # type: ignore[arg-type]  # as above
+
+    @cached_property
+    def phase1_start(self) -> TandemForCausalLM:
+        """The model as phase 1 finds it."""
+        return self.drawn(1)
+
+    @cached_property
     def heads(self) -> nn.ModuleDict:
         """The modules that phase 1 trains beside the model, as the seed draws them."""
-        return new_heads(self.prepared, self.configuration.context_layers, self.seed)
+        return self.objective.new_heads(self.prepared.settings, lambda depth: self.drawn(depth).token_block)
 
     @cached_property
     def phase1_head(self) -> nn.ModuleDict | None:
@@ -140,18 +172,17 @@ class Subject:
     @cached_property
     def phase1_samples(self) -> dict[str, tuple[float, ...]]:
         """Some weights of each part that phase 1 began with, its heads included."""
-        model = new_model(self.prepared, Configuration(self.configuration.context_layers), self.seed)
-        return part_samples(model) | part_samples(self.heads)
+        return part_samples(self.phase1_start) | part_samples(self.heads)
 
     @cached_property
     def initial(self) -> TandemForCausalLM:
         """The model as it was before any training; its TokenBlock as phase 2 found it."""
-        model = new_model(self.prepared, self.configuration, self.seed)
+        model = self.drawn(self.configuration.token_layers)
         starts = self.prepared.settings.phase2.start == "phase1" and self.record.kind == "tandem"
         if starts and self.phase1_head is not None:
             (head,) = self.phase1_head.values()
             assert isinstance(head, TokenBlock)
-            start_from_head(model.token_block, head)
+            started_from(model.token_block, head)
         return model
 
     @cached_property
@@ -194,22 +225,30 @@ class Subject:
         return max(LEAST_WARM_UP, *needed)
 
     @cached_property
-    def first_batch(self) -> torch.Tensor:
-        """Positions [n] of the first step of phase 2, as the seed draws them."""
-        return first_batch(self.prepared.settings.phase2, self.seed, len(self.ids("train")) - 1)
+    def phase2_steps(self) -> list[KeptStep]:
+        """Those of phase 2. Raises ValueError where they cannot be read."""
+        return read_steps(self.folder / "snapshots.safetensors")
+
+    @cached_property
+    def phase2_batches(self) -> dict[tuple[int, int], torch.Tensor]:
+        """Positions [n] of these, as settings and seed draw them, by epoch and step."""
+        kept = {(step.epoch, step.step) for step in self.phase2_steps}
+        count, epochs = len(self.ids("train")) - 1, max((epoch for epoch, _ in kept), default=0)
+        drawn = batches(self.prepared.settings.phase2, self.seed, count, epochs)
+        return {place: positions for place, positions in drawn if place in kept}
 
     @cached_property
     def _looked_at(self) -> dict[str, torch.Tensor]:
         """Positions of each split, ascending, whose contexts any check looks at: they are read in one go."""
         length = len(self.ids("train"))
         sampled = torch.empty(0, dtype=torch.int64) if self.sample is None else self.sample.train_at
-        train = torch.cat((sampled, self.first_batch, *self._scored_training)).unique()
+        train = torch.cat((sampled, *self.phase2_batches.values(), *self._scored_training)).unique()
         return {"train": train[train < length], "validation": torch.arange(len(self.ids("validation")))}
 
     def contexts_at(self, split: str, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Contexts before and after the tokens at positions [n] of a split, both [n, C].
 
-        They are among those of the sample, of the first batch, and of the text that is scored. Read from
+        They are among those of the sample, of the kept batches, and of the text that is scored. Read from
         twice as far back as the run's own burn-in, which was enough at the places where it was measured.
         """
         computed, there = self.contexts.of(self), self._looked_at[split]
@@ -248,19 +287,3 @@ class Subject:
     def training(self) -> list[Block]:
         """These parts of the training text."""
         return [self._block("train", positions) for positions in self._scored_training]
-
-
-def first_batch(settings: Phase2Settings, seed: int, count: int) -> torch.Tensor:
-    """Positions [n] of the first step of phase 2 on `count` of them, as the seed draws them."""
-    size = settings.batch_positions
-    if not settings.shuffle:
-        return torch.arange(min(count, size))
-    order = generator_for(seed, "phase2 order")
-    piece = size * max(1, PIECE_TOKENS // size)
-    positions = torch.arange(count)
-    # More than a piece: blocks of all the text are drawn for the first, else it is the text.
-    block = block_tokens(size)
-    if -(-count // block) > piece // block:
-        drawn = torch.randperm(count // block, generator=order)[: piece // block]
-        positions = (block * drawn.sort().values[:, None] + torch.arange(block)).flatten()
-    return positions[torch.randperm(len(positions), generator=order)[:size]]

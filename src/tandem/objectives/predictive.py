@@ -46,6 +46,10 @@ class PredictionEpoch(Record):
     a validation figure."""
     grad_norm: float
     """Mean over the epoch, before clipping."""
+    positions: int
+    """Tokens predicted."""
+    position_sum: int
+    """Sum of their positions: it tells which were read twice."""
     seconds_s: float
     """Since the start of phase 1."""
 
@@ -65,8 +69,6 @@ class PredictionRecord(Phase1Record):
     """Result of phase 1 by prediction; `tokens` are those of the training text."""
 
     epochs: int
-    positions: int
-    """Tokens predicted in an epoch."""
     heads: tuple[HeadRecord, ...] = ()
     """Through which it predicted, the shallowest first; scored once the contexts are there."""
     history: tuple[PredictionEpoch, ...]
@@ -131,7 +133,11 @@ class Prediction(Objective):
             inputs.snapshots.follow(trainable.named, optimizer, epoch_steps)
             for epoch in range(1, own.max_epochs + 1):
                 loss_sum = norm_sum = 0.0
-                seen, contexts = 0, None  # of all streams; a process has those of its own share
+                seen, position_sum, contexts = (
+                    0,
+                    0,
+                    None,
+                )  # of all streams; a process has those of its own share
                 for step, positions in enumerate(windows(count, streams, window, draws), start=1):
                     after = torch.empty(
                         streams, model.config.context_dim, device=model.device, dtype=model.dtype
@@ -149,6 +155,7 @@ class Prediction(Objective):
                     loss_sum += loss
                     norm_sum += gradient_norm
                     seen += positions.numel()
+                    position_sum += int(positions.sum())
                     done = epoch - 1 + step / epoch_steps
                     metrics = {"train PPL": perplexity(loss_sum / step), **gradients.metrics}
                     inputs.on_tick(Tick("phase 1", done, own.max_epochs, "epoch", metrics))
@@ -157,12 +164,13 @@ class Prediction(Objective):
                         epoch=epoch,
                         train_nll_nats=loss_sum / step,
                         grad_norm=norm_sum / step,
+                        positions=seen,
+                        position_sum=position_sum,
                         seconds_s=time.perf_counter() - began,
                     )
                 )
         return PredictionRecord(
             epochs=len(history),
-            positions=seen,
             tokens=len(stream),
             seconds_s=time.perf_counter() - began,
             history=tuple(history),
@@ -225,8 +233,9 @@ class Prediction(Objective):
     def audit(self, record: PredictionRecord, settings: Settings, tokens: int) -> Iterator[str]:
         """Positions and epochs."""
         own = settings.prediction
-        if record.tokens != tokens or not tokens - 1 <= record.positions < tokens - 1 + own.streams:
-            yield f"an epoch predicted {record.positions} of {tokens - 1} tokens"
+        seen = {record.tokens - 1, *(epoch.positions for epoch in record.history)}
+        if wrong := [count for count in seen if not tokens - 1 <= count < tokens - 1 + own.streams]:
+            yield f"an epoch predicted {wrong[0]} of {tokens - 1} tokens"
         if not own.max_epochs == record.epochs == len(record.history):
             yield (
                 f"it made {record.epochs} epochs ({len(record.history)} in its history) instead of "

@@ -100,6 +100,10 @@ class Epoch(Record):
     validation_accuracy: float
     seconds_s: float
     """Since the start of phase 2."""
+    positions: int | None = None
+    """Tokens that were predicted; none where nobody counted."""
+    position_sum: int | None = None
+    """Sum of their positions: it tells whether each was read once."""
 
 
 class TrainingRecord(Record):
@@ -115,10 +119,6 @@ class TrainingRecord(Record):
     history: tuple[Epoch, ...]
     parts: tuple[PartRecord, ...] = ()
     """Empty for baselines."""
-    positions: int | None = None
-    """Tokens predicted in an epoch; none for baselines."""
-    first_loss_nats: float | None = None
-    """Loss of the first step, before any weight moved; none for baselines."""
     micro_batches: int = 1
     """Parts that a step was computed in, at the end: more than one where memory ran out."""
 

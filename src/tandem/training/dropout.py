@@ -84,11 +84,6 @@ StepMasks = Callable[[slice], Masks]
 """The masks of one step, for any of its rows."""
 
 
-def no_dropout(_: slice) -> Masks:
-    """The masks of a step without dropout."""
-    return Masks()
-
-
 class DropoutMasks:
     """The dropout masks of one training, step after step, as the settings of its phase say.
 

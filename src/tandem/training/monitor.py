@@ -51,8 +51,12 @@ class TrainingMonitor:
                 shown["val PPL"] = perplexity(self.history[-1].validation_nll_nats)
             self._tell(self.epoch - 1 + share, shown)
 
-    def end_epoch(self, train_nll: float, score: Score) -> bool:
+    def end_epoch(
+        self, train_nll: float, score: Score, positions: int | None = None, position_sum: int | None = None
+    ) -> bool:
         """Add the epoch to the history; whether it is the best so far, and its weights were kept.
+
+        The counts are as of the record.
 
         Raises NonFiniteLossError where the validation loss is not finite.
         """
@@ -63,6 +67,8 @@ class TrainingMonitor:
             validation_nll_nats=score.nll_nats,
             validation_accuracy=score.accuracy,
             seconds_s=self._seconds(),
+            positions=positions,
+            position_sum=position_sum,
         )
         self.history.append(epoch)
         metrics = {"train PPL": perplexity(train_nll), "val PPL": score.perplexity, "val acc": score.accuracy}
@@ -90,13 +96,7 @@ class TrainingMonitor:
             module.load_state_dict(weights)
         return self.best_score
 
-    def record(
-        self,
-        parts: tuple[PartRecord, ...] = (),
-        positions: int | None = None,
-        first_loss_nats: float | None = None,
-        micro_batches: int = 1,
-    ) -> TrainingRecord:
+    def record(self, parts: tuple[PartRecord, ...] = (), micro_batches: int = 1) -> TrainingRecord:
         """How the training went, at its best epoch; arguments as of the record's fields."""
         assert self.best_epoch is not None
         return TrainingRecord(
@@ -108,8 +108,6 @@ class TrainingMonitor:
             seconds_s=self._seconds(),
             history=tuple(self.history),
             parts=parts,
-            positions=positions,
-            first_loss_nats=first_loss_nats,
             micro_batches=micro_batches,
         )
 

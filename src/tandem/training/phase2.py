@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tandem.contexts import PIECE_TOKENS, Contexts, ContextsSample, Stream, Window
-from tandem.cross_entropy import Loss, training_loss, whole_softmax
-from tandem.group import PLAIN, Execution, Group
+from tandem.cross_entropy import Loss, training_loss
+from tandem.group import PLAIN, Execution
 from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import TrainingRecord
 from tandem.settings import Phase2Settings
-from tandem.training.dropout import DropoutMasks, StepMasks, no_dropout
+from tandem.training.dropout import DropoutMasks, StepMasks
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.initialization import generator_for
 from tandem.training.monitor import TrainingMonitor
@@ -30,7 +30,7 @@ BLOCK_TOKENS = 512
 """Tokens of a block; shuffling permutes blocks."""
 WARM_UP_STEPS = 50
 SHOWN = 64
-"""Positions of a batch whose contexts a snapshot has."""
+"""Positions of a batch whose contexts a snapshot has; all of them where contexts move with the embedding."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Batch:
         """The tokens [n] that follow."""
         return self.stream.ids[self.positions + 1]
 
-    def read(self) -> dict[str, Tensor]:
-        """For a snapshot: the positions [n], and the contexts before and after the first few of them."""
-        before, after = self.contexts.before_and_after(self.positions[:SHOWN], self.stream.resets)
+    def read(self, shown: int) -> dict[str, Tensor]:
+        """For a snapshot: the positions [n], and the contexts before and after the first so many of them."""
+        before, after = self.contexts.before_and_after(self.positions[:shown], self.stream.resets)
         return {"positions": self.positions, "previous": before, "current": after}
 
 
@@ -117,7 +117,7 @@ def train_token_block(
     )
     order, dropout = generator_for(seed, "phase2 order"), DropoutMasks(settings, seed, "phase2")
     snapshots = Snapshots() if snapshots is None else snapshots
-    first_loss = sample = best_sample = None
+    sample = best_sample = None
 
     with training_only(model, *modules) as trainable:
         gradients = GradientAccumulator(trainable.parameters, execution)
@@ -132,20 +132,20 @@ def train_token_block(
         snapshots.follow(trainable.named, optimizer, epoch_steps)
 
         for epoch in range(first_epoch, settings.max_epochs + 1):
-            loss_sum, seen = 0.0, 0
+            loss_sum, seen, position_sum = 0.0, 0, 0
             for step, batch in enumerate(_batches(train, settings, order) if epoch else (), start=1):
-                if first_loss is None:
-                    first_loss = _first_loss(model, batch, chunk, group)
                 loss_of_rows, masks_of_rows = loss_of_targets(batch.targets), dropout.next_step(len(batch))
                 forward = partial(_forward, model, batch, loss_of_rows, masks_of_rows)
                 loss = gradients.backward(forward, len(batch))
                 gradient_norm = clip_gradients(trainable.parameters, settings.max_grad_norm)
                 monitor.check_finite(loss, gradient_norm, f"step {step}")
-                with snapshots.step(epoch, step, loss, gradient_norm, batch.read):
+                read = partial(batch.read, SHOWN if refresh is None else len(batch))
+                with snapshots.step(epoch, step, loss, gradient_norm, read):
                     optimizer.step()
                 schedule.step()
                 loss_sum += loss * len(batch)
                 seen += len(batch)
+                position_sum += int(batch.positions.sum())
                 monitor.step(seen / predicted, loss_sum / seen, gradients.metrics)
             if epoch > 0:
                 train_nll = loss_sum / seen
@@ -156,7 +156,7 @@ def train_token_block(
                 train, validation = refresh()
                 sample = None
             score = score_stream(model, validation.stream, validation.contexts, chunk, group=group)
-            if monitor.end_epoch(train_nll, score):
+            if monitor.end_epoch(train_nll, score, seen, position_sum):
                 snapshots.best_epoch()
                 sample = best_sample = sample or ContextsSample.of(train.contexts, validation.contexts)
             if monitor.out_of_patience:
@@ -164,7 +164,7 @@ def train_token_block(
         score = monitor.restore_best()
 
     assert best_sample is not None  # some epoch is the best: one that is not finite has raised
-    training = monitor.record(trainable.parts, seen, first_loss, gradients.micro_batches)
+    training = monitor.record(trainable.parts, gradients.micro_batches)
     return TrainedTokenBlock(training, score, best_sample)
 
 
@@ -177,14 +177,6 @@ def _forward(
     embeds = masks.embeds(model.embed(batch.stream.ids[positions]))
     hidden = masks.output(model.token_block(before, after, embeds, masks.contexts))
     return loss(hidden, model.lm_head.weight, model.lm_head.bias, rows)
-
-
-@torch.no_grad()
-def _first_loss(model: TandemForCausalLM, batch: Batch, chunk_positions: int, group: Group) -> float:
-    """Loss of the first batch before any step, over the whole vocabulary and without dropout."""
-    share = group.share(len(batch))
-    loss = _forward(model, batch, whole_softmax(chunk_positions, batch.targets), no_dropout, share)
-    return float(group.total(loss * (share.stop - share.start) / len(batch)))
 
 
 def _batches(train: Split, settings: Phase2Settings, order: torch.Generator) -> Iterator[Batch]:

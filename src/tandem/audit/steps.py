@@ -1,0 +1,158 @@
+"""The steps that a training kept whole, and how each is held against the same step taken plainly."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tandem.audit.plain import PlainStep
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a recomputed step may be from the recorded one; what is computed in bf16 may be further.
+
+    loss      nats.
+    norm      of the gradient, a share of it.
+    update    distance of the two updates of one tensor, a share of the plain one.
+    """
+
+    loss: float = 1e-4
+    norm: float = 1e-3
+    update: float = 0.01
+
+
+ROUNDED = Tolerance(loss=0.05, norm=0.1, update=0.5)
+"""Of training in bf16, or on contexts that were rounded."""
+ROUNDING = 1e-7
+"""Of a weight in single precision, a share of it."""
+EXPLAINS = 0.2
+"""A cause is named where no more than this share of the discrepancy is left with it."""
+
+
+@dataclass(frozen=True)
+class KeptStep:
+    """A step as training left it: numbers, and tensors by kind (`before`, `exp_avg`, `read`) and name."""
+
+    epoch: int
+    step: int
+    loss: float
+    gradient_norm: float
+    lr: float
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f"step {self.step} of epoch {self.epoch}"
+
+    def of(self, kind: str) -> dict[str, Tensor]:
+        """Tensors of a kind, such as `before`, by the rest of their names."""
+        return {n.partition("/")[2]: t for n, t in self.tensors.items() if n.startswith(f"{kind}/")}
+
+
+def read_steps(path: Path) -> list[KeptStep]:
+    """The kept steps in a file, each once, in the order they were made; none where there is no such file.
+
+    Raises ValueError for a file that cannot be read.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            numbers = json.loads(file.metadata()["steps"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        found = [
+            KeptStep(
+                values["epoch"],
+                values["step"],
+                values["loss"],
+                values["gradient_norm"],
+                values["lr"],
+                {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{label}/")},
+            )
+            for label, values in numbers.items()
+            if values["same_as"] == label
+        ]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read ({type(error).__name__}: {error})") from None
+    return sorted(found, key=lambda step: (step.epoch, step.step))
+
+
+def differences(kept: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
+    """What of a kept step is not as the plain one has it, each by its kind."""
+    where = kept.where
+    if plain.positions is not None and not torch.equal(kept.of("read")["positions"].long(), plain.positions):
+        yield f"{where} read other positions than the settings and the seed say"
+        return
+    if not math.isclose(kept.lr, plain.lr, rel_tol=1e-6, abs_tol=1e-12):
+        yield f"the learning rate of {where} was {kept.lr:.6g}, the settings say {plain.lr:.6g}"
+    if not abs(kept.loss - plain.loss) <= tolerance.loss:
+        yield (
+            f"the loss of {where} was {kept.loss:.4f}, by the settings {plain.loss:.4f}: what it read, its "
+            "targets, dropout or softmax were others"
+        )
+    norm = plain.gradient_norm
+    if not abs(kept.gradient_norm - norm) <= tolerance.norm * norm + 1e-7:
+        yield f"the gradient of {where} was {kept.gradient_norm:.5g} long, by the settings {norm:.5g}"
+    yield from _updates(kept, plain, tolerance)
+
+
+def _updates(kept: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
+    """The worst tensor whose weights after the step are others, with what explains it."""
+    before, after = kept.of("before"), kept.of("after")
+    if missing := sorted(set(plain.gradients) ^ set(before)):
+        yield f"{kept.where} trained other parameters than the settings say, such as {missing[0]}"
+        return
+    off = _distances(kept, plain)
+    worst = max(off, key=lambda name: off[name])
+    if off[worst] <= tolerance.update:
+        return
+    moved = float((after[worst].double() - before[worst].double()).norm())
+    reason = _explained(kept, plain, off[worst])
+    yield (
+        f"{worst} moved by {moved:.3g} in {kept.where}, and otherwise than the settings say "
+        f"(off by {off[worst]:.0%}){reason}"
+    )
+
+
+def _distances(kept: KeptStep, plain: PlainStep, clipping: bool = True) -> dict[str, float]:
+    """Of each parameter the distance of its weights after the step from the plain ones, as a share of how far
+    these moved."""
+    before, after = kept.of("before"), kept.of("after")
+    first, second, rows = kept.of("exp_avg"), kept.of("exp_avg_sq"), kept.of("rows")
+    norm = plain.gradient_norm
+    scale = plain.max_norm / norm if clipping and norm > plain.max_norm else 1.0
+    found = {}
+    for name, weights in before.items():
+        gradient = plain.gradients[name]
+        if gradient is None:
+            gradient = torch.zeros_like(weights)
+        elif name in rows:
+            gradient = gradient.cpu()[rows[name]]
+        moments = (first[name], second[name]) if name in first else None
+        wanted = plain.update(weights, moments, gradient.cpu() * scale)
+        moved, size = float((wanted - weights.double()).norm()), float(weights.double().norm())
+        distance = float((after[name].double() - wanted).norm()) - ROUNDING * size
+        found[name] = max(0.0, distance) / max(moved, ROUNDING * size, 1e-12)
+    return found
+
+
+def _explained(kept: KeptStep, plain: PlainStep, off: float) -> str:
+    """Why the weights are others, where one change of the plain step gives almost all of it."""
+    tries = {
+        "its gradient was not clipped": (plain, False),
+        "its matrices did not decay": (replace(plain, decay=0.0), True),
+        f"with the learning rate {kept.lr:.4g} it would be right": (replace(plain, lr=kept.lr), True),
+        "AdamW's state was of another step": (replace(plain, done=0), True),
+        "its betas were those of torch": (replace(plain, betas=(0.9, 0.999)), True),
+    }
+    for why, (other, clipping) in tries.items():
+        if max(_distances(kept, other, clipping).values()) <= EXPLAINS * off:
+            return f": {why}"
+    return ""
