@@ -252,7 +252,7 @@ class OriginalScale:
         stream, held_out = Stream.of(model, self.ids), Stream.of(model, self.validation_ids)
         validation = Split(held_out, Contexts.of(contexts.whole()[: len(held_out)]))
         train = Split(stream, contexts)
-        result, seconds, peak = self._timed(
+        _, seconds, peak = self._timed(
             lambda: train_token_block(model, train, validation, self.phase2, 0, execution=self.execution)
         )
         work = phase2_work(model, len(stream) - 1, len(held_out) - 1, self.precision)

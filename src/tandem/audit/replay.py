@@ -48,19 +48,19 @@ Replay = Callable[[Subject, Sequence[KeptStep], Tolerance], Iterator[str]]
 """What is wrong with the kept steps of a phase."""
 
 
-def _check(subject: Subject, name: str, kept: Sequence[KeptStep], replay: Replay) -> Check:
-    if not kept:
+def _check(subject: Subject, name: str, kept_steps: Sequence[KeptStep], replay: Replay) -> Check:
+    if not kept_steps:
         return _not_checked(name, "no step was kept")
     if subject.record.environment.device != "cpu" and subject.model.device.type == "cpu":
         return _not_checked(name, "dropout and noise were drawn on another device than this one")
     coarse = subject.record.environment.precision == "bfloat16" or subject.rounding > 0
     with torch.random.fork_rng(devices=[]):
-        wrong = list(replay(subject, kept, ROUNDED if coarse else Tolerance()))
+        wrong = list(replay(subject, kept_steps, ROUNDED if coarse else Tolerance()))
     return Check(
         name=name,
-        looked_at=f"{len(kept)} kept steps, each taken again by a plain trainer: positions, learning rate, "
+        looked_at=f"{len(kept_steps)} kept steps, each taken again by a plain trainer: positions, learning rate, "
         "loss, gradient and the weights after it",
-        figure="; ".join(wrong) or f"the same, up to {kept[-1].where}",
+        figure="; ".join(wrong) or f"the same, up to {kept_steps[-1].where}",
         status="fail" if wrong else "pass",
     )
 
@@ -71,13 +71,13 @@ def _not_checked(name: str, why: str) -> Check:
     )
 
 
-def loaded(model: TandemForCausalLM, heads: nn.ModuleDict, kept: KeptStep) -> dict[str, nn.Parameter]:
+def loaded(model: TandemForCausalLM, heads: nn.ModuleDict, step: KeptStep) -> dict[str, nn.Parameter]:
     """The parameters that a step trained, by name, with the weights that it found."""
     named = dict(model.named_parameters()) | dict(heads.named_parameters())
-    rows = kept.of("rows")
+    rows = step.of("rows")
     trained: dict[str, nn.Parameter] = {}
     with torch.no_grad():
-        for name, weights in kept.of("before").items():
+        for name, weights in step.of("before").items():
             parameter = trained[name] = named[name]
             parameter.requires_grad_(True)
             if name in rows:
@@ -90,15 +90,15 @@ def loaded(model: TandemForCausalLM, heads: nn.ModuleDict, kept: KeptStep) -> di
 # Phase 2
 
 
-def phase2(subject: Subject, kept: Sequence[KeptStep], tolerance: Tolerance) -> Iterator[str]:
+def phase2(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tolerance) -> Iterator[str]:
     """Batches of positions, whose contexts a frozen ContextBlock gives; the TokenBlock is trained."""
     own, record = subject.prepared.settings.phase2, subject.record.phase2
     assert record is not None
     ids, count = subject.ids("train"), len(subject.ids("train")) - 1
     epoch_steps = math.ceil(count / own.batch_positions)
-    yield from _ends(kept, record.epochs, epoch_steps)
-    yield from _weights(kept, subject.initial, {}, subject, record.best_epoch)
-    wanted = {(step.epoch, step.step): step for step in kept}
+    yield from _ends(kept_steps, record.epochs, epoch_steps)
+    yield from _weights(kept_steps, subject.initial, {}, subject, record.best_epoch)
+    wanted = {(step.epoch, step.step): step for step in kept_steps}
     dropouts = PlainDropouts.of(own, subject.seed, "phase2")
     softmax = PlainSoftmax(
         subject.token_counts, own.batch_positions, own, draws_of(subject.seed, "phase2 negatives")
@@ -151,9 +151,9 @@ def _contexts(step: KeptStep, right: tuple[Tensor, Tensor], rounding: float) -> 
             yield f"the {name} contexts that {step.where} read are off by {off:.2g}"
 
 
-def _ends(kept: Sequence[KeptStep], epochs: int, epoch_steps: int) -> Iterator[str]:
+def _ends(kept_steps: Sequence[KeptStep], epochs: int, epoch_steps: int) -> Iterator[str]:
     """Whether the last kept step is the last one of the last epoch."""
-    if (there := (kept[-1].epoch, kept[-1].step)) != (epochs, epoch_steps):
+    if (there := (kept_steps[-1].epoch, kept_steps[-1].step)) != (epochs, epoch_steps):
         yield (
             f"its last step was step {there[1]} of epoch {there[0]}; the record and the settings say "
             f"{epochs} epochs of {epoch_steps} steps"
@@ -161,7 +161,7 @@ def _ends(kept: Sequence[KeptStep], epochs: int, epoch_steps: int) -> Iterator[s
 
 
 def _weights(
-    kept: Sequence[KeptStep],
+    kept_steps: Sequence[KeptStep],
     start: TandemForCausalLM,
     heads: Mapping[str, Tensor],
     subject: Subject,
@@ -169,7 +169,7 @@ def _weights(
 ) -> Iterator[str]:
     """Whether the first step found the weights that the seed draws, and the best epoch left those saved."""
     drawn = {**start.state_dict(), **heads}
-    first = kept[0]
+    first = kept_steps[0]
     if (first.epoch, first.step) == (1, 1):
         rows = first.of("rows")
         for name, weights in first.of("before").items():
@@ -180,8 +180,8 @@ def _weights(
                 yield f"{name} did not start from the weights of seed {subject.seed} (off by {off:.2g})"
                 break
     saved = subject.model.state_dict()
-    of_best = [step for step in kept if step.epoch == best]
-    if not of_best or of_best[-1].step != kept[-1].step:
+    of_best = [step for step in kept_steps if step.epoch == best]
+    if not of_best or of_best[-1].step != kept_steps[-1].step:
         return
     rows = of_best[-1].of("rows")
     for name, weights in of_best[-1].of("after").items():
@@ -193,7 +193,7 @@ def _weights(
 # Phase 1 by prediction
 
 
-def predictive(subject: Subject, kept: Sequence[KeptStep], tolerance: Tolerance) -> Iterator[str]:
+def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tolerance) -> Iterator[str]:
     """Windows of streams that are read side by side; no gradient beyond the window, contexts carried on."""
     own, depth = subject.prepared.settings.prediction, subject.configuration.context_layers
     ids, count = subject.ids("train"), len(subject.ids("train")) - 1
@@ -201,13 +201,16 @@ def predictive(subject: Subject, kept: Sequence[KeptStep], tolerance: Tolerance)
     length = math.ceil(count / streams)
     epoch_steps = math.ceil(length / own.window)
     steps = own.max_epochs * epoch_steps
-    yield from _ends(kept, own.max_epochs, epoch_steps)
+    yield from _ends(kept_steps, own.max_epochs, epoch_steps)
     heads = subject.heads
-    yield from _weights(kept, subject.phase1_start, heads.state_dict(), subject, 0)
+    yield from _weights(kept_steps, subject.phase1_start, heads.state_dict(), subject, 0)
     draws = draws_of(subject.seed, "prediction", depth)
     dropouts = PlainDropouts.of(own, subject.seed, "prediction", depth, along=1)
     softmax = PlainSoftmax(subject.token_counts, streams * own.window, own, draws)
-    wanted, last = {(step.epoch, step.step): step for step in kept}, max((s.epoch, s.step) for s in kept)
+    wanted, last = (
+        {(step.epoch, step.step): step for step in kept_steps},
+        max((s.epoch, s.step) for s in kept_steps),
+    )
     calls: list[list[tuple[int, ...]]] = [[], [], []]
     carried: Tensor | None = None  # what the step before left, where that was taken again
     for epoch in range(1, last[0] + 1):
@@ -260,22 +263,22 @@ def predictive(subject: Subject, kept: Sequence[KeptStep], tolerance: Tolerance)
 # Phase 1 by dispersion
 
 
-def original(subject: Subject, kept: Sequence[KeptStep], tolerance: Tolerance) -> Iterator[str]:
+def original(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tolerance) -> Iterator[str]:
     """Jacobi sweeps over all positions: each reads the context before it of the last sweep, with noise."""
     own, depth = subject.prepared.settings.phase1, subject.configuration.context_layers
     model = copy.deepcopy(subject.phase1_start).requires_grad_(False)
     ids = swept_ids(subject)
     record: Any = subject.record.phase1  # of the objective's own kind
     rates = {entry.iteration: entry.convergence_rate for entry in record.history}
-    yield from _ends(kept, record.iterations - 1, 1)
-    yield from _weights(kept, subject.phase1_start, {}, subject, 0)
+    yield from _ends(kept_steps, record.iterations - 1, 1)
+    yield from _weights(kept_steps, subject.phase1_start, {}, subject, 0)
     shape = (len(ids), model.config.context_dim)
     contexts: Tensor | None = own.start_std * torch.randn(
         shape, generator=draws_of(subject.seed, "phase1 start", depth)
     )
     noise = torch.Generator().manual_seed(seed_of(subject.seed, "phase1 noise", depth))
     states, done = set(), 0
-    for step in kept:
+    for step in kept_steps:
         read = step.of("read")
         if step.epoch != done + 1:  # the sweeps between are not made again
             contexts = read.get("contexts")
@@ -288,7 +291,7 @@ def original(subject: Subject, kept: Sequence[KeptStep], tolerance: Tolerance) -
         states.add(state)
         done = step.epoch
         if contexts is None:
-            continue  # they are too large to be kept, and the sweep is too far from the start
+            continue  # they are too large to be kept_steps, and the sweep is too far from the start
         if "contexts" in read and not float((read["contexts"] - contexts).abs().max()) <= CONTEXT_TOLERANCE:
             yield f"{_sweep(step)} read other contexts than the sweep before left"
             contexts = read["contexts"]

@@ -84,48 +84,48 @@ def read_steps(path: Path) -> list[KeptStep]:
     return sorted(found, key=lambda step: (step.epoch, step.step))
 
 
-def differences(kept: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
+def differences(step: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
     """What of a kept step is not as the plain one has it, each by its kind."""
-    where = kept.where
-    if plain.positions is not None and not torch.equal(kept.of("read")["positions"].long(), plain.positions):
+    where = step.where
+    if plain.positions is not None and not torch.equal(step.of("read")["positions"].long(), plain.positions):
         yield f"{where} read other positions than the settings and the seed say"
         return
-    if not math.isclose(kept.lr, plain.lr, rel_tol=1e-6, abs_tol=1e-12):
-        yield f"the learning rate of {where} was {kept.lr:.6g}, the settings say {plain.lr:.6g}"
-    if not abs(kept.loss - plain.loss) <= tolerance.loss:
+    if not math.isclose(step.lr, plain.lr, rel_tol=1e-6, abs_tol=1e-12):
+        yield f"the learning rate of {where} was {step.lr:.6g}, the settings say {plain.lr:.6g}"
+    if not abs(step.loss - plain.loss) <= tolerance.loss:
         yield (
-            f"the loss of {where} was {kept.loss:.4f}, by the settings {plain.loss:.4f}: what it read, its "
+            f"the loss of {where} was {step.loss:.4f}, by the settings {plain.loss:.4f}: what it read, its "
             "targets, dropout or softmax were others"
         )
     norm = plain.gradient_norm
-    if not abs(kept.gradient_norm - norm) <= tolerance.norm * norm + 1e-7:
-        yield f"the gradient of {where} was {kept.gradient_norm:.5g} long, by the settings {norm:.5g}"
-    yield from _updates(kept, plain, tolerance)
+    if not abs(step.gradient_norm - norm) <= tolerance.norm * norm + 1e-7:
+        yield f"the gradient of {where} was {step.gradient_norm:.5g} long, by the settings {norm:.5g}"
+    yield from _updates(step, plain, tolerance)
 
 
-def _updates(kept: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
+def _updates(step: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
     """The worst tensor whose weights after the step are others, with what explains it."""
-    before, after = kept.of("before"), kept.of("after")
+    before, after = step.of("before"), step.of("after")
     if missing := sorted(set(plain.gradients) ^ set(before)):
-        yield f"{kept.where} trained other parameters than the settings say, such as {missing[0]}"
+        yield f"{step.where} trained other parameters than the settings say, such as {missing[0]}"
         return
-    off = _distances(kept, plain)
+    off = _distances(step, plain)
     worst = max(off, key=lambda name: off[name])
     if off[worst] <= tolerance.update:
         return
     moved = float((after[worst].double() - before[worst].double()).norm())
-    reason = _explained(kept, plain, off[worst])
+    reason = _explained(step, plain, off[worst])
     yield (
-        f"{worst} moved by {moved:.3g} in {kept.where}, and otherwise than the settings say "
+        f"{worst} moved by {moved:.3g} in {step.where}, and otherwise than the settings say "
         f"(off by {off[worst]:.0%}){reason}"
     )
 
 
-def _distances(kept: KeptStep, plain: PlainStep, clipping: bool = True) -> dict[str, float]:
+def _distances(step: KeptStep, plain: PlainStep, clipping: bool = True) -> dict[str, float]:
     """Of each parameter the distance of its weights after the step from the plain ones, as a share of how far
     these moved."""
-    before, after = kept.of("before"), kept.of("after")
-    first, second, rows = kept.of("exp_avg"), kept.of("exp_avg_sq"), kept.of("rows")
+    before, after = step.of("before"), step.of("after")
+    first, second, rows = step.of("exp_avg"), step.of("exp_avg_sq"), step.of("rows")
     norm = plain.gradient_norm
     scale = plain.max_norm / norm if clipping and norm > plain.max_norm else 1.0
     found = {}
@@ -143,16 +143,16 @@ def _distances(kept: KeptStep, plain: PlainStep, clipping: bool = True) -> dict[
     return found
 
 
-def _explained(kept: KeptStep, plain: PlainStep, off: float) -> str:
+def _explained(step: KeptStep, plain: PlainStep, off: float) -> str:
     """Why the weights are others, where one change of the plain step gives almost all of it."""
     tries = {
         "its gradient was not clipped": (plain, False),
         "its matrices did not decay": (replace(plain, decay=0.0), True),
-        f"with the learning rate {kept.lr:.4g} it would be right": (replace(plain, lr=kept.lr), True),
+        f"with the learning rate {step.lr:.4g} it would be right": (replace(plain, lr=step.lr), True),
         "AdamW's state was of another step": (replace(plain, done=0), True),
         "its betas were those of torch": (replace(plain, betas=(0.9, 0.999)), True),
     }
     for why, (other, clipping) in tries.items():
-        if max(_distances(kept, other, clipping).values()) <= EXPLAINS * off:
+        if max(_distances(step, other, clipping).values()) <= EXPLAINS * off:
             return f": {why}"
     return ""

@@ -232,10 +232,10 @@ class Subject:
     @cached_property
     def phase2_batches(self) -> dict[tuple[int, int], torch.Tensor]:
         """Positions [n] of these, as settings and seed draw them, by epoch and step."""
-        kept = {(step.epoch, step.step) for step in self.phase2_steps}
-        count, epochs = len(self.ids("train")) - 1, max((epoch for epoch, _ in kept), default=0)
+        places = {(step.epoch, step.step) for step in self.phase2_steps}
+        count, epochs = len(self.ids("train")) - 1, max((epoch for epoch, _ in places), default=0)
         drawn = batches(self.prepared.settings.phase2, self.seed, count, epochs)
-        return {place: positions for place, positions in drawn if place in kept}
+        return {place: positions for place, positions in drawn if place in places}
 
     @cached_property
     def _looked_at(self) -> dict[str, torch.Tensor]:

@@ -133,11 +133,8 @@ class Prediction(Objective):
             inputs.snapshots.follow(trainable.named, optimizer, epoch_steps)
             for epoch in range(1, own.max_epochs + 1):
                 loss_sum = norm_sum = 0.0
-                seen, position_sum, contexts = (
-                    0,
-                    0,
-                    None,
-                )  # of all streams; a process has those of its own share
+                seen = position_sum = 0
+                contexts = None  # of all streams; a process has those of its own share
                 for step, positions in enumerate(windows(count, streams, window, draws), start=1):
                     after = torch.empty(
                         streams, model.config.context_dim, device=model.device, dtype=model.dtype
