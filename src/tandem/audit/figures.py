@@ -38,7 +38,7 @@ def figure_checks(subject: Subject, gaps: dict[str, float]) -> Iterator[Check]:
 
 def counts_check(prepared: TrainingInputs, record: RunRecord) -> Check:
     """`counts` of any run, baselines included."""
-    said, counted = record.data, prepared.data_record()
+    said, counted = record.data, prepared.data_record(record.seed)
     # Embeddings counted on another processor differ in their last digits; `frozen` compares them as numbers.
     wrong = [
         f"{name} {getattr(said, name)} (counted {getattr(counted, name)})"

@@ -58,8 +58,8 @@ def _check(subject: Subject, name: str, kept_steps: Sequence[KeptStep], replay: 
         wrong = list(replay(subject, kept_steps, ROUNDED if coarse else Tolerance()))
     return Check(
         name=name,
-        looked_at=f"{len(kept_steps)} kept steps, each taken again by a plain trainer: positions, learning rate, "
-        "loss, gradient and the weights after it",
+        looked_at=f"{len(kept_steps)} steps that were kept, each taken again by a plain trainer: positions, "
+        "learning rate, loss, gradient and the weights after it",
         figure="; ".join(wrong) or f"the same, up to {kept_steps[-1].where}",
         status="fail" if wrong else "pass",
     )
@@ -207,10 +207,8 @@ def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tole
     draws = draws_of(subject.seed, "prediction", depth)
     dropouts = PlainDropouts.of(own, subject.seed, "prediction", depth, along=1)
     softmax = PlainSoftmax(subject.token_counts, streams * own.window, own, draws)
-    wanted, last = (
-        {(step.epoch, step.step): step for step in kept_steps},
-        max((s.epoch, s.step) for s in kept_steps),
-    )
+    wanted = {(step.epoch, step.step): step for step in kept_steps}
+    last = max(wanted)
     calls: list[list[tuple[int, ...]]] = [[], [], []]
     carried: Tensor | None = None  # what the step before left, where that was taken again
     for epoch in range(1, last[0] + 1):

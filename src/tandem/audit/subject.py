@@ -1,7 +1,7 @@
 """What is audited: one saved run with all it came from, and what the audit computes of it, once."""
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from tandem.audit.parts import part_prints, part_weights, parts_of
 from tandem.audit.plain import batches
 from tandem.audit.reference import Block, block_losses, contexts_at
 from tandem.audit.start import initial_model, started_from
@@ -22,14 +23,18 @@ from tandem.experiment.prepared import TrainingInputs
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import RunRecord
-from tandem.settings import Configuration
-from tandem.training.trainable import model_parts, part_fingerprints, part_samples
+from tandem.settings import Configuration, Settings
 
 LEAST_WARM_UP = 256
 LENGTH, TRAINING_BLOCKS = 256, 32
 """Tokens of a block, and how many blocks of training text are scored again."""
 SAME_WEIGHT = 1e-4
 """Weights drawn from one seed on two processors differ by less (1e-6); a part that was trained by more."""
+HEADS: dict[str, Callable[[Settings], tuple[int, ...]]] = {
+    "original": lambda _: (),
+    "predictive": lambda settings: settings.prediction.head_layers,
+}
+"""Depths of the token layers that phase 1 trains beside the model, by recipe; others' objectives tell."""
 TOKENS, NUDGE = 512, 1e-7
 INEXACT = "the ContextBlock amplifies rounding errors, so nothing that it gives can be recomputed"
 
@@ -141,8 +146,8 @@ class Subject:
     def drawn(self, token_layers: int) -> TandemForCausalLM:
         """The untrained model of the seed, with so many token layers."""
         depths = (self.configuration.context_layers, token_layers)
-        corpus = self.prepared.corpus
-        model = initial_model(self.model.config, self.prepared.table, corpus.train.ids, depths, self.seed)
+        table, ids = self.prepared.table(self.seed)[0], self.prepared.corpus.train.ids
+        model = initial_model(self.model.config, table, ids, depths, self.seed)
         return model.to(self.model.device)  # type: ignore[arg-type]  # as above
 
     @cached_property
@@ -153,7 +158,11 @@ class Subject:
     @cached_property
     def heads(self) -> nn.ModuleDict:
         """The modules that phase 1 trains beside the model, as the seed draws them."""
-        return self.objective.new_heads(self.prepared.settings, lambda depth: self.drawn(depth).token_block)
+        settings = self.prepared.settings
+        if settings.recipe not in HEADS:
+            return self.objective.new_heads(settings, lambda depth: self.drawn(depth).token_block)
+        depths = sorted(set(HEADS[settings.recipe](settings)))
+        return nn.ModuleDict({f"head{depth}": self.drawn(depth).token_block for depth in depths})
 
     @cached_property
     def phase1_head(self) -> nn.ModuleDict | None:
@@ -172,7 +181,7 @@ class Subject:
     @cached_property
     def phase1_samples(self) -> dict[str, tuple[float, ...]]:
         """Some weights of each part that phase 1 began with, its heads included."""
-        return part_samples(self.phase1_start) | part_samples(self.heads)
+        return part_weights(self.phase1_start) | part_weights(self.heads)
 
     @cached_property
     def initial(self) -> TandemForCausalLM:
@@ -188,11 +197,11 @@ class Subject:
     @cached_property
     def initial_samples(self) -> dict[str, tuple[float, ...]]:
         """Some weights of each of its parts."""
-        return part_samples(self.initial)
+        return part_weights(self.initial)
 
     def unmoved(self, part: str, tolerance: float = SAME_WEIGHT) -> bool:
         """Whether a part of the saved model has the weights it was before any training."""
-        ours, theirs = (dict(model_parts(model))[part].state_dict() for model in (self.model, self.initial))
+        ours, theirs = (dict(parts_of(model))[part].state_dict() for model in (self.model, self.initial))
         return all(bool((tensor - theirs[name]).abs().max() <= tolerance) for name, tensor in ours.items())
 
     @cached_property
@@ -211,7 +220,7 @@ class Subject:
     @cached_property
     def parts(self) -> dict[str, str]:
         """Fingerprints of the parts of the saved model."""
-        return part_fingerprints(self.model)
+        return part_prints(self.model)
 
     @cached_property
     def warm_up(self) -> int:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
+from tandem.audit.parts import part_prints, parts_of
 from tandem.audit.subject import SAME_WEIGHT, Subject
-from tandem.experiment.pipeline import count_parameters
 from tandem.metrics import effective_rank
 from tandem.records import Check, Parameters, PartRecord
-from tandem.training.trainable import model_parts, part_fingerprints
 
 RANKED, RANK_TOLERANCE = 512, 0.01
 """Effective rank of so many contexts or more is recomputed, to within one point."""
@@ -77,7 +76,7 @@ def _trained(subject: Subject) -> Check:
                 wrong.append(f"a gradient reached {record.part} in {phase}")
         expected = {part for part in subject.parts if _trains(subject, phase, part)}
         if phase == "phase 1":
-            expected |= {name for name, _ in model_parts(subject.heads)}
+            expected |= {name for name, _ in parts_of(subject.heads)}
         said = {record.part for record in parts if record.trained}
         if expected != said:
             wrong.append(f"{phase} was to train {_names(expected)}, and trained {_names(said)}")
@@ -173,7 +172,7 @@ def _head(subject: Subject) -> list[str]:
         return []
     if head is None:
         return ["phase 2 started from its token layers, and the model folder does not hold them"]
-    found, (prefix,) = part_fingerprints(head), (f"{name}." for name in head)
+    found, (prefix,) = part_prints(head), (f"{name}." for name in head)
     said = {part.part: part.after for part in record.phase1.parts if part.part.startswith(prefix)}
     return [f"its {name} is not what phase 2 started from" for name in said if found.get(name) != said[name]]
 
@@ -193,14 +192,13 @@ def _parameters(subject: Subject) -> Check:
     looked_at = "recorded parameter counts, against the saved model and the parts that really changed"
     said = subject.record.parameters
     assert said is not None
-    settings = subject.prepared.settings
-    counted = count_parameters(subject.model, settings, subject.record.kind == "tandem")
+    counted = _counted(subject)
     wrong = [
         f"{name} {getattr(said, name):,} (counted {getattr(counted, name):,})"
         for name in Parameters.model_fields
         if getattr(said, name) != getattr(counted, name)
     ]
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model_parts(subject.model)}
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts_of(subject.model)}
     sizes["lm_head"] -= sizes["embedding"]  # the head is the embedding, and counts its bias only
     for phase, parts in _phases(subject).items():
         # The heads of phase 1 are no part of the model.
@@ -210,6 +208,23 @@ def _parameters(subject: Subject) -> Check:
             wrong.append(f"{phase} is said to train {trained:,} and changed {changed:,}")
     return _check(
         "parameters", looked_at, "; ".join(wrong) or f"{counted.total:,} in all", "fail" if wrong else "pass"
+    )
+
+
+def _counted(subject: Subject) -> Parameters:
+    """Parameters of the saved model by part, and those of the parts that each phase is to train."""
+    children = dict(subject.model.named_children())
+    names = ("embedding", "embed_norm", "context_block", "token_block")
+    counts = {name: sum(p.numel() for p in children[name].parameters()) for name in names}
+    bias = subject.model.lm_head.bias
+    counts["head"] = 0 if bias is None else bias.numel()  # the head's matrix is the embedding
+    by_phase1 = subject.objective.parts if subject.record.kind == "tandem" else ()
+    moving = counts["embedding"] if subject.prepared.settings.embeddings.trained else 0
+    return Parameters(
+        **counts,
+        total=sum(counts.values()),
+        trained_phase1=sum(counts["head" if part == "lm_head" else part] for part in by_phase1),
+        trained_phase2=counts["token_block"] + moving,
     )
 
 

@@ -56,7 +56,7 @@ def phase1_fingerprint(prepared: TrainingInputs, context_layers: int, seed: int)
         settings.model.model_dump(mode="json"),
         settings.section(section).model_dump(mode="json") if section else {},
         prepared.corpus.fingerprint,
-        prepared.table_fingerprint,
+        prepared.table(seed)[1],
         prepared.execution.bfloat16,
         context_layers,
         seed,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +29,13 @@ from tandem.training.initialization import generator_for, initialize_block
 class TrainingInputs:
     """What all runs of one variant share.
 
-    table        [V, E] float32: the embedding they start from.
+    table        of a seed: [V, E] float32, the embedding that its runs start from, and its fingerprint.
     execution    how each run is trained.
     """
 
     settings: Settings
     corpus: Corpus
-    table: npt.NDArray[np.float32]
-    table_fingerprint: str
+    table: Callable[[int], tuple[npt.NDArray[np.float32], str]]
     device: torch.device
     execution: Execution = PLAIN
 
@@ -44,8 +44,8 @@ class TrainingInputs:
         """In which matrices are multiplied in training."""
         return "bfloat16" if self.execution.bfloat16 else "float32"
 
-    def data_record(self) -> DataRecord:
-        """Provenance of text, tokens and embeddings."""
+    def data_record(self, seed: int | None) -> DataRecord:
+        """Provenance of text, tokens and embeddings, for a run with this seed."""
         corpus = self.corpus
         return DataRecord(
             train_source=corpus.train_source,
@@ -67,7 +67,7 @@ class TrainingInputs:
             tokens_fingerprint=corpus.fingerprint,
             embeddings=self.settings.embeddings.source,
             embeddings_trained=self.settings.embeddings.trained,
-            embeddings_fingerprint=self.table_fingerprint,
+            embeddings_fingerprint=self.table(seed or 0)[1],
         )
 
 
@@ -126,9 +126,14 @@ def _fitting_corpus(
 def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], None]) -> TrainingInputs:
     on_progress(f"embeddings: {settings.embeddings.source}")
     embed_dim, device = settings.model.embed_dim, choose_device(settings.device)
-    table = embedding_table(settings.embeddings, corpus, embed_dim, default_cache_dir())
+
+    @lru_cache(1)  # a run asks several times, and large tables are many megabytes
+    def table(seed: int) -> tuple[npt.NDArray[np.float32], str]:
+        return embedding_table(settings.embeddings, corpus, embed_dim, default_cache_dir(), seed)
+
+    table(0)  # a source that cannot be used is told at once
     execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
-    return TrainingInputs(settings, corpus, *table, device, execution)
+    return TrainingInputs(settings, corpus, table, device, execution)
 
 
 def in_precision(
@@ -151,7 +156,7 @@ def new_model(prepared: TrainingInputs, configuration: Configuration, seed: int)
     corpus = prepared.corpus
     model = TandemForCausalLM(config_for(prepared.settings, corpus, configuration)).eval()
     with torch.no_grad():
-        model.embedding.weight.copy_(torch.from_numpy(prepared.table))
+        model.embedding.weight.copy_(torch.from_numpy(prepared.table(seed)[0]))
         if model.lm_head.bias is not None:
             counts = token_counts(corpus.train.ids, corpus.vocab_size)
             # Half an occurrence for what never occurs.

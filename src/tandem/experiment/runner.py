@@ -341,7 +341,7 @@ def _record(prepared: TrainingInputs, spec: RunSpec, **results: Any) -> RunRecor
         seed=spec.seed,
         settings_fingerprint=settings.fingerprint(),
         baseline_fingerprint=baseline_fingerprint(prepared, spec.kind),
-        data=prepared.data_record(),
+        data=prepared.data_record(spec.seed),
         environment=environment(prepared.device, prepared.execution.bfloat16),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         **results,

@@ -71,8 +71,9 @@ class EmbeddingSettings(Section):
     path: ClassVar[str] = "embeddings"
 
     source: str = "spectral"
-    """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens), `random`, or the input
-    embedding of a causal LM. That is a hub name such as `gpt2`, a model folder, or a .safetensors file."""
+    """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens, the same for every
+    seed), `random` (drawn from the seed), or the input embedding of a causal LM. That is a hub name such as
+    `gpt2`, a model folder, or a .safetensors file."""
     trained: bool = False
     """Recipe `original`: train the embedding (hence the head) in phase 2; contexts are then recomputed before
     every epoch, and held in memory whatever `contexts.keep` says. (Recipe `predictive` trains it in phase 1,

@@ -48,7 +48,7 @@ def embedding_table(
     """The embedding of every token, [V, E] float32, and the fingerprint of this table.
 
     `spectral` tables are kept in `cache`, if there is one, and compared with their fingerprint when read.
-    `seed` serves `random` and the vectors of tokens that never occur.
+    They are the same for every seed, as are those of a trained model; `random` ones follow `seed`.
 
     Raises DataError if the source cannot be read or holds values that are not finite. Raises MisfitError if
     it does not fit the vocabulary or `embed_dim`.
@@ -56,9 +56,9 @@ def embedding_table(
     size, window, norm = corpus.vocab_size, settings.window, settings.norm
     if settings.source == "spectral":
         check_fit(settings, size, embed_dim)
-        request = {"window": window, "norm": norm, "embed_dim": embed_dim, "seed": seed}
+        request = {"window": window, "norm": norm, "embed_dim": embed_dim}
         key = fingerprint("spectral", corpus.train.fingerprint, request)
-        table = _cached(cache, key, lambda: spectral(corpus.train, size, embed_dim, window, norm, seed))
+        table = _cached(cache, key, lambda: spectral(corpus.train, size, embed_dim, window, norm))
     elif settings.source == "random":
         table = _scaled(np.random.default_rng(seed).standard_normal((size, embed_dim)), norm).astype(
             np.float32
@@ -80,9 +80,7 @@ def check_fit(settings: EmbeddingSettings, vocab_size: int, embed_dim: int) -> N
         )
 
 
-def spectral(
-    stream: TokenStream, vocab_size: int, embed_dim: int, window: int, norm: float, seed: int = 0
-) -> Table:
+def spectral(stream: TokenStream, vocab_size: int, embed_dim: int, window: int, norm: float) -> Table:
     """U·√S of the truncated SVD of the positive pointwise mutual information (PPMI) of co-occurrences.
 
     Two tokens co-occur if they stand at most `window` apart in one document. A pair counts 1/distance. The
@@ -95,7 +93,7 @@ def spectral(
     """
     ppmi = _ppmi(_cooccurrences(stream, vocab_size, window))
     seen = np.diff(ppmi.indptr) > 0
-    random = np.random.default_rng(seed).standard_normal((vocab_size, embed_dim))
+    random = np.random.default_rng(0).standard_normal((vocab_size, embed_dim))
     table = UNSEEN_LENGTH * _scaled(random, 1.0)
     if seen.any():
         table[seen] = _scaled(_root_vectors(ppmi[seen][:, seen], embed_dim), 1.0)

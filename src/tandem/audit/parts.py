@@ -1,0 +1,43 @@
+"""The parts of a model that records speak of: their weights, fingerprints and sizes, by plain definitions."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from tandem.fingerprint import Fingerprint
+
+SAMPLED = 8
+"""Weights of each part that a record holds, evenly spaced over its largest tensor."""
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Children of the model by name; of one with `layers`, each layer."""
+    for name, child in model.named_children():
+        layers = getattr(child, "layers", None)
+        if isinstance(layers, nn.ModuleList):
+            yield from ((f"{name}.layers.{number}", layer) for number, layer in enumerate(layers))
+        else:
+            yield name, child
+
+
+def part_prints(model: nn.Module) -> dict[str, str]:
+    """Fingerprint of the weights of every part, float32, tensor by tensor with its name."""
+    prints = {}
+    for name, part in parts_of(model):
+        whole = Fingerprint("weights")
+        for key, tensor in part.state_dict().items():
+            whole.update(key)
+            whole.update(tensor.detach().float().cpu().numpy())
+        prints[name] = whole.hexdigest()
+    return prints
+
+
+def part_weights(model: nn.Module) -> dict[str, tuple[float, ...]]:
+    """Some weights of every part, as records have them."""
+    found = {}
+    for name, part in parts_of(model):
+        largest = max(part.parameters(), key=torch.numel).detach().flatten().cpu()
+        places = torch.linspace(0, len(largest) - 1, SAMPLED, dtype=torch.float64).long()
+        found[name] = tuple(largest[places].tolist())
+    return found
