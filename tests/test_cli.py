@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,10 @@ def test_an_experiment_and_its_report(
     (tmp_path / "run" / "report.md").unlink()
     assert call(capsys, "report", str(tmp_path / "run"))[0] == 0
     assert (tmp_path / "run" / "report.md").read_bytes() == before
+    code, out, _ = call(capsys, "audit", str(tmp_path / "run"), "--quick")
+    assert code == 0
+    assert re.search(r"C1T1-seed1\W+model\W+not checked", out)
+    assert not re.search(r"C1T1-seed0\W+model", out)
     code, out, _ = call(capsys, "report", str(tmp_path / "run"), "--lang", "ja", "--json")
     assert any(path.endswith("report.ja.html") for path in json.loads(out))
     code, out, _ = call(capsys, "experiment", preset, "--json")
@@ -270,6 +275,11 @@ def test_the_audit_of_a_run_and_of_a_model(
     code, out, _ = call(capsys, "audit", str(run / "models" / "C1T1-seed0"), "--json")
     assert code == 0
     assert {run["run"] for run in json.loads(out)["runs"]} == {None, "C1T1-seed0"}
+    (run / "models" / "C1T1-seed0" / "snapshots.safetensors").unlink()
+    code, out, _ = call(capsys, "audit", str(run / "models" / "C1T1-seed0"))
+    assert code == 0
+    assert "1 not checked" in out
+    assert call(capsys, "audit", str(run / "models" / "C1T1-seed0"), "--strict")[0] == 1
     lines = (run / "records.jsonl").read_text("utf-8").splitlines()
     record = json.loads(lines[0])
     record["validation"]["accuracy"] = 0.99
@@ -278,7 +288,9 @@ def test_the_audit_of_a_run_and_of_a_model(
     assert code == 1
     assert f"not to be trusted: perplexity ({record['run']})" in out
     assert call(capsys, "report", str(run))[0] == 0
-    assert record["run"] in (run / "report.md").read_text("utf-8").split("## ")[1]  # said at the top
+    top = (run / "report.md").read_text("utf-8").split("## ")[1]
+    assert record["run"] in top
+    assert "Not checked, in all or in some runs: phase2_steps" in top
     code, _, _ = call(capsys, "experiment", preset, "--seeds", "0")
     assert code == 1
 

@@ -122,6 +122,11 @@ class AuditArguments:
 
     path: Annotated[Path, tyro.conf.Positional]
     """Run directory of an experiment, or a model folder."""
+    strict: bool = False
+    """The exit code is 1 also where something could not be checked."""
+    quick: bool = False
+    """Recompute the first seed of each configuration and of each baseline only; records and data are checked
+    whole. Other runs are said to be not checked."""
     json_output: Json = False
     """Print the audit as JSON."""
 

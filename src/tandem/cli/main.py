@@ -199,12 +199,12 @@ def audit(args: Sequence[str]) -> None:
     from tandem.audit import audit as audit_runs
     from tandem.cli.summary import print_audit
 
-    audited = audit_runs(arguments.path, _tell(arguments.json_output))
+    audited = audit_runs(arguments.path, _tell(arguments.json_output), quick=arguments.quick)
     if arguments.json_output:
         _write_json(audited.model_dump_json())
     else:
         print_audit(OUT, audited)
-    if audited.status == "fail":
+    if audited.status == "fail" or (arguments.strict and audited.unchecked):
         raise SystemExit(AUDIT_FAILED)
 
 

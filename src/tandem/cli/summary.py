@@ -160,11 +160,20 @@ def print_estimate(console: Terminal, estimate: Estimate) -> None:
     )
 
 
+NAMED = {"skip": "not checked"}
+"""What a status is called, if not by its own name."""
+
+
 def print_audit(console: Terminal, audit: AuditRecord) -> None:
     """Every check that did not simply pass, with its figure; then what came of all."""
     styles = {"fail": "red", "warn": "yellow"}
     rows: list[list[Part]] = [
-        [run.run or "data", check.name, (check.status, styles.get(check.status, "dim")), check.figure]
+        [
+            run.run or "data",
+            check.name,
+            (NAMED.get(check.status, check.status), styles.get(check.status, "dim")),
+            check.figure,
+        ]
         for run in audit.runs
         for check in run.checks
         if check.status != "pass"
@@ -178,7 +187,7 @@ def print_audit_lines(console: Terminal, audit: AuditRecord) -> None:
     """What came of an audit, and which figures it says not to trust."""
     checks = [check for run in audit.runs for check in run.checks]
     counts = {status: sum(check.status == status for check in checks) for status in get_args(Status)}
-    shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    shown = ", ".join(f"{count} {NAMED.get(status, status)}" for status, count in counts.items() if count)
     console.say(f"audit: {shown} of {len(checks)} checks")
     for line in failures(audit):
         console.say(("not to be trusted", "red"), f": {line}")

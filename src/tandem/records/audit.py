@@ -21,7 +21,7 @@ class Check(Record):
     figure: str
     """What came out, with its limit."""
     status: Status
-    """`skip`: could not be made, and `figure` says why."""
+    """`skip`: not checked, and `figure` says why."""
 
 
 class RunAudit(Record):
@@ -51,6 +51,12 @@ class AuditRecord(Record):
     def status(self) -> Status:
         """The worst of all."""
         return worst(run.status for run in self.runs)
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Names of the checks that could not be made, of any run."""
+        names = (check.name for run in self.runs for check in run.checks if check.status == "skip")
+        return list(dict.fromkeys(names))
 
     def failed(self) -> list[tuple[str | None, Check]]:
         """The checks that failed, each with its run."""

@@ -303,11 +303,11 @@ class AuditStatus:
             worst = min(found, key=lambda outcome: STATUSES.index(outcome[1].status))
             shown = [outcome for outcome in found if outcome[1].status == "fail"] or [worst]
             self.checks += [CheckResult(name, run, check, counts) for run, check in shown]
-        self.failed, self.warned = (
+        self.failed, self.warned, self.unchecked = (
             tuple(dict.fromkeys(c.name for c in self.checks if c.counts.get(status)))
-            for status in ("fail", "warn")
+            for status in ("fail", "warn", "skip")
         )
-        """Names of the checks that failed, and of those that warned."""
+        """Names of the checks that failed, of those that warned, and of those that could not be made."""
         self.untrusted = tuple(r.run for r in records if None in bad or r.run in bad)
         """Runs that failed a check; every run where a check of the shared data failed."""
         self.unaudited = tuple(run for run in finished if run not in covered)

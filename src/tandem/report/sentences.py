@@ -39,6 +39,8 @@ def audit_warnings(analysis: Analysis) -> Iterator[Message]:
         yield Message("audit.failed", checks=audit.failed, runs=_untrusted(analysis, audit.untrusted))
     if audit.warned:
         yield Message("audit.warned", checks=audit.warned)
+    if audit.unchecked:
+        yield Message("audit.unchecked", checks=audit.unchecked)
 
 
 def _untrusted(analysis: Analysis, runs: Sequence[str]) -> Value:
