@@ -7,6 +7,7 @@ tokens of a window, C context_dim.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from tandem.audit.plain import (
     linear_rate,
     seed_of,
 )
-from tandem.audit.steps import ROUNDED, KeptStep, Tolerance, differences
+from tandem.audit.steps import ROUNDED, KeptStep, Tolerance, differences, read_steps, unexplained
 from tandem.audit.subject import Subject
 from tandem.model import TandemForCausalLM
 from tandem.records import Check
@@ -40,22 +41,23 @@ def step_checks(subject: Subject) -> Iterator[Check]:
         if of_phase1 is None:
             yield _not_checked("phase1_steps", "the audit has no plain trainer of this objective")
         else:
-            yield _check(subject, "phase1_steps", subject.phase1_steps, of_phase1)
-    yield _check(subject, "phase2_steps", subject.phase2_steps, phase2)
+            yield _check(subject, "phase1_steps", subject.phase1_snapshots, of_phase1)
+    yield _check(subject, "phase2_steps", subject.phase2_snapshots, phase2)
 
 
 Replay = Callable[[Subject, Sequence[KeptStep], Tolerance], Iterator[str]]
 """What is wrong with the kept steps of a phase."""
 
 
-def _check(subject: Subject, name: str, kept_steps: Sequence[KeptStep], replay: Replay) -> Check:
+def _check(subject: Subject, name: str, path: Path, replay: Replay) -> Check:
+    kept_steps = read_steps(path)
     if not kept_steps:
         return _not_checked(name, "no step was kept")
     if subject.record.environment.device != "cpu" and subject.model.device.type == "cpu":
         return _not_checked(name, "dropout and noise were drawn on another device than this one")
     coarse = subject.record.environment.precision == "bfloat16" or subject.rounding > 0
     with torch.random.fork_rng(devices=[]):
-        wrong = list(replay(subject, kept_steps, ROUNDED if coarse else Tolerance()))
+        wrong = unexplained(path) + list(replay(subject, kept_steps, ROUNDED if coarse else Tolerance()))
     return Check(
         name=name,
         looked_at=f"{len(kept_steps)} steps that were kept, each taken again by a plain trainer: positions, "

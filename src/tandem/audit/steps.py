@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ class KeptStep:
     loss: float
     gradient_norm: float
     lr: float
+    steps_before: int
     tensors: Mapping[str, Tensor]
 
     @property
@@ -74,6 +76,7 @@ def read_steps(path: Path) -> list[KeptStep]:
                 values["loss"],
                 values["gradient_norm"],
                 values["lr"],
+                values["steps_before"],
                 {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{label}/")},
             )
             for label, values in numbers.items()
@@ -84,9 +87,27 @@ def read_steps(path: Path) -> list[KeptStep]:
     return sorted(found, key=lambda step: (step.epoch, step.step))
 
 
+def unexplained(path: Path) -> list[str]:
+    """Where weights changed between the steps of a file, or an epoch's number of steps is not the others'."""
+    with safe_open(path, "pt") as file:
+        epochs = json.loads(file.metadata()["epochs"])
+    wrong = [
+        f"epoch {epoch['epoch']} had {epoch['steps']} steps, epoch 1 had {epochs[0]['steps']}"
+        for epoch in epochs
+        if epoch["steps"] != epochs[0]["steps"]
+    ]
+    for one, other in pairwise(epochs):
+        if one.get("after") != other["before"]:
+            between = f"the last step of epoch {one['epoch']} and the first one of epoch {other['epoch']}"
+            wrong.append(f"weights changed between {between}")
+    return wrong
+
+
 def differences(step: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
     """What of a kept step is not as the plain one has it, each by its kind."""
     where = step.where
+    if step.steps_before != plain.done:
+        yield f"{step.steps_before} steps were made before {where}, the settings say {plain.done}"
     if plain.positions is not None and not torch.equal(step.of("read")["positions"].long(), plain.positions):
         yield f"{where} read other positions than the settings and the seed say"
         return

@@ -123,14 +123,13 @@ class Subject:
         """Of its phase 1."""
         return OBJECTIVES[self.prepared.settings.recipe]
 
-    @cached_property
-    def phase1_steps(self) -> list[KeptStep]:
-        """The kept steps of phase 1, from the model folder, else the run directory. Raises ValueError where
-        they cannot be read."""
+    @property
+    def phase1_snapshots(self) -> Path:
+        """Where those of phase 1 are: in the model folder, else in the run directory."""
         own = self.folder / "phase1_snapshots.safetensors"
         variant = "" if self.record.variant is None else f"{self.record.variant}-"
         name = f"{variant}C{self.record.context_layers}-seed{self.seed}-snapshots.safetensors"
-        return read_steps(own if own.is_file() else self.folder.parent.parent / "phase1" / name)
+        return own if own.is_file() else self.folder.parent.parent / "phase1" / name
 
     @property
     def rounding(self) -> float:
@@ -233,10 +232,15 @@ class Subject:
         needed = [scan.tokens if scan.method == "loop" else scan.burn_in for scan in scans]
         return max(LEAST_WARM_UP, *needed)
 
+    @property
+    def phase2_snapshots(self) -> Path:
+        """Where the kept steps of phase 2 are."""
+        return self.folder / "snapshots.safetensors"
+
     @cached_property
     def phase2_steps(self) -> list[KeptStep]:
         """Those of phase 2. Raises ValueError where they cannot be read."""
-        return read_steps(self.folder / "snapshots.safetensors")
+        return read_steps(self.phase2_snapshots)
 
     @cached_property
     def phase2_batches(self) -> dict[tuple[int, int], torch.Tensor]:

@@ -1,12 +1,16 @@
 """Checks of the weights: what was frozen, what was trained, and whose phase 1 it is."""
 
+import math
 from collections.abc import Iterator
 
 from tandem.audit.parts import part_prints, parts_of
+from tandem.audit.plain import linear_rate
 from tandem.audit.subject import SAME_WEIGHT, Subject
 from tandem.metrics import effective_rank
 from tandem.records import Check, Parameters, PartRecord
 
+FURTHER = 2.0
+"""An element may move so many times the learning rate in a step: with a changing gradient, AdamW's may."""
 RANKED, RANK_TOLERANCE = 512, 0.01
 """Effective rank of so many contexts or more is recomputed, to within one point."""
 
@@ -96,6 +100,7 @@ def _trained(subject: Subject) -> Check:
             and not _starts_at(part, subject.initial_samples[part.part])
         ]
     wrong += [f"{part} is as it was before training" for part in unchanged]
+    wrong += _distances(subject)
     count = sum(record.trained for parts in phases.values() for record in parts)
     return _check(
         "trained",
@@ -103,6 +108,32 @@ def _trained(subject: Subject) -> Check:
         "; ".join(dict.fromkeys(wrong)) or f"{count} parts trained",
         "fail" if wrong else "pass",
     )
+
+
+def _distances(subject: Subject) -> Iterator[str]:
+    """Tensors that phase 2 left where they were, or moved further than its learning rates can.
+
+    AdamW moves an element by about the learning rate in a step, and by decay towards zero.
+    """
+    record, own = subject.record.phase2, subject.prepared.settings.phase2
+    assert record is not None
+    if record.best_epoch == 0:
+        return
+    epoch_steps = math.ceil((len(subject.prepared.corpus.train) - 1) / own.batch_positions)
+    steps, steps_made = own.max_epochs * epoch_steps, record.best_epoch * epoch_steps
+    shares = (linear_rate(done, steps, min(50, steps // 10)) for done in range(steps_made))
+    rates = own.lr * (steps_made if own.schedule == "constant" else sum(shares))
+    start, saved = subject.initial.state_dict(), subject.model.state_dict()
+    for name, weights in saved.items():
+        if not name.startswith("token_block."):
+            continue
+        distance = float((weights.double() - start[name].double()).norm())
+        limit = FURTHER * rates * math.sqrt(weights.numel())
+        limit += rates * own.weight_decay * float(start[name].double().norm())
+        if distance == 0:
+            yield f"{name} is as it was before phase 2"
+        elif distance > limit:
+            yield f"{name} moved by {distance:.3g} in phase 2, and its learning rates allow {limit:.3g}"
 
 
 def _kept_start(subject: Subject) -> bool:

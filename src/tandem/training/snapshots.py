@@ -1,18 +1,21 @@
 """A few optimizer steps of a training, kept whole, so that the audit can take them again by code of its own.
 
 Of a step are kept: the trained weights and AdamW's two moments before it, what it read, its loss, the length
-of its gradient, its learning rate, and the weights after it.
+of its gradient, its learning rate, and the weights after it. Of every epoch: fingerprints of the weights that
+its first step found and its last step left, so that nothing else can have changed them.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tandem.fingerprint import fingerprint
 from tandem.training.gradients import TABLE_ROWS, used_rows
 
 BUDGET_BYTES = 16 << 20
@@ -34,6 +37,7 @@ class Snapshots:
         self._named: Mapping[str, nn.Parameter] = {}
         self._optimizer: torch.optim.Optimizer | None = None
         self._epoch_steps = self._steps_done = 0
+        self._joins: list[dict[str, Any]] = []
 
     def __bool__(self) -> bool:
         return bool(self._steps)
@@ -48,6 +52,16 @@ class Snapshots:
     def step(self, epoch: int, step: int, loss: float, gradient_norm: float, read: Read) -> Iterator[None]:
         """Around the optimizer's step number `step` of an epoch, both from 1; gradients are there already."""
         self._steps_done += 1
+        if step == 1:
+            self._joins.append({"epoch": epoch, "before": self._fingerprint()})
+        with self._copied(epoch, step, loss, gradient_norm, read):
+            yield
+        self._joins[-1]["steps"] = step
+        if step == self._epoch_steps:
+            self._joins[-1]["after"] = self._fingerprint()
+
+    @contextmanager
+    def _copied(self, epoch: int, step: int, loss: float, gradient_norm: float, read: Read) -> Iterator[None]:
         labels = self._labels(epoch, step)
         if not labels or self._optimizer is None:
             yield
@@ -72,6 +86,7 @@ class Snapshots:
             "loss": loss,
             "gradient_norm": gradient_norm,
             "lr": float(self._optimizer.param_groups[0]["lr"]),
+            "steps_before": self._steps_done - 1,
         }
         yield
         for name, parameter in self._named.items():
@@ -93,7 +108,11 @@ class Snapshots:
             numbers[label] = {**of_step, "same_as": first}
             if first == label:
                 tensors |= {f"{label}/{name}": tensor for name, tensor in of_tensors.items()}
-        save_file(tensors, path, {"steps": json.dumps(numbers)})
+        save_file(tensors, path, {"steps": json.dumps(numbers), "epochs": json.dumps(self._joins)})
+
+    def _fingerprint(self) -> str:
+        weights = (parameter.detach().float().cpu().numpy() for parameter in self._named.values())
+        return fingerprint("weights", *weights)
 
     def _labels(self, epoch: int, step: int) -> list[str]:
         labels = []
