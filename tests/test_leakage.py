@@ -1,28 +1,30 @@
-"""Leakage: figures equal to those of plain sets of tuples, and the cases that matter by themselves."""
+"""Leakage: figures equal to those of plain sets of strings, and the cases that matter by themselves."""
 
-import string
+import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem.audit.leakage import Leakage, measure_leakage
+from tandem.audit import leakage
+from tandem.audit.leakage import ORDERS, Leakage, measure_leakage
 
 
-def naive_leakage(train: list[str], validation: list[str], order: int) -> Leakage:
+def letters(document: str) -> str:
+    return "".join(c for c in document.casefold() if c.isalnum())
+
+
+def naive_leakage(train: list[str], validation: list[str], orders: tuple[int, ...]) -> Leakage:
     """The same, n-gram by n-gram."""
-
-    def ngrams(document: str) -> list[tuple[str, ...]]:
-        words = ["".join(c for c in word.lower() if c not in string.punctuation) for word in document.split()]
-        words = [word for word in words if word]
-        return [tuple(words[start : start + order]) for start in range(len(words) - order + 1)]
-
-    seen = {ngram for document in train for ngram in ngrams(document)}
+    found = []
+    for document in map(letters, validation):
+        order = next((order for order in orders if order <= len(document)), 0)
+        starts = range(len(document) - order + 1) if order else ()
+        found.append([document[start : start + order] for start in starts])
     whole = [document.split() for document in train]
+    seen = {ngram for own in found for ngram in own if any(ngram in letters(document) for document in train)}
     exact = [document.split() in whole for document in validation]
-    found = [ngrams(document) for document in validation]
-    contained = [bool(own) and 5 * len(set(own) & seen) >= 4 * len(set(own)) for own in found]
+    contained = [bool(own) and 5 * len({*own} & seen) >= 4 * len({*own}) for own in found]
     occurrences = [ngram in seen for own in found for ngram in own]
     leaked = [d for d, same, inside in zip(validation, exact, contained, strict=True) if same or inside]
     return Leakage(
@@ -40,22 +42,25 @@ def numbered(first: int, last: int) -> str:
     return " ".join(f"word{number}" for number in range(first, last))
 
 
-texts = st.lists(st.sampled_from(["a", "b", "B,", "c", "--", "c_c", "\n"]), max_size=25).map(" ".join)
+texts = st.lists(st.sampled_from(["a", "b", "B,", "文", "--", "cc", "\n"]), max_size=25).map(" ".join)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(texts, max_size=5), st.lists(texts, max_size=5), st.integers(1, 14))
-def test_equals_sets_of_tuples(train, validation, order):
-    assert measure_leakage(train, validation, order) == naive_leakage(train, validation, order)
+@settings(max_examples=200, deadline=None)
+@given(st.lists(texts, max_size=5), st.lists(texts, max_size=5))
+def test_equals_sets_of_strings(train, validation):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leakage, "ORDERS", (7, 4, 2))
+        patch.setattr(leakage, "PART_CHARACTERS", 20)
+        assert measure_leakage(train, validation) == naive_leakage(train, validation, (7, 4, 2))
 
 
-def test_equals_sets_of_tuples_on_long_documents():
-    generator = np.random.default_rng(0)
-    train = [" ".join(map(str, generator.integers(0, 2, length))) for length in (0, 12, 13, 900, 3000)]
-    validation = [" ".join(map(str, generator.integers(0, 2, length))) for length in (700, 12, 13, 50)]
-    validation[0] += " 2 " + train[3][:400]
+def test_equals_sets_of_strings_on_long_documents():
+    draws = random.Random(0)
+    train = ["".join(draws.choices("0123456789", k=length)) for length in (0, 59, 60, 900, 3000)]
+    validation = ["".join(draws.choices("0123456789", k=length)) for length in (700, 12, 60, 50)]
+    validation[0] += " x " + train[3][:400]
     found = measure_leakage(train, validation)
-    assert found == naive_leakage(train, validation, 13)
+    assert found == naive_leakage(train, validation, ORDERS)
     assert 0.2 < found.ngram_share < 0.9
 
 
@@ -65,16 +70,8 @@ def test_nothing_to_compare():
     assert measure_leakage([numbered(0, 50)], []) == nothing
     alone = measure_leakage([], [numbered(0, 50)])
     assert alone == Leakage(documents=1, exact=0, contained=0, comparable=1, ngram_share=0.0, first=None)
-
-
-def test_documents_too_short_to_have_an_ngram():
-    train = [numbered(0, 100)]
-    found = measure_leakage(train, [numbered(0, 12), "", "--- ---"])
-    assert found == Leakage(documents=3, exact=0, contained=0, comparable=0, ngram_share=None, first=None)
-    just = measure_leakage(train, [numbered(0, 13), numbered(200, 212)])
-    assert just == Leakage(
-        documents=2, exact=0, contained=1, comparable=1, ngram_share=1.0, first=numbered(0, 13)[:60]
-    )
+    short = measure_leakage([numbered(0, 50)], ["", "--- ---", "word1 word2"])
+    assert short == Leakage(documents=3, exact=0, contained=0, comparable=0, ngram_share=None, first=None)
 
 
 def test_document_inside_a_longer_training_document():
@@ -82,9 +79,25 @@ def test_document_inside_a_longer_training_document():
     train = [numbered(500, 900), f"{numbered(300, 400)}\n{inside}\n{numbered(400, 500)}"]
     found = measure_leakage(train, [numbered(1000, 1100), inside.replace(" ", ",\n").upper()])
     assert (found.documents, found.exact, found.contained, found.comparable) == (2, 0, 1, 2)
-    assert found.ngram_share == 188 / (188 + 88)
     assert found.first.startswith("WORD0, WORD1, ")
     assert len(found.first) == 60
+
+
+def test_a_language_without_spaces_and_a_short_document():
+    """Words would be of no use here: a sentence is one, and has fewer than thirteen."""
+    text = (
+        "文脈ブロックは読んだものをすべて一つのベクトルに畳み込み、"
+        "トークンブロックがそれを次の語の予測に変える。"
+    )
+    found = measure_leakage(
+        [f"はじめに。{text}おわり。", "別の文章"], [text.replace("、", "，"), "無関係な文" * 9]
+    )
+    assert (found.contained, found.comparable) == (1, 2)
+    short = measure_leakage(
+        ["He said: thank you, that is very kind of you! And left."],
+        ["Thank you; that is very kind of you.", "Thank you, this is not very kind of you."],
+    )
+    assert (short.contained, short.comparable) == (1, 2)
 
 
 def test_exact_duplicate_with_other_white_space():
@@ -94,27 +107,26 @@ def test_exact_duplicate_with_other_white_space():
     assert found.first == "Yes, please. Thank you."
 
 
-@pytest.mark.parametrize(("kept", "contained"), [(92, 1), (91, 0)])
-def test_contained_from_80_percent_of_distinct_ngrams(kept, contained):
-    # 112 words have 100 13-grams; the first 92 words have 80 of them.
-    found = measure_leakage([numbered(0, kept)], [numbered(0, 112)])
-    assert found.ngram_share == (kept - 12) / 100
+def digits(count: int) -> str:
+    """Of no window of which there is another one."""
+    return "".join(random.Random(1).choices("0123456789abcdefghij", k=count))
+
+
+@pytest.mark.parametrize(("length", "contained"), [(139, 1), (138, 0)])
+def test_contained_from_80_percent_of_distinct_ngrams(length, contained):
+    # 159 characters have 100 n-grams; the first 139 characters have 80 of them.
+    found = measure_leakage([digits(length)], [digits(159)])
+    assert found.ngram_share == (length - 59) / 100
     assert found.contained == contained
 
 
 def test_repetitions_count_as_occurrences_but_not_as_distinct():
-    phrase = numbered(0, 13)
-    found = measure_leakage([phrase], [f"{phrase} {phrase} {phrase}"])
-    assert found.ngram_share == 3 / 27
-    assert found.contained == 0  # one of 13 distinct n-grams
+    found = measure_leakage([digits(60)], [digits(60) * 3])
+    assert found.ngram_share == 3 / 121
+    assert found.contained == 0  # one of 60 distinct n-grams
 
 
 def test_no_ngram_crosses_a_border():
-    halves = [numbered(0, 10), numbered(10, 20)]
-    assert measure_leakage(halves, [numbered(0, 20)]).ngram_share == 0.0
-    assert measure_leakage([numbered(0, 20)], halves).ngram_share is None
-
-
-def test_impossible_order():
-    with pytest.raises(ValueError, match="at least one word"):
-        measure_leakage([], [], 0)
+    halves = [digits(120)[:50], digits(120)[50:]]
+    assert measure_leakage(halves, [digits(120)]).ngram_share == 11 / 61
+    assert measure_leakage([digits(120)[:59], digits(120)[59:]], [digits(118)[29:89]]).ngram_share == 0

@@ -1,12 +1,13 @@
 """Leakage: how much of the validation text also stands in the training text.
 
-The measure is the overlap of 13-grams, as in Brown et al. (2020), "Language Models are Few-Shot Learners",
-appendix C. It finds what the comparison of whole documents in `tandem.text.splits` cannot: a document
-that was reformatted, or that stands inside a longer one.
+Compared are runs of letters and digits, white space and punctuation aside, so that it does not matter how a
+language separates words or how a document was formatted. The longest such run, of 60 characters, is about
+the 13 words of Brown et al. (2020), "Language Models are Few-Shot Learners", appendix C. It finds what the
+comparison of whole documents in `tandem.text.splits` cannot: a document inside a longer one.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,24 +15,30 @@ from numpy.typing import NDArray
 
 from tandem.text.splits import document_parts
 
+Hashes = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 
+ORDERS = (60, 45, 30, 20)
+"""Characters of an n-gram: a document has those of the first order that is no longer than itself."""
 CONTAINED_PERCENT = 80
 """A document is contained if at least this part of its distinct n-grams occurs in training."""
 SHOWN_CHARACTERS = 60
 PART_CHARACTERS = 1 << 22
 """Training text compared at once; bounds memory, changes nothing else."""
-_PUNCTUATION = re.compile(r"[^\w\s]+|_+")
+BASE = np.uint64(0x9E3779B97F4A7C15)
+"""Of the polynomial hash, modulo 2^64; odd, so that it has an inverse."""
+INVERSE = np.uint64(pow(int(BASE), -1, 1 << 64))
+_NO_LETTER = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """What validation shares with training; an n-gram has `order` words (13) and lies within a document.
+    """What validation shares with training; an n-gram has up to 60 characters and lies within a document.
 
     documents     validation documents.
     exact         of them equal to a training document, white space folded.
     contained     of them with an n-gram, and at least 80% of their distinct ones in training (exact or not).
-    comparable    of them long enough to have an n-gram.
+    comparable    of them long enough to have an n-gram (20 letters or digits).
     ngram_share   share of the validation text's n-grams (occurrences) that occur in training; None: no n-gram
     first         the beginning (60 characters, white space folded) of the first one exact or contained.
     """
@@ -44,87 +51,99 @@ class Leakage:
     first: str | None
 
 
-def measure_leakage(train: Sequence[str], validation: Sequence[str], order: int = 13) -> Leakage:
-    """Compare the documents of both splits, whole and by their n-grams of `order` words.
-
-    N-grams are compared themselves, not by hashes: the figures are exact. A text written without spaces
-    has few words, hence few n-grams or none (`comparable` tells).
-
-    Raises ValueError if `order` is below 1.
-    """
-    if order < 1:
-        raise ValueError(f"an n-gram has at least one word, not {order}")
+def measure_leakage(train: Sequence[str], validation: Sequence[str]) -> Leakage:
+    """Compare the documents of both splits, whole and by 64-bit hashes of their n-grams."""
     folded = [_fold(document) for document in validation]
-    equal = _folded_in_both(train, set(folded))
-    shared = _compare_ngrams(train, validation, order)
-    comparable = shared.distinct > 0
-    contained = comparable & (100 * shared.distinct_seen >= CONTAINED_PERCENT * shared.distinct)
+    wanted = set(folded)
+    equal = {text for text in map(_fold, train) if text in wanted}
+    texts = [_letters(document) for document in validation]
+    orders = [next((order for order in ORDERS if order <= len(text)), 0) for text in texts]
+    tiers = [
+        _Tier(order, [text if own == order else "" for text, own in zip(texts, orders, strict=True)])
+        for order in sorted({*orders} - {0})
+    ]
+    for part in _parts(train) if tiers else ():
+        letters = [_letters(document) for document in part]
+        for tier in tiers:
+            tier.look_in(letters)
+    contained = sum((tier.contained for tier in tiers), np.zeros(len(texts), bool))
     exact = np.array([text in equal for text in folded], dtype=bool)
     leaked = np.flatnonzero(exact | contained)
+    occurrences = sum(len(tier.places) for tier in tiers)
     return Leakage(
         documents=len(validation),
         exact=int(exact.sum()),
         contained=int(contained.sum()),
-        comparable=int(comparable.sum()),
-        ngram_share=shared.occurrences_seen / shared.occurrences if shared.occurrences else None,
+        comparable=sum(order > 0 for order in orders),
+        ngram_share=sum(int(t.seen[t.places].sum()) for t in tiers) / occurrences if occurrences else None,
         first=folded[leaked[0]][:SHOWN_CHARACTERS] if len(leaked) else None,
     )
+
+
+class _Tier:
+    """The n-grams of one order of some validation documents, and which of them occur in training.
+
+    places    [n] of each occurrence, its number among the distinct ones.
+    seen      [distinct] whether it was found.
+    """
+
+    def __init__(self, order: int, texts: Sequence[str]) -> None:
+        self._order, self._documents = order, len(texts)
+        hashes, self._document = _ngrams(texts, order)
+        self._distinct, self.places = np.unique(hashes, return_inverse=True)
+        self.seen = np.zeros(len(self._distinct), dtype=bool)
+
+    def look_in(self, texts: Sequence[str]) -> None:
+        """Look for them in some training text."""
+        hashes, _ = _ngrams(texts, self._order)
+        place = np.minimum(np.searchsorted(self._distinct, hashes), len(self._distinct) - 1)
+        self.seen[place[self._distinct[place] == hashes]] = True
+
+    @property
+    def contained(self) -> NDArray[np.bool_]:
+        """Whether most of the distinct n-grams of each document were found, [documents]."""
+        pairs = np.unique(self._document * len(self._distinct) + self.places)
+        document, place = np.divmod(pairs, len(self._distinct))
+        own = np.bincount(document, minlength=self._documents)
+        found = np.bincount(document[self.seen[place]], minlength=self._documents)
+        return (own > 0) & (100 * found >= CONTAINED_PERCENT * own)
+
+
+def _ngrams(texts: Sequence[str], order: int) -> tuple[Hashes, Integers]:
+    """A hash of every n-gram within a text, [n], and which text it is of."""
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    if len(codes) < order:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    # The hash of a window is the sum of code · base^place in it: a difference of two sums from the start,
+    # less the power with which the window begins.
+    sums = np.concatenate(([np.uint64(0)], np.cumsum((codes + np.uint64(1)) * _powers(BASE, len(codes)))))
+    hashes = (sums[order:] - sums[:-order]) * _powers(INVERSE, len(codes) - order + 1)
+    document = np.repeat(np.arange(len(texts)), lengths)
+    within = document[: len(hashes)] == document[order - 1 :]
+    return hashes[within], document[: len(hashes)][within]
+
+
+def _powers(base: np.uint64, count: int) -> Hashes:
+    """1, base, base², … modulo 2^64, [count]."""
+    powers = np.full(count, base)
+    powers[:1] = 1
+    return np.cumprod(powers, dtype=np.uint64)
 
 
 def _fold(document: str) -> str:
     return " ".join(words for part in document_parts(document) if (words := " ".join(part.split())))
 
 
-def _folded_in_both(train: Iterable[str], wanted: set[str]) -> set[str]:
-    """Those of the folded texts `wanted` that are training documents."""
-    return {text for text in map(_fold, train) if text in wanted}
-
-
-def _words(document: str) -> Iterator[str]:
-    """Lower-case words between white space, their punctuation and symbols taken out."""
-    for part in document_parts(document):
-        yield from _PUNCTUATION.sub("", part.lower()).split()
-
-
-@dataclass(frozen=True)
-class _SharedNgrams:
-    """N-grams of the validation text, and those of them that occur in training."""
-
-    occurrences: int
-    occurrences_seen: int
-    distinct: Integers  # [documents]
-    distinct_seen: Integers  # [documents]
-
-
-def _compare_ngrams(train: Iterable[str], validation: Sequence[str], order: int) -> _SharedNgrams:
-    """Look for every n-gram of the validation text in the training text, which is read in parts."""
-    numbers: dict[str, int] = {}
-    for text in validation:
-        for word in _words(text):
-            numbers.setdefault(word, len(numbers))
-    words, lengths = _numbered(validation, numbers)
-    windows = _Windows(words, order)
-    names, document = _within(windows.names, lengths, order)
-
-    in_training = np.zeros(int(windows.names.max(initial=-1)) + 1, dtype=bool)
-    for part in _parts(train):
-        read, read_lengths = _numbered(part, numbers)
-        found, _ = _within(windows.find(read), read_lengths, order)
-        in_training[found[found >= 0]] = True
-
-    _, once = np.unique(document * len(in_training) + names, return_index=True)
-    count = len(validation)
-    return _SharedNgrams(
-        occurrences=len(names),
-        occurrences_seen=int(in_training[names].sum()),
-        distinct=np.bincount(document[once], minlength=count),
-        distinct_seen=np.bincount(document[once][in_training[names[once]]], minlength=count),
-    )
+def _letters(document: str) -> str:
+    """Its letters and digits, in lower case."""
+    return _NO_LETTER.sub("", document.casefold())
 
 
 def _parts(documents: Iterable[str]) -> Iterator[list[str]]:
     """`documents` in lists of about PART_CHARACTERS, at least one document each."""
-    part, characters = [], 0
+    part: list[str] = []
+    characters = 0
     for document in documents:
         part.append(document)
         characters += len(document)
@@ -132,72 +151,3 @@ def _parts(documents: Iterable[str]) -> Iterator[list[str]]:
             yield part
             part, characters = [], 0
     yield part
-
-
-def _numbered(documents: Sequence[str], numbers: Mapping[str, int]) -> tuple[Integers, Integers]:
-    """All words of all documents as numbers (-1: without one), and how many words each document has."""
-    parts = [np.fromiter((numbers.get(word, -1) for word in _words(text)), np.int64) for text in documents]
-    lengths = np.array([len(part) for part in parts], dtype=np.int64)
-    return np.concatenate([np.empty(0, np.int64), *parts]), lengths
-
-
-def _within(names: Integers, lengths: Integers, order: int) -> tuple[Integers, Integers]:
-    """Those windows of documents that follow on each other which lie within one, and the document of each."""
-    document = np.repeat(np.arange(len(lengths)), lengths)
-    # A window that begins and ends in one document lies within it.
-    within = document[: len(names)] == document[order - 1 :]
-    return names[within], document[: len(within)][within]
-
-
-class _Windows:
-    """A number for each window of `order` words of a text, the same for equal windows: [words] → [windows].
-
-    A window of a + b words is the pair of its parts' numbers, numbered anew (as suffix arrays are built by
-    doubling; Manber and Myers, 1993): 13 = 8 + 4 + 1 takes five rounds of sorting. Windows of other texts
-    are then looked up, round by round, among the pairs that there were.
-    """
-
-    def __init__(self, words: Integers, order: int) -> None:
-        self._order = order
-        self._rounds: list[tuple[int, Integers]] = []  # how pairs were made one number, and those there are
-        self.names = self._of(words, self._learn)
-
-    def find(self, words: Integers) -> Integers:
-        """Numbers of the windows of another text; -1 for those that this one does not have."""
-        rounds = iter(self._rounds)
-
-        def look_up(left: Integers, right: Integers) -> Integers:
-            base, there = next(rounds)
-            if len(there) == 0:
-                return np.full(len(right), -1)
-            pairs = left * base + right
-            place = np.minimum(np.searchsorted(there, pairs), len(there) - 1)
-            known = (left >= 0) & (right >= 0) & (right < base) & (there[place] == pairs)
-            return np.where(known, place, -1)
-
-        return self._of(words, look_up)
-
-    def _learn(self, left: Integers, right: Integers) -> Integers:
-        base = int(right.max(initial=0)) + 1
-        there, names = np.unique(left * base + right, return_inverse=True)
-        self._rounds.append((base, there))
-        return names
-
-    def _of(self, words: Integers, name: Callable[[Integers, Integers], Integers]) -> Integers:
-        """`name` gives numbers to pairs of a left window and the right window that follows it."""
-
-        def pairs(left: Integers, right: Integers, distance: int) -> Integers:
-            right = right[distance:]
-            return name(left[: len(right)], right)
-
-        whole: Integers | None = None  # windows of `length` words
-        length = 0
-        power, width = words, 1  # windows of `width` words, a power of two
-        while True:
-            if self._order & width:
-                whole = power if whole is None else pairs(whole, power, length)
-                length += width
-            if 2 * width > self._order:
-                assert whole is not None  # order is at least 1
-                return whole
-            power, width = pairs(power, power, width), 2 * width
