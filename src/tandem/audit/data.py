@@ -1,35 +1,123 @@
 """Checks of the data that all runs share: leakage between the splits, and the text behind the tokens."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tandem.audit.leakage import measure_leakage
 from tandem.experiment.prepared import TrainingInputs
 from tandem.records import Check, RunRecord
+from tandem.text.places import user_path
+from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, overlap_allowed
+from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.store import Ids, TokenStream, token_counts
-from tandem.tokens.tokenizer import cutter, plain
+from tandem.tokens.tokenizer import cutter, pieces, plain
 
 Integers = npt.NDArray[np.int64]
 
-ENCODED_BYTES = 1 << 20
-"""Of each split so much text is encoded again."""
+ENCODED_BYTES = 1 << 22
+"""Of each split about so much text is encoded again: documents at equal distances."""
+TRAINED_BYTES = 16 << 20
+"""On more training text the tokenizer is not trained again."""
+SAME_WEIGHT = 1e-3
+"""An element of an embedding may differ by so much between two processors."""
 COUNTED_TOKENS = 1 << 22
 """Tokens whose n-grams are counted at once; bounds memory, changes nothing else."""
 SHARE = 0.1
-"""Share of the validation text's 13-grams that also occur in training, above which there is a warning."""
+"""Share of the validation text's n-grams that also occur in training, above which there is a warning."""
 CONTAINED = 0.01
 """Share of validation documents contained in training above which the check fails (of 100, that is two)."""
 
 
-def data_checks(prepared: TrainingInputs, splits: Splits) -> Iterator[Check]:
-    """`leakage` and `tokens`."""
+def data_checks(variants: Mapping[str | None, TrainingInputs], splits: Splits) -> Iterator[Check]:
+    """`text`, `leakage`, `tokens` and `embeddings`, of the text and tokens that all variants share."""
+    prepared = next(iter(variants.values()))
     data = prepared.settings.data
+    yield _text(prepared, splits)
     yield _leakage(splits, allowed=overlap_allowed(data))
     yield _tokens(prepared, splits)
+    yield _embeddings(variants)
+
+
+def _check(name: str, looked_at: str, wrong: Sequence[str], otherwise: str) -> Check:
+    figure, status = "; ".join(wrong) or otherwise, "fail" if wrong else "pass"
+    return Check.model_validate({"name": name, "looked_at": looked_at, "figure": figure, "status": status})
+
+
+def _text(prepared: TrainingInputs, splits: Splits) -> Check:
+    """Documents that the sources hold, by a reader of its own, against those of both splits."""
+    data, corpus = prepared.settings.data, prepared.corpus
+    sources = [Counter(map(_words, plain_documents(data.train, data.txt_documents)))]
+    if data.validation is not None:
+        sources.append(Counter(map(_words, plain_documents(data.validation, data.txt_documents))))
+    train, validation = (list(map(_words, part)) for part in (splits.train, splits.validation))
+    wrong = []
+    wanted = [{*train, *validation}] if data.validation is None else [{*train}, {*validation}]
+    for name, read, there in zip((data.train, data.validation), sources, wanted, strict=False):
+        if strange := len(there - read.keys()):
+            wrong.append(f"{strange} documents are in no file of {name}")
+        if (lacking := len(read.keys() - there)) != (splits.left_out if name == data.train else 0):
+            wrong.append(f"{lacking} documents of {name} are in no split, {splits.left_out} were left out")
+    for name, digests in (("training", train), ("validation", validation)):
+        if (again := len(digests) - len({*digests})) > 0:
+            wrong.append(f"{again} {name} documents are there twice")
+    dropped = sum(read.total() - len(read) for read in sources)
+    if dropped != corpus.duplicates_dropped:
+        wrong.append(f"{corpus.duplicates_dropped} duplicates are said to be dropped, there are {dropped}")
+    for name, part, stream in (
+        ("train", splits.train, corpus.train),
+        ("validation", splits.validation, corpus.validation),
+    ):
+        separator = data.separators[name]
+        between = 0 if separator == "eos" else len(separator.encode()) * (len(part) - 1)
+        size = sum(len(document.encode()) for document in part) + between
+        if size != int(stream.document_bytes.sum()):
+            wrong.append(f"the {name} text has {size} bytes, counted are {int(stream.document_bytes.sum())}")
+    share = sum(map(len, splits.validation)) / max(1, sum(map(len, (*splits.train, *splits.validation))))
+    whole = data.validation is None and data.max_train_bytes is None
+    if whole and share > 2 * data.validation_fraction and len(validation) > 1:
+        wrong.append(
+            f"validation is {share:.1%} of the text, the settings say {data.validation_fraction:.1%}"
+        )
+    count = sum(read.total() for read in sources)
+    return _check(
+        "text",
+        "documents of the sources, read by another reader, against those of both splits",
+        wrong,
+        f"{count} documents read, {dropped} dropped as duplicates, {splits.left_out} left out",
+    )
+
+
+def plain_documents(source: str, txt_documents: str) -> Iterator[str]:
+    """Documents of a plain .jsonl or .txt file, read simply; of any other source as training reads it."""
+    path = user_path(source)
+    if path.is_file() and path.suffix == ".jsonl":
+        lines = path.read_text("utf-8-sig").split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+        if all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
+            yield from (row["text"] for row in rows if row["text"].strip())
+            return
+    elif path.is_file() and path.suffix == ".txt" and txt_documents in ("file", "blank-line"):
+        with suppress(UnicodeDecodeError):
+            text = path.read_text("utf-8-sig")
+            parts = [text] if txt_documents == "file" else re.split(r"\n[^\S\n]*(?:\n[^\S\n]*)+", text)
+            yield from (part for part in parts if part.strip())
+            return
+    yield from open_documents(source, txt_documents)
+
+
+def _words(document: str) -> bytes:
+    """A digest of its words: two documents that differ in white space only are the same."""
+    return hashlib.sha256(" ".join(document.split()).encode("utf-8", "surrogatepass")).digest()
 
 
 def _leakage(splits: Splits, allowed: bool) -> Check:
@@ -44,8 +132,10 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
         status = "skip"
     figure = (
         f"{found.exact} of {found.documents} documents also in training; {found.contained} of "
-        f"{found.comparable} with 80% or more of their 13-grams there; {share:.2%} of all 13-grams"
+        f"{found.comparable} with 80% or more of their n-grams there; {share:.2%} of all n-grams"
     )
+    if status == "skip":
+        figure = f"not checked: no document has 20 letters or more; {figure}"
     if status != "pass" and found.first:
         figure += f" (the first: '{found.first}')"
     if allowed and found.exact:
@@ -53,7 +143,7 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
     return Check.model_validate(
         {
             "name": "leakage",
-            "looked_at": "validation documents and their 13-grams of words, in the training documents",
+            "looked_at": "validation documents and their runs of 60 letters, in the training documents",
             "figure": figure,
             "status": status,
         }
@@ -61,13 +151,13 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
 
 
 def _tokens(prepared: TrainingInputs, splits: Splits) -> Check:
-    corpus, data = prepared.corpus, prepared.settings.data
+    corpus, settings = prepared.corpus, prepared.settings
     tokenizer = plain(corpus.tokenizer)
     tokenizer.encode_special_tokens = True
     wrong, count = [], 0
     for split, documents, stream, separator in (
-        ("training", splits.train, corpus.train, data.separators["train"]),
-        ("validation", splits.validation, corpus.validation, data.separators["validation"]),
+        ("training", splits.train, corpus.train, settings.data.separators["train"]),
+        ("validation", splits.validation, corpus.validation, settings.data.separators["validation"]),
     ):
         checked, bad = _encode_again(tokenizer, documents, stream, separator, corpus.eos_token_id)
         count += checked
@@ -75,27 +165,43 @@ def _tokens(prepared: TrainingInputs, splits: Splits) -> Check:
             bad = f"has {len(stream.document_starts)} documents instead of {len(documents)}"
         if bad:
             wrong.append(f"{split} text: {bad}")
-    return Check(
-        name="tokens",
-        looked_at=f"{count} documents of both splits, encoded again with the one tokenizer",
-        figure="; ".join(wrong) or "the same tokens",
-        status="fail" if wrong else "pass",
+    looked_at = f"{count} documents of both splits, encoded again with the one tokenizer"
+    if settings.tokenizer.source == "bpe":
+        if corpus.train.text_bytes <= TRAINED_BYTES:
+            looked_at += ", which was trained again"
+            wrong += _bpe(splits, settings.tokenizer.vocab_size, tokenizer)
+        else:
+            looked_at += "; the tokenizer was not trained again on so much text"
+    return _check("tokens", looked_at, wrong, "the same tokens")
+
+
+def _bpe(splits: Splits, entries: int, found: Tokenizer) -> list[str]:
+    """Whether a byte-level BPE that is trained on the training text anew has the same merges."""
+    again = Tokenizer(models.BPE())
+    again.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
+    again.train_from_iterator((piece for text in splits.train for piece in pieces(text)), trainer)
+    ours, theirs = (json.loads(one.to_str())["model"]["merges"] for one in (again, found))
+    if ours == theirs:
+        return []
+    where = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
+    return [f"the tokenizer is not the BPE of the training text: its merge {where + 1} is another one"]
 
 
 def _encode_again(
     tokenizer: Tokenizer, documents: Sequence[str], stream: TokenStream, separator: str, eos: int | None
 ) -> tuple[int, str | None]:
-    """Documents compared, from the first on, and what was wrong with the first that differs."""
-    size, cut = 0, cutter(tokenizer)
-    ends = [*stream.document_starts[1:].tolist(), len(stream)]
-    for number, document in enumerate(documents):
-        if number >= len(ends):
-            break
-        if size > ENCODED_BYTES:
-            return number, None
-        size += len(document.encode())
-        last = number == len(documents) - 1
+    """Documents compared, spread over the whole text, and what was wrong with the first that differs."""
+    cut, ends = cutter(tokenizer), [*stream.document_starts[1:].tolist(), len(stream)]
+    step = max(1, math.ceil(stream.text_bytes / ENCODED_BYTES))
+    numbers = [number for number in range(min(len(documents), len(ends))) if number % step == 0]
+    for number in numbers:
+        document, last = documents[number], number == len(documents) - 1
         text = document if separator == "eos" or last else document + separator
         ids: list[int] = []
         for piece in cut(text):
@@ -104,8 +210,28 @@ def _encode_again(
             ids = [eos, *ids]
         there = np.asarray(stream.ids[stream.document_starts[number] : ends[number]])
         if not np.array_equal(there, np.array(ids)):
-            return number + 1, f"document {number + 1} has other tokens than this tokenizer gives it"
-    return len(documents), None
+            return len(numbers), f"document {number + 1} has other tokens than this tokenizer gives it"
+    return len(numbers), None
+
+
+def _embeddings(variants: Mapping[str | None, TrainingInputs]) -> Check:
+    """The tables that models start from, computed without the cache, or drawn by the definition."""
+    wrong, sources = [], []
+    for name, prepared in variants.items():
+        own, size = prepared.settings.embeddings, prepared.settings.model.embed_dim
+        sources.append(own.source)
+        table, _ = prepared.table(0)
+        if own.source == "random":
+            rows = np.random.default_rng(0).standard_normal((prepared.corpus.vocab_size, size))
+            again = rows * (own.norm / np.sqrt(np.square(rows).sum(1).mean()))
+        else:
+            again, _ = embedding_table(own, prepared.corpus, size, None)
+        off = float(np.abs(table - again).max())
+        if not off <= SAME_WEIGHT:
+            of = "" if name is None else f" of variant {name}"
+            wrong.append(f"the {own.source} embeddings{of} are others than computed anew (off by {off:.2g})")
+    looked_at = "the embeddings that models start from, computed again without the cache"
+    return _check("embeddings", looked_at, wrong, ", ".join(dict.fromkeys(sources)))
 
 
 def baseline_gaps(prepared: TrainingInputs, records: Sequence[RunRecord]) -> dict[str, float]:

@@ -89,7 +89,7 @@ def audit_run_dir(
     variants, splits = _prepare(Settings(**manifest.settings), records, run_dir, on_progress)
     reference = measured_against(variants.values())
     gaps = baseline_gaps(reference, records)
-    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(reference, splits), "data")]
+    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(variants, splits), "data")]
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
     contexts = ComputedContexts()
     firsts = {record.configuration: record.run for record in reversed(records)}
@@ -128,7 +128,7 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
     variants, splits = _prepare(settings, [record], folder, on_progress)
     prepared = variants[None]
     on_progress(f"auditing {record.run}")
-    shared = [_settings_check(written, [record]), *_guarded(data_checks(prepared, splits), "data")]
+    shared = [_settings_check(written, [record]), *_guarded(data_checks(variants, splits), "data")]
     return _record(
         [
             RunAudit(run=None, finished_at=None, checks=tuple(shared)),
