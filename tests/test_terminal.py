@@ -322,7 +322,7 @@ def test_progress_shows_names_as_they_are(tmp_path: Path) -> None:
     view.planned(tmp_path / "[/x]", ["run"], 0)
     view.run_started("[/a] :tada:")
     view.tick(Tick("[bold]phase", 1, 2, "[b]step", {"[/loss]": 1.0}))
-    console.print(view._current)
+    console.print(view._bars)
     told = said.getvalue()
     assert "[/a] :tada:, [bold]phase" in told
     assert "[b]step  [/loss] 1" in told

@@ -2,20 +2,8 @@
 
 import time
 from pathlib import Path
-from types import TracebackType
 
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tandem.cli.terminal import Terminal
 from tandem.records import RunRecord
@@ -23,7 +11,7 @@ from tandem.training.progress import Tick, Watcher
 
 
 class ProgressView(Watcher):
-    """Draws on a console: overall, current run and phase with its figures, and ETA.
+    """Draws on a console: a bar for all runs, and one for the phase of the current run with its figures.
 
     A context manager; without a terminal it prints one line for each phase and run instead of bars.
     """
@@ -31,48 +19,32 @@ class ProgressView(Watcher):
     def __init__(self, console: Terminal) -> None:
         self._console = console
         self._runs: list[str] = []
-        self._done = 0
+        self._before = self._done = 0
         self._run = ""
-        self._phase: str | None = None
         self._phase_began = 0.0
         self._last: Tick | None = None
-        self._overall = Progress(
-            SpinnerColumn("line"),  # of characters that every encoding has
-            TextColumn("{task.description}", style="bold", markup=False),
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TimeRemainingColumn(),
             console=console,
+            refresh_per_second=5,
+            transient=True,
         )
-        self._current = Progress(
-            TextColumn("  {task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}  {task.fields[figures]}", markup=False),
-            console=console,
-        )
-        self._overall_task: TaskID | None = None
-        self._phase_task: TaskID | None = None
-        grid = Table.grid()
-        grid.add_row(self._overall)
-        grid.add_row(self._current)
-        self._live = Live(grid, console=console, refresh_per_second=5, transient=True)
+        self._overall: TaskID | None = None
+        self._phase: TaskID | None = None
 
     def __enter__(self) -> "ProgressView":
         if self._console.is_terminal:
-            self._live.start()
+            self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
-            self._live.stop()
+            self._bars.stop()
 
     def preparing(self, what: str) -> None:
         """Text, tokens or embeddings are being made."""
@@ -80,37 +52,34 @@ class ProgressView(Watcher):
 
     def planned(self, run_dir: Path, runs: list[str], finished: int) -> None:
         """The runs of the grid, and how many of them were finished before."""
-        self._runs, self._done = runs, finished
+        self._runs, self._before, self._done = runs, finished, finished
         note = f", {finished} of them finished before" if finished else ""
         self._console.say(("run", "dim"), f"      {len(runs)} runs{note}, in {run_dir}")
-        self._overall_task = self._overall.add_task(
-            "experiment", total=max(len(runs) - finished, 0), count=self._count()
-        )
+        self._overall = self._bars.add_task("experiment", total=len(runs) - finished, status=self._count())
 
     def run_started(self, run: str) -> None:
         """One run begins."""
-        self._run, self._phase, self._last = run, None, None
+        self._run, self._last = run, None
 
     def tick(self, tick: Tick) -> None:
         """Progress of the current run."""
-        if tick.phase != self._phase:
+        if self._last is None or tick.phase != self._last.phase:
             self._finish_phase()
-            self._phase, self._phase_began = tick.phase, time.perf_counter()
-            self._phase_task = self._current.add_task(
-                f"{self._run}, {tick.phase}", total=tick.limit, unit=tick.unit, figures=""
-            )
+            self._phase_began = time.perf_counter()
+            self._phase = self._bars.add_task(f"{self._run}, {tick.phase}", total=tick.limit, status="")
         self._last = tick
-        if self._phase_task is not None:
-            self._current.update(self._phase_task, completed=int(tick.done), figures=_figures(tick))
-        if self._overall_task is not None:
-            self._overall.update(self._overall_task, completed=self._finished_now() + _share_of_run(tick))
+        status = f"{int(tick.done)}/{tick.limit} {tick.unit}  {_figures(tick)}"
+        if self._phase is not None:
+            self._bars.update(self._phase, completed=tick.done, status=status)
+        if self._overall is not None:
+            self._bars.update(self._overall, completed=self._done - self._before + _share_of_run(tick))
 
     def run_finished(self, record: RunRecord) -> None:
         """One run was recorded, finished or failed."""
         self._finish_phase()
         self._done += 1
-        if self._overall_task is not None:
-            self._overall.update(self._overall_task, completed=self._finished_now(), count=self._count())
+        if self._overall is not None:
+            self._bars.update(self._overall, completed=self._done - self._before, status=self._count())
         if record.status == "failed":
             self._console.say(("failed", "red"), f"   {record.run}: {record.failure}")
         elif record.validation is not None:
@@ -122,20 +91,15 @@ class ProgressView(Watcher):
             )
 
     def _finish_phase(self) -> None:
-        if self._phase_task is not None and self._last is not None:
-            self._current.remove_task(self._phase_task)
-            self._phase_task = None
+        if self._phase is not None and self._last is not None:
+            self._bars.remove_task(self._phase)
+            self._phase = None
             if not self._console.is_terminal:
                 took = time.perf_counter() - self._phase_began
                 self._console.say(
                     f"         {self._run}, {self._last.phase}: {self._last.done:.3g} {self._last.unit}s, "
                     f"{_figures(self._last)} ({took:.0f} s)"
                 )
-
-    def _finished_now(self) -> int:
-        """Runs finished since the plan was made: the overall bar leaves out those finished before."""
-        total = self._overall.tasks[0].total if self._overall.tasks else 0
-        return self._done - (len(self._runs) - int(total or 0))
 
     def _count(self) -> str:
         return f"{self._done}/{len(self._runs)} runs"
