@@ -1,5 +1,6 @@
 """The Python that other tests start processes with does what the real one does."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -46,7 +47,12 @@ def test_signals_reach_the_process(number: int) -> None:
     assert child != process.pid
 
 
-def test_tandem_is_imported_anew_and_libraries_are_not() -> None:
-    code = "import sys; print([name in sys.modules for name in ('torch', 'tandem', 'conftest')])"
-    for program, loaded in ((python(), "[True, False, False]"), (sys.executable, "[False, False, False]")):
-        assert subprocess.check_output([program, "-c", code], text=True).strip() == loaded
+def test_libraries_are_loaded_and_a_tandem_comes_from_where_the_path_says(tmp_path: Path) -> None:
+    code = "import sys; print([name in sys.modules for name in ('torch', 'conftest')]); import tandem; print(tandem.X)"
+    for text in ("one", "two"):
+        (tmp_path / text / "tandem").mkdir(parents=True)
+        (tmp_path / text / "tandem" / "__init__.py").write_text(f"X = {text!r}", "utf-8")
+        for program, torch in ((python(), True), (sys.executable, False)):
+            environment = {**os.environ, "PYTHONPATH": text}
+            said = subprocess.check_output([program, "-c", code], cwd=tmp_path, env=environment, text=True)
+            assert said.splitlines() == [f"[{torch}, False]", text]

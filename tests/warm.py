@@ -1,10 +1,11 @@
 """A Python that has the large libraries loaded: a new process of it starts in a second instead of ten.
 
 Most tests that start a process want one of Tandem's own, not another import of torch and transformers. So a
-server imports those libraries once, and forks for each process that is asked for; Tandem is imported anew
-there. What is asked for is started by `python()`, which takes the arguments of the real one: its folder,
-environment, open files and signals are those of its child. What the fork could not be true to is left to the
-real Python: other options, another locale or number of threads. Tests of importing itself use the real one.
+server imports those libraries once. For each PYTHONPATH that is asked for it forks a second server, which imports
+the Tandem of that path, and that one forks for each process. What is asked for is started by `python()`, which
+takes the arguments of the real one: its folder, environment, open files and signals are those of its child. What
+the fork could not be true to is left to the real Python: other options, another locale or number of threads.
+Tests of importing itself use the real one.
 """
 
 import atexit
@@ -13,6 +14,7 @@ import functools
 import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -38,10 +40,18 @@ def opened(number):
         return False
     return True
 
+def connected(place):
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.connect(place)
+    return server
+
 files = [number for number in map(int, os.listdir("/proc/self/fd")) if opened(number)]
 import json
-server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-server.connect(PLACE)
+path = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+with connected(PLACE) as first:
+    first.sendall(json.dumps(path).encode())
+    first.shutdown(socket.SHUT_WR)
+    server = connected(PLACE + first.recv(9).decode())
 umask = os.umask(0)
 os.umask(umask)
 ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -124,7 +134,54 @@ def _load() -> None:
         del os.environ[name]
 
 
-def _serve(place: str) -> dict[str, Any]:
+def _load_tandem() -> dict[str, str]:
+    """All modules of the Tandem that the path leads to, where there is one. Returns what they set for others."""
+    before = dict(os.environ)
+    with contextlib.suppress(ImportError):
+        for module in pkgutil.walk_packages(importlib.import_module("tandem").__path__, "tandem."):
+            if not module.name.endswith("__main__"):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(module.name)
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "only a process of one thread may fork"
+    return {name: value for name, value in os.environ.items() if name not in before}
+
+
+def _fork_by_path(place: str) -> tuple[int, str]:
+    """Fork a server for each PYTHONPATH that a client names. Returns in the children alone.
+
+    They have a place of their own, and a file to close once they listen there.
+    """
+    import select
+    import socket
+
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(place)
+    listening.listen(64)
+    print("ready", flush=True)
+    servers: dict[bytes, int] = {}
+    while listening in select.select([0, listening], [], [])[0]:
+        client, _ = listening.accept()
+        path = b"".join(iter(functools.partial(client.recv, 1 << 16), b""))
+        if path not in servers:
+            number = servers[path] = len(servers)
+            ready, tell = os.pipe()
+            if os.fork() == 0:
+                client.close()
+                listening.close()
+                os.close(ready)
+                sys.path[:1] = json.loads(path)  # in place of the folder of this file
+                return tell, f"{place}{number}"
+            os.close(tell)
+            os.read(ready, 1)
+            os.close(ready)
+        with client, contextlib.suppress(OSError):
+            client.sendall(str(servers[path]).encode())
+    for _ in servers:  # the tests are over, and they know it
+        os.wait()
+    os._exit(0)
+
+
+def _serve(place: str, tell: int) -> dict[str, Any]:
     """Fork for each client that connects. Returns in the children alone, with what they were asked for."""
     import select
     import signal
@@ -133,7 +190,7 @@ def _serve(place: str) -> dict[str, Any]:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(place)
     listening.listen(64)
-    print("ready", flush=True)
+    os.close(tell)
     clients: dict[socket.socket, tuple[int, int]] = {}  # of each its child's id, and the file of its end
     while True:
         ends = {end: client for client, (_, end) in clients.items()}
@@ -171,7 +228,7 @@ def _serve(place: str) -> dict[str, Any]:
             clients[client] = (child, os.pidfd_open(child))
 
 
-def _take_place(asked: dict[str, Any]) -> None:
+def _take_place(asked: dict[str, Any], more: dict[str, str]) -> None:
     """Files, folder, environment and names of the process that was asked for."""
     import fcntl
     import multiprocessing
@@ -199,11 +256,9 @@ def _take_place(asked: dict[str, Any]) -> None:
     os.chdir(asked["folder"])
     os.umask(asked["umask"])
     os.environ.clear()
-    os.environ.update(asked["environment"])
+    os.environ.update({**more, **asked["environment"]})
     sys.executable = asked["program"]
     multiprocessing.set_executable(sys.executable)
-    more = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    sys.path[:1] = more  # in place of the folder of this file
     importlib.invalidate_caches()
     random.seed()
     numpy.random.seed()  # noqa: NPY002
@@ -249,9 +304,11 @@ if __name__ == "__main__":
     import gc
 
     _load()
+    told, own = _fork_by_path(sys.argv[1])
+    said = _load_tandem()
     gc.freeze()  # what is loaded stays in memory that all children share
-    ask = _serve(sys.argv[1])
-    _take_place(ask)
+    ask = _serve(own, told)
+    _take_place(ask, said)
     code: object = 0
     try:
         _run(ask["args"])
