@@ -100,7 +100,7 @@ def write_jsonl(path: Path, documents: list[str]) -> Path:
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     """A small training text, as JSON lines."""
-    return write_jsonl(tmp_path / "text.jsonl", sentences(60))
+    return write_jsonl(tmp_path / "text.jsonl", sentences(30))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def tiny(text: Path, **more: object) -> Settings:
         "configurations": ((1, 1), (2, 1)),
         "seeds": (0, 1),
         "device": "cpu",
-        "data": {"train": str(text), "validation_fraction": 0.1},
+        "data": {"train": str(text), "validation_fraction": 0.15},
         "tokenizer": {"vocab_size": 300},
         "embeddings": {"norm": 1.0},
         "model": {"embed_dim": 24, "context_dim": 16, "weight_init_std": 0.3},

@@ -152,8 +152,38 @@ def failed(found: AuditRecord) -> dict[str, str]:
     return {check.name: check.figure for _, check in found.failed()}
 
 
-@pytest.mark.parametrize("recipe", ["original", "predictive"])
-@pytest.mark.parametrize("name", PLANTED)
+ONE_RECIPE = {
+    "validation contexts all zero": "original",
+    "training contexts all zero": "predictive",
+    "contexts off by one": "original",
+    "contexts that look ahead": "predictive",
+    "noise left on at evaluation": "original",
+    "noisy sweep as training contexts": "predictive",
+    "wrong tokenizer at evaluation": "original",
+    "last partial batch dropped": "predictive",
+    "PPL averaged over batches": "original",
+    "mean of the PPL of batches": "predictive",
+    "current token scored": "original",
+    "another order of batches": "predictive",
+    "training reads the previous context": "original",
+    "a third of the text": "predictive",
+    "other weights saved": "original",
+}
+"""Defects outside of phase 1 that are planted into code which both recipes run: the recipe they are tried with.
+
+All others are tried with both.
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        (name, recipe)
+        for name in PLANTED
+        for recipe in ("original", "predictive")
+        if ONE_RECIPE.get(name, recipe) == recipe
+    ],
+)
 def test_every_planted_defect_is_named(
     name: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

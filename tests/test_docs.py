@@ -81,8 +81,8 @@ os.execv(real, [real, *args])
 """
 """A program that adds the small settings to a training and starts the real one.
 
-Of several seeds it leaves one, and of several workers two. All start as `warm` has it, but the snippets that
-a reader starts with, which are also about what an import does.
+Of several seeds it leaves one, and of several workers two. All start as `warm` has it, but the snippet that
+a reader starts with, which is also about what an import does.
 """
 
 
@@ -265,7 +265,7 @@ def test_a_block_runs(block: Block, installed: Path, tmp_path: Path) -> None:
     if any("--output models/mine" in command for command in block.commands):
         shutil.rmtree(folder / "models")
     if block.tag == "python":
-        name = "snippet.py" if block.page.name == "extending.md" else "first_snippet.py"
+        name = "first_snippet.py" if block.page.name == "README.md" else "snippet.py"
         (folder / name).write_text(block.text, "utf-8")
         commands = [f"python {name}"]
     else:

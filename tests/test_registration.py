@@ -53,10 +53,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_fresh_process(place: Path, code: str, program: str = sys.executable, **environment: str) -> str:
     """What the code prints in a process of its own, whose working folder is `place`; it must end well."""
     source = str(Path(tandem.__file__).parent.parent)
+    if program == sys.executable:
+        environment["HF_HUB_OFFLINE"] = "1"
     done = subprocess.run(
         [program, "-c", code],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1", **environment},
+        env={**os.environ, "PYTHONPATH": source, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -79,6 +81,12 @@ assert tokenizer("the stone holds")["input_ids"] == [1, 2, 3]
 """
 
 
+AUTO = "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer"
+LOAD = """
+model, tokenizer = (of.from_pretrained("models/mine") for of in (AutoModelForCausalLM, AutoTokenizer))
+""".strip()
+
+
 def test_the_snippet_of_the_readme_runs_and_the_classes_are_there_to_build_on(place: Path) -> None:
     more = """
 from transformers import AutoConfig, pipeline
@@ -94,16 +102,13 @@ after = model.context_block(before, embeds)
 logits = model.lm_head(model.token_block(before, after, embeds))
 assert torch.allclose(logits, model(torch.tensor([[3]])).logits[:, -1], atol=1e-6)
 """
-    in_fresh_process(place, snippet() + SAME + more)
+    # The snippet alone is run by the real Python in tests/test_docs.py.
+    in_fresh_process(place, snippet() + SAME + more, warm.python())
 
 
-def test_the_auto_classes_may_be_there_before_or_come_by_another_way(place: Path) -> None:
-    """Imported before; and from within a module that the model needs, which is half-imported then."""
-    classes = "AutoModelForCausalLM, AutoTokenizer"
-    load = f'model, tokenizer = (of.from_pretrained("models/mine") for of in ({classes}))'
-    names = "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer"
-    in_fresh_process(place, "\n".join((names, "import tandem", load, SAME)), warm.python())
-    other_way = """
+def test_the_auto_classes_may_come_by_another_way(place: Path) -> None:
+    """From within a module that the model needs, which is half-imported then."""
+    code = f"""
 import sys, tandem, transformers.quantizers
 assert "transformers.models.auto.configuration_auto" in sys.modules
 from transformers import AutoConfig
@@ -112,24 +117,39 @@ import importlib, tandem.model.modeling_tandem
 # Nothing that our modules import may import this one: it would be half-imported when they are registered.
 assert "transformers.models.auto.modeling_auto" not in sys.modules
 importlib.reload(tandem)
-"""
-    in_fresh_process(place, other_way + "\n".join((names, load, SAME)))
-
-
-def test_the_code_in_the_folder_does_without_tandem(place: Path, tmp_path: Path) -> None:
-    code = f"""
-import sys
-sys.modules["tandem"] = None  # whoever imports it fails
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-model = AutoModelForCausalLM.from_pretrained("models/mine", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("models/mine", trust_remote_code=True)
+{AUTO}
+{LOAD}
 {SAME}
-said = pipeline("text-generation", model="models/mine", trust_remote_code=True)("the stone", max_new_tokens=3)
-assert said[0]["generated_text"].startswith("the stone"), said
-model.resize_token_embeddings(9)
-model.save_pretrained({str(tmp_path / "again")!r})
 """
-    in_fresh_process(place, code, PYTHONPATH="", HF_MODULES_CACHE=str(tmp_path / "modules"))
+    in_fresh_process(place, code)
+
+
+def test_the_auto_classes_may_be_there_before_and_the_code_in_the_folder_does_without_tandem(
+    place: Path, tmp_path: Path
+) -> None:
+    """One process imports the classes. It needs Tandem then, its child does not."""
+    code = f"""
+import os, sys
+{AUTO}
+assert "tandem" not in sys.modules
+if os.fork():
+    assert os.wait()[1] == 0
+    import tandem
+    {LOAD}
+else:
+    sys.modules["tandem"] = None  # whoever imports it fails
+    model = AutoModelForCausalLM.from_pretrained("models/mine", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained("models/mine", trust_remote_code=True)
+{SAME}
+if not sys.modules["tandem"]:
+    from transformers import pipeline
+    of = pipeline("text-generation", model="models/mine", trust_remote_code=True)
+    said = of("the stone", max_new_tokens=3)
+    assert said[0]["generated_text"].startswith("the stone"), said
+    model.resize_token_embeddings(9)
+    model.save_pretrained({str(tmp_path / "again")!r})
+"""
+    in_fresh_process(place, code, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert len(load_file(tmp_path / "again" / "model.safetensors")["lm_head.bias"]) == len(WORDS) + 1
     # which holds the code again, so that others can read it in turn
     assert json.loads((tmp_path / "again" / "config.json").read_text("utf-8"))["auto_map"]

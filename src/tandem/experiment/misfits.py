@@ -5,6 +5,7 @@ would mend what it found.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from tandem.errors import DataError, MisfitError
 from tandem.model import CELLS, TandemConfig, TandemForCausalLM
 from tandem.objectives import OBJECTIVES
 from tandem.objectives.base import large_batch
-from tandem.settings import Configuration, Settings
+from tandem.settings import Configuration, ModelSettings, Settings
 from tandem.tokens.embeddings import check_fit
 from tandem.tokens.prepare import Corpus
 
@@ -137,9 +138,14 @@ def _of_variant(error: MisfitError, name: str, changes: Mapping[str, Any]) -> Mi
 
 def config_for(settings: Settings, corpus: Corpus, configuration: Configuration) -> TandemConfig:
     """The Hugging Face configuration of a model."""
-    model, eos = settings.model, corpus.eos_token_id
+    return _config(settings.model, corpus.vocab_size, corpus.eos_token_id, configuration)
+
+
+def _config(
+    model: ModelSettings, vocab_size: int, eos: int | None, configuration: Configuration
+) -> TandemConfig:
     return TandemConfig(
-        vocab_size=corpus.vocab_size,
+        vocab_size=vocab_size,
         embed_dim=model.embed_dim,
         context_dim=model.context_dim,
         context_layers=configuration.context_layers,
@@ -158,5 +164,10 @@ def config_for(settings: Settings, corpus: Corpus, configuration: Configuration)
 
 def parameters_for(settings: Settings, corpus: Corpus, configuration: Configuration) -> int:
     """Of a model, without making it."""
+    return _parameters(settings.model, corpus.vocab_size, configuration)
+
+
+@lru_cache  # asked for again with every run that is looked for in a run directory
+def _parameters(model: ModelSettings, vocab_size: int, configuration: Configuration) -> int:
     with torch.device("meta"):
-        return TandemForCausalLM(config_for(settings, corpus, configuration)).num_params()["total"]
+        return TandemForCausalLM(_config(model, vocab_size, None, configuration)).num_params()["total"]
