@@ -169,10 +169,7 @@ ONE_RECIPE = {
     "a third of the text": "predictive",
     "other weights saved": "original",
 }
-"""Defects outside of phase 1 that are planted into code which both recipes run: the recipe they are tried with.
-
-All others are tried with both.
-"""
+"""Defects of code that both recipes run, and the recipe that each is tried with; others are tried with both."""
 
 
 @pytest.mark.parametrize(

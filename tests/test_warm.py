@@ -48,7 +48,8 @@ def test_signals_reach_the_process(number: int) -> None:
 
 
 def test_libraries_are_loaded_and_a_tandem_comes_from_where_the_path_says(tmp_path: Path) -> None:
-    code = "import sys; print([name in sys.modules for name in ('torch', 'conftest')]); import tandem; print(tandem.X)"
+    there = "import sys; print([name in sys.modules for name in ('torch', 'conftest')])"
+    code = f"{there}; import tandem; print(tandem.X)"
     for text in ("one", "two"):
         (tmp_path / text / "tandem").mkdir(parents=True)
         (tmp_path / text / "tandem" / "__init__.py").write_text(f"X = {text!r}", "utf-8")

@@ -1,11 +1,11 @@
 """A Python that has the large libraries loaded: a new process of it starts in a second instead of ten.
 
 Most tests that start a process want one of Tandem's own, not another import of torch and transformers. So a
-server imports those libraries once. For each PYTHONPATH that is asked for it forks a second server, which imports
-the Tandem of that path, and that one forks for each process. What is asked for is started by `python()`, which
-takes the arguments of the real one: its folder, environment, open files and signals are those of its child. What
-the fork could not be true to is left to the real Python: other options, another locale or number of threads.
-Tests of importing itself use the real one.
+server imports those libraries once. For each PYTHONPATH that is asked for it forks a second server. That one
+imports the Tandem of the path, and forks for each process. What is asked for is started by `python()`, which
+takes the arguments of the real one: its folder, environment, open files and signals are those of its child.
+What the fork could not be true to is left to the real Python: other options, another locale or number of
+threads. Tests of importing itself use the real one.
 """
 
 import atexit
@@ -135,7 +135,7 @@ def _load() -> None:
 
 
 def _load_tandem() -> dict[str, str]:
-    """All modules of the Tandem that the path leads to, where there is one. Returns what they set for others."""
+    """All modules of the Tandem that the path leads to, if there is one. Returns the variables that they set."""
     before = dict(os.environ)
     with contextlib.suppress(ImportError):
         for module in pkgutil.walk_packages(importlib.import_module("tandem").__path__, "tandem."):
