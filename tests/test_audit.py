@@ -169,7 +169,7 @@ ONE_RECIPE = {
     "a third of the text": "predictive",
     "other weights saved": "original",
 }
-"""Defects of code that both recipes run, and the recipe that each is tried with; others are tried with both."""
+"""Defects of code that both recipes run: the recipe that each is tried with. Others are tried with both."""
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def _load() -> None:
 
 
 def _load_tandem() -> dict[str, str]:
-    """All modules of the Tandem that the path leads to, if there is one. Returns the variables that they set."""
+    """All modules of the Tandem that the path leads to, if there is one. Returns variables that they set."""
     before = dict(os.environ)
     with contextlib.suppress(ImportError):
         for module in pkgutil.walk_packages(importlib.import_module("tandem").__path__, "tandem."):
