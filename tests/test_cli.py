@@ -426,7 +426,7 @@ def test_too_little_disk_for_contexts_is_said_before_training(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    real, little = os.statvfs, os.statvfs_result((1, 1, 200_000, 0, 200_000, 0, 0, 0, 0, 255))
+    real, little = os.statvfs, os.statvfs_result((1, 1, 20_000, 0, 20_000, 0, 0, 0, 0, 255))
     cache = default_cache_dir()
     monkeypatch.setattr(os, "statvfs", lambda path: little if path == cache else real(path))
     output = str(tmp_path / "new" / "folder")

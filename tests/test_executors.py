@@ -79,6 +79,7 @@ def holder(run_dir: Path) -> int:
 
     until = time.monotonic() + 120
     while time.monotonic() < until:
+        time.sleep(0.02)  # a second look at all processes, without a pause, would take a core
         for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
             if pid != os.getpid() and has_claim(pid):
                 time.sleep(0.1)  # a claim that is not only looked at, or let go: the process is at a run
