@@ -164,10 +164,10 @@ def _config(
 
 def parameters_for(settings: Settings, corpus: Corpus, configuration: Configuration) -> int:
     """Of a model, without making it."""
-    return _parameters(settings.model, corpus.vocab_size, configuration)
+    return _parameters(settings.model, corpus.vocab_size, corpus.eos_token_id, configuration)
 
 
 @lru_cache  # asked for again with every run that is looked for in a run directory
-def _parameters(model: ModelSettings, vocab_size: int, configuration: Configuration) -> int:
+def _parameters(model: ModelSettings, vocab_size: int, eos: int | None, configuration: Configuration) -> int:
     with torch.device("meta"):
-        return TandemForCausalLM(_config(model, vocab_size, None, configuration)).num_params()["total"]
+        return TandemForCausalLM(_config(model, vocab_size, eos, configuration)).num_params()["total"]
