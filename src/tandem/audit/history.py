@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from tandem.fingerprint import fingerprint
-from tandem.records import Check, Epoch, RunRecord, TrainingRecord, ValidationRecord
+from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.settings import Settings
 
 ROUNDING = 1e-9
@@ -27,16 +27,13 @@ def history_check(written: Mapping[str, Any], record: RunRecord, records: Sequen
     """`history` of one finished run, with the settings as they were written down and all finished records."""
     reference, allowed = baseline_limits(written, records)
     own = variant_settings(written, record.variant) if record.is_tandem else reference
-    doubts = list(_doubts(record, own))
-    wrong = [*_times(record), *_scores(record, own)]
+    wrong, doubts = [*_times(record), *_scores(record, own)], [*_doubts(record, own)]
     if record.is_tandem:
         wrong += [*_contexts(record, own), *_phase1(record, own), *_phase2(record, own)]
+    elif _other_settings(record, own, allowed):
+        doubts += ["its settings are not those that are written down", *_baseline(record, own, allowed)]
     else:
-        said = list(_baseline(record, own, allowed))
-        if _other_settings(record, own, allowed):
-            doubts += ["its settings are not those that are written down", *said]
-        else:
-            wrong += said
+        wrong += _baseline(record, own, allowed)
     epochs = len(record.trained.history) if record.trained else 0
     return Check(
         name="history",
@@ -49,19 +46,13 @@ def history_check(written: Mapping[str, Any], record: RunRecord, records: Sequen
 # Settings
 
 
-def variant_values(written: Mapping[str, Any], variant: str | None) -> dict[str, Any]:
+def variant_settings(written: Mapping[str, Any], variant: str | None) -> Settings:
     """Settings as they were written down, with what a variant changes; a model folder has no variants."""
     values = {key: value for key, value in written.items() if key != "variants"}
     for key, change in ((written.get("variants") or {}).get(variant) or {}).items():
-        before = values.get(key)
-        both = isinstance(before, Mapping) and isinstance(change, Mapping)
-        values[key] = {**before, **change} if both else change  # type: ignore[dict-item]
-    return values
-
-
-def variant_settings(written: Mapping[str, Any], variant: str | None) -> Settings:
-    """The same, typed."""
-    return Settings(**variant_values(written, variant))
+        inner = isinstance(change, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = {**values[key], **change} if inner else change
+    return Settings(**values)
 
 
 def baseline_limits(written: Mapping[str, Any], records: Iterable[RunRecord]) -> tuple[Settings, int | None]:
@@ -102,59 +93,50 @@ def _network_section(record: RunRecord, settings: Settings) -> Any:
 
 def _times(record: RunRecord) -> Iterator[str]:
     """Seconds as the sum of their parts."""
-    parts = {"phase 2": record.phase2.seconds_s if record.phase2 else 0.0}
-    if record.contexts:
-        scans = record.contexts.train.seconds_s + record.contexts.validation.seconds_s
-        yield from _unequal("seconds of its contexts", record.contexts.seconds_s, scans)
-        parts["contexts"] = record.contexts.seconds_s
-    if record.phase1:
-        parts["phase 1"] = record.phase1.seconds_s
-    alone, spent = record.seconds_alone_s, record.seconds_spent_s
-    if record.is_tandem:
-        yield from _unequal("seconds alone", alone, math.fsum(parts.values()))
-        here = record.phase1_computed_here
-        yield from _unequal("seconds spent", spent, math.fsum(parts.values()) if here else parts["phase 2"])
+    alone, spent, contexts = record.seconds_alone_s, record.seconds_spent_s, record.contexts
+    if contexts is not None and record.phase2 is not None:
+        scans = contexts.train.seconds_s + contexts.validation.seconds_s
+        yield from _unequal("seconds of its contexts", contexts.seconds_s, scans)
+        parts = [
+            record.phase1.seconds_s if record.phase1 else 0.0,
+            contexts.seconds_s,
+            record.phase2.seconds_s,
+        ]
+        yield from _unequal("seconds alone", alone, math.fsum(parts))
+        yield from _unequal("seconds spent", spent, alone if record.phase1_computed_here else parts[-1])
+        if min(parts) < 0:
+            yield f"phase 1, contexts and phase 2 took {parts} s"
     else:
         yield from _unequal("seconds spent", spent, alone)
         if record.training and record.training.seconds_s > alone:
             yield f"its training took {record.training.seconds_s:.2f} s, and the whole run {alone:.2f} s"
-    for name, seconds in {**parts, "run": spent}.items():
-        if not 0 <= seconds < math.inf:
-            yield f"its {name} took {seconds} s"
 
 
 def _scores(record: RunRecord, settings: Settings) -> Iterator[str]:
     """Validation figures against each other."""
-    said = record.validation
+    said, data = record.validation, record.data
     assert said is not None
-    scored = record.data.validation_tokens - 1
-    if said.tokens != scored:
-        yield f"validation scored {said.tokens} tokens, and there are {scored}"
+    scored = data.validation_tokens - 1
+    yield from _differing("validation scored tokens", said.tokens, scored, "there are")
     yield from _loss("validation NLL", said.nll_nats)
     yield from _exponential("validation PPL", said.perplexity, said.nll_nats)
     yield from _share_of_tokens("validation accuracy", said.accuracy, said.tokens)
-    yield from _bits(record, said, settings)
+    # Bits per byte lie between those over all bytes and those over all but a first token's.
+    bits = said.nll_nats * said.tokens / math.log(2) + 8 * data.validation_lost_bytes
+    marked = settings.tokenizer.source == "bpe" and settings.data.separators["validation"] == "eos"
+    least = max(data.validation_bytes - (0 if marked else LONGEST_TOKEN), 1)
+    low, high = bits / max(data.validation_bytes, 1) * (1 - ROUNDING), bits / least * (1 + ROUNDING)
+    if math.isfinite(bits) and not low <= said.bits_per_byte <= high:
+        yield f"bits per byte are {said.bits_per_byte:.4f}, and its NLL gives {low:.4f}"
     if said.documents is not None:
         tokens, nll = said.documents.unpack()
         mean = float(nll.sum()) / max(int(tokens.sum()), 1)
         if not math.isclose(mean, said.nll_nats, rel_tol=1e-5, abs_tol=1e-6):
             yield f"its documents have the mean NLL {mean:.6f}, and it says {said.nll_nats:.6f}"
-        if int(tokens.sum()) != scored or len(tokens) != record.data.validation_documents:
-            yield (
-                f"its {len(tokens)} documents hold {int(tokens.sum())} scored tokens, and there are "
-                f"{record.data.validation_documents} with {scored}"
-            )
-
-
-def _bits(record: RunRecord, said: ValidationRecord, settings: Settings) -> Iterator[str]:
-    """Bits per byte lie between those over all bytes and those over all but a first token's."""
-    bits = said.nll_nats * said.tokens / math.log(2) + 8 * record.data.validation_lost_bytes
-    marked = settings.tokenizer.source == "bpe" and settings.data.separators["validation"] == "eos"
-    most = max(record.data.validation_bytes, 1)
-    least = max(most - (0 if marked else LONGEST_TOKEN), 1)
-    low, high = bits / most * (1 - ROUNDING), bits / least * (1 + ROUNDING)
-    if math.isfinite(bits) and not low <= said.bits_per_byte <= high:
-        yield f"bits per byte are {said.bits_per_byte:.4f}, and its NLL gives {bits / most:.4f}"
+        found = len(tokens), int(tokens.sum())
+        yield from _differing(
+            "documents and their scored tokens", found, (data.validation_documents, scored), "there are"
+        )
 
 
 def _doubts(record: RunRecord, settings: Settings) -> Iterator[str]:
@@ -171,23 +153,18 @@ def _doubts(record: RunRecord, settings: Settings) -> Iterator[str]:
 
 
 def _contexts(record: RunRecord, settings: Settings) -> Iterator[str]:
-    said = record.contexts
+    said, own, data = record.contexts, settings.contexts, record.data
     assert said is not None
-    for split, scan in (("training", said.train), ("validation", said.validation)):
-        tokens = getattr(record.data, "train_tokens" if split == "training" else "validation_tokens")
-        if scan.tokens != tokens:
-            yield f"{split} contexts are of {scan.tokens} tokens, and there are {tokens}"
-        if scan.tolerance != settings.contexts.tolerance:
-            right = settings.contexts.tolerance
-            yield f"{split} contexts had the tolerance {scan.tolerance:g}, the settings say {right:g}"
+    for split, scan, tokens, rank in (
+        ("training", said.train, data.train_tokens, said.effective_rank_train),
+        ("validation", said.validation, data.validation_tokens, said.effective_rank_validation),
+    ):
+        yield from _differing(f"{split} contexts are of tokens", scan.tokens, tokens, "there are")
+        yield from _differing(f"{split} contexts had the tolerance", scan.tolerance, own.tolerance)
+        if own.method == "loop":
+            yield from _differing(f"{split} contexts came by", scan.method, "loop")
         if not max(scan.loop_error, scan.join_error) <= scan.tolerance:
             yield f"{split} contexts are beyond their tolerance of {scan.tolerance:g}"
-        if settings.contexts.method == "loop" and scan.method != "loop":
-            yield f"{split} contexts came by {scan.method}, the settings say loop"
-    for split, rank in (
-        ("training", said.effective_rank_train),
-        ("validation", said.effective_rank_validation),
-    ):
         if not 0 <= rank <= 1 + ROUNDING:
             yield f"the effective rank of {split} contexts is {rank}"
     distances = [point.distance for point in said.memory]
@@ -220,8 +197,7 @@ def _phase1(record: RunRecord, settings: Settings) -> Iterator[str]:
     yield from _numbered(f"phase 1, {name}s", numbers, first)
     last = numbers[-1] if numbers else 0
     said_last = said.iterations if dispersion else said.epochs
-    if said_last != last:
-        yield f"phase 1 says {said_last} {name}s, and its history ends with {last}"
+    yield from _differing(f"phase 1 says {name}s:", said_last, last, "and its history ends with")
     yield from _dispersion(record, settings) if dispersion else _prediction(record, settings)
 
 
@@ -231,8 +207,7 @@ def _dispersion(record: RunRecord, settings: Settings) -> Iterator[str]:
     own, rates = settings.phase1, [(e.iteration, e.convergence_rate) for e in said.history]
     tokens = record.data.train_tokens
     swept = tokens if own.tokens_per_step is None else min(own.tokens_per_step, tokens)
-    if said.tokens != swept:
-        yield f"phase 1 swept {said.tokens} tokens, the settings say {swept}"
+    yield from _differing("phase 1 swept tokens:", said.tokens, swept)
     for iteration, rate in rates:
         yield from _share_of_tokens(f"the convergence of iteration {iteration}", rate, said.tokens)
     end = next((i for i, rate in rates if rate >= own.convergence_stop), None)
@@ -247,26 +222,22 @@ def _dispersion(record: RunRecord, settings: Settings) -> Iterator[str]:
     elif last > own.max_iterations:
         yield f"phase 1 made {last} iterations, the settings say {own.max_iterations}"
     stopped = "max_iterations" if end is None else "converged"
-    if said.stopped != stopped:
-        yield f"phase 1 says '{said.stopped}', and its history says '{stopped}'"
-    if said.convergence_rate != rate:
-        yield f"phase 1 says that {said.convergence_rate:.1%} converged, and its history ends with {rate:.1%}"
+    yield from _differing("phase 1 says that it ended by", said.stopped, stopped, "and its history by")
+    yield from _differing(
+        "phase 1 says that it converged to", said.convergence_rate, rate, "and its history ends with"
+    )
 
 
 def _prediction(record: RunRecord, settings: Settings) -> Iterator[str]:
     said: Any = record.phase1
     own, tokens = settings.prediction, record.data.train_tokens
-    if said.epochs != own.max_epochs:
-        yield f"phase 1 made {said.epochs} epochs, the settings say {own.max_epochs}"
-    if said.tokens != tokens:
-        yield f"phase 1 read a text of {said.tokens} tokens, and there are {tokens}"
+    yield from _differing("epochs of phase 1:", said.epochs, own.max_epochs)
+    yield from _differing("phase 1 read tokens:", said.tokens, tokens, "there are")
     streams = min(own.streams, tokens - 1)
     positions = streams * math.ceil((tokens - 1) / streams)
-    if said.positions != positions:
-        yield f"phase 1 predicted {said.positions} tokens in an epoch, the settings say {positions}"
-    depths, found = sorted(set(own.head_layers)), [head.token_layers for head in said.heads]
-    if found != depths:
-        yield f"phase 1 has heads of {found} layers, the settings say {depths}"
+    yield from _differing("phase 1 predicted tokens in an epoch:", said.positions, positions)
+    found = [head.token_layers for head in said.heads]
+    yield from _differing("phase 1 has heads of layers", found, sorted(set(own.head_layers)))
     validation, parameters = record.validation, record.parameters
     assert validation is not None
     assert parameters is not None
@@ -276,16 +247,12 @@ def _prediction(record: RunRecord, settings: Settings) -> Iterator[str]:
         yield from _share_of_tokens(f"the accuracy of {name}", head.accuracy, validation.tokens)
         if head.token_layers != record.token_layers:
             continue
-        if head.parameters != parameters.token_block:
-            yield f"{name} has {head.parameters} parameters, and such a TokenBlock {parameters.token_block}"
+        yield from _differing(f"parameters of {name}:", head.parameters, parameters.token_block, "it is of")
         start = record.phase2.history[0] if record.phase2 and record.phase2.history else None
-        if start is None or start.epoch != 0:
-            continue
-        if not abs(start.validation_nll_nats - head.nll_nats) <= SAME_NLL:
-            yield (
-                f"{name} has the NLL {head.nll_nats:.4f}, and phase 2, which starts from it, "
-                f"{start.validation_nll_nats:.4f}"
-            )
+        # Phase 2 starts from the head of its own depth, if it starts from one.
+        if start and start.epoch == 0 and not abs(start.validation_nll_nats - head.nll_nats) <= SAME_NLL:
+            reached = start.validation_nll_nats
+            yield f"{name} has the NLL {head.nll_nats:.4f}, its copy in phase 2 {reached:.4f}"
 
 
 def _phase2(record: RunRecord, settings: Settings) -> Iterator[str]:
@@ -294,9 +261,9 @@ def _phase2(record: RunRecord, settings: Settings) -> Iterator[str]:
     # The weights at the start count as an epoch where they are those of a head, which a control lacks.
     from_head = own.start == "phase1" and record.kind == "tandem"
     yield from _training(record, said, int(not from_head), own.max_epochs, own.patience)
-    positions = record.data.train_tokens - 1
-    if said.positions is not None and said.positions != positions:
-        yield f"phase 2 predicted {said.positions} tokens in an epoch, and there are {positions}"
+    if said.positions is not None:
+        right = record.data.train_tokens - 1
+        yield from _differing("phase 2 predicted tokens in an epoch:", said.positions, right, "there are")
     if said.first_loss_nats is not None:
         yield from _loss("the loss of the first step", said.first_loss_nats)
 
@@ -323,16 +290,20 @@ def _training(
         for epoch, loss in losses:
             yield from _loss(f"the {name} of epoch {epoch}", loss)
     for e in history:
-        yield from _share_of_tokens(
-            f"the validation accuracy of epoch {e.epoch}", e.validation_accuracy, validation.tokens
-        )
-    last = history[-1].epoch
-    if said.epochs != last:
-        yield f"it says {said.epochs} epochs, and its history ends with epoch {last}"
+        name = f"the validation accuracy of epoch {e.epoch}"
+        yield from _share_of_tokens(name, e.validation_accuracy, validation.tokens)
+    yield from _differing("it says epochs:", said.epochs, history[-1].epoch, "and its history ends with")
     if max_epochs is not None:
         yield from _stop(said, max_epochs, patience)
     best = min(history, key=lambda e: e.validation_nll_nats)
-    yield from _figures_of(best, said, validation)
+    for name, theirs, ours in (
+        ("best epoch", said.best_epoch, best.epoch),
+        ("training NLL", said.train_nll_nats, best.train_nll_nats),
+        ("validation NLL", validation.nll_nats, best.validation_nll_nats),
+        ("validation accuracy", validation.accuracy, best.validation_accuracy),
+    ):
+        yield from _differing(f"its {name} is", theirs, ours, "in the best epoch of its history")
+    yield from _exponential("training PPL", said.train_perplexity, said.train_nll_nats)
 
 
 def _stop(said: TrainingRecord, max_epochs: int, patience: int | None) -> Iterator[str]:
@@ -350,22 +321,7 @@ def _stop(said: TrainingRecord, max_epochs: int, patience: int | None) -> Iterat
             yield f"it stopped after {last} epochs by patience, but {waited} of {patience} had passed"
         yield f"{last} epochs were made, the settings say {max_epochs}"
     reason = "max_epochs" if end is None else "patience"
-    if said.stopped != reason:
-        yield f"it says that it ended by {said.stopped}, and its history says by {reason}"
-
-
-def _figures_of(best: Epoch, said: TrainingRecord, validation: ValidationRecord) -> Iterator[str]:
-    """The recorded figures are those of the best epoch."""
-    if said.best_epoch != best.epoch:
-        yield f"its best epoch is said to be {said.best_epoch}, and in its history it is {best.epoch}"
-    for name, ours, theirs in (
-        ("training NLL", best.train_nll_nats, said.train_nll_nats),
-        ("validation NLL", best.validation_nll_nats, validation.nll_nats),
-        ("validation accuracy", best.validation_accuracy, validation.accuracy),
-    ):
-        if ours != theirs:
-            yield f"its {name} is {theirs:.6f}, and that of its best epoch {ours:.6f}"
-    yield from _exponential("training PPL", said.train_perplexity, said.train_nll_nats)
+    yield from _differing("it says that it ended by", said.stopped, reason, "and its history by")
 
 
 # Baselines
@@ -375,10 +331,9 @@ def _baseline(record: RunRecord, settings: Settings, allowed: int | None) -> Ite
     """Epochs and size of the networks; what an n-gram model counts as parameters."""
     own, said, parameters = _network_section(record, settings), record.training, record.parameters
     assert parameters is not None
-    if (parameters.trained_phase1, parameters.trained_phase2) != (0, parameters.total):
-        yield f"it is said to train {parameters.trained_phase2} of {parameters.total} parameters"
-    if parameters.total != parameters.embedding + parameters.other:
-        yield f"its {parameters.total} parameters are not the sum of their parts"
+    yield from _differing("parameters that it trains:", parameters.trained_phase2, parameters.total, "of")
+    parts = parameters.embedding + parameters.other
+    yield from _differing("its parameters are", parameters.total, parts, "and their parts")
     if said is not None:
         yield from _training(record, said, 1, own.max_epochs if own else None, None)
     elif own is not None:
@@ -386,20 +341,13 @@ def _baseline(record: RunRecord, settings: Settings, allowed: int | None) -> Ite
     if own is None:
         return
     vocabulary, lstm = record.data.vocab_size, record.kind == "lstm"
-    sizes = _lstm_sizes if lstm else _gpt2_sizes
-    fitting = [
-        (total, embedding)
-        for total, embedding in sizes(settings, vocabulary, allowed or parameters.total)
-        if total <= (allowed or parameters.total)
-    ]
-    if allowed is not None and parameters.total > allowed:
-        yield f"it has {parameters.total} parameters and may have {allowed}"
-    if not fitting or fitting[-1] != (parameters.total, parameters.embedding):
-        total, embedding = fitting[-1] if fitting else (0, 0)
-        yield (
-            f"it has {parameters.total} parameters, {parameters.embedding} of them its embedding; the widest "
-            f"by the settings has {total} and {embedding}"
-        )
+    sizes, most = _lstm_sizes if lstm else _gpt2_sizes, allowed or parameters.total
+    fitting = [found for found in sizes(settings, vocabulary, most) if found[0] <= most]
+    if parameters.total > most:
+        yield f"it has {parameters.total} parameters and may have {most}"
+    found = parameters.total, parameters.embedding
+    widest = fitting[-1] if fitting else (0, 0)
+    yield from _differing("its parameters in all and in its embedding:", found, widest)
 
 
 def _lstm_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple[int, int]]:
@@ -426,6 +374,11 @@ def _gpt2_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tupl
 
 
 # Single figures
+
+
+def _differing(what: str, said: object, right: object, where: str = "the settings say") -> Iterator[str]:
+    if said != right:
+        yield f"{what} {said}, {where} {right}"
 
 
 def _numbered(what: str, numbers: Sequence[int], first: int) -> Iterator[str]:

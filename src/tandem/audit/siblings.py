@@ -16,6 +16,8 @@ MAY_NOT_MATTER = (
     *("max_iterations", "convergence_stop", "convergence_mse"),
 )
 """Settings of the phases that can be others and change no figure: they bound memory, steps or time."""
+SHOWN = 6
+"""Findings of one check that are told one by one."""
 LABELS = {"lstm": "LSTM", "gpt2": "GPT-2", "bigram": "bigram", "unigram": "unigram"}
 SEEDED = ("lstm", "gpt2")
 
@@ -38,11 +40,13 @@ def sibling_checks(run_dir: Path, manifest: Manifest, records: Sequence[RunRecor
 
 
 def _check(name: str, looked_at: str, wrong: Iterable[str], doubts: Iterable[str] = ()) -> Check:
-    wrong, doubts = list(dict.fromkeys(wrong)), list(dict.fromkeys(doubts))
+    wrong, doubts = list(wrong), list(doubts)
+    said = [*wrong, *doubts]
+    more = [f"and {len(said) - SHOWN} more"] if len(said) > SHOWN else []
     return Check(
         name=name,
         looked_at=looked_at,
-        figure="; ".join([*wrong, *doubts]) or "as it should be",
+        figure="; ".join([*said[:SHOWN], *more]) or "as it should be",
         status="fail" if wrong else "warn" if doubts else "pass",
     )
 
@@ -123,6 +127,8 @@ def _mattering(record: RunRecord, settings: Settings, start: bool) -> dict[str, 
         unread.append("model.boundary")
     if settings.phase2.schedule == "constant":
         unread.append("phase2.max_epochs")
+    if start:
+        unread.append("embeddings.trained")  # phase 2 trains them, if any
     if control:
         unread.append("phase2.start")  # it has no head to start from
     else:
