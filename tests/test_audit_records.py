@@ -25,8 +25,8 @@ from report_records import (
 
 from tandem.audit import audit
 from tandem.audit.history import history_check
+from tandem.audit.report import report_check
 from tandem.audit.siblings import sibling_checks
-from tandem.audit.statistics import report_check
 from tandem.experiment.runner import run_experiment
 from tandem.objectives.predictive import PredictionRecord
 from tandem.records import Check, Manifest, RunRecord, read_manifest, read_records
@@ -189,6 +189,11 @@ HISTORIES: dict[str, tuple[str, Edit, str]] = {
         L,
         lambda r: r["parameters"].update(trained_phase2=5),
         "parameters that it trains: 5",
+    ),
+    "an embed_norm that is trained": (
+        FIRST,
+        lambda r: r["parameters"].update(trained_phase2=r["parameters"]["trained_phase2"] + 24),
+        "parameters, trained_phase2:",
     ),
     "iterations": (FIRST, lambda r: r["phase1"].update(iterations=9), "phase 1 says iterations: 9"),
     "iterations left out": (
@@ -370,9 +375,9 @@ SIBLINGS: dict[str, tuple[Copy, str, str, str]] = {
     "another torch": (alone(L, environment={"torch": "1.0"}), "warn", "siblings", f"1.0: {L}"),
     "another precision": (
         alone(G, environment={"precision": "bfloat16"}),
-        "warn",
-        "siblings",
-        "different precision",
+        "fail",
+        "variants",
+        f"{G} was trained in bfloat16, and the experiment is in float32",
     ),
     "a phase 1 trained again": (
         lambda record, _: (

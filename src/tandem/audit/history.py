@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from tandem.audit.sizes import gpt2_sizes, lstm_sizes, tandem_sizes
 from tandem.fingerprint import fingerprint
 from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.settings import Settings
@@ -29,7 +30,7 @@ def history_check(written: Mapping[str, Any], record: RunRecord, records: Sequen
     own = variant_settings(written, record.variant) if record.is_tandem else reference
     wrong, doubts = [*_times(record), *_scores(record, own)], [*_doubts(record, own)]
     if record.is_tandem:
-        wrong += [*_contexts(record, own), *_phase1(record, own), *_phase2(record, own)]
+        wrong += [*_sizes(record, own), *_contexts(record, own), *_phase1(record, own), *_phase2(record, own)]
     elif _other_settings(record, own, allowed):
         doubts += ["its settings are not those that are written down", *_baseline(record, own, allowed)]
     else:
@@ -150,6 +151,13 @@ def _doubts(record: RunRecord, settings: Settings) -> Iterator[str]:
 
 
 # Phases
+
+
+def _sizes(record: RunRecord, settings: Settings) -> Iterator[str]:
+    """Parameters by part."""
+    assert record.parameters is not None
+    for part, size in tandem_sizes(record, settings).items():
+        yield from _differing(f"parameters, {part}:", getattr(record.parameters, part), size)
 
 
 def _contexts(record: RunRecord, settings: Settings) -> Iterator[str]:
@@ -341,36 +349,13 @@ def _baseline(record: RunRecord, settings: Settings, allowed: int | None) -> Ite
     if own is None:
         return
     vocabulary, lstm = record.data.vocab_size, record.kind == "lstm"
-    sizes, most = _lstm_sizes if lstm else _gpt2_sizes, allowed or parameters.total
+    sizes, most = lstm_sizes if lstm else gpt2_sizes, allowed or parameters.total
     fitting = [found for found in sizes(settings, vocabulary, most) if found[0] <= most]
     if parameters.total > most:
         yield f"it has {parameters.total} parameters and may have {most}"
     found = parameters.total, parameters.embedding
     widest = fitting[-1] if fitting else (0, 0)
     yield from _differing("its parameters in all and in its embedding:", found, widest)
-
-
-def _lstm_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple[int, int]]:
-    """Parameters in all and of the embedding, by width; a layer has four gates and two biases each."""
-    embed, layers = settings.model.embed_dim, settings.baselines.lstm.layers
-    for width in range(1, math.isqrt(most // 4) + 2):
-        total = vocabulary * embed
-        for layer in range(layers):
-            read = embed if layer == 0 else width
-            total += 4 * (width * read + width * width + 2 * width)
-        if width != embed:
-            total += width * embed + embed  # back to the embedding's width
-        yield total, vocabulary * embed
-
-
-def _gpt2_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple[int, int]]:
-    """The same of a GPT-2, whose width is a multiple of its heads; norms and matrices have biases."""
-    own = settings.baselines.gpt2
-    for width in range(own.heads, max(own.heads, math.isqrt(most // 12)) + 1, own.heads):
-        attention = width * 3 * width + 3 * width + width * width + width
-        feed_forward = width * 4 * width + 4 * width + 4 * width * width + width
-        layer = 2 * width + attention + 2 * width + feed_forward
-        yield (vocabulary + own.window) * width + own.layers * layer + 2 * width, vocabulary * width
 
 
 # Single figures

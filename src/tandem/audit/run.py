@@ -15,8 +15,8 @@ from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.history import history_check
 from tandem.audit.replay import step_checks
+from tandem.audit.report import report_check
 from tandem.audit.siblings import sibling_checks
-from tandem.audit.statistics import report_check
 from tandem.audit.subject import ComputedContexts, Subject
 from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES

@@ -30,7 +30,8 @@ def sibling_checks(run_dir: Path, manifest: Manifest, records: Sequence[RunRecor
     alike = [*_alike(finished, settings), *_shared(finished, settings[None])]
     doubts = [*_mixed(finished), *_unshared(finished)]
     yield _check("siblings", "runs that differ in seed or settings, figure by figure", alike, doubts)
-    yield _check("variants", "the settings of every variant, in its records", _unlike(records, settings))
+    unlike = [*_unlike(records, settings), *_in_another_precision(finished, manifest)]
+    yield _check("variants", "the settings of every variant, in its records", unlike)
     yield _check(
         "runs",
         "runs that the settings plan, against those that are recorded",
@@ -213,6 +214,13 @@ def _unlike(records: Sequence[RunRecord], settings: Mapping[str | None, Settings
         )
         if said_by[a] == said_by[b] and not same:
             yield f"variants {a} and {b} differ in their settings, and their runs name the same ones"
+
+
+def _in_another_precision(finished: Sequence[RunRecord], manifest: Manifest) -> Iterator[str]:
+    """Runs that did not train in the precision of the experiment."""
+    for r in finished:
+        if r.seed is not None and manifest.precision not in (None, said := r.environment.precision):
+            yield f"{r.run} was trained in {said}, and the experiment is in {manifest.precision}"
 
 
 # Planned and recorded

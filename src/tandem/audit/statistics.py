@@ -1,145 +1,30 @@
-"""The numbers of the report a second time: plainly, from the records alone, by the definitions.
+"""Numbers over seeds and documents a second time: plainly, by the definitions, for the check `report`.
 
-What is checked is `tandem.report.analysis`; nothing of `tandem.report.statistics` is called here.
+Nothing of `tandem.report.statistics` is called here; its docstring has the formulas.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import combinations, product
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from tandem.records import Check, Manifest, RunRecord
-from tandem.report.analysis import Analysis
-from tandem.report.phase1 import depth_comparisons, head_perplexity, over_head
-from tandem.report.sentences import MEMORY_SHARES, effect_findings, variant_pairs
-
-SAME = 1e-5
-"""Relative difference up to which two computations of a number agree."""
 STEP = 1e-6
 """Nats per token: the step in which losses are known."""
-Finding = tuple[str, Any, Any]
-"""What a number is of, what the report says, and what comes out here."""
-AS_RECORDED = ("wall times", "peaks of memory", "the environment", "the errors of the scan")
-"""Numbers in the report that no check computes again: it shows them as the runs recorded them."""
-
-
-def report_check(records: Sequence[RunRecord], manifest: Manifest | None) -> Check:
-    """`report`: every number that the report works out of these records, failed ones included."""
-    said, ours = Analysis(records, manifest), _Figures(records, manifest)
-    found = [*_whole(said, ours), *_models(said, ours), *_depths(said, ours)]
-    found += [*_pairs(said, ours), *_selected(said, ours), *_choice(said, ours)]
-    wrong = [f"{name} is {_text(a)}, recomputed {_text(b)}" for name, a, b in found if not _same(a, b)]
-    shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-    return Check(
-        name="report",
-        looked_at="means, intervals, p-values, verdicts and the recommendation, computed again from records",
-        figure=shown or f"{len(found)} numbers agree; as recorded: {', '.join(AS_RECORDED)}",
-        status="fail" if wrong else "pass",
-    )
-
-
-def _same(said: Any, right: Any) -> bool:
-    """Whether both are equal, numbers to rounding."""
-    if isinstance(said, Mapping) and isinstance(right, Mapping):
-        return said.keys() == right.keys() and all(_same(said[key], right[key]) for key in said)
-    if isinstance(said, list | tuple) and isinstance(right, list | tuple):
-        return len(said) == len(right) and all(map(_same, said, right))
-    if isinstance(said, float) and isinstance(right, int | float):
-        both_undefined = math.isnan(said) and math.isnan(right)
-        return both_undefined or math.isclose(said, right, rel_tol=SAME, abs_tol=1e-9)
-    return bool(said == right)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(_text, value)) + ")"
-    return str(value)
-
-
-# The records, in groups
-
-
-class _Figures:
-    """Runs by model and by context depth, and the comparisons of models; nothing is shared with the report.
-
-    order       names of configurations, by variant and depth.
-    baselines   names of baselines.
-    runs        records of each model, failed ones included, without those of earlier settings.
-    """
-
-    def __init__(self, records: Sequence[RunRecord], manifest: Manifest | None) -> None:
-        self.records, self.settings = records, manifest.settings if manifest else {}
-        own = [r for r in records if r.kind == "tandem"]
-        planned = list(manifest.configurations) if manifest else []
-        place = {r.configuration: len(planned) for r in own} | {name: i for i, name in enumerate(planned)}
-        self.variants = list(
-            dict.fromkeys(r.variant for r in sorted(own, key=lambda r: place[r.configuration]))
-        )
-        own.sort(key=lambda r: (self.variants.index(r.variant), r.token_layers or 0, r.context_layers or 0))
-        self.order = list(dict.fromkeys(r.configuration for r in own))
-        newest: dict[str, RunRecord] = {}
-        for r in records:
-            if r.kind != "tandem" and r.finished_at >= newest.get(r.configuration, r).finished_at:
-                newest[r.configuration] = r
-        self.baselines = list(newest)
-        self.runs: dict[str, list[RunRecord]] = {}
-        for r in sorted(records, key=lambda r: -1 if r.seed is None else r.seed):
-            current = newest.get(r.configuration, r).baseline_fingerprint
-            if r.kind == "tandem" or r.baseline_fingerprint == current:
-                self.runs.setdefault(r.configuration, []).append(r)
-        self.scores: dict[str, dict[int | None, Any]] = {
-            name: {r.seed: r.validation for r in runs if r.status == "finished" and r.validation}
-            for name, runs in self.runs.items()
-        }
-        data = {
-            r.data.model_dump_json(exclude={n for n in type(r.data).model_fields if "embeddings" in n})
-            for r in records
-        }
-        named = {(r.variant, r.settings_fingerprint) for r in records}
-        self.comparable = len(data) == 1 and len(named) == len({variant for variant, _ in named})
-        families = (combinations(self.order, 2), product(self.baselines, self.order))
-        self.families = [_family(self.scores, pairs) if self.comparable else {} for pairs in families]
-
-    def finished(self, name: str) -> list[RunRecord]:
-        return [r for r in self.runs[name] if r.seed in self.scores[name] and r.status == "finished"]
-
-    def nll(self, name: str) -> float | None:
-        """Mean validation NLL."""
-        return _mean([score.nll_nats for score in self.scores[name].values()])
-
-    def verdict(self, a: str, b: str) -> str:
-        """Of `b` against `a`."""
-        turned = {"better": "worse", "worse": "better"}
-        for family in self.families:
-            if (a, b) in family:
-                return family[a, b].verdict
-            if (b, a) in family:
-                return turned.get(family[b, a].verdict, family[b, a].verdict)
-        return "too_few_seeds"
-
-    def plain(self, variant: str | None) -> bool:
-        """Whether phase 2 trains on what validation scores: no dropout, the whole vocabulary."""
-        changes: Any = (self.settings.get("variants") or {}).get(variant) or {}  # type: ignore[attr-defined]
-        own: Any = {**(self.settings.get("phase2") or {}), **(changes.get("phase2") or {})}  # type: ignore[dict-item]
-        return not any(own.get(n) for n in ("dropout", "embed_dropout", "output_dropout", "negatives"))
 
 
 # Numbers over seeds
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_of(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _spread(values: Iterable[float]) -> tuple[Any, Any, Any] | None:
+def spread_of(values: Iterable[float]) -> tuple[Any, Any, Any] | None:
     """Mean, standard deviation (n - 1) and the 95% t interval of the mean."""
     values = list(values)
-    mean = _mean(values)
+    mean = mean_of(values)
     if mean is None:
         return None
     n = len(values)
@@ -150,25 +35,21 @@ def _spread(values: Iterable[float]) -> tuple[Any, Any, Any] | None:
     return mean, sd, (mean - half, mean + half)
 
 
-def _exp(nll: float) -> float:
+def perplexity_of(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def _perplexities(losses: Iterable[float]) -> tuple[Any, Any, Any] | None:
+def perplexities_of(losses: Iterable[float]) -> tuple[Any, Any, Any] | None:
     """The same of perplexities, with their geometric mean."""
     losses = list(losses)
-    found, nll = _spread(map(_exp, losses)), _mean(losses)
-    return None if found is None or nll is None else (_exp(nll), *found[1:])
-
-
-def _said(spread: Any) -> tuple[Any, Any, Any] | None:
-    return None if spread is None else (spread.mean, spread.sd, spread.interval)
+    found, nll = spread_of(map(perplexity_of, losses)), mean_of(losses)
+    return None if found is None or nll is None else (perplexity_of(nll), *found[1:])
 
 
 # Two models
 
 
-class _Test(NamedTuple):
+class SeedTest(NamedTuple):
     """The difference of two models over common seeds, and how sure it is."""
 
     by_seed: dict[int, float]
@@ -179,22 +60,22 @@ class _Test(NamedTuple):
     p: float | None = None
 
 
-class _Pair(NamedTuple):
+class PairTest(NamedTuple):
     """Two models compared: what the verdict rests on, and the paired tests beside it."""
 
-    effect: _Test
+    effect: SeedTest
     corrected: float | None
-    nll: _Test
+    nll: SeedTest
     paired: float | None
-    accuracy: _Test
+    accuracy: SeedTest
     means: tuple[float, float] | None
 
     @property
     def verdict(self) -> str:
-        return _verdict(self.effect, self.corrected)
+        return verdict_of(self.effect, self.corrected)
 
 
-def _verdict(test: _Test, p: float | None) -> str:
+def verdict_of(test: SeedTest, p: float | None) -> str:
     """Better or worse on three common seeds or more, with a corrected p below 0.05."""
     if len(test.by_seed) < 3:
         return "too_few_seeds"
@@ -203,23 +84,23 @@ def _verdict(test: _Test, p: float | None) -> str:
     return "better" if test.difference < 0 else "worse"
 
 
-def _holm(tests: Sequence[_Test]) -> list[float | None]:
+def holm_corrected(tests: Sequence[SeedTest]) -> list[float | None]:
     """Each p times the number of those that are no smaller, and never below a smaller one's."""
     known = sorted(test.p for test in tests if test.p is not None)
     steps = [min(1.0, p * (len(known) - rank)) for rank, p in enumerate(known)]
     return [None if t.p is None else max(steps[: known.index(t.p) + 1]) for t in tests]
 
 
-def _test(differences: dict[int, Any], tokens: Any, step: float = STEP) -> _Test:
+def crossed_test(differences: dict[int, Any], tokens: Any, step: float = STEP) -> SeedTest:
     """Differences [D] by seed, of documents with `tokens` [D]: random effects, jackknife residuals."""
     if not differences:
-        return _Test({})
+        return SeedTest({})
     scored = tokens > 0
     n, total = tokens[scored].astype(float), float(tokens.sum())
     rows = [row[scored] for row in differences.values()]
     by_seed = {seed: float(row.sum()) / total for seed, row in zip(differences, rows, strict=True)}
     count, size, center = len(rows), len(n), math.fsum(by_seed.values()) / len(rows)
-    known = _Test(by_seed, size, center)
+    known = SeedTest(by_seed, size, center)
     if count < 2 or not all(np.isfinite(row).all() for row in rows):
         return known
     of_seeds = size * sum((delta - center) ** 2 for delta in by_seed.values()) / (count - 1)
@@ -247,19 +128,19 @@ def _test(differences: dict[int, Any], tokens: Any, step: float = STEP) -> _Test
     return known._replace(interval=(center - half, center + half), df=df, p=p)
 
 
-def _paired(sides: Sequence[Mapping[int, float]], step: float = STEP) -> _Test:
+def paired_test(sides: Sequence[Mapping[int, float]], step: float = STEP) -> SeedTest:
     """The paired t-test of two models over common seeds."""
     a, b = sides
     differences = {seed: np.array([b[seed] - a[seed]]) for seed in sorted(a.keys() & b.keys())}
-    return _test(differences, np.array([1]), step)._replace(documents=None)
+    return crossed_test(differences, np.array([1]), step)._replace(documents=None)
 
 
-def _family(
+def family_of(
     scores: Mapping[str, Mapping[int | None, Any]], pairs: Iterable[tuple[str, str]]
-) -> dict[Any, _Pair]:
+) -> dict[Any, PairTest]:
     """All pairs with results, their p-values corrected together."""
     names: list[tuple[str, str]] = []
-    tests: list[tuple[_Test, _Test, _Test, Any]] = []
+    tests: list[tuple[SeedTest, SeedTest, SeedTest, Any]] = []
     for a, b in pairs:
         if not scores[a] or not scores[b]:
             continue
@@ -269,22 +150,25 @@ def _family(
         common = {seed: pair for seed, pair in both.items() if None not in pair}
         sides = [{seed: pair[side] for seed, pair in common.items()} for side in (0, 1)]
         nll, accuracy = (
-            _paired([{seed: getattr(v, name) for seed, v in side.items()} for side in sides])
+            paired_test([{seed: getattr(v, name) for seed, v in side.items()} for side in sides])
             for name in ("nll_nats", "accuracy")
         )
-        means = tuple(_mean([v.nll_nats for v in side.values()]) for side in sides) if common else None
+        means = tuple(mean_of([v.nll_nats for v in side.values()]) for side in sides) if common else None
         names.append((a, b))
         tests.append((_by_documents(common) or nll, nll, accuracy, means))
-    corrected, paired = _holm([test[0] for test in tests]), _holm([test[1] for test in tests])
+    corrected, paired = (
+        holm_corrected([test[0] for test in tests]),
+        holm_corrected([test[1] for test in tests]),
+    )
     return {
-        name: _Pair(effect, p, nll, paired_p, accuracy, means)
+        name: PairTest(effect, p, nll, paired_p, accuracy, means)
         for name, p, paired_p, (effect, nll, accuracy, means) in zip(
             names, corrected, paired, tests, strict=True
         )
     }
 
 
-def _by_documents(common: Mapping[int, Sequence[Any]]) -> _Test | None:
+def _by_documents(common: Mapping[int, Sequence[Any]]) -> SeedTest | None:
     """Over seeds and documents; None unless all scores are of the same two documents or more."""
     scores = [score.documents and score.documents.unpack() for pair in common.values() for score in pair]
     if not scores or None in [score and 1 for score in scores]:
@@ -293,206 +177,4 @@ def _by_documents(common: Mapping[int, Sequence[Any]]) -> _Test | None:
     if (tokens > 0).sum() < 2 or not all(np.array_equal(tokens, other) for other, _ in scores):
         return None
     rows = {seed: scores[2 * i + 1][1] - scores[2 * i][1] for i, seed in enumerate(common)}
-    return _test(rows, tokens)
-
-
-# What the report says, beside it
-
-
-def _whole(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    yield "whether runs compare", said.comparable, ours.comparable
-    yield "time spent", said.seconds_spent, math.fsum(r.seconds_spent_s for r in ours.records)
-    yield "time alone", said.seconds_alone, math.fsum(r.seconds_alone_s for r in ours.records)
-    yield "configurations", sorted(c.name for c in said.configurations), sorted(ours.order)
-    yield "baselines", sorted(b.name for b in said.baselines), sorted(ours.baselines)
-    yield "failed runs", len(said.failed), sum(r.status == "failed" for r in ours.records)
-
-
-def _models(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    for name, m in said.models.items():
-        runs = ours.finished(name)
-        trained = [r.trained for r in runs if r.trained]
-        validation = [r.validation for r in runs if r.validation]
-        right: dict[str, Any] = {
-            "nll": _spread(v.nll_nats for v in validation),
-            "perplexity": _perplexities(v.nll_nats for v in validation),
-            "accuracy": _spread(v.accuracy for v in validation),
-            "bits_per_byte": _spread(v.bits_per_byte for v in validation),
-            "effective_rank": _spread(r.contexts.effective_rank_validation for r in runs if r.contexts),
-            "train_perplexity": _perplexities(t.train_nll_nats for t in trained),
-            "best_epoch": _spread(t.best_epoch for t in trained),
-            "training_seconds": _spread(t.seconds_s for t in trained),
-            "seconds_alone": _spread(r.seconds_alone_s for r in runs),
-        }
-        for figure, spread in right.items():
-            yield f"{figure} of {name} (mean, sd, interval)", _said(getattr(m, figure)), spread
-        sizes = [r.parameters.total for r in ours.runs[name] if r.parameters]
-        yield f"parameters of {name}", m.total_parameters, sizes[0] if sizes else None
-        last = sum(t.stopped == "max_epochs" and t.best_epoch == t.epochs for t in trained)
-        yield f"seeds of {name} that still improve", m.still_improving, last
-        untouched = trained != [] and all(t.best_epoch == 0 for t in trained)
-        plain = m.kind != "tandem" or untouched or ours.plain(m.variant)
-        nll, train = ours.nll(name), _mean([t.train_nll_nats for t in trained])
-        gap = _exp(nll - train) if plain and nll is not None and train is not None else None
-        yield f"gap of {name}", m.gap, gap
-        over = []
-        for r in runs:
-            if r.validation and (heads := getattr(r.phase1, "heads", ())):
-                depths = [head.token_layers for head in heads]
-                nearest = max([d for d in depths if d <= (r.token_layers or 1)], default=min(depths))
-                over.append(r.validation.nll_nats - heads[depths.index(nearest)].nll_nats)
-        if over and all(map(math.isfinite, over)):
-            yield f"NLL of {name} over its head", _said(over_head(m)), _spread(over)
-
-
-def _depths(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    for d in said.depths:
-        runs = [r for r in ours.records if r.kind == "tandem"]
-        runs = [r for r in runs if (r.variant, r.context_layers) == (d.variant, d.context_layers)]
-        first: dict[int, RunRecord] = {}
-        for r in sorted(runs, key=lambda r: not r.phase1_computed_here):
-            if r.seed is not None and r.contexts is not None:
-                first.setdefault(r.seed, r)
-        shared = {seed: r.contexts for seed, r in first.items() if r.contexts}
-        for split in ("train", "validation"):
-            name = f"effective_rank_{split}"
-            ranks = {seed: getattr(c, name) for seed, c in d.contexts.items()}
-            yield f"{name} of {d.name}", ranks, {seed: getattr(c, name) for seed, c in shared.items()}
-        heads = [r.phase1.heads[-1].nll_nats for r in first.values() if getattr(r.phase1, "heads", ())]  # type: ignore[union-attr]
-        if heads:
-            yield f"head perplexity of {d.name}", _said(head_perplexity(d)), _perplexities(heads)
-        curves = [{p.distance: p.change for p in c.memory} for c in shared.values() if c.memory]
-        distances = sorted(set.intersection(*map(set, curves))) if curves else []
-        points = [
-            (at, sum(values) / len(values), min(values), max(values))
-            for at in distances
-            for values in [[curve[at] for curve in curves]]
-        ]
-        yield f"memory of {d.name}", [tuple(point) for point in d.points], points
-        if points:
-            for share in MEMORY_SHARES:
-                yield f"memory of {d.name} below {share}", d.falls_below(share), _falls(points, share)
-
-
-def _falls(points: Sequence[tuple[int, float, float, float]], share: float) -> float | None:
-    """The distance after which the mean change stays below a share; between two it falls exponentially."""
-    place = max((i for i, point in enumerate(points) if point[1] >= share), default=None)
-    if place is None:
-        return 0.0
-    if place == len(points) - 1:
-        return None
-    (x, high, *_), (y, low, *_) = points[place], points[place + 1]
-    return x + (y - x) * (math.log(high) - math.log(share)) / (math.log(high) - math.log(max(low, 1e-30)))
-
-
-def _pairs(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    for comparisons, family in zip((said.comparisons, said.baseline_comparisons), ours.families, strict=True):
-        yield "compared pairs", sorted((c.a, c.b) for c in comparisons), sorted(family)
-        for c in comparisons:
-            if (right := family.get((c.a, c.b))) is None:
-                continue
-            pair = f"{c.a} → {c.b}"
-            for name, test, own in (
-                ("difference", c.effect, right.effect),
-                ("paired difference", c.nll, right.nll),
-                ("difference of accuracy", c.accuracy, right.accuracy),
-            ):
-                for field in _Test._fields:
-                    shown = getattr(test, field)
-                    shown = dict(shown) if field == "by_seed" else shown
-                    yield f"{name} of {pair}, its {field}", shown, getattr(own, field)
-            yield f"corrected p of {pair}", c.corrected_p, right.corrected
-            yield f"corrected paired p of {pair}", c.paired_p, right.paired
-            yield f"means of {pair}", c.nll.means, right.means
-            yield f"verdict of {pair}", str(c.verdict), right.verdict
-    yield from _speeds(said, ours)
-
-
-def _speeds(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    """Which context depth converges in fewer iterations, of the recipe that iterates; one family."""
-    depths: dict[Any, dict[int, Any]] = {}
-    for r in ours.records:
-        if r.kind == "tandem" and r.recipe == "original" and r.phase1 is not None and r.seed is not None:
-            depths.setdefault((r.variant, r.context_layers), {})[r.seed] = r.phase1
-    ordered = sorted(depths, key=lambda depth: (str(depth[0]), depth[1]))
-    pairs = [(a, b) for a, b in combinations(ordered, 2) if a[0] == b[0] and ours.comparable]
-    tests = [
-        _paired([{seed: float(p.iterations) for seed, p in depths[d].items()} for d in pair], 1)
-        for pair in pairs
-    ]
-    right = {}
-    for (a, b), test, p in zip(pairs, tests, _holm(tests), strict=True):
-        verdict = _verdict(test, p)
-        faster = {"better": b, "worse": a}.get(verdict)
-        limited = faster and any(depths[faster][s].stopped == "max_iterations" for s in test.by_seed)
-        right[a[0], a[1], b[1]] = "no_difference_shown" if limited else verdict
-    shown = {(c.variant, c.a, c.b): str(c.verdict) for c in depth_comparisons(said)}
-    yield "speeds of phase 1", shown, right
-
-
-def _selected(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    """Which pairs the report names for the effect of a depth, and for variants."""
-    places = {name: ours.runs[name][0] for name in ours.order}
-    pairs = set()
-    for a, b in ours.families[0]:
-        one, two = (places[name] for name in (a, b))
-        depths = [(r.context_layers or 0, r.token_layers or 0) for r in (one, two)]
-        if one.variant == two.variant and sum(x != y for x, y in zip(*depths, strict=True)) == 1:
-            more, fewer = (b, a) if depths[0] < depths[1] else (a, b)
-            pairs.add((f"effect.{ours.verdict(fewer, more)}", f"{fewer} → {more}"))
-    shown = {
-        (message.key, " ".join(str(pair).split()[:3]))
-        for message in effect_findings(said)
-        for pair in list(message.values["pairs"])  # type: ignore[arg-type]
-    }
-    yield "pairs that tell of depth", sorted(shown), sorted(pairs)
-    with_results = [
-        v for v in ours.variants if any(ours.scores[n] for n in ours.order if places[n].variant == v)
-    ]
-    first = with_results[:1] if said.manifest else with_results
-    both = {
-        frozenset((a, b))
-        for a, b in ours.families[0]
-        if places[a].variant != places[b].variant
-        and {places[a].variant, places[b].variant} & {*first}
-        and places[a].token_layers == places[b].token_layers
-        and places[a].context_layers == places[b].context_layers
-    }
-    yield "pairs of variants", {frozenset((c.a, c.b)) for c in variant_pairs(said)}, both
-
-
-def _choice(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    """The rule: of those not shown worse than the best, the one with the fewest parameters."""
-    choice = said.choice
-    losses = {
-        name: loss for name in ours.order if (loss := ours.nll(name)) is not None and math.isfinite(loss)
-    }
-    if not losses or not ours.comparable:
-        yield "the recommendation", choice, None
-        return
-    if choice is None:
-        yield "the recommendation", None, "a configuration"
-        return
-    ranked = sorted(losses, key=lambda name: losses[name])
-    best = ranked[0]
-    sizes = {
-        name: next((r.parameters.total for r in ours.runs[name] if r.parameters), math.inf) for name in ranked
-    }
-    fit = [name for name in ranked if name == best or ours.verdict(best, name) != "worse"]
-    recommended = min(fit, key=lambda name: (sizes[name], losses[name]))
-    avoid = {
-        name: [rival for rival in dict.fromkeys((best, recommended)) if ours.verdict(rival, name) == "worse"]
-        for name in ranked
-    }
-    avoid = {name: rivals for name, rivals in avoid.items() if rivals}
-    others = [name for name in fit if name != recommended and name not in avoid]
-    smaller = any(size < sizes[best] for size in sizes.values())
-    reason = "smaller_shown_worse" if smaller else "best_and_smallest"
-    reason = "only" if len(ranked) == 1 else "not_shown_worse" if recommended != best else reason
-    unsure = any(ours.verdict(best, name) == "too_few_seeds" for name in ranked[1:])
-    yield "the best configuration", choice.best.name, best
-    yield "the recommended configuration", choice.recommended.name, recommended
-    yield "the reason of the recommendation", choice.reason, reason
-    yield "whether the recommendation is provisional", choice.provisional, unsure
-    yield "the alternative", choice.alternative and choice.alternative.name, others[0] if others else None
-    yield "what to avoid", {c.name: list(than) for c, than in choice.avoid}, avoid
+    return crossed_test(rows, tokens)
