@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from tandem.audit.sizes import gpt2_sizes, lstm_sizes, tandem_sizes
+from tandem.audit.sizes import NETWORKS, tandem_sizes
 from tandem.fingerprint import fingerprint
 from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.settings import Settings
@@ -86,7 +86,7 @@ def _other_settings(record: RunRecord, settings: Settings, allowed: int | None) 
 
 def _network_section(record: RunRecord, settings: Settings) -> Any:
     """Settings of the LSTM or GPT-2; None of other baselines, which train nothing or bring their own."""
-    return {"lstm": settings.baselines.lstm, "gpt2": settings.baselines.gpt2}.get(record.kind)
+    return getattr(settings.baselines, record.kind) if record.kind in NETWORKS else None
 
 
 # All runs
@@ -189,9 +189,9 @@ def _phase1(record: RunRecord, settings: Settings) -> Iterator[str]:
         if record.kind == "tandem":
             yield "it has no phase 1"
         return
-    if record.recipe not in ("original", "predictive"):
+    if (of_recipe := PHASE1.get(record.recipe or "")) is None:
         return
-    dispersion = record.recipe == "original"
+    dispersion = hasattr(said, "iterations")
     name = "iteration" if dispersion else "epoch"
     history = said.history
     yield from _rising(f"phase 1, {name}", [(getattr(e, name), e.seconds_s) for e in history], said.seconds_s)
@@ -206,7 +206,7 @@ def _phase1(record: RunRecord, settings: Settings) -> Iterator[str]:
     last = numbers[-1] if numbers else 0
     said_last = said.iterations if dispersion else said.epochs
     yield from _differing(f"phase 1 says {name}s:", said_last, last, "and its history ends with")
-    yield from _dispersion(record, settings) if dispersion else _prediction(record, settings)
+    yield from of_recipe(record, settings)
 
 
 def _dispersion(record: RunRecord, settings: Settings) -> Iterator[str]:
@@ -261,6 +261,10 @@ def _prediction(record: RunRecord, settings: Settings) -> Iterator[str]:
         if start and start.epoch == 0 and not abs(start.validation_nll_nats - head.nll_nats) <= SAME_NLL:
             reached = start.validation_nll_nats
             yield f"{name} has the NLL {head.nll_nats:.4f}, its copy in phase 2 {reached:.4f}"
+
+
+PHASE1 = {"original": _dispersion, "predictive": _prediction}
+"""What is particular to a recipe."""
 
 
 def _phase2(record: RunRecord, settings: Settings) -> Iterator[str]:
@@ -348,9 +352,8 @@ def _baseline(record: RunRecord, settings: Settings, allowed: int | None) -> Ite
         yield "it has no record of its training"
     if own is None:
         return
-    vocabulary, lstm = record.data.vocab_size, record.kind == "lstm"
-    sizes, most = lstm_sizes if lstm else gpt2_sizes, allowed or parameters.total
-    fitting = [found for found in sizes(settings, vocabulary, most) if found[0] <= most]
+    most, sizes = allowed or parameters.total, NETWORKS[record.kind]
+    fitting = [found for found in sizes(settings, record.data.vocab_size, most) if found[0] <= most]
     if parameters.total > most:
         yield f"it has {parameters.total} parameters and may have {most}"
     found = parameters.total, parameters.embedding

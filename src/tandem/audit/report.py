@@ -207,9 +207,9 @@ def _depths(said: Analysis, ours: _Figures) -> Iterator[Finding]:
         curves = [{p.distance: p.change for p in c.memory} for c in shared.values() if c.memory]
         distances = sorted(set.intersection(*map(set, curves))) if curves else []
         points = [
-            (at, sum(values) / len(values), min(values), max(values))
-            for at in distances
-            for values in [[curve[at] for curve in curves]]
+            (distance, sum(values) / len(values), min(values), max(values))
+            for distance in distances
+            for values in [[curve[distance] for curve in curves]]
         ]
         yield f"memory of {d.name}", [tuple(point) for point in d.points], points
         if points:
@@ -255,7 +255,7 @@ def _speeds(said: Analysis, ours: _Figures) -> Iterator[Finding]:
     """Which context depth converges in fewer iterations, of the recipe that iterates; one family."""
     depths: dict[Any, dict[int, Any]] = {}
     for r in ours.records:
-        if r.kind == "tandem" and r.recipe == "original" and r.phase1 is not None and r.seed is not None:
+        if r.kind == "tandem" and hasattr(r.phase1, "iterations") and r.seed is not None:
             depths.setdefault((r.variant, r.context_layers), {})[r.seed] = r.phase1
     ordered = sorted(depths, key=lambda depth: (str(depth[0]), depth[1]))
     pairs = [(a, b) for a, b in combinations(ordered, 2) if a[0] == b[0] and ours.comparable]

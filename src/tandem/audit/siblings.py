@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,14 @@ MAY_NOT_MATTER = (
 """Settings of the phases that can be others and change no figure: they bound memory, steps or time."""
 SHOWN = 6
 """Findings of one check that are told one by one."""
-LABELS = {"lstm": "LSTM", "gpt2": "GPT-2", "bigram": "bigram", "unigram": "unigram"}
-SEEDED = ("lstm", "gpt2")
+BASELINES: dict[str, Callable[[Settings], list[str]]] = {
+    "kneser-ney": lambda settings: [f"KN-{settings.baselines.order}"],
+    "lstm": lambda settings: [f"LSTM-seed{seed}" for seed in settings.seeds],
+    "gpt2": lambda settings: [f"GPT-2-seed{seed}" for seed in settings.seeds],
+    "bigram": lambda _: ["bigram"],
+    "unigram": lambda _: ["unigram"],
+}
+"""Names of the runs of a baseline."""
 
 
 def sibling_checks(run_dir: Path, manifest: Manifest, records: Sequence[RunRecord]) -> Iterator[Check]:
@@ -238,12 +244,7 @@ def _planned(settings: Mapping[str | None, Settings], written: Mapping[str, Any]
         for seed in common.seeds:
             yield from (f"{one}-seed{seed}" for one in depths)
     for kind in common.baselines.models:
-        if kind == "kneser-ney":
-            yield f"KN-{common.baselines.order}"
-        elif kind in SEEDED:
-            yield from (f"{LABELS[kind]}-seed{seed}" for seed in common.seeds)
-        elif kind in LABELS:
-            yield LABELS[kind]
+        yield from BASELINES[kind](common) if kind in BASELINES else ()
 
 
 def _unmade(

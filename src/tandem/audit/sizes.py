@@ -12,42 +12,51 @@ from tandem.settings import Settings
 
 def tandem_sizes(record: RunRecord, settings: Settings) -> dict[str, int]:
     """Fields of `Parameters` of a Tandem model; none of a cell or recipe that is not Tandem's own."""
-    model, vocabulary = settings.model, record.data.vocab_size
-    depths = record.context_layers, record.token_layers
-    known = model.cell in ("residual", "gated") and settings.recipe in ("original", "predictive")
-    if not known or depths[0] is None or depths[1] is None:
+    model, depth, vocabulary = settings.model, record.token_layers, record.data.vocab_size
+    layers, parts = CONTEXT_LAYERS.get(model.cell), PHASE1.get(settings.recipe)
+    if layers is None or parts is None or depth is None or record.context_layers is None:
         return {}
-    embed, context, gated = model.embed_dim, model.context_dim, model.cell == "gated"
-    context_block = 0
-    for layer in range(depths[0]):
-        if gated:  # a part of the context; reads the token, and what the layer below had and has
-            width = context // depths[0]
-            context_block += 2 * width * (embed + (2 * width if layer else 0)) + 2 * width
-        else:
-            context_block += context * (context + embed) + context + 2 * context
-    token_block = 0
-    for layer in range(depths[1]):
-        reads = context if layer in (0, depths[1] - 1) else 0
+    embed, token_block = model.embed_dim, 0
+    for layer in range(depth):
+        reads = model.context_dim if layer in (0, depth - 1) else 0
         token_block += embed * (reads + embed) + embed + 2 * embed
         token_block += embed * embed if model.token_projection else 0
-        token_block += 2 * reads if gated else 0  # gated contexts are normalised where they are read
+        token_block += reads * CONTEXT_NORM[model.cell]
     sizes = {
         "embedding": vocabulary * embed,
         "embed_norm": 2 * embed,
-        "context_block": context_block,
+        "context_block": sum(layers(model.context_dim, embed, record.context_layers)),
         "token_block": token_block,
         "head": vocabulary if model.output_bias else 0,
+        "other": 0,
     }
-    phase1 = context_block
-    if settings.recipe == "predictive":
-        phase1 = sum(sizes.values()) - token_block
     return {
         **sizes,
-        "other": 0,
         "total": sum(sizes.values()),
-        "trained_phase1": phase1 if record.kind == "tandem" else 0,
+        "trained_phase1": sum(sizes[part] for part in parts) if record.kind == "tandem" else 0,
         "trained_phase2": token_block + (sizes["embedding"] if settings.embeddings.trained else 0),
     }
+
+
+def _residual_layers(context: int, embed: int, depth: int) -> Iterator[int]:
+    """A matrix, its bias and a LayerNorm each."""
+    for _ in range(depth):
+        yield context * (context + embed) + context + 2 * context
+
+
+def _gated_layers(context: int, embed: int, depth: int) -> Iterator[int]:
+    """Two gates each for a part of the context; they read the token, and what the layer below had and has."""
+    width = context // depth
+    for layer in range(depth):
+        yield 2 * width * (embed + (2 * width if layer else 0)) + 2 * width
+
+
+CONTEXT_LAYERS = {"residual": _residual_layers, "gated": _gated_layers}
+"""Parameters of each context layer, by cell."""
+CONTEXT_NORM = {"residual": 0, "gated": 2}
+"""Parameters for each element of a context that a token layer reads: it normalises those that are not."""
+PHASE1 = {"original": ("context_block",), "predictive": ("context_block", "embedding", "embed_norm", "head")}
+"""What phase 1 trains, by recipe."""
 
 
 def lstm_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple[int, int]]:
@@ -71,3 +80,7 @@ def gpt2_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple
         feed_forward = width * 4 * width + 4 * width + 4 * width * width + width
         layer = 2 * width + attention + 2 * width + feed_forward
         yield (vocabulary + own.window) * width + own.layers * layer + 2 * width, vocabulary * width
+
+
+NETWORKS = {"lstm": lstm_sizes, "gpt2": gpt2_sizes}
+"""Of the baselines that are networks: parameters in all and of the embedding, by width."""
