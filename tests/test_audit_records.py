@@ -178,7 +178,12 @@ HISTORIES: dict[str, tuple[str, Edit, str]] = {
     "seconds spent": (FIRST, lambda r: r.update(phase1_computed_here=False), "seconds spent are"),
     "seconds of contexts": (FIRST, lambda r: r["contexts"].update(seconds_s=9.0), "seconds of its contexts"),
     "a baseline's seconds": (L, lambda r: r["training"].update(seconds_s=1e4), "and the whole run"),
-    "positions": (FIRST, lambda r: r["phase2"].update(positions=600), "predicted tokens in an epoch: 600"),
+    "positions": (FIRST, lambda r: epochs(r)[1].update(positions=600), "epoch 2 predicted tokens: 600"),
+    "positions read twice": (
+        FIRST,
+        lambda r: epochs(r)[0].update(position_sum=0),
+        "epoch 1 read some of",
+    ),
     "a larger LSTM": (L, more_parameters, "and may have"),
     "a narrower GPT-2": (
         G,
@@ -229,8 +234,8 @@ HISTORIES: dict[str, tuple[str, Edit, str]] = {
     ),
     "positions of prediction": (
         P,
-        lambda r: r["phase1"].update(positions=9),
-        "phase 1 predicted tokens in an epoch: 9",
+        lambda r: r["phase1"]["history"][1].update(positions=9),
+        "epoch 2 of phase 1 predicted tokens: 9",
     ),
     "a head too few": (
         P,

@@ -241,9 +241,12 @@ def _prediction(record: RunRecord, settings: Settings) -> Iterator[str]:
     own, tokens = settings.prediction, record.data.train_tokens
     yield from _differing("epochs of phase 1:", said.epochs, own.max_epochs)
     yield from _differing("phase 1 read tokens:", said.tokens, tokens, "there are")
-    streams = min(own.streams, tokens - 1)
-    positions = streams * math.ceil((tokens - 1) / streams)
-    yield from _differing("phase 1 predicted tokens in an epoch:", said.positions, positions)
+    count = tokens - 1
+    streams = min(own.streams, count)
+    # Streams of one length; where they do not divide the text, its first positions are read twice.
+    twice = -count % streams
+    for e in said.history:
+        yield from _positions(f"epoch {e.epoch} of phase 1", e, count, twice)
     found = [head.token_layers for head in said.heads]
     yield from _differing("phase 1 has heads of layers", found, sorted(set(own.head_layers)))
     validation, parameters = record.validation, record.parameters
@@ -273,11 +276,17 @@ def _phase2(record: RunRecord, settings: Settings) -> Iterator[str]:
     # The weights at the start count as an epoch where they are those of a head, which a control lacks.
     from_head = own.start == "phase1" and record.kind == "tandem"
     yield from _training(record, said, int(not from_head), own.max_epochs, own.patience)
-    if said.positions is not None:
-        right = record.data.train_tokens - 1
-        yield from _differing("phase 2 predicted tokens in an epoch:", said.positions, right, "there are")
-    if said.first_loss_nats is not None:
-        yield from _loss("the loss of the first step", said.first_loss_nats)
+    for e in said.history:
+        if e.epoch > 0:
+            yield from _positions(f"epoch {e.epoch}", e, record.data.train_tokens - 1, 0)
+
+
+def _positions(name: str, epoch: Any, count: int, twice: int) -> Iterator[str]:
+    """Every position was read once, and so many of them once more; their sum tells."""
+    yield from _differing(f"{name} predicted tokens:", epoch.positions, count + twice)
+    more = (epoch.position_sum or 0) - count * (count - 1) // 2
+    if not 0 <= more <= twice * (count - 1):
+        yield f"{name} read some of {count} positions more often than others"
 
 
 # Training by epochs
