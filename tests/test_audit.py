@@ -50,7 +50,7 @@ class Planted:
 PLANTED = {
     "validation contexts all zero": Planted(
         defects.zero_validation_contexts,
-        {"contexts": "all zero", "distribution": "zero vectors 1", "perplexity": "all zero give it"},
+        {"contexts": "all zero", "perplexity": "all zero give it"},
         (1, 2),
     ),
     "training contexts all zero": Planted(

@@ -74,7 +74,7 @@ def test_an_experiment_with_all_of_them(site: Path, tmp_path: Path) -> None:
     audited = json.loads(tandem("audit", str(tmp_path / "run"), "--json", site=site).stdout)
     (own,) = (one for one in audited["runs"] if one["run"] == "Decay")
     assert {check["name"]: check["status"] for check in own["checks"]} == dict.fromkeys(
-        ("counts", "perplexity", "faded"), "pass"
+        ("counts", "perplexity", "faded", "history"), "pass"
     )
 
     again = tandem("experiment", str(file), "--json", "--baselines.decay.rate", "0.8", site=site)

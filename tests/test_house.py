@@ -29,8 +29,8 @@ ROOMS = (
     ("objectives",),
     ("baselines", "mixture"),
     ("experiment",),
-    ("audit",),
     ("report",),
+    ("audit",),
     ("cli",),
     ("__main__",),
 )

@@ -13,8 +13,8 @@ from tandem.metrics import effective_rank
 from tandem.records import Check
 from tandem.records.audit import Status
 
-# Limits of `distribution`. The texts of the two splits differ, and so do their contexts a little: moments and
-# rank alone never fail the check, since whether the contexts are the right ones is known from `contexts`.
+# Limits of `distribution`, beyond which it warns: the texts of the two splits differ, and so may their
+# contexts. Whether they are the right ones is known from `contexts`, token by token.
 NORM = 0.2
 """Relative difference of the mean length of a context."""
 SHIFT = 0.5
@@ -77,18 +77,22 @@ def _distribution(sample: ContextsSample, count: int) -> Check:
     zero = abs(float(sample.validation_zero) - float(sample.train_zero))
     ranks = [_rank(contexts) for contexts in _equally_many(sample.train, sample.validation)]
     rank = abs(ranks[0] - ranks[1]) / max(*ranks, 1e-9)
-    hard = {"length": (norm, NORM), "zero vectors": (zero, ZERO)}
-    soft = {"means": (shift, SHIFT), "deviations": (spread, SPREAD), "effective rank": (rank, RANK)}
+    found = {
+        "length": (norm, NORM),
+        "zero vectors": (zero, ZERO),
+        "means": (shift, SHIFT),
+        "deviations": (spread, SPREAD),
+        "effective rank": (rank, RANK),
+    }
     status: Status = "pass"
-    if count < LEAST:
-        status = "skip"
-    elif any(value > limit for value, limit in soft.values()):
-        status = "warn"
-    if any(not value <= limit for value, limit in hard.values()):
+    if not all(bool(torch.isfinite(contexts).all()) for contexts in (sample.train, sample.validation)):
         status = "fail"
-    both = hard | soft
-    shown = ", ".join(f"{name} {value:.3g}" for name, (value, _) in both.items())
-    limits = ", ".join(f"{limit:g}" for _, limit in both.values())
+    elif count < LEAST:
+        status = "skip"
+    elif any(not value <= limit for value, limit in found.values()):
+        status = "warn"
+    shown = ", ".join(f"{name} {value:.3g}" for name, (value, _) in found.items())
+    limits = ", ".join(f"{limit:g}" for _, limit in found.values())
     if status == "skip":
         limits += f"; {count} validation contexts are too few to tell"
     return Check(

@@ -13,7 +13,10 @@ from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
+from tandem.audit.history import history_check
 from tandem.audit.replay import step_checks
+from tandem.audit.report import report_check
+from tandem.audit.siblings import sibling_checks
 from tandem.audit.subject import ComputedContexts, Subject
 from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
@@ -83,13 +86,16 @@ def audit_run_dir(
         raise RunDirError(
             f"{run_dir} has records but no manifest.json, so nothing says what they should be; restore it"
         )
-    records = [record for record in read_records(run_dir) if record.status == "finished"]
+    every = read_records(run_dir)
+    records = [record for record in every if record.status == "finished"]
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
     variants, splits = _prepare(Settings(**manifest.settings), records, run_dir, on_progress)
     reference = measured_against(variants.values())
     gaps = baseline_gaps(reference, records)
     shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(variants, splits), "data")]
+    shared += _guarded(sibling_checks(run_dir, manifest, every), "siblings")
+    shared += _guarded((report_check(*given) for given in [(every, manifest)]), "report")
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
     contexts = ComputedContexts()
     firsts = {record.configuration: record.run for record in reversed(records)}
@@ -102,12 +108,13 @@ def audit_run_dir(
                 "was made; give the settings file that has it, or take the record out"
             )
         prepared = variants[record.variant] if record.is_tandem else reference
+        common = _history(manifest.settings, record, records)
         if quick and record.run != firsts[record.configuration]:
             why = f"not checked: a quick audit recomputes {firsts[record.configuration]} only"
-            checks = _record_checks(prepared, record, why, "skip")
+            checks = (*_record_checks(prepared, record, why, "skip"), *common)
             audits.append(RunAudit(run=record.run, finished_at=record.finished_at, checks=checks))
             continue
-        audits.append(_audit_run(prepared, record, tuple(records), folder, gaps, contexts))
+        audits.append(_audit_run(prepared, record, tuple(records), folder, gaps, contexts, common))
     return _record(audits)
 
 
@@ -129,10 +136,11 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
     prepared = variants[None]
     on_progress(f"auditing {record.run}")
     shared = [_settings_check(written, [record]), *_guarded(data_checks(variants, splits), "data")]
+    gaps, checks = baseline_gaps(prepared, ()), _history(written, record, [record])
     return _record(
         [
             RunAudit(run=None, finished_at=None, checks=tuple(shared)),
-            _audit_run(prepared, record, (record,), folder, baseline_gaps(prepared, ()), ComputedContexts()),
+            _audit_run(prepared, record, (record,), folder, gaps, ComputedContexts(), checks),
         ]
     )
 
@@ -220,6 +228,12 @@ def _variant_as_written(written: Mapping[str, Any], variant: str) -> dict[str, A
     return {key: value for key, value in values.items() if key in written or key in changes}
 
 
+def _history(
+    written: Mapping[str, Any], record: RunRecord, records: Sequence[RunRecord]
+) -> tuple[Check, ...]:
+    return _guarded((history_check(*given) for given in [(written, record, records)]), "history")
+
+
 def _audit_run(
     prepared: TrainingInputs,
     record: RunRecord,
@@ -227,6 +241,7 @@ def _audit_run(
     folder: Path,
     gaps: dict[str, float],
     contexts: ComputedContexts,
+    common: tuple[Check, ...],
 ) -> RunAudit:
     if not record.is_tandem:
         checks = _baseline_checks(prepared, record)
@@ -245,7 +260,7 @@ def _audit_run(
                 if changed is not None
                 else _model_checks(subject, gaps)
             )
-    return RunAudit(run=record.run, finished_at=record.finished_at, checks=checks)
+    return RunAudit(run=record.run, finished_at=record.finished_at, checks=(*checks, *common))
 
 
 def _baseline_checks(prepared: TrainingInputs, record: RunRecord) -> tuple[Check, ...]:

@@ -50,6 +50,7 @@ def audit(report: Report) -> Iterator[str]:
     yield texts("audit.made", date=status.audited_at[:10])
     if status.checks:
         yield report.table("audit", columns, status.checks)
+        yield texts("audit.as_recorded")
     if status.unrecomputed:
         yield texts("audit.unrecomputed", runs=[*map(literal, status.unrecomputed)])
     if status.unaudited:

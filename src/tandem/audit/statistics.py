@@ -1,0 +1,180 @@
+"""Numbers over seeds and documents a second time: plainly, by the definitions, for the check `report`.
+
+Nothing of `tandem.report.statistics` is called here; its docstring has the formulas.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+STEP = 1e-6
+"""Nats per token: the step in which losses are known."""
+
+
+# Numbers over seeds
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def spread_of(values: Iterable[float]) -> tuple[Any, Any, Any] | None:
+    """Mean, standard deviation (n - 1) and the 95% t interval of the mean."""
+    values = list(values)
+    mean = mean_of(values)
+    if mean is None:
+        return None
+    n = len(values)
+    if n < 2 or not all(map(math.isfinite, values)):
+        return mean, None, None
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return mean, sd, (mean - half, mean + half)
+
+
+def perplexity_of(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def perplexities_of(losses: Iterable[float]) -> tuple[Any, Any, Any] | None:
+    """The same of perplexities, with their geometric mean."""
+    losses = list(losses)
+    found, nll = spread_of(map(perplexity_of, losses)), mean_of(losses)
+    return None if found is None or nll is None else (perplexity_of(nll), *found[1:])
+
+
+# Two models
+
+
+class SeedTest(NamedTuple):
+    """The difference of two models over common seeds, and how sure it is."""
+
+    by_seed: dict[int, float]
+    documents: int | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    df: float | None = None
+    p: float | None = None
+
+
+class PairTest(NamedTuple):
+    """Two models compared: what the verdict rests on, and the paired tests beside it."""
+
+    effect: SeedTest
+    corrected: float | None
+    nll: SeedTest
+    paired: float | None
+    accuracy: SeedTest
+    means: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str:
+        return verdict_of(self.effect, self.corrected)
+
+
+def verdict_of(test: SeedTest, p: float | None) -> str:
+    """Better or worse on three common seeds or more, with a corrected p below 0.05."""
+    if len(test.by_seed) < 3:
+        return "too_few_seeds"
+    if p is None or p >= 0.05 or test.difference is None:
+        return "no_difference_shown"
+    return "better" if test.difference < 0 else "worse"
+
+
+def holm_corrected(tests: Sequence[SeedTest]) -> list[float | None]:
+    """Each p times the number of those that are no smaller, and never below a smaller one's."""
+    known = sorted(test.p for test in tests if test.p is not None)
+    steps = [min(1.0, p * (len(known) - rank)) for rank, p in enumerate(known)]
+    return [None if t.p is None else max(steps[: known.index(t.p) + 1]) for t in tests]
+
+
+def crossed_test(differences: dict[int, Any], tokens: Any, step: float = STEP) -> SeedTest:
+    """Differences [D] by seed, of documents with `tokens` [D]: random effects, jackknife residuals."""
+    if not differences:
+        return SeedTest({})
+    scored = tokens > 0
+    n, total = tokens[scored].astype(float), float(tokens.sum())
+    rows = [row[scored] for row in differences.values()]
+    by_seed = {seed: float(row.sum()) / total for seed, row in zip(differences, rows, strict=True)}
+    count, size, center = len(rows), len(n), math.fsum(by_seed.values()) / len(rows)
+    known = SeedTest(by_seed, size, center)
+    if count < 2 or not all(np.isfinite(row).all() for row in rows):
+        return known
+    of_seeds = size * sum((delta - center) ** 2 for delta in by_seed.values()) / (count - 1)
+    variance, df = of_seeds, float(count - 1)
+    if size > 1:
+        residuals = []
+        for row, delta in zip(rows, by_seed.values(), strict=True):
+            without = (delta * total - row) / (total - n)  # the estimate without one document
+            residuals.append(size * delta - (size - 1) * without - delta)
+        means = sum(residuals) / count
+        of_documents = count * float((means**2).sum()) / (size - 1)
+        rest = sum(float(((row - means) ** 2).sum()) for row in residuals) / ((count - 1) * (size - 1))
+        alone = [(of_seeds, count - 1.0), (of_documents, size - 1.0)]
+        above = [one for one in alone if one[0] > rest]
+        if len(above) < 2:
+            variance, df = above[0] if above else max(alone)
+        else:
+            variance = of_seeds + of_documents - rest
+            squares = of_seeds**2 / (count - 1) + of_documents**2 / (size - 1)
+            squares += rest**2 / ((count - 1) * (size - 1))
+            df = max(variance**2 / squares, min(count, size) - 1.0)
+    error = max(math.sqrt(variance / (count * size)), step / math.sqrt(6 * count))
+    half = float(stats.t.ppf(0.975, df)) * error
+    p = float(2 * stats.t.sf(abs(center) / error, df)) if count >= 3 else None
+    return known._replace(interval=(center - half, center + half), df=df, p=p)
+
+
+def paired_test(sides: Sequence[Mapping[int, float]], step: float = STEP) -> SeedTest:
+    """The paired t-test of two models over common seeds."""
+    a, b = sides
+    differences = {seed: np.array([b[seed] - a[seed]]) for seed in sorted(a.keys() & b.keys())}
+    return crossed_test(differences, np.array([1]), step)._replace(documents=None)
+
+
+def family_of(
+    scores: Mapping[str, Mapping[int | None, Any]], pairs: Iterable[tuple[str, str]]
+) -> dict[Any, PairTest]:
+    """All pairs with results, their p-values corrected together."""
+    names: list[tuple[str, str]] = []
+    tests: list[tuple[SeedTest, SeedTest, SeedTest, Any]] = []
+    for a, b in pairs:
+        if not scores[a] or not scores[b]:
+            continue
+        seeds = sorted(seed for seed in {*scores[a], *scores[b]} if seed is not None)
+        # What has no seed stands beside every seed of the other.
+        both = {seed: [scores[m].get(seed, scores[m].get(None)) for m in (a, b)] for seed in seeds}
+        common = {seed: pair for seed, pair in both.items() if None not in pair}
+        sides = [{seed: pair[side] for seed, pair in common.items()} for side in (0, 1)]
+        nll, accuracy = (
+            paired_test([{seed: getattr(v, name) for seed, v in side.items()} for side in sides])
+            for name in ("nll_nats", "accuracy")
+        )
+        means = tuple(mean_of([v.nll_nats for v in side.values()]) for side in sides) if common else None
+        names.append((a, b))
+        tests.append((_by_documents(common) or nll, nll, accuracy, means))
+    corrected, paired = (
+        holm_corrected([test[0] for test in tests]),
+        holm_corrected([test[1] for test in tests]),
+    )
+    return {
+        name: PairTest(effect, p, nll, paired_p, accuracy, means)
+        for name, p, paired_p, (effect, nll, accuracy, means) in zip(
+            names, corrected, paired, tests, strict=True
+        )
+    }
+
+
+def _by_documents(common: Mapping[int, Sequence[Any]]) -> SeedTest | None:
+    """Over seeds and documents; None unless all scores are of the same two documents or more."""
+    scores = [score.documents and score.documents.unpack() for pair in common.values() for score in pair]
+    if not scores or None in [score and 1 for score in scores]:
+        return None
+    tokens = scores[0][0]
+    if (tokens > 0).sum() < 2 or not all(np.array_equal(tokens, other) for other, _ in scores):
+        return None
+    rows = {seed: scores[2 * i + 1][1] - scores[2 * i][1] for i, seed in enumerate(common)}
+    return crossed_test(rows, tokens)
