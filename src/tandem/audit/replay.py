@@ -55,9 +55,11 @@ def _check(subject: Subject, name: str, path: Path, replay: Replay) -> Check:
         return _not_checked(name, "no step was kept")
     if subject.record.environment.device != "cpu" and subject.model.device.type == "cpu":
         return _not_checked(name, "dropout and noise were drawn on another device than this one")
-    coarse = subject.record.environment.precision == "bfloat16" or subject.rounding > 0
-    with torch.random.fork_rng(devices=[]):
-        wrong = unexplained(path) + list(replay(subject, kept_steps, ROUNDED if coarse else Tolerance()))
+    half = subject.record.environment.precision == "bfloat16"
+    tolerance = ROUNDED if half or subject.rounding > 0 else Tolerance()
+    # Without its cache, as weights are put into the same parameters step after step.
+    with torch.autocast(subject.model.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        wrong = unexplained(path) + list(replay(subject, kept_steps, tolerance))
     return Check(
         name=name,
         looked_at=f"{len(kept_steps)} steps that were kept, each taken again by a plain trainer: positions, "
@@ -350,7 +352,7 @@ def _swept(
         for name, gradient in gradients_of(loss, trained).items():
             before_it = sums[name]
             sums[name] = gradient if before_it is None or gradient is None else before_it + gradient
-        after.append(new.detach())
+        after.append(new.detach().float())
         total += float(loss.detach())
     return torch.cat(after), total, sums
 

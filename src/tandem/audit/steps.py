@@ -28,8 +28,8 @@ class Tolerance:
     update: float = 0.01
 
 
-ROUNDED = Tolerance(loss=0.05, norm=0.1, update=0.5)
-"""Of training in bf16, or on contexts that were rounded."""
+ROUNDED = Tolerance(loss=0.01, norm=0.02, update=1.0)
+"""Of training in bf16, or on contexts that were rounded; AdamW's first steps turn with a gradient's sign."""
 ROUNDING = 1e-7
 """Of a weight in single precision, a share of it."""
 EXPLAINS = 0.2
