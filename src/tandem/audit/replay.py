@@ -52,7 +52,7 @@ Replay = Callable[[Subject, Sequence[KeptStep], Tolerance], Iterator[str]]
 def _check(subject: Subject, name: str, path: Path, replay: Replay) -> Check:
     kept_steps = read_steps(path)
     if not kept_steps:
-        return _not_checked(name, "no step was kept")
+        return _not_checked(name, "no step was kept (as where several processes trained phase 1 together)")
     if subject.record.environment.device != "cpu" and subject.model.device.type == "cpu":
         return _not_checked(name, "dropout and noise were drawn on another device than this one")
     half = subject.record.environment.precision == "bfloat16"

@@ -105,7 +105,8 @@ class Dispersion(Objective):
         with training_only(model, block) as trainable:
             gradients = GradientAccumulator(trainable.parameters, execution, own.stop - own.start)
             optimizer = torch.optim.Adam(trainable.parameters, lr=phase1.lr)
-            inputs.snapshots.follow(trainable.named, optimizer, 1)
+            if group.size == 1:  # else what a step read is spread over the processes
+                inputs.snapshots.follow(trainable.named, optimizer, 1)
             for iteration in range(2, phase1.max_iterations + 1):  # the random start was the first
                 # Before the shard comes the one before it; before the first the last (SPEC section 3).
                 lead = group.joined(contexts[-1:], group.size)[group.rank - 1]

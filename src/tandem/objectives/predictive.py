@@ -130,7 +130,8 @@ class Prediction(Objective):
             schedule = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: linear_share(step, steps, min(WARM_UP_STEPS, steps // 10))
             )
-            inputs.snapshots.follow(trainable.named, optimizer, epoch_steps)
+            if execution.group.size == 1:  # else what a step read is spread over the processes
+                inputs.snapshots.follow(trainable.named, optimizer, epoch_steps)
             for epoch in range(1, own.max_epochs + 1):
                 loss_sum = norm_sum = 0.0
                 seen = position_sum = 0
