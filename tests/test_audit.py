@@ -263,8 +263,8 @@ EDITED: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {
     "documents": (other_documents, "perplexity", "documents have another NLL"),
     "effective rank": (
         lambda r: r["kind"] == "tandem" and r["contexts"].update(effective_rank_validation=0.99),
-        "phase1",
-        "ER 99.0%, recomputed",
+        "ranks",
+        "ER of validation contexts 99.0%, recomputed",
     ),
     "iterations": (
         lambda r: r["kind"] == "tandem" and r["phase1"].update(iterations=2),

@@ -14,6 +14,7 @@ from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.history import history_check
+from tandem.audit.measures import measure_checks
 from tandem.audit.replay import step_checks
 from tandem.audit.report import report_check
 from tandem.audit.siblings import sibling_checks
@@ -299,6 +300,7 @@ def _model_checks(subject: Subject, gaps: dict[str, float]) -> tuple[Check, ...]
         *_guarded(step_checks(subject), "steps"),
         *_guarded(behaviour_checks(subject), "behaviour"),
         *_guarded(context_checks(subject), "contexts"),
+        *_guarded(measure_checks(subject), "measures"),
         *_guarded(figure_checks(subject, gaps), "figures"),
     )
 

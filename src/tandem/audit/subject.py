@@ -123,6 +123,11 @@ class Subject:
         """Of its phase 1."""
         return OBJECTIVES[self.prepared.settings.recipe]
 
+    @cached_property
+    def phase1_steps(self) -> list[KeptStep]:
+        """Those of phase 1. Raises ValueError where they cannot be read."""
+        return read_steps(self.phase1_snapshots)
+
     @property
     def phase1_snapshots(self) -> Path:
         """Where those of phase 1 are: in the model folder, else in the run directory."""
@@ -250,12 +255,19 @@ class Subject:
         drawn = batches(self.prepared.settings.phase2, self.seed, count, epochs)
         return {place: positions for place, positions in drawn if place in places}
 
+    def rank_positions(self, split: str) -> torch.Tensor:
+        """Positions [n] of a split whose contexts the effective rank is of: evenly spaced ones."""
+        count, most = len(self.ids(split)), self.prepared.settings.contexts.rank_positions
+        return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).long()
+
     @cached_property
     def _looked_at(self) -> dict[str, torch.Tensor]:
         """Positions of each split, ascending, whose contexts any check looks at: they are read in one go."""
         length = len(self.ids("train"))
         sampled = torch.empty(0, dtype=torch.int64) if self.sample is None else self.sample.train_at
-        train = torch.cat((sampled, *self.phase2_batches.values(), *self._scored_training)).unique()
+        train = torch.cat(
+            (sampled, self.rank_positions("train"), *self.phase2_batches.values(), *self._scored_training)
+        ).unique()
         return {"train": train[train < length], "validation": torch.arange(len(self.ids("validation")))}
 
     def contexts_at(self, split: str, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

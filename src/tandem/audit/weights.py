@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from tandem.audit.parts import part_prints, parts_of
 from tandem.audit.plain import linear_rate
 from tandem.audit.subject import SAME_WEIGHT, Subject
-from tandem.metrics import effective_rank
 from tandem.records import Check, Parameters, PartRecord
 
 FURTHER = 2.0
 """An element may move so many times the learning rate in a step: with a changing gradient, AdamW's may."""
-RANKED, RANK_TOLERANCE = 512, 0.01
-"""Effective rank of so many contexts or more is recomputed, to within one point."""
 
 
 def weight_checks(subject: Subject) -> Iterator[Check]:
@@ -170,7 +167,6 @@ def _phase1(subject: Subject) -> Check:
         wrong.append("its result is not what was saved")
     settings, tokens = subject.prepared.settings, len(subject.prepared.corpus.train)
     wrong += subject.objective.audit(record.phase1, settings, tokens)
-    wrong += _ranks(subject)
     wrong += _head(subject)
     said = (
         f"from the weights of seed {subject.seed} to those that were saved, {record.phase1.tokens:,} tokens"
@@ -181,19 +177,6 @@ def _phase1(subject: Subject) -> Check:
 def _starts_at(part: PartRecord, wanted: tuple[float, ...]) -> bool:
     """Whether a phase found a part as it was to."""
     return all(abs(a - b) <= SAME_WEIGHT for a, b in zip(part.start, wanted, strict=True))
-
-
-def _ranks(subject: Subject) -> list[str]:
-    """Whether the recorded effective rank of validation contexts recomputes."""
-    said = subject.record.contexts
-    # Embeddings that phase 2 trained give other contexts than those that phase 1 ended with.
-    moved = subject.prepared.settings.embeddings.trained
-    if said is None or moved or not subject.exact or len(subject.validation) < RANKED:
-        return []
-    positions = subject.prepared.settings.contexts.rank_positions
-    rank = effective_rank(subject.validation.current, positions)
-    off = abs(rank - said.effective_rank_validation) > RANK_TOLERANCE
-    return [f"ER {said.effective_rank_validation:.1%}, recomputed {rank:.1%}"] if off else []
 
 
 def _head(subject: Subject) -> list[str]:
