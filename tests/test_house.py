@@ -153,3 +153,20 @@ def test_scripts_print_in_any_encoding() -> None:
         if "__main__" in (text := path.read_text("utf-8")) and path.name != "bootstrap.py":
             started = "run_bench(main)" if "as run_bench" in text else "run(main)"  # of measuring.py
             assert "    tolerate_any_encoding()\n" in text or f"    {started}\n" in text, path
+
+
+READ = {"checkpoints", "evaluate", "machine", "run_dir"}
+"""Of experiment/, what reads model folders and says what machine this is; nothing there trains."""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "audit").glob("*.py")), ids=lambda path: path.name)
+def test_the_audit_shares_nothing_with_what_it_audits(path: Path) -> None:
+    """Objectives and baselines are asked by their registry alone, as where another package brings one."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            _, room, *rest = [*node.module.split("."), ""]
+            assert room != "training", node.module
+            if room in ("objectives", "baselines"):
+                assert not rest[0], node.module
+            if room == "experiment":
+                assert rest[0] in READ, node.module

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from tandem.audit.inputs import AuditInputs
 from tandem.audit.leakage import measure_leakage
-from tandem.experiment.prepared import TrainingInputs
 from tandem.records import Check, RunRecord
 from tandem.text.places import user_path
 from tandem.text.sources import open_documents
@@ -38,7 +38,7 @@ CONTAINED = 0.01
 """Share of validation documents contained in training above which the check fails (of 100, that is two)."""
 
 
-def data_checks(variants: Mapping[str | None, TrainingInputs], splits: Splits) -> Iterator[Check]:
+def data_checks(variants: Mapping[str | None, AuditInputs], splits: Splits) -> Iterator[Check]:
     """`text`, `leakage`, `tokens` and `embeddings`, of the text and tokens that all variants share."""
     prepared = next(iter(variants.values()))
     data = prepared.settings.data
@@ -53,7 +53,7 @@ def _check(name: str, looked_at: str, wrong: Sequence[str], otherwise: str) -> C
     return Check.model_validate({"name": name, "looked_at": looked_at, "figure": figure, "status": status})
 
 
-def _text(prepared: TrainingInputs, splits: Splits) -> Check:
+def _text(prepared: AuditInputs, splits: Splits) -> Check:
     """Documents that the sources hold, by a reader of its own, against those of both splits."""
     data, corpus = prepared.settings.data, prepared.corpus
     sources = [Counter(map(_words, plain_documents(data.train, data.txt_documents)))]
@@ -150,7 +150,7 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
     )
 
 
-def _tokens(prepared: TrainingInputs, splits: Splits) -> Check:
+def _tokens(prepared: AuditInputs, splits: Splits) -> Check:
     corpus, settings = prepared.corpus, prepared.settings
     tokenizer = plain(corpus.tokenizer)
     tokenizer.encode_special_tokens = True
@@ -214,7 +214,7 @@ def _encode_again(
     return len(numbers), None
 
 
-def _embeddings(variants: Mapping[str | None, TrainingInputs]) -> Check:
+def _embeddings(variants: Mapping[str | None, AuditInputs]) -> Check:
     """The tables that models start from, computed without the cache, or drawn by the definition."""
     wrong, sources = [], []
     for name, prepared in variants.items():
@@ -234,7 +234,7 @@ def _embeddings(variants: Mapping[str | None, TrainingInputs]) -> Check:
     return _check("embeddings", looked_at, wrong, ", ".join(dict.fromkeys(sources)))
 
 
-def baseline_gaps(prepared: TrainingInputs, records: Sequence[RunRecord]) -> dict[str, float]:
+def baseline_gaps(prepared: AuditInputs, records: Sequence[RunRecord]) -> dict[str, float]:
     """Validation NLL less training NLL of simple models on the same tokens, in nats.
 
     Unigram and interpolated bigram, counted here, and the networks among `records`. The bigram scores the

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from tandem.audit.explain import explain_nll
+from tandem.audit.inputs import AuditInputs
 from tandem.audit.reference import block_losses
 from tandem.audit.subject import INEXACT, Subject
-from tandem.experiment.grid import label_of
-from tandem.experiment.prepared import TrainingInputs
 from tandem.metrics import by_document, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord, ValidationRecord
 from tandem.settings import Configuration
@@ -36,7 +35,7 @@ def figure_checks(subject: Subject, gaps: dict[str, float]) -> Iterator[Check]:
     yield gap_check(subject.record, train_nll, gaps)
 
 
-def counts_check(prepared: TrainingInputs, record: RunRecord) -> Check:
+def counts_check(prepared: AuditInputs, record: RunRecord) -> Check:
     """`counts` of any run, baselines included."""
     said, counted = record.data, prepared.data_record(record.seed)
     # Embeddings counted on another processor differ in their last digits; `frozen` compares them as numbers.
@@ -60,8 +59,9 @@ def counts_check(prepared: TrainingInputs, record: RunRecord) -> Check:
         sizes = (record.embed_dim, record.context_dim)
         assert record.context_layers is not None
         assert record.token_layers is not None
-        depths = Configuration(record.context_layers, record.token_layers)
-        name = label_of(depths, record.variant, record.kind)
+        depths = Configuration(record.context_layers, record.token_layers).name
+        control = None if record.kind == "tandem" else record.kind
+        name = "-".join(part for part in (record.variant, depths, control) if part is not None)
         model = prepared.settings.model
         if sizes != (model.embed_dim, model.context_dim):
             wrong.append(f"embed_dim and context_dim {sizes}")

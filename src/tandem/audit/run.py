@@ -14,6 +14,7 @@ from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.history import history_check
+from tandem.audit.inputs import AuditInputs, measured_by
 from tandem.audit.measures import measure_checks
 from tandem.audit.replay import step_checks
 from tandem.audit.report import report_check
@@ -23,12 +24,10 @@ from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
-from tandem.experiment.baseline import baseline_inputs, measured_against
+from tandem.experiment.baseline import baseline_inputs
 from tandem.experiment.checkpoints import load_model, model_record
 from tandem.experiment.evaluate import model_settings
 from tandem.experiment.machine import choose_device, code_fingerprint
-from tandem.experiment.misfits import config_for
-from tandem.experiment.prepared import TrainingInputs, prepare_variants
 from tandem.experiment.run_dir import check_writable
 from tandem.experiment.runner import set_up_process
 from tandem.fingerprint import fingerprint
@@ -40,7 +39,7 @@ from tandem.text.places import counted_from
 from tandem.text.recorded import as_it_was, changed, folder_of, read_recorded, whereabouts
 from tandem.text.splits import Splits
 from tandem.tokens.embeddings import MADE_HERE, pretrained
-from tandem.tokens.prepare import default_cache_dir
+from tandem.tokens.prepare import default_cache_dir, prepare_corpus
 from tandem.tokens.tokenizer import load_tokenizer, plain, tokenizer_fingerprint
 
 OnProgress = Callable[[str], None]
@@ -92,7 +91,7 @@ def audit_run_dir(
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
     variants, splits = _prepare(Settings(**manifest.settings), records, run_dir, on_progress)
-    reference = measured_against(variants.values())
+    reference = measured_by(variants.values())
     gaps = baseline_gaps(reference, records)
     shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(variants, splits), "data")]
     shared += _guarded(sibling_checks(run_dir, manifest, every), "siblings")
@@ -148,7 +147,7 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
 
 def _prepare(
     settings: Settings, records: Sequence[RunRecord], folder: Path, on_progress: OnProgress
-) -> tuple[dict[str | None, TrainingInputs], Splits]:
+) -> tuple[dict[str | None, AuditInputs], Splits]:
     """Text, tokens and embeddings again, by variant. Raises DataError where one of them is another one.
 
     Each is compared with the records as soon as it is read, since all that follows depends on it.
@@ -174,7 +173,10 @@ def _prepare(
         for name, record in of_variants.items():
             if (source := embeddings[name]) not in MADE_HERE:
                 _check_embeddings(source, record)
-        return prepare_variants(settings, on_progress, splits), splits
+        corpus = prepare_corpus(data, settings.tokenizer, default_cache_dir(), on_progress, splits)
+        device = choose_device(settings.device)
+        named = {name: settings.with_variant(name) for name in settings.variant_names}
+        return {name: AuditInputs.of(one, corpus, device) for name, one in named.items()}, splits
 
 
 def _on_a_device_here(settings: Settings) -> Settings:
@@ -236,7 +238,7 @@ def _history(
 
 
 def _audit_run(
-    prepared: TrainingInputs,
+    prepared: AuditInputs,
     record: RunRecord,
     siblings: tuple[RunRecord, ...],
     folder: Path,
@@ -264,7 +266,7 @@ def _audit_run(
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=(*checks, *common))
 
 
-def _baseline_checks(prepared: TrainingInputs, record: RunRecord) -> tuple[Check, ...]:
+def _baseline_checks(prepared: AuditInputs, record: RunRecord) -> tuple[Check, ...]:
     """Of a model of another kind; none of these is kept."""
     baseline, inputs = BASELINES[record.kind], baseline_inputs(prepared, record.seed)
     fitted = baseline.refit(inputs, record)
@@ -276,9 +278,7 @@ def _baseline_checks(prepared: TrainingInputs, record: RunRecord) -> tuple[Check
     return (*common, *_guarded(iter(baseline.checks(inputs, record)), record.kind))
 
 
-def _record_checks(
-    prepared: TrainingInputs, record: RunRecord, why: str, status: Status
-) -> tuple[Check, ...]:
+def _record_checks(prepared: AuditInputs, record: RunRecord, why: str, status: Status) -> tuple[Check, ...]:
     """Of a run whose figures cannot be recomputed from a model, and `why`."""
     return (
         Check(
@@ -312,7 +312,7 @@ def _saved_check(subject: Subject) -> Check:
     ours, theirs = (tokenizer_fingerprint(plain(one)) for one in (subject.tokenizer, corpus.tokenizer))
     if ours != theirs:
         wrong.append("its tokenizer is not the one it was trained with")
-    wanted = config_for(subject.prepared.settings, corpus, subject.configuration).to_dict()
+    wanted = subject.prepared.config(subject.depths).to_dict()
     said = model.config.to_dict()
     wrong += [
         f"{name} is {said.get(name)} instead of {wanted[name]}"

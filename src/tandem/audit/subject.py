@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from tandem.audit.inputs import AuditInputs
 from tandem.audit.parts import part_prints, part_weights, parts_of
 from tandem.audit.plain import batches
 from tandem.audit.reference import Block, block_losses, contexts_at
@@ -19,7 +20,6 @@ from tandem.audit.start import initial_model, started_from
 from tandem.audit.steps import KeptStep, read_steps
 from tandem.contexts import ContextsSample, Tokens
 from tandem.experiment.checkpoints import load_head, load_model, load_sample
-from tandem.experiment.prepared import TrainingInputs
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import RunRecord
@@ -66,7 +66,7 @@ class Subject:
     sample      of the contexts that the run read; none if it kept none.
     """
 
-    prepared: TrainingInputs
+    prepared: AuditInputs
     record: RunRecord
     siblings: tuple[RunRecord, ...]
     folder: Path
@@ -78,7 +78,7 @@ class Subject:
     @classmethod
     def load(
         cls,
-        prepared: TrainingInputs,
+        prepared: AuditInputs,
         record: RunRecord,
         siblings: tuple[RunRecord, ...],
         folder: Path,
@@ -106,6 +106,11 @@ class Subject:
         assert self.record.context_layers is not None
         assert self.record.token_layers is not None
         return Configuration(self.record.context_layers, self.record.token_layers)
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """As numbers."""
+        return self.configuration.context_layers, self.configuration.token_layers
 
     @property
     def seed(self) -> int:
