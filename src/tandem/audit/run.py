@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 
 from tandem.advice import written_settings
-from tandem.audit.baselines import consistency_check, refit_check
+from tandem.audit.baselines import NGRAMS, baseline_checks, consistency_check, refit_check, unchecked
 from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
 from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.history import history_check
 from tandem.audit.measures import measure_checks
+from tandem.audit.networks import NETWORKS
 from tandem.audit.replay import step_checks
 from tandem.audit.report import report_check
 from tandem.audit.siblings import sibling_checks
@@ -245,7 +246,7 @@ def _audit_run(
     common: tuple[Check, ...],
 ) -> RunAudit:
     if not record.is_tandem:
-        checks = _baseline_checks(prepared, record)
+        checks = _baseline_checks(prepared, record, folder)
     elif not folder.is_dir():
         wanted = prepared.settings.save_models
         checks = _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
@@ -264,16 +265,23 @@ def _audit_run(
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=(*checks, *common))
 
 
-def _baseline_checks(prepared: TrainingInputs, record: RunRecord) -> tuple[Check, ...]:
-    """Of a model of another kind; none of these is kept."""
+def _baseline_checks(prepared: TrainingInputs, record: RunRecord, folder: Path) -> tuple[Check, ...]:
+    """Of a model of another kind; one that another package brings is fitted again, where it can be."""
+    counts = counts_check(prepared, record)
+    if record.kind in (*NETWORKS, *NGRAMS):
+        ours = baseline_checks(prepared.settings, prepared.corpus, prepared.device, record, folder)
+        return (counts, *_guarded(ours, record.kind))
     baseline, inputs = BASELINES[record.kind], baseline_inputs(prepared, record.seed)
     fitted = baseline.refit(inputs, record)
-    common = (
-        _record_checks(prepared, record, "no model is kept", "skip")
+    figures = (
+        (
+            unchecked("model", SAVED_MODEL, f"the audit has no code of its own for {record.kind}"),
+            consistency_check(record),
+        )
         if fitted is None
-        else (counts_check(prepared, record), refit_check(fitted, prepared, record))
+        else (refit_check(fitted.score, prepared.corpus.validation, record),)
     )
-    return (*common, *_guarded(iter(baseline.checks(inputs, record)), record.kind))
+    return (counts, *figures, *_guarded(iter(baseline.checks(inputs, record)), record.kind))
 
 
 def _record_checks(
