@@ -11,7 +11,9 @@ from typing import Literal
 from tandem.advice import advice
 from tandem.errors import RunDirError, StorageError
 
-Kind = Literal["absent", "file", "empty", "run directory", "model folder", "foreign model", "cache", "other"]
+Kind = Literal[
+    "absent", "file", "empty", "run directory", "model folder", "baseline", "foreign model", "cache", "other"
+]
 Wanted = Literal["run directory", "model folder"]
 MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 CONFIG, RECORD, SETTINGS = "config.json", "record.json", "settings.yaml"
@@ -93,6 +95,9 @@ def look(path: Path) -> Found:
         config = None
     config = config if isinstance(config, dict) else {}
     kind = config.get("model_type")
+    if kind is None and _is_of_baseline(path / RECORD):
+        what = "the weights of a baseline, kept for the audit of the run directory that it lies in"
+        return Found(path, "baseline", what)
     if kind == "tandem" or _is_of_runs(path / RECORD):
         return Found(path, "model folder", "a model folder")
     if kind is not None or "architectures" in config:
@@ -159,6 +164,15 @@ def _is_of_runs(path: Path) -> bool:
             return OF_RUNS in file.read(READ_BYTES)
     except OSError:
         return False
+
+
+def _is_of_baseline(path: Path) -> bool:
+    """Whether a file is the record of a run whose model is none of Tandem's."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("context_layers", 0) is None
 
 
 def _entries(path: Path) -> list[Path]:

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tandem.baselines import BaselineInputs
+from tandem.group import PLAIN
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import DataRecord
 from tandem.settings import Settings
@@ -66,6 +68,21 @@ class AuditInputs:
         with torch.device("meta"):
             models = (TandemForCausalLM(self.config(depths)) for depths in self.settings.configurations)
             return min(model.num_params()["total"] for model in models)
+
+    def for_baseline(self, seed: int | None) -> BaselineInputs:
+        """What a baseline of another package is fitted with again."""
+        allowed = self.settings.baselines.max_parameters
+        return BaselineInputs(
+            self.corpus.train.ids,
+            self.corpus.validation.ids,
+            self.corpus.vocab_size,
+            self.settings,
+            self.smallest() if allowed is None else allowed,
+            seed,
+            self.device,
+            PLAIN,
+            lambda _: None,
+        )
 
     def data_record(self, seed: int | None) -> DataRecord:
         """What a record says of the data, counted again."""

@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from tandem.advice import written_settings
-from tandem.audit.baselines import consistency_check, refit_check
+from tandem.audit.baselines import NGRAMS, baseline_checks, consistency_check, refit_check, unchecked
 from tandem.audit.behaviour import behaviour_checks
 from tandem.audit.contexts import context_checks
 from tandem.audit.data import baseline_gaps, data_checks
@@ -16,6 +17,7 @@ from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.history import history_check
 from tandem.audit.inputs import AuditInputs, measured_by
 from tandem.audit.measures import measure_checks
+from tandem.audit.networks import NETWORKS
 from tandem.audit.replay import step_checks
 from tandem.audit.report import report_check
 from tandem.audit.siblings import sibling_checks
@@ -24,12 +26,10 @@ from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
-from tandem.experiment.baseline import baseline_inputs
 from tandem.experiment.checkpoints import load_model, model_record
 from tandem.experiment.evaluate import model_settings
-from tandem.experiment.machine import choose_device, code_fingerprint
+from tandem.experiment.machine import choose_device, code_fingerprint, keep_freed_memory
 from tandem.experiment.run_dir import check_writable
-from tandem.experiment.runner import set_up_process
 from tandem.fingerprint import fingerprint
 from tandem.folders import check_reading
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
@@ -154,7 +154,10 @@ def _prepare(
     """
     check_writable(folder)  # said before the work, not after
     settings = _on_a_device_here(settings)
-    set_up_process(settings)
+    keep_freed_memory()
+    torch.set_flush_denormal(True)  # numbers below 1e-38 take some processors many times longer
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     latest, data, tokenizer = records[-1], settings.data, settings.tokenizer.source
     ours = (record for record in records if record.kind == "tandem")
     of_variants = {record.variant: record for record in ours if record.variant in settings.variant_names}
@@ -247,7 +250,7 @@ def _audit_run(
     common: tuple[Check, ...],
 ) -> RunAudit:
     if not record.is_tandem:
-        checks = _baseline_checks(prepared, record)
+        checks = _baseline_checks(prepared, record, folder)
     elif not folder.is_dir():
         wanted = prepared.settings.save_models
         checks = _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
@@ -266,16 +269,23 @@ def _audit_run(
     return RunAudit(run=record.run, finished_at=record.finished_at, checks=(*checks, *common))
 
 
-def _baseline_checks(prepared: AuditInputs, record: RunRecord) -> tuple[Check, ...]:
-    """Of a model of another kind; none of these is kept."""
-    baseline, inputs = BASELINES[record.kind], baseline_inputs(prepared, record.seed)
+def _baseline_checks(prepared: AuditInputs, record: RunRecord, folder: Path) -> tuple[Check, ...]:
+    """Of a model of another kind; one that another package brings is fitted again, where it can be."""
+    counts = counts_check(prepared, record)
+    if record.kind in (*NETWORKS, *NGRAMS):
+        ours = baseline_checks(prepared.settings, prepared.corpus, prepared.device, record, folder)
+        return (counts, *_guarded(ours, record.kind))
+    baseline, inputs = BASELINES[record.kind], prepared.for_baseline(record.seed)
     fitted = baseline.refit(inputs, record)
-    common = (
-        _record_checks(prepared, record, "no model is kept", "skip")
+    figures = (
+        (
+            unchecked("model", SAVED_MODEL, f"the audit has no code of its own for {record.kind}"),
+            consistency_check(record),
+        )
         if fitted is None
-        else (counts_check(prepared, record), refit_check(fitted, prepared, record))
+        else (refit_check(fitted.score, prepared.corpus.validation, record),)
     )
-    return (*common, *_guarded(iter(baseline.checks(inputs, record)), record.kind))
+    return (counts, *figures, *_guarded(iter(baseline.checks(inputs, record)), record.kind))
 
 
 def _record_checks(prepared: AuditInputs, record: RunRecord, why: str, status: Status) -> tuple[Check, ...]:

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from tandem.objectives.base import new_snapshots
 from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.settings import Configuration, Settings
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from tandem.group import Execution
     from tandem.metrics import Score
     from tandem.training.progress import OnTick
+    from tandem.training.snapshots import Snapshots
 
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -37,6 +40,7 @@ class BaselineInputs:
     max_parameters    that it may have, where `sized`.
     seed              None where it is not `seeded`.
     on_tick           is told of progress.
+    snapshots         keeps a few steps for the audit, where the baseline tells it of its steps.
     """
 
     train: Ids
@@ -48,6 +52,7 @@ class BaselineInputs:
     device: torch.device
     execution: Execution
     on_tick: OnTick
+    snapshots: Snapshots = field(default_factory=new_snapshots)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Fitted:
     training                how it went; None for n-gram models.
     seconds_s               training and scoring.
     score_stream            scores any other stream [T] of the same vocabulary with the trained model.
+    weights                 by name, for the audit to compute with; None for n-gram models.
     """
 
     score: Score
@@ -68,6 +74,7 @@ class Fitted:
     training: TrainingRecord | None
     seconds_s: float
     score_stream: Callable[[Ids], Score] = field(repr=False, compare=False)
+    weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
 
 class Baseline(ABC):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tandem.baselines.base import BaselineInputs
-from tandem.baselines.network import NetworkBaseline
+from tandem.baselines.network import NetworkBaseline, Step, random_state
 from tandem.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Gpt2Baseline(NetworkBaseline):
 
     def losses(
         self, model: Any, ids: Tokens, inputs: BaselineInputs, draws: torch.Generator
-    ) -> Iterator[tuple[Tensor, int]]:
+    ) -> Iterator[Step]:
         """One pass over the windows from a random offset, in random order."""
         import torch
 
@@ -85,10 +85,11 @@ class Gpt2Baseline(NetworkBaseline):
         for batch in starts.split(own.batch_windows):
             positions = batch[:, None] + within
             targets = ids[positions + 1].flatten()
+            read = {"inputs": ids[positions], "targets": targets, "random": random_state(ids.device)}
             with inputs.execution.autocast(ids.device):
-                hidden = model(input_ids=ids[positions]).last_hidden_state.flatten(0, 1)
+                hidden = model(input_ids=read["inputs"]).last_hidden_state.flatten(0, 1)
                 loss = mean_nll(hidden, self.embedding(model), targets, chunk)
-            yield loss, len(targets)
+            yield Step(loss, len(targets), read)
 
     def hidden_parts(self, model: Any, ids: Tensor | Tokens, chunk_positions: int) -> Iterator[Tensor]:
         """Windows slide by half their length; of all but the first, what is new in them counts.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tandem.baselines.base import BaselineInputs
-from tandem.baselines.network import NetworkBaseline
+from tandem.baselines.network import NetworkBaseline, Step, random_state
 from tandem.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LstmBaseline(NetworkBaseline):
         ids: Tokens,
         inputs: BaselineInputs,
         draws: torch.Generator,  # noqa: ARG002
-    ) -> Iterator[tuple[Tensor, int]]:
+    ) -> Iterator[Step]:
         """`window` tokens of every stream a step, the state carried on without its gradient."""
         from tandem.cross_entropy import mean_nll
 
@@ -86,11 +86,14 @@ class LstmBaseline(NetworkBaseline):
         for start in range(0, len(tokens), own.window):
             part = slice(start, start + own.window)
             real = valid[part]
+            read = {"inputs": tokens[part], "targets": targets[part][real]}
+            read |= {"random": random_state(inputs.device)}
+            read |= {} if state is None else dict(zip("hc", state, strict=True))
             with inputs.execution.autocast(inputs.device):
                 hidden, (h, c) = read_tokens(model, tokens[part], state)
                 loss = mean_nll(hidden[real], self.embedding(model), targets[part][real], chunk)
             state = (h.detach(), c.detach())
-            yield loss, int(real.sum())
+            yield Step(loss, int(real.sum()), read)
 
     def hidden_parts(self, model: Any, ids: Tensor | Tokens, chunk_positions: int) -> Iterator[Tensor]:
         """All read as one stream from a zero state."""

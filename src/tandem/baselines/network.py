@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tandem.advice import advice
 from tandem.baselines.base import Baseline, BaselineInputs, Fitted
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from tandem.contexts import Tokens
     from tandem.metrics import Score
     from tandem.records import TrainingRecord
+
+
+class Step(NamedTuple):
+    """A step of training: its mean NLL in nats, with gradient, how many tokens it predicts, what it read."""
+
+    loss: Tensor
+    tokens: int
+    read: Mapping[str, Tensor]
 
 
 class NetworkBaseline(Baseline):
@@ -56,8 +65,8 @@ class NetworkBaseline(Baseline):
     @abstractmethod
     def losses(
         self, model: Any, ids: Tokens, inputs: BaselineInputs, draws: torch.Generator
-    ) -> Iterator[tuple[Tensor, int]]:
-        """One epoch on ids [T]: of every step the mean NLL in nats, with gradient, and its tokens.
+    ) -> Iterator[Step]:
+        """The steps of one epoch on ids [T].
 
         `inputs.execution` says how a step is computed; `draws` is the training's own generator.
         """
@@ -94,6 +103,7 @@ class NetworkBaseline(Baseline):
             record,
             time.perf_counter() - began,
             lambda ids: self.score(model, Tokens(ids, device), chunk),
+            model.state_dict(),
         )
 
     def score(self, model: Any, ids: Tensor | Tokens, chunk_positions: int) -> Score:
@@ -140,27 +150,39 @@ class NetworkBaseline(Baseline):
         epoch_steps, epoch_tokens = self.epoch_size(inputs.settings, len(ids))
         steps = epoch_steps * own.max_epochs
         monitor = TrainingMonitor(self.title, f"{self.section}.lr", own.max_epochs, inputs.on_tick, [model])
-        parameters = list(model.parameters())
+        parameters, snapshots = list(model.parameters()), inputs.snapshots
         optimizer = adamw(parameters, own.weight_decay, own.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_share(step, steps, round(steps * self.warm_up))
         )
-        for _ in range(own.max_epochs):
+        snapshots.follow(dict(model.named_parameters()), optimizer, epoch_steps)
+        for epoch in range(1, own.max_epochs + 1):
             model.train()
             loss_sum, seen = 0.0, 0
-            for step, (loss, tokens) in enumerate(self.losses(model, ids, inputs, draws), start=1):
+            for step, (loss, tokens, read) in enumerate(self.losses(model, ids, inputs, draws), start=1):
                 optimizer.zero_grad()
                 loss.backward()
-                gradient_norm = clip_gradients(parameters, own.max_grad_norm)
-                monitor.check_finite(float(loss.detach()), gradient_norm, f"step {step}")
-                optimizer.step()
+                nll, gradient_norm = float(loss.detach()), clip_gradients(parameters, own.max_grad_norm)
+                monitor.check_finite(nll, gradient_norm, f"step {step}")
+                with snapshots.step(epoch, step, nll, gradient_norm, partial(dict, read)):
+                    optimizer.step()
                 schedule.step()
-                loss_sum += float(loss.detach()) * tokens
+                loss_sum += nll * tokens
                 seen += tokens
                 monitor.step(seen / epoch_tokens, loss_sum / seen)
             model.eval()
-            monitor.end_epoch(loss_sum / seen, score())
+            if monitor.end_epoch(loss_sum / seen, score(), seen):
+                snapshots.best_epoch()
         return monitor.restore_best(), monitor.record()
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Of torch's global generator for a device, from which dropout is drawn there."""
+    import torch
+
+    own = torch.random if device.type == "cpu" else getattr(torch, device.type)
+    state: Tensor = own.get_rng_state()
+    return state
 
 
 def widest(total: Callable[[int], int], widths: range, max_parameters: int, title: str) -> int:

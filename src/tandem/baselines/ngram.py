@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tandem.baselines.base import Baseline, BaselineInputs, Fitted, Ids
-from tandem.records import RunRecord
 from tandem.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ class NgramBaseline(Baseline):
     """What n-gram models have in common."""
 
     seeded = False
-
-    def refit(self, inputs: BaselineInputs, record: RunRecord) -> Fitted:  # noqa: ARG002
-        """Counting takes seconds."""
-        return self.fit(inputs)
 
 
 class KneserNeyBaseline(NgramBaseline):
@@ -34,10 +29,6 @@ class KneserNeyBaseline(NgramBaseline):
     def fit(self, inputs: BaselineInputs) -> Fitted:
         """See Baseline."""
         return fit_kneser_ney(inputs, inputs.settings.baselines.order)
-
-    def refit(self, inputs: BaselineInputs, record: RunRecord) -> Fitted:
-        """Of the order in the record's name, which the settings may have changed since."""
-        return fit_kneser_ney(inputs, int(record.configuration.rpartition("-")[2]))
 
     def label(self, settings: Settings) -> str:
         """Such as KN-5."""

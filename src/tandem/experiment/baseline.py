@@ -1,7 +1,10 @@
 """One baseline, on the tokens of the experiment, to what a record says of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from tandem.baselines import BASELINES, BaselineInputs
 from tandem.experiment.prepared import TrainingInputs, total_parameters
@@ -9,16 +12,25 @@ from tandem.fingerprint import fingerprint
 from tandem.metrics import validation_record
 from tandem.records import Parameters
 from tandem.training.progress import OnTick, silent
+from tandem.training.snapshots import Snapshots
 
 
-def run_baseline(prepared: TrainingInputs, kind: str, seed: int | None, on_tick: OnTick) -> dict[str, Any]:
-    """Train and score a baseline; returns the fields of its record that hold results.
+def run_baseline(
+    prepared: TrainingInputs,
+    kind: str,
+    seed: int | None,
+    on_tick: OnTick,
+    snapshots: Snapshots | None = None,
+) -> tuple[dict[str, Any], Mapping[str, Tensor] | None]:
+    """Train and score a baseline; returns the fields of its record that hold results, and its weights.
 
+    An n-gram model has no weights. A few steps are kept in `snapshots`.
     Raises NonFiniteLossError, or SettingsError where the parameters allowed are too few.
     """
-    fitted = BASELINES[kind].fit(baseline_inputs(prepared, seed, on_tick))
+    inputs = baseline_inputs(prepared, seed, on_tick)
+    fitted = BASELINES[kind].fit(inputs if snapshots is None else replace(inputs, snapshots=snapshots))
     total = fitted.embedding_parameters + fitted.other_parameters
-    return {
+    results = {
         "parameters": Parameters(
             embedding=fitted.embedding_parameters,
             other=fitted.other_parameters,
@@ -31,6 +43,7 @@ def run_baseline(prepared: TrainingInputs, kind: str, seed: int | None, on_tick:
         "seconds_spent_s": fitted.seconds_s,
         "seconds_alone_s": fitted.seconds_s,
     }
+    return results, fitted.weights
 
 
 def baseline_inputs(prepared: TrainingInputs, seed: int | None, on_tick: OnTick = silent) -> BaselineInputs:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tandem.settings import dump_settings
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
 from tandem.training.snapshots import Snapshots
 
+WEIGHTS = "model.safetensors"
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 """What a tokenizer is read from; one of them is enough."""
@@ -122,12 +123,9 @@ def save_model(
 
     Those of `phase1` too, where no run directory has them.
 
-    It is made beside its place, and moved there file by file once it is complete. So stopping this does not
-    leave half of it over an older model. Files of other kinds in the folder stay.
+    Files of other kinds in the folder stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
-        draft = Path(place)
+    with _whole_folder(folder, CONFIG, {PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS}) as draft:
         with quiet_transformers():
             trained.model.save_pretrained(draft)
             prepared.corpus.tokenizer.save_pretrained(draft)
@@ -139,13 +137,37 @@ def save_model(
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(prepared.settings), "utf-8")
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def save_baseline(
+    folder: Path, weights: Mapping[str, torch.Tensor], snapshots: Snapshots, record: RunRecord
+) -> None:
+    """The weights of a baseline, a few steps of its training and its record, for the audit."""
+    with _whole_folder(folder, RECORD, {SNAPSHOTS}) as draft:
+        # A clone each: tensors of one file may not share memory.
+        save_file({name: weight.cpu().clone() for name, weight in weights.items()}, draft / WEIGHTS)
+        if snapshots:
+            snapshots.save(draft / SNAPSHOTS)
+        (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+@contextmanager
+def _whole_folder(folder: Path, last: str, stale: set[str]) -> Iterator[Path]:
+    """Yields a draft beside `folder`, and moves what was written there, the file `last` after all others.
+
+    So stopping this does not leave half of it over an older model: a folder without `last` holds none yet.
+    Of an older one, `stale` files that were not written again are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+        draft = Path(place)
+        yield draft
         open_as_new_files(*draft.iterdir())
         written = {path.name for path in draft.iterdir()}
-        # The configuration last: a folder without it holds no model yet.
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == CONFIG):
+        for path in sorted(draft.iterdir(), key=lambda path: path.name == last):
             path.replace(folder / path.name)
-        for stale in {PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS} - written:
-            (folder / stale).unlink(missing_ok=True)
+        for name in stale - written:
+            (folder / name).unlink(missing_ok=True)
 
 
 def check_no_other_model(folder: Path, prepared: TrainingInputs, run: str) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from tandem.advice import advice
+from tandem.baselines import BASELINES
 from tandem.claims import CLAIMS, locked, try_lock
 from tandem.errors import RunDirError
+from tandem.experiment.baseline import measured_against, parameters_allowed
 from tandem.experiment.grid import RunSpec
 from tandem.experiment.prepared import TrainingInputs, total_parameters
 from tandem.fingerprint import fingerprint
@@ -208,14 +210,21 @@ def disk_needed(prepared: Mapping[str | None, TrainingInputs], specs: Sequence[R
         for spec in specs
         if spec.configuration is not None and prepared[spec.variant].settings.save_models
     ]
-    sizes_on_disk = (4 * size + 2 * min(96 * size, BUDGET_BYTES) + MODEL_FOLDER_BYTES for size in sizes)
+    sizes_on_disk = [4 * size + 2 * min(96 * size, BUDGET_BYTES) + MODEL_FOLDER_BYTES for size in sizes]
+    # No sized baseline has more parameters than it may; it has snapshots of one training.
+    reference = measured_against(prepared.values())
+    if reference.settings.save_models:
+        size = parameters_allowed(reference)
+        networks = sum(BASELINES[spec.kind].sized for spec in specs if spec.configuration is None)
+        sizes_on_disk.append(networks * (4 * size + min(96 * size, BUDGET_BYTES)))
     return sum(sizes_on_disk) + RECORDS_BYTES
 
 
 def check_disk(folder: Path, prepared: Mapping[str | None, TrainingInputs], specs: Sequence[RunSpec]) -> None:
     """RunDirError where what the runs will save does not fit the disk."""
     needed, free = disk_needed(prepared, specs), shutil.disk_usage(_there(folder)).free
-    if any(spec.configuration is not None for spec in specs) and needed > free:
+    saving = any(spec.configuration is not None or BASELINES[spec.kind].sized for spec in specs)
+    if saving and needed > free:
         raise RunDirError(
             f"{len(specs)} runs need about {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are "
             "free" + advice("make room", ("choose another {}", "output"), ("use {}", "save_models false"))

@@ -29,6 +29,7 @@ from tandem.experiment.checkpoints import (
     load_phase1,
     phase1_fingerprint,
     phase1_path,
+    save_baseline,
     save_model,
     save_phase1,
 )
@@ -65,6 +66,7 @@ from tandem.records import RunRecord, read_records
 from tandem.settings import Configuration, Settings, load_extensions
 from tandem.text.places import source_folder
 from tandem.training.progress import Watcher
+from tandem.training.snapshots import Snapshots
 
 WAIT_S = 1.0
 """Seconds between two looks at what other workers have done."""
@@ -234,8 +236,13 @@ class _Grid:
         memory, began = PeakMemory(prepared.device), time.perf_counter()
         try:
             if spec.configuration is None:
-                results = run_baseline(prepared, spec.kind, spec.seed, watcher.tick)
-                return _record(prepared, spec, status="finished", peak_memory_bytes=memory.read(), **results)
+                snapshots = Snapshots()
+                results, weights = run_baseline(prepared, spec.kind, spec.seed, watcher.tick, snapshots)
+                peak = memory.read()
+                record = _record(prepared, spec, status="finished", peak_memory_bytes=peak, **results)
+                if prepared.settings.save_models and weights is not None:
+                    save_baseline(self._run_dir / "models" / spec.name, weights, snapshots, record)
+                return record
             assert spec.seed is not None
             shared_by = (spec.kind, spec.variant, spec.configuration.context_layers, spec.seed)
             contexts = get_contexts(*shared_by)
