@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PREDICTIVE, merged, sentences, short, write_jsonl
+from safetensors import safe_open
 
 from tandem.audit import audit
 from tandem.audit.reference import contexts_at
@@ -27,6 +28,7 @@ from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.records import AuditRecord, DocumentScores, read_audit, read_records
 from tandem.settings import load_settings, settings_fingerprint
 from tandem.training.progress import Watcher
+from tandem.training.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
@@ -481,6 +483,26 @@ def test_a_model_folder_is_audited_alone(tmp_path: Path, short_file: Path) -> No
     record["validation"]["accuracy"] += 0.1
     (folder / "record.json").write_text(json.dumps(record), "utf-8")
     assert "accuracy" in failed(audit(folder))["perplexity"]
+
+
+def test_few_steps_and_a_variant(tmp_path: Path, short_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the last step fits the budget, all draws before it are passed over; a variant's model folder
+    is audited alone, too."""
+    monkeypatch.setattr(Snapshots.__init__, "__defaults__", (150_000,))
+    settings = short(
+        short_file,
+        configurations=((1, 2),),
+        seeds=(3,),
+        output=str(tmp_path / "run"),
+        **merged(PREDICTIVE, {"variants": {"wet": {"prediction": {"embed_dropout": 0.2}}}}),
+    )
+    run_dir, _ = run_experiment(settings, Watcher())
+    labels = json.loads(
+        safe_open(run_dir / "phase1" / "wet-C1-seed3-snapshots.safetensors", "pt").metadata()["steps"]
+    )
+    assert [*labels] == ["last"]
+    assert not failed(audit(run_dir))
+    assert audit(run_dir / "models" / "wet-C1T2-seed3").status == "pass"
 
 
 def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, short_file: Path) -> None:

@@ -27,6 +27,7 @@ from tandem.audit.steps import ROUNDED, KeptStep, Tolerance, differences, read_s
 from tandem.audit.subject import Subject
 from tandem.model import TandemForCausalLM
 from tandem.records import Check
+from tandem.settings import Phase2Settings, PredictionSettings
 
 CONTEXT_TOLERANCE = 1e-3
 """By which an element of a context that a step read may differ, beside what its storage rounds."""
@@ -108,7 +109,7 @@ def phase2(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Toleranc
         subject.token_counts, own.batch_positions, own, draws_of(subject.seed, "phase2 negatives")
     )
     steps, moving = own.max_epochs * epoch_steps, subject.prepared.settings.embeddings.trained
-    calls: list[list[tuple[int, ...]]] = [[], [], []]
+    calls = _drawn(own, subject, "phase2")
     last = max(wanted)
     for place, positions in batches(own, subject.seed, count, record.epochs):
         if place > last:
@@ -130,7 +131,6 @@ def phase2(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Toleranc
         loss = softmax.of_step(ids[positions + 1])
         embeds = dropouts.embeds(model.embed(ids[positions]))
         hidden = dropouts.output(model.token_block(previous, current, embeds, dropouts.contexts))
-        calls = [dropout.step_ends() for dropout in dropouts.all]
         nll = loss(hidden, model.lm_head.weight, model.lm_head.bias)
         done = (place[0] - 1) * epoch_steps + place[1] - 1
         share = 1.0 if own.schedule == "constant" else linear_rate(done, steps, min(50, steps // 10))
@@ -194,6 +194,24 @@ def _weights(
             return
 
 
+def _drawn(
+    own: PredictionSettings | Phase2Settings, subject: Subject, phase: str, along: int | None = None
+) -> list[list[tuple[int, ...]]]:
+    """What each dropout draws in a step: the shapes of its calls, for one row (`along` time: one token)."""
+    dropouts, model = PlainDropouts.of(own, 0, phase, along=along), subject.model
+    tokens = torch.zeros(1, *(() if along is None else (1,)), dtype=torch.int64, device=model.device)
+    with torch.no_grad():
+        embeds = dropouts.embeds(model.embed(tokens))
+        if along is None:
+            contexts = embeds.new_zeros(1, model.config.context_dim)
+            dropouts.output(model.token_block(contexts, contexts, embeds, dropouts.contexts))
+        else:
+            previous, current = model.context_block.unroll(embeds, drop=dropouts.contexts)
+            for head in subject.heads.values():
+                dropouts.output(head(previous, current, embeds, dropouts.contexts))
+    return [dropout.step_ends() for dropout in dropouts.all]
+
+
 # Phase 1 by prediction
 
 
@@ -213,7 +231,7 @@ def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tole
     softmax = PlainSoftmax(subject.token_counts, streams * own.window, own, draws)
     wanted = {(step.epoch, step.step): step for step in kept_steps}
     last = max(wanted)
-    calls: list[list[tuple[int, ...]]] = [[], [], []]
+    calls = _drawn(own, subject, "prediction", along=1)
     carried: Tensor | None = None  # what the step before left, where that was taken again
     for epoch in range(1, last[0] + 1):
         start = int(torch.randint(count, (), generator=draws)) + length * torch.arange(streams)
@@ -246,7 +264,6 @@ def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tole
             for head in trained_heads.values():
                 hidden = dropouts.output(head(previous, current, embeds, dropouts.contexts))
                 losses.append(loss(hidden.flatten(0, 1), model.lm_head.weight, model.lm_head.bias))
-            calls = [dropout.step_ends() for dropout in dropouts.all]
             carried, nll = current[:, -1].detach(), torch.stack(losses).mean()
             done = (epoch - 1) * epoch_steps + number - 1
             plain = PlainStep(

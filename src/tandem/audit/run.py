@@ -225,7 +225,9 @@ def _settings_check(written: Mapping[str, Any], records: Sequence[RunRecord]) ->
 
 def _variant_as_written(written: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """The settings of a variant, without those that came into Tandem after they were written down."""
-    changes = written["variants"][variant]
+    changes = (written.get("variants") or {}).get(variant)
+    if changes is None:  # a model folder has the settings of its variant
+        return dict(written)
     values = Settings(**written).with_variant(variant).model_dump(mode="json")
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(written.get(key), Mapping):

@@ -20,9 +20,9 @@ from tandem.training.gradients import TABLE_ROWS, used_rows
 
 BUDGET_BYTES = 16 << 20
 """Of all snapshots of one training together; one that is four times as large is not taken at all."""
-LABELS = ("last", "best", "first", "second", "early", "middle")
-"""Steps that are kept, the most important first: the last one of the last and of the best epoch, the first
-two of all, the last one of the first epoch, and one in the middle of the last epoch."""
+LABELS = ("last", "first", "best", "second", "early", "middle")
+"""Steps that are kept, the most important first: the last one of all, the first one, the last one of the best
+epoch, the second one, the last one of the first epoch, and one in the middle of the last epoch."""
 
 Read = Callable[[], Mapping[str, Tensor]]
 """What a step read, by name; called for a step that is kept."""
