@@ -135,8 +135,8 @@ def _scanned(subject: Subject) -> float | None:
             )
         except ScanError:
             return None
-        computed["scanned"] = (one, two)
-    one, two = computed["scanned"]
+        computed["scanned"], computed["scanned again"] = one, two
+    one, two = computed["scanned"], computed["scanned again"]
     return float((one[:half] - two[:half]).abs().max())
 
 

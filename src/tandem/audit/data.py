@@ -16,7 +16,6 @@ from tandem.audit.inputs import AuditInputs
 from tandem.audit.leakage import measure_leakage
 from tandem.records import Check, RunRecord
 from tandem.text.places import user_path
-from tandem.text.sources import open_documents
 from tandem.text.splits import Splits, overlap_allowed
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.store import Ids, TokenStream, token_counts
@@ -56,22 +55,24 @@ def _check(name: str, looked_at: str, wrong: Sequence[str], otherwise: str) -> C
 def _text(prepared: AuditInputs, splits: Splits) -> Check:
     """Documents that the sources hold, by a reader of its own, against those of both splits."""
     data, corpus = prepared.settings.data, prepared.corpus
-    sources = [Counter(map(_words, plain_documents(data.train, data.txt_documents)))]
-    if data.validation is not None:
-        sources.append(Counter(map(_words, plain_documents(data.validation, data.txt_documents))))
+    names = [data.train] if data.validation is None else [data.train, data.validation]
+    read = [plain_documents(name, data.txt_documents) for name in names]
+    sources = [Counter(map(_words, documents)) for documents in read if documents is not None]
     train, validation = (list(map(_words, part)) for part in (splits.train, splits.validation))
     wrong = []
     wanted = [{*train, *validation}] if data.validation is None else [{*train}, {*validation}]
-    for name, read, there in zip((data.train, data.validation), sources, wanted, strict=False):
-        if strange := len(there - read.keys()):
+    if len(sources) < len(names):
+        sources = []  # of which only the splits are known
+    for name, found, there in zip(names, sources, wanted, strict=False):
+        if strange := len(there - found.keys()):
             wrong.append(f"{strange} documents are in no file of {name}")
-        if (lacking := len(read.keys() - there)) != (splits.left_out if name == data.train else 0):
+        if (lacking := len(found.keys() - there)) != (splits.left_out if name == data.train else 0):
             wrong.append(f"{lacking} documents of {name} are in no split, {splits.left_out} were left out")
     for name, digests in (("training", train), ("validation", validation)):
         if (again := len(digests) - len({*digests})) > 0:
             wrong.append(f"{again} {name} documents are there twice")
-    dropped = sum(read.total() - len(read) for read in sources)
-    if dropped != corpus.duplicates_dropped:
+    dropped = sum(found.total() - len(found) for found in sources)
+    if sources and dropped != corpus.duplicates_dropped:
         wrong.append(f"{corpus.duplicates_dropped} duplicates are said to be dropped, there are {dropped}")
     for name, part, stream in (
         ("train", splits.train, corpus.train),
@@ -82,37 +83,40 @@ def _text(prepared: AuditInputs, splits: Splits) -> Check:
         size = sum(len(document.encode()) for document in part) + between
         if size != int(stream.document_bytes.sum()):
             wrong.append(f"the {name} text has {size} bytes, counted are {int(stream.document_bytes.sum())}")
-    share = sum(map(len, splits.validation)) / max(1, sum(map(len, (*splits.train, *splits.validation))))
+    sizes = [int(part.sizes.sum()) for part in (splits.train, splits.validation)]
+    share = sizes[1] / sum(sizes)
     whole = data.validation is None and data.max_train_bytes is None
     if whole and share > 2 * data.validation_fraction and len(validation) > 1:
         wrong.append(
             f"validation is {share:.1%} of the text, the settings say {data.validation_fraction:.1%}"
         )
-    count = sum(read.total() for read in sources)
-    return _check(
-        "text",
-        "documents of the sources, read by another reader, against those of both splits",
-        wrong,
-        f"{count} documents read, {dropped} dropped as duplicates, {splits.left_out} left out",
+    looked_at, said = (
+        "documents of both splits, and their bytes",
+        f"{len(train)} and {len(validation)} documents",
     )
+    if sources:
+        looked_at = "documents of the sources, read by another reader, against those of both splits"
+        count = sum(found.total() for found in sources)
+        said = f"{count} documents read, {dropped} dropped as duplicates, {splits.left_out} left out"
+    else:
+        said += "; the sources were read by training's own reader, as no simpler one knows them"
+    return _check("text", looked_at, wrong, said)
 
 
-def plain_documents(source: str, txt_documents: str) -> Iterator[str]:
-    """Documents of a plain .jsonl or .txt file, read simply; of any other source as training reads it."""
+def plain_documents(source: str, txt_documents: str) -> list[str] | None:
+    """Documents of a plain .jsonl or .txt file, read simply; None for any other source."""
     path = user_path(source)
     if path.is_file() and path.suffix == ".jsonl":
         lines = path.read_text("utf-8-sig").split("\n")
         rows = [json.loads(line) for line in lines if line.strip()]
         if all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
-            yield from (row["text"] for row in rows if row["text"].strip())
-            return
+            return [row["text"] for row in rows if row["text"].strip()]
     elif path.is_file() and path.suffix == ".txt" and txt_documents in ("file", "blank-line"):
         with suppress(UnicodeDecodeError):
             text = path.read_text("utf-8-sig")
             parts = [text] if txt_documents == "file" else re.split(r"\n[^\S\n]*(?:\n[^\S\n]*)+", text)
-            yield from (part for part in parts if part.strip())
-            return
-    yield from open_documents(source, txt_documents)
+            return [part for part in parts if part.strip()]
+    return None
 
 
 def _words(document: str) -> bytes:

@@ -42,7 +42,11 @@ def step_checks(subject: Subject) -> Iterator[Check]:
         if of_phase1 is None:
             yield _not_checked("phase1_steps", "the audit has no plain trainer of this objective")
         else:
-            yield _check(subject, "phase1_steps", subject.phase1_snapshots, of_phase1)
+            yield from subject.contexts.checks(
+                subject,
+                "phase1_steps",
+                lambda own: [_check(own, "phase1_steps", own.phase1_snapshots, of_phase1)],
+            )
     yield _check(subject, "phase2_steps", subject.phase2_snapshots, phase2)
 
 

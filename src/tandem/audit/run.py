@@ -312,9 +312,14 @@ def _model_checks(subject: Subject, gaps: dict[str, float]) -> tuple[Check, ...]
         *_guarded(step_checks(subject), "steps"),
         *_guarded(behaviour_checks(subject), "behaviour"),
         *_guarded(context_checks(subject), "contexts"),
-        *_guarded(measure_checks(subject), "measures"),
+        *_guarded(_measures(subject), "measures"),
         *_guarded(figure_checks(subject, gaps), "figures"),
     )
+
+
+def _measures(subject: Subject) -> Iterator[Check]:
+    """Made once for the runs that share phase 1 and contexts."""
+    yield from subject.contexts.checks(subject, "measures", measure_checks)
 
 
 def _saved_check(subject: Subject) -> Check:

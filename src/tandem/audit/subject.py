@@ -1,7 +1,7 @@
 """What is audited: one saved run with all it came from, and what the audit computes of it, once."""
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from tandem.contexts import ContextsSample, Tokens
 from tandem.experiment.checkpoints import load_head, load_model, load_sample
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective
-from tandem.records import RunRecord
+from tandem.records import Check, RunRecord
 from tandem.settings import Configuration, Settings
 
 LEAST_WARM_UP = 256
@@ -44,16 +44,28 @@ class ComputedContexts:
 
     def __init__(self) -> None:
         self._of: tuple[str, ...] = ()
-        self._made: dict[Hashable, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._made: dict[str, torch.Tensor] = {}
+        self._checks: dict[tuple[str, ...], tuple[Check, ...]] = {}
 
-    def of(self, subject: "Subject") -> dict[Hashable, tuple[torch.Tensor, torch.Tensor]]:
+    def of(self, subject: "Subject") -> dict[str, torch.Tensor]:
         """What there is for the ContextBlock and embedding of this run; others are let go of."""
         weights = tuple(
             print_ for part, print_ in subject.parts.items() if not part.startswith("token_block")
         )
         if weights != self._of:
-            self._of, self._made = weights, {}
+            self._of, self._made, self._checks = weights, {}, {}
         return self._made
+
+    def checks(
+        self, subject: "Subject", name: str, make: Callable[["Subject"], Iterable[Check]]
+    ) -> tuple[Check, ...]:
+        """Checks of phase 1 and of contexts alone, made once for runs whose records of these are the same."""
+        self.of(subject)
+        records = (subject.record.phase1, subject.record.contexts)
+        key = (name, *(record.model_dump_json() for record in records if record is not None))
+        if key not in self._checks:
+            self._checks[key] = tuple(make(subject))
+        return self._checks[key]
 
 
 @dataclass(frozen=True)
@@ -281,12 +293,18 @@ class Subject:
         They are among those of the sample, of the kept batches, and of the text that is scored. Read from
         twice as far back as the run's own burn-in, which was enough at the places where it was measured.
         """
-        computed, there = self.contexts.of(self), self._looked_at[split]
-        key = (split, there.numpy().tobytes())
-        if key not in computed:
-            computed[key] = contexts_at(self.model, self.ids(split), there, 2 * self.warm_up)
+        computed = self.contexts.of(self)
+        there = computed.get(f"{split} positions", torch.empty(0, dtype=torch.int64))
+        missing = self._looked_at[split][~torch.isin(self._looked_at[split], there)]
+        if len(missing):
+            found = contexts_at(self.model, self.ids(split), missing, 2 * self.warm_up)
+            there, order = torch.cat((there, missing)).sort()
+            computed[f"{split} positions"], order = there, order.to(self.model.device)
+            for name, new in zip(("previous", "current"), found, strict=True):
+                old = computed.get(f"{split} {name}", new[:0])
+                computed[f"{split} {name}"] = torch.cat((old, new))[order]
         place = torch.searchsorted(there, positions.cpu()).to(self.model.device)
-        return computed[key][0][place], computed[key][1][place]
+        return computed[f"{split} previous"][place], computed[f"{split} current"][place]
 
     def _block(self, split: str, positions: torch.Tensor) -> Block:
         """The tokens at consecutive positions, which are read, and the one after them."""
