@@ -3,6 +3,7 @@
 An explanation is not proof; but a mistake that reproduces a figure to four digits is where to look first.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from tandem.metrics import by_document
 from tandem.records import ValidationRecord
 
 Losses = npt.NDArray[np.float32]
+UNEXPLAINED = 0.2
+"""Share of the discrepancy that may be left with a mistake that is named."""
 CLOSE_NATS = 5e-4
 """A mistake explains a recorded NLL that it gives to within this."""
 
@@ -30,14 +33,8 @@ def explain_nll(subject: Subject, said: ValidationRecord) -> str | None:
     found = [(_distance(subject, losses, said), why) for why, losses in _mistakes(subject)]
     found += [(abs(nll - said.nll_nats), why) for why, nll in _averages(subject)]
     distance, why = min(found)
-    if distance <= CLOSE_NATS:
-        return why
-    # Noise cannot be repeated exactly, only in its effect.
-    true = float(subject.validation_losses[0].mean(dtype=np.float64))
-    noisy = _noisy_nll(subject)
-    if noisy - true > 2 * CLOSE_NATS and abs(noisy - said.nll_nats) < 0.1 * (noisy - true):
-        return "it is about what noise left on in the contexts gives"
-    return None
+    off = abs(float(subject.validation_losses[0].mean(dtype=np.float64)) - said.nll_nats)
+    return why if distance <= min(CLOSE_NATS, UNEXPLAINED * off) else None
 
 
 def _distance(subject: Subject, losses: Losses, said: ValidationRecord) -> float:
@@ -100,15 +97,6 @@ def _averages(subject: Subject) -> Iterator[tuple[str, float]]:
             yield f"averaging over batches of {size} instead of tokens gives it", float(np.mean(means))
 
 
-def _noisy_nll(subject: Subject) -> float:
-    std = subject.prepared.settings.phase1.noise_std
-    block = subject.validation
-    generator = torch.Generator().manual_seed(0)
-    noise = std * torch.randn(block.current.shape, generator=generator).to(block.current)
-    losses = block_losses(subject.model, block, block.previous + _shifted(noise, 1), block.current + noise)[0]
-    return float(losses.mean(dtype=np.float64))
-
-
 def explain_contexts(subject: Subject, split: str, positions: Tensor, recorded: Tensor, right: Tensor) -> str:
     """What the kept contexts [N, C] at positions `at` are instead of the right ones, in words."""
     length = len(subject.ids(split))
@@ -124,9 +112,8 @@ def explain_contexts(subject: Subject, split: str, positions: Tensor, recorded: 
         return "they are those of the ContextBlock before phase 1 (stale)"
     difference = recorded - right
     spread = float(difference.std())
-    noise = subject.prepared.settings.phase1.noise_std
-    if noise and abs(spread / noise - 1) < 0.1 and float(difference.mean(0).abs().max()) < noise:
-        return f"they differ as by noise of standard deviation {noise:g}"
+    if float(difference.mean(0).abs().max()) < 4 * spread / math.sqrt(len(difference)):
+        return f"they differ as by noise of standard deviation {spread:.1g}"
     return f"they differ by {spread:.2g} (standard deviation)"
 
 
