@@ -6,8 +6,9 @@ original experiment, whose effect bench/conclusions.py measures.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,18 +19,19 @@ from torch import Tensor
 
 from tandem.contexts import Contexts, previous_contexts
 from tandem.contexts.stream import Stream
-from tandem.cross_entropy import token_nll
+from tandem.cross_entropy import SampledSoftmax, token_nll
 from tandem.experiment import contexts as both_splits
 from tandem.experiment import pipeline, prepared, runner
 from tandem.metrics import Score, perplexity
 from tandem.model import TokenBlock, sequential_contexts
 from tandem.model.cell_gated import GatedContextBlock
 from tandem.model.cell_residual import ResidualContextBlock
-from tandem.objectives import OBJECTIVES, Phase1Inputs
+from tandem.objectives import OBJECTIVES, Phase1Inputs, predictive
 from tandem.text import splits
-from tandem.tokens import shards
-from tandem.training import phase2
+from tandem.tokens import encoding, prepare, shards
+from tandem.training import dropout, optimizer, phase2
 from tandem.training.initialization import generator_for
+from tandem.training.monitor import TrainingMonitor
 
 
 class Patch(Protocol):
@@ -354,6 +356,354 @@ def other_weights_saved(patch: Patch) -> None:
 def duplicates_across_splits(patch: Patch) -> None:
     """The check that keeps validation documents out of training is off."""
     patch.setattr(splits, "_count_overlap", lambda *_given: 0)
+
+
+# Training after its first step
+
+
+def _settings_of_phase1(patch: Patch, section: str, **values: Any) -> None:
+    """Phase 1 is trained with other settings than those that are written down."""
+    for objective in OBJECTIVES.values():
+
+        def other(inputs: Phase1Inputs, _real: Any = objective.train) -> Any:
+            own = getattr(inputs.settings, section).model_copy(update=values)
+            return _real(replace(inputs, settings=inputs.settings.model_copy(update={section: own})))
+
+        patch.setattr(objective, "train", other)
+
+
+def _settings_of_phase2(patch: Patch, **values: Any) -> None:
+    """The same of phase 2."""
+    real = pipeline.train_token_block
+
+    def other(model: Any, train: Any, validation: Any, settings: Any, *rest: Any, **more: Any) -> Any:
+        return real(model, train, validation, settings.model_copy(update=values), *rest, **more)
+
+    patch.setattr(pipeline, "train_token_block", other)
+
+
+def lr_of_its_own(patch: Patch) -> None:
+    """A learning rate that the settings do not reach."""
+    real = phase2.adamw
+    patch.setattr(phase2, "adamw", lambda parameters, decay, _lr: real(parameters, decay, 0.003))
+
+
+def no_schedule(patch: Patch) -> None:
+    """The learning rate stays where it is."""
+    for module in (phase2, optimizer):
+        patch.setattr(module, "linear_share", lambda *_: 1.0)
+
+
+def longer_schedule(patch: Patch) -> None:
+    """The learning rate falls half as fast, and never reaches zero."""
+    real = optimizer.linear_share
+    for module in (phase2, optimizer):
+        patch.setattr(module, "linear_share", lambda step, steps, warm: real(step, 2 * steps, warm))
+
+
+def no_clipping(patch: Patch) -> None:
+    """Gradients are measured and not clipped."""
+    real = phase2.clip_gradients
+    patch.setattr(phase2, "clip_gradients", lambda parameters, _: real(parameters, 1e9))
+
+
+def no_clipping_in_phase1(patch: Patch) -> None:
+    """The same in phase 1."""
+    real = optimizer.clip_gradients
+    patch.setattr(optimizer, "clip_gradients", lambda parameters, _: real(parameters, 1e9))
+
+
+def decay_of_everything(patch: Patch) -> None:
+    """Biases and gains decay like matrices."""
+    patch.setattr(
+        phase2,
+        "adamw",
+        lambda parameters, decay, lr: torch.optim.AdamW(list(parameters), lr=lr, weight_decay=decay),
+    )
+
+
+def no_decay(patch: Patch) -> None:
+    """Nothing decays."""
+    real = phase2.adamw
+    patch.setattr(phase2, "adamw", lambda parameters, _decay, lr: real(parameters, 0.0, lr))
+
+
+def other_betas(patch: Patch) -> None:
+    """Phase 1's moments look back as far as torch's do."""
+    patch.setattr(predictive, "BETAS", (0.9, 0.999))
+
+
+def plain_gradient_descent(patch: Patch) -> None:
+    """Another optimizer than the settings say."""
+    patch.setattr(phase2, "adamw", lambda parameters, _decay, lr: torch.optim.SGD(list(parameters), lr=lr))
+
+
+def moments_forgotten(patch: Patch) -> None:
+    """The optimizer begins anew in every epoch."""
+    real, found = phase2.adamw, list[Any]()
+
+    def remembered(*given: Any) -> Any:
+        found.append(real(*given))
+        return found[-1]
+
+    scored = phase2.score_stream
+
+    def forgetting(*args: Any, **how: Any) -> Score:
+        found[-1].state.clear()
+        return scored(*args, **how)
+
+    patch.setattr(phase2, "adamw", remembered)
+    patch.setattr(phase2, "score_stream", forgetting)
+
+
+def gradients_that_add_up(patch: Patch) -> None:
+    """The gradient of the step before is still there."""
+    real = phase2.GradientAccumulator.backward
+
+    def adding(self: Any, *given: Any) -> float:
+        before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+        loss = real(self, *given)
+        for parameter, gradient in zip(self._parameters, before, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad += gradient
+        return loss
+
+    patch.setattr(phase2.GradientAccumulator, "backward", adding)
+
+
+def trained_on_validation_too(patch: Patch) -> None:
+    """A step on the validation text between two epochs."""
+    real = phase2.score_stream
+
+    def learning(model: Any, stream: Any, contexts: Any, *rest: Any, **how: Any) -> Score:
+        with torch.enable_grad():
+            at = torch.arange(min(256, len(stream) - 1))
+            around = contexts.window(0, len(contexts)).before_and_after(at, stream.resets)
+            hidden = model.token_block(*around, model.embed(stream.ids[at]))
+            nll, _ = token_nll(hidden, model.lm_head.weight, stream.ids[at + 1], model.lm_head.bias)
+            trained = [p for p in model.token_block.parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(nll.mean(), trained) if trained else []
+        with torch.no_grad():
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter -= 0.05 * gradient
+        return real(model, stream, contexts, *rest, **how)
+
+    patch.setattr(phase2, "score_stream", learning)
+
+
+def half_of_the_epochs(patch: Patch) -> None:
+    """Phase 2 makes fewer epochs than the settings say."""
+    _settings_of_phase2(patch, max_epochs=1)
+
+
+def endless_patience(patch: Patch) -> None:
+    """Phase 2 goes on where it was to stop."""
+    _settings_of_phase2(patch, patience=99)
+
+
+def no_dropout(patch: Patch) -> None:
+    """Phase 2 drops nothing."""
+    _settings_of_phase2(patch, dropout=0.0)
+
+
+def no_dropout_in_phase1(patch: Patch) -> None:
+    """The same in phase 1."""
+    _settings_of_phase1(patch, "prediction", dropout=0.0)
+
+
+def same_dropout_in_every_step(patch: Patch) -> None:
+    """Random numbers that are drawn once."""
+    real = dropout.Dropout.step
+
+    def again(self: Any, count: int) -> Any:
+        self.first = getattr(self, "first", None) or self._draws.bit_generator.state
+        self._draws.bit_generator.state = self.first
+        return real(self, count)
+
+    patch.setattr(dropout.Dropout, "step", again)
+
+
+def same_negatives_in_every_step(patch: Patch) -> None:
+    """The sample of the softmax never changes."""
+    real = SampledSoftmax.of_step
+
+    def again(self: Any, targets: Tensor) -> Any:
+        self._generator.manual_seed(7)
+        return real(self, targets)
+
+    patch.setattr(SampledSoftmax, "of_step", again)
+
+
+def uncorrected_sample(patch: Patch) -> None:
+    """The logits of a sampled softmax are not corrected for the chance to be in it."""
+    real = SampledSoftmax.__init__
+
+    def plain(self: Any, *given: Any) -> None:
+        real(self, *given)
+        self._log_chance.zero_()
+
+    patch.setattr(SampledSoftmax, "__init__", plain)
+
+
+def same_order_in_every_epoch(patch: Patch) -> None:
+    """Shuffling draws what it drew before."""
+    real = phase2._batches
+
+    def again(train: Any, settings: Any, order: torch.Generator) -> Iterator[Any]:
+        return real(train, settings, order.manual_seed(7))
+
+    patch.setattr(phase2, "_batches", again)
+
+
+def in_order(patch: Patch) -> None:
+    """Nothing is shuffled."""
+    _settings_of_phase2(patch, shuffle=False)
+
+
+def last_step_left_out(patch: Patch) -> None:
+    """An epoch ends before its last batch."""
+    real = phase2._batches
+    patch.setattr(phase2, "_batches", lambda *given: iter(list(real(*given))[:-1]))
+
+
+def a_batch_twice(patch: Patch) -> None:
+    """The first batch of an epoch is read again in place of the last one."""
+    real = phase2._batches
+
+    def twice(*given: Any) -> Iterator[Any]:
+        batches = list(real(*given))
+        return chain(batches[:-1], batches[:1])
+
+    patch.setattr(phase2, "_batches", twice)
+
+
+def other_batch_size(patch: Patch) -> None:
+    """Batches are half as large as the settings say."""
+    _settings_of_phase2(patch, batch_positions=128)
+
+
+def last_epoch_counts(patch: Patch) -> None:
+    """The weights of the best epoch are not put back."""
+    patch.setattr(TrainingMonitor, "restore_best", lambda self: self.best_score)
+
+
+def contexts_not_carried(patch: Patch) -> None:
+    """Every window of phase 1 begins without a context."""
+    real = predictive._forward
+
+    def forgetting(model: Any, heads: Any, batch: Any, *rest: Any) -> Tensor:
+        return real(model, heads, replace(batch, before=None), *rest)
+
+    patch.setattr(predictive, "_forward", forgetting)
+
+
+def windows_always_cut_alike(patch: Patch) -> None:
+    """Streams start at the same place in every epoch."""
+    real = predictive.windows
+
+    def alike(count: int, streams: int, window: int, _draws: Any) -> Iterator[Tensor]:
+        return real(count, streams, window, generator_for(0, "defect"))
+
+    patch.setattr(predictive, "windows", alike)
+
+
+def shorter_windows(patch: Patch) -> None:
+    """Gradients of phase 1 flow half as far as the settings say."""
+    _settings_of_phase1(patch, "prediction", window=8)
+
+
+def noise_left_out(patch: Patch) -> None:
+    """Phase 1 sweeps without noise."""
+    _settings_of_phase1(patch, "phase1", noise_std=0.0)
+
+
+def centroid_left_out(patch: Patch) -> None:
+    """The loss of phase 1 lets its centroid go anywhere."""
+    _settings_of_phase1(patch, "phase1", centroid_weight=0.0)
+
+
+def early_convergence(patch: Patch) -> None:
+    """Contexts count as converged that still move."""
+    _settings_of_phase1(patch, "phase1", convergence_mse=0.3)
+
+
+def fewer_iterations(patch: Patch) -> None:
+    """Phase 1 ends before its time."""
+    _settings_of_phase1(patch, "phase1", max_iterations=3)
+
+
+# Data
+
+
+def documents_lost(patch: Patch) -> None:
+    """The reader leaves out every seventh document."""
+    real = splits.open_documents
+
+    def fewer(*given: Any) -> Iterator[str]:
+        return (text for number, text in enumerate(real(*given)) if number % 7)
+
+    patch.setattr(splits, "open_documents", fewer)
+
+
+def documents_cut_short(patch: Patch) -> None:
+    """The reader loses the second half of a document."""
+    real = splits.open_documents
+    patch.setattr(splits, "open_documents", lambda *given: (text[: len(text) // 2] for text in real(*given)))
+
+
+def duplicates_stay(patch: Patch) -> None:
+    """Equal documents are not noticed."""
+    real, numbers = splits._words_digest, list[int]()
+
+    def unlike(document: str) -> bytes:
+        numbers.append(0)
+        return real(f"{len(numbers)} {document}")
+
+    def read(*given: Any, _real: Any = splits._read) -> Any:
+        numbers.clear()
+        return _real(*given)
+
+    patch.setattr(splits, "_words_digest", unlike)
+    patch.setattr(splits, "_read", read)
+
+
+def tokenizer_of_another_text(patch: Patch) -> None:
+    """The vocabulary was learned from other documents, and stays in the cache."""
+    real = prepare.train_bpe
+
+    def other(documents: Any, *rest: Any) -> Any:
+        return real(list(documents)[::2], *rest)
+
+    patch.setattr(prepare, "train_bpe", other)
+
+
+def embeddings_of_another_text(patch: Patch) -> None:
+    """Embeddings from a cache that nobody refreshed."""
+    real = prepared.embedding_table
+
+    def stale(*given: Any) -> Any:
+        table, name = real(*given)
+        return np.roll(table, 1, 0), name
+
+    patch.setattr(prepared, "embedding_table", stale)
+
+
+def no_separators(patch: Patch) -> None:
+    """Nothing tells where a document begins."""
+    real = encoding.Encoder._encode_batch
+    patch.setattr(
+        encoding.Encoder, "_encode_batch", lambda self, texts: [ids[:-1] for ids in real(self, texts)]
+    )
+
+
+def characters_counted_as_bytes(patch: Patch) -> None:
+    """Bits per byte are bits per character."""
+    real = runner.validation_record
+
+    def counted(score: Score, tokens: Any) -> Any:
+        return real(score, replace(tokens, scored_bytes=tokens.scored_bytes // 2))
+
+    patch.setattr(runner, "validation_record", counted)
 
 
 def edit_records(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:

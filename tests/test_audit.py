@@ -26,7 +26,7 @@ from tandem.errors import DataError, RunDirError
 from tandem.experiment.runner import run_experiment
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.records import AuditRecord, DocumentScores, read_audit, read_records
-from tandem.settings import load_settings, settings_fingerprint
+from tandem.settings import Settings, load_settings, settings_fingerprint
 from tandem.training.progress import Watcher
 from tandem.training.snapshots import Snapshots
 
@@ -149,6 +149,143 @@ PLANTED = {
 }
 
 
+DROPPED = {"phase2": {"dropout": 0.3, "schedule": "linear"}}
+CLIPPED = {"phase2": {"max_grad_norm": 0.05}}
+WORSE = merged(PREDICTIVE, {"phase2": {"lr": 30.0, "max_epochs": 3, "patience": 1}})
+LATER: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, dict[str, Any]]] = {
+    # the check that fails and words of its figure; settings, of recipe `predictive` where they name it
+    "lr ignores the settings": (defects.lr_of_its_own, "phase2_steps", "learning rate of step 1", {}),
+    "no schedule": (defects.no_schedule, "phase1_steps", "learning rate of step 2 of epoch 1", PREDICTIVE),
+    "no schedule in phase 2": (defects.no_schedule, "phase2_steps", "the learning rate of step 2", DROPPED),
+    "a longer schedule": (defects.longer_schedule, "phase2_steps", "the learning rate of step", PREDICTIVE),
+    "no clipping": (defects.no_clipping, "phase2_steps", "gradient was not clipped", CLIPPED),
+    "no clipping in phase 1": (
+        defects.no_clipping_in_phase1,
+        "phase1_steps",
+        "was not clipped",
+        {"phase1": {"max_grad_norm": 0.01}},
+    ),
+    "decay of everything": (
+        defects.decay_of_everything,
+        "phase2_steps",
+        "otherwise than the settings say",
+        {"phase2": {"weight_decay": 5.0}},
+    ),
+    "no decay": (
+        defects.no_decay,
+        "phase2_steps",
+        "matrices did not decay",
+        {"phase2": {"weight_decay": 5.0}},
+    ),
+    "other betas": (defects.other_betas, "phase1_steps", "its betas were those of torch", PREDICTIVE),
+    "plain gradient descent": (
+        defects.plain_gradient_descent,
+        "phase2_steps",
+        "otherwise than the settings say",
+        {},
+    ),
+    "moments forgotten": (defects.moments_forgotten, "phase2_steps", "otherwise than the settings say", {}),
+    "gradients that add up": (defects.gradients_that_add_up, "phase2_steps", "the gradient of step 2", {}),
+    "trained on validation too": (
+        defects.trained_on_validation_too,
+        "phase2_steps",
+        "weights changed between the last step of epoch 1",
+        {},
+    ),
+    "half of the epochs": (defects.half_of_the_epochs, "history", "1 epochs were made", {}),
+    "endless patience": (
+        defects.endless_patience,
+        "history",
+        "patience 1 was reached",
+        WORSE,
+    ),
+    "no dropout": (defects.no_dropout, "phase2_steps", "the loss of step 1 of epoch 1", DROPPED),
+    "no dropout in phase 1": (
+        defects.no_dropout_in_phase1,
+        "phase1_steps",
+        "the loss of step 1 of epoch 1",
+        PREDICTIVE,
+    ),
+    "the same dropout in every step": (
+        defects.same_dropout_in_every_step,
+        "phase2_steps",
+        "the loss of step 2 of epoch 1",
+        DROPPED,
+    ),
+    "the same negatives in every step": (
+        defects.same_negatives_in_every_step,
+        "phase1_steps",
+        "the loss of step 2 of epoch 1",
+        PREDICTIVE,
+    ),
+    "an uncorrected sample": (
+        defects.uncorrected_sample,
+        "phase1_steps",
+        "the loss of step 1 of epoch 1",
+        PREDICTIVE,
+    ),
+    "the same order in every epoch": (
+        defects.same_order_in_every_epoch,
+        "phase2_steps",
+        "read other positions",
+        {"phase2": {"shuffle": True}},
+    ),
+    "in order": (
+        defects.in_order,
+        "phase2_steps",
+        "step 1 of epoch 1 read other positions",
+        {"phase2": {"shuffle": True}},
+    ),
+    "last step left out": (defects.last_step_left_out, "training", "epoch 1 predicted", {}),
+    "a batch twice": (defects.a_batch_twice, "training", "predicted", {}),
+    "another batch size": (defects.other_batch_size, "phase2_steps", "read other positions", {}),
+    "last epoch counts": (
+        defects.last_epoch_counts,
+        "perplexity",
+        "recomputed",
+        WORSE,
+    ),
+    "contexts not carried": (
+        defects.contexts_not_carried,
+        "phase1_steps",
+        "the loss of step 2 of epoch 1",
+        merged(PREDICTIVE, {"prediction": {"window": 16}}),
+    ),
+    "windows always cut alike": (
+        defects.windows_always_cut_alike,
+        "phase1_steps",
+        "read other positions",
+        PREDICTIVE,
+    ),
+    "shorter windows": (defects.shorter_windows, "phase1_steps", "read other positions", PREDICTIVE),
+    "noise left out": (defects.noise_left_out, "phase1_steps", "the loss of iteration 2", {}),
+    "centroid left out": (defects.centroid_left_out, "phase1_steps", "the loss of iteration", {}),
+    "early convergence": (defects.early_convergence, "phase1_steps", "of the contexts converged", {}),
+    "fewer iterations": (defects.fewer_iterations, "history", "stopped after 3 iterations", {}),
+    "tokenizer of another text": (
+        defects.tokenizer_of_another_text,
+        "tokens",
+        "is not the BPE of the training text",
+        {},
+    ),
+    "embeddings of another text": (defects.embeddings_of_another_text, "frozen", "embedding", {}),
+    "no separators": (defects.no_separators, "tokens", "has other tokens", {}),
+    "characters counted as bytes": (
+        defects.characters_counted_as_bytes,
+        "perplexity",
+        "bits per byte",
+        {},
+    ),
+}
+"""Defects of training after its first step, and of data."""
+WHILE_AUDITED = {
+    "documents lost": (defects.documents_lost, "documents of"),
+    "documents cut short": (defects.documents_cut_short, "are in no file of"),
+    "duplicates stay": (defects.duplicates_stay, "documents are there twice"),
+}
+"""Defects of the reader, which are still there when the audit runs."""
+
+
 def failed(found: AuditRecord) -> dict[str, str]:
     """Figures of the checks that failed."""
     return {check.name: check.figure for _, check in found.failed()}
@@ -211,6 +348,46 @@ def test_every_planted_defect_is_named(
     for check, words in named.items():
         assert check in figures, f"{check} did not fail; failed: {figures}"
         assert words in figures[check]
+
+
+def smallest(folder: Path, **more: Any) -> Settings:
+    """Of an experiment of one run that takes a moment, one document of which is there twice."""
+    documents = sentences(20)
+    return short(
+        write_jsonl(folder / "text.jsonl", [*documents, documents[3]]),
+        **merged(
+            {
+                "configurations": ((1, 1),),
+                "seeds": (0,),
+                "output": str(folder / "run"),
+                "model": {"embed_dim": 12, "context_dim": 8},
+            },
+            more,
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_defect_of_training_or_data_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, check, words, more = LATER[name]
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        plant(patch)
+        run_dir, records = run_experiment(smallest(tmp_path, **more), Watcher())
+        assert [record.failure for record in records] == [None]
+    figures = failed(audit(run_dir))
+    assert check in figures, f"{check} did not fail; failed: {figures}"
+    assert words in figures[check]
+
+
+@pytest.mark.parametrize("name", WHILE_AUDITED)
+def test_a_defect_of_the_reader_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, words = WHILE_AUDITED[name]
+    plant(monkeypatch)
+    run_dir, _ = run_experiment(smallest(tmp_path), Watcher())
+    assert words in failed(audit(run_dir))["text"]
 
 
 def test_validation_text_inside_training_is_named(tmp_path: Path) -> None:
