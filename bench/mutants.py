@@ -20,6 +20,7 @@ Results are appended to a file, one line of JSON each; a mutant that is in it is
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -119,6 +120,7 @@ class Bench:
         self._text = folder / "text.jsonl"
         self._text.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()), "utf-8")
         self._functions = functions_of(PACKAGE)
+        gc.freeze()  # a child that collects garbage would copy all of this process's memory
         self._whole = folder / "whole"
         self._lines = self._forked(self._traced)
         self._right = figures(self._whole)

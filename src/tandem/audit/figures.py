@@ -1,5 +1,6 @@
 """Checks of the figures: what the record says, recomputed from the saved model and the data."""
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from tandem.settings import Configuration
 
 NLL_TOLERANCE = 1e-4
 """Nats per token by which a recomputed mean may differ; single precision over many tokens stays below it."""
+STARTING_NLL = 2e-3
+"""The same of the start of phase 2 on training text, whose contexts may be rounded."""
 TRAIN_MARGIN = 0.2
 """Nats per token by which the training text may score worse than the mean over the epoch said."""
 GAP = 0.25
@@ -156,7 +159,7 @@ def _training(subject: Subject, nll: float, error: float) -> Check:
     assert record is not None
     limit = record.train_nll_nats + TRAIN_MARGIN + 4 * error
     figure = f"final NLL {nll:.3f}, in its best epoch {record.train_nll_nats:.3f} nats (limit {limit:.3f})"
-    wrong = _history(record)
+    wrong = [*_history(record), *(_epoch_scores(subject) if subject.exact else ())]
     every = len(subject.prepared.corpus.train) - 1
     for epoch in record.history[0 if record.history[0].epoch else 1 :]:
         if epoch.positions != every:
@@ -182,6 +185,35 @@ def _training(subject: Subject, nll: float, error: float) -> Check:
             "status": "fail" if wrong else status,
         }
     )
+
+
+def _epoch_scores(subject: Subject) -> Iterator[str]:
+    """Whether the history has the scores of the start that counts as an epoch, and of the epochs whose last
+    weights were kept."""
+    record, settings = subject.record.phase2, subject.prepared.settings
+    assert record is not None
+    if settings.embeddings.trained:  # the contexts of those epochs are gone
+        return
+    history = {epoch.epoch: epoch for epoch in record.history}
+    epoch_steps = math.ceil((len(subject.ids("train")) - 1) / settings.phase2.batch_positions)
+    models = {} if 0 not in history else {0: subject.initial}
+    for step in subject.phase2_steps:
+        after = step.of("after")
+        if step.step == epoch_steps and step.epoch in history and not step.of("rows"):
+            models[step.epoch] = copy.deepcopy(subject.model)
+            models[step.epoch].load_state_dict(after, strict=False)
+    for epoch, model in models.items():
+        losses, right = block_losses(model, subject.validation)
+        nll, accuracy = float(losses.mean(dtype=np.float64)), float(right.mean())
+        said = history[epoch]
+        if not abs(said.validation_nll_nats - nll) <= NLL_TOLERANCE * max(1.0, nll):
+            yield f"validation NLL of epoch {epoch} {said.validation_nll_nats:.4f}, recomputed {nll:.4f}"
+        if abs(said.validation_accuracy - accuracy) > 1e-4 + 2 / len(right):
+            yield f"accuracy of epoch {epoch} {said.validation_accuracy:.4f}, recomputed {accuracy:.4f}"
+    if 0 in history and not abs(history[0].train_nll_nats - subject.starting_nll) <= STARTING_NLL:
+        yield (
+            f"training NLL of epoch 0 {history[0].train_nll_nats:.4f}, recomputed {subject.starting_nll:.4f}"
+        )
 
 
 def _history(record: TrainingRecord) -> list[str]:

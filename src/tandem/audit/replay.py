@@ -23,7 +23,16 @@ from tandem.audit.plain import (
     linear_rate,
     seed_of,
 )
-from tandem.audit.steps import ROUNDED, KeptStep, Tolerance, differences, read_steps, unexplained
+from tandem.audit.steps import (
+    ROUNDED,
+    EpochMeans,
+    KeptStep,
+    Tolerance,
+    differences,
+    epoch_means,
+    read_steps,
+    unexplained,
+)
 from tandem.audit.subject import Subject
 from tandem.model import TandemForCausalLM
 from tandem.records import Check
@@ -65,6 +74,7 @@ def _check(subject: Subject, name: str, path: Path, replay: Replay) -> Check:
     # Without its cache, as weights are put into the same parameters step after step.
     with torch.autocast(subject.model.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         wrong = unexplained(path) + list(replay(subject, kept_steps, tolerance))
+    wrong += _means(subject, name == "phase1_steps", epoch_means(path))
     return Check(
         name=name,
         looked_at=f"{len(kept_steps)} steps that were kept, each taken again by a plain trainer: positions, "
@@ -72,6 +82,31 @@ def _check(subject: Subject, name: str, path: Path, replay: Replay) -> Check:
         figure="; ".join(wrong) or f"the same, up to {kept_steps[-1].where}",
         status="fail" if wrong else "pass",
     )
+
+
+def _means(subject: Subject, phase1: bool, means: Sequence[EpochMeans]) -> Iterator[str]:
+    """Whether the history has the means of the steps' losses and gradient norms."""
+    record: Any = subject.record.phase1 if phase1 else subject.record.phase2
+    for entry in record.history:
+        # The random contexts are the first iteration, and the first step makes the second one.
+        epoch = entry.iteration - 1 if hasattr(entry, "iteration") else entry.epoch
+        own = next((mean for mean in means if mean.epoch == epoch), None)
+        if own is None:
+            continue
+        said, loss = getattr(entry, "loss", None), own.loss
+        if said is None:
+            said = entry.train_nll_nats
+        if not phase1:
+            size = subject.prepared.settings.phase2.batch_positions
+            loss = own.over(len(subject.ids("train")) - 1, size)
+        for what, recorded, right in (
+            ("loss", said, loss),
+            ("gradient norm", getattr(entry, "grad_norm", own.gradient_norm), own.gradient_norm),
+        ):
+            if not math.isclose(recorded, right, rel_tol=1e-6, abs_tol=1e-9):
+                where = f"iteration {epoch + 1}" if hasattr(entry, "iteration") else f"epoch {epoch}"
+                yield f"the mean {what} of {where} is {recorded:.5g}, that of its steps {right:.5g}"
+                return
 
 
 def _not_checked(name: str, why: str) -> Check:

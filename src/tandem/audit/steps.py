@@ -103,6 +103,38 @@ def unexplained(path: Path) -> list[str]:
     return wrong
 
 
+@dataclass(frozen=True)
+class EpochMeans:
+    """Of the steps of one epoch, from their sums; none of files that were written before there were any.
+
+    loss              each step counts alike.
+    gradient_norm     before clipping.
+    last_loss         of its last step alone.
+    """
+
+    epoch: int
+    steps: int
+    loss: float
+    gradient_norm: float
+    last_loss: float
+
+    def over(self, count: int, size: int) -> float:
+        """The mean loss over `count` positions, `size` in each step but the last one."""
+        rest = count - size * (self.steps - 1)
+        return ((self.loss * self.steps - self.last_loss) * size + self.last_loss * rest) / count
+
+
+def epoch_means(path: Path) -> list[EpochMeans]:
+    """Of each epoch in a file of kept steps that counted them."""
+    with safe_open(path, "pt") as file:
+        epochs = json.loads(file.metadata()["epochs"])
+    return [
+        EpochMeans(e["epoch"], n, e["losses"] / n, e["gradient_norms"] / n, e["last_loss"])
+        for e in epochs
+        if "losses" in e and (n := e["steps"])
+    ]
+
+
 def differences(step: KeptStep, plain: PlainStep, tolerance: Tolerance) -> Iterator[str]:
     """What of a kept step is not as the plain one has it, each by its kind."""
     where = step.where

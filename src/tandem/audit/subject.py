@@ -283,7 +283,11 @@ class Subject:
         length = len(self.ids("train"))
         sampled = torch.empty(0, dtype=torch.int64) if self.sample is None else self.sample.train_at
         train = torch.cat(
-            (sampled, self.rank_positions("train"), *self.phase2_batches.values(), *self._scored_training)
+            (
+                *(sampled, self.rank_positions("train"), self.beginning),
+                *self.phase2_batches.values(),
+                *self._scored_training,
+            )
         ).unique()
         return {"train": train[train < length], "validation": torch.arange(len(self.ids("validation")))}
 
@@ -321,6 +325,19 @@ class Subject:
     def validation_losses(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Of every scored token, and whether it was the likeliest."""
         return block_losses(self.model, self.validation)
+
+    @property
+    def beginning(self) -> torch.Tensor:
+        """Positions of the training text by which a start that counts as an epoch is scored: as many as are
+        validated on. None where no start counts."""
+        counts = self.record.phase2 is not None and self.record.phase2.history[0].epoch == 0
+        return torch.arange(min(len(self.ids("train")), len(self.ids("validation"))) - 1 if counts else 0)
+
+    @cached_property
+    def starting_nll(self) -> float:
+        """Training NLL of that start on its positions."""
+        losses, _ = block_losses(self.initial, self._block("train", self.beginning))
+        return float(losses.mean(dtype=np.float64))
 
     @cached_property
     def _scored_training(self) -> list[torch.Tensor]:

@@ -2,7 +2,8 @@
 
 Of a step are kept: the trained weights and AdamW's two moments before it, what it read, its loss, the length
 of its gradient, its learning rate, and the weights after it. Of every epoch: fingerprints of the weights that
-its first step found and its last step left, so that nothing else can have changed them.
+its first step found and its last step left, so that nothing else can have changed them; and the sums of its
+steps' losses and gradient norms, to which the history is held.
 """
 
 import json
@@ -53,7 +54,11 @@ class Snapshots:
         """Around the optimizer's step number `step` of an epoch, both from 1; gradients are there already."""
         self._steps_done += 1
         if step == 1:
-            self._joins.append({"epoch": epoch, "before": self._fingerprint()})
+            sums = {"losses": 0.0, "gradient_norms": 0.0}
+            self._joins.append({"epoch": epoch, "before": self._fingerprint(), **sums})
+        self._joins[-1]["losses"] += loss
+        self._joins[-1]["gradient_norms"] += gradient_norm
+        self._joins[-1]["last_loss"] = loss
         with self._copied(epoch, step, loss, gradient_norm, read):
             yield
         self._joins[-1]["steps"] = step
