@@ -25,7 +25,7 @@ from tandem.audit.run import _settings_check
 from tandem.errors import DataError, RunDirError
 from tandem.experiment.runner import run_experiment
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
-from tandem.records import AuditRecord, DocumentScores, read_audit, read_records
+from tandem.records import AuditRecord, DocumentScores, RunRecord, read_audit, read_records
 from tandem.settings import Settings, load_settings, settings_fingerprint
 from tandem.training.progress import Watcher
 from tandem.training.snapshots import Snapshots
@@ -646,6 +646,95 @@ def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
     assert {check.name for run in found.runs for check in run.checks if check.status == "pass"} >= {
         *("tokens", "frozen", "trained", "phase1", "parameters", "reads", "causality", "forward"),
         *("contexts", "distribution", "counts", "perplexity", "training", "gap"),
+    }
+
+
+WORDS_OF = {
+    "Arabic": "السياق يجمع الكلمات في متجه واحد ثم يتنبأ بالكلمة التالية من كل ما قرأ قبلها",
+    "Hindi": "संदर्भ शब्दों को एक सदिश में समेटता है और फिर अगले शब्द का अनुमान लगाता है",
+    "emoji": "🌳 🐦 🌊 🔥 👩‍🚀 🇯🇵 🧩 📚 🎈 👍🏽 🚲 🍎",
+    "code": "def f(x): return x + 1 if not [y] else {}; assert a != b; import os, sys",
+}
+
+
+def drawn_words(text: str, count: int = 24, length: int = 40) -> list[str]:
+    """Documents of these words, drawn at random."""
+    words, draws = text.split(), random.Random(1)
+    return [f"{number} " + " ".join(draws.choices(words, k=length)) for number in range(count)]
+
+
+FURTHER = merged(
+    PREDICTIVE,
+    {
+        "prediction": {"head_layers": (1, 2), "window": 16, "output_dropout": 0.2},
+        "phase2": {
+            **{"shuffle": True, "batch_positions": 100, "weight_decay": 0.1, "max_epochs": 4},
+            **{"embed_dropout": 0.1, "output_dropout": 0.1, "max_grad_norm": 0.1},
+        },
+    },
+)
+STRANGE: dict[str, tuple[list[str], dict[str, Any]]] = {
+    **{name: (drawn_words(text), {}) for name, text in WORDS_OF.items()},
+    "tiny documents": (
+        [f"{number} {'abcdefghij'[number % 10] * 3}" for number in range(120)],
+        {"phase1": {"batch_positions": 200}},
+    ),
+    "four layers each": (sentences(20), {"configurations": ((4, 4),)}),
+    "a high learning rate": (sentences(20), {"phase2": {"lr": 1.0}, "phase1": {"lr": 0.1}}),
+    "a low learning rate": (sentences(20), {"phase2": {"lr": 1e-6}, "phase1": {"lr": 1e-6}}),
+    "a linear schedule, clipped": (
+        sentences(20),
+        {"phase2": {"schedule": "linear", "max_grad_norm": 0.05, "weight_decay": 1.0}},
+    ),
+    "a gated cell": (sentences(20), {"model": {"cell": "gated"}, "phase2": {"output_dropout": 0.5}}),
+    "in half precision": (sentences(20), {"precision": "bfloat16"}),
+    "predictive, all that there is": (sentences(20), {**FURTHER, "configurations": ((2, 3),)}),
+    "predictive, from other token layers": (
+        sentences(20),
+        merged(FURTHER, {"configurations": ((1, 1),), "phase2": {"start": "random", "negatives": None}}),
+    ),
+}
+"""Correct runs of text, depths and settings that are rare."""
+
+
+@pytest.mark.parametrize("shape", STRANGE)
+def test_a_strange_run_is_no_alarm(shape: str, tmp_path: Path) -> None:
+    documents, more = STRANGE[shape]
+    settings = smallest(tmp_path, **more)
+    write_jsonl(tmp_path / "text.jsonl", documents)
+    run_dir, records = run_experiment(settings, Watcher())
+    assert [record.failure for record in records] == [None]
+    assert not alarms_of(run_dir)
+
+
+def test_overfitting_and_validation_of_another_kind_are_no_failure(tmp_path: Path) -> None:
+    """They may be worth a warning, and runs that were interrupted are not even that."""
+    other = write_jsonl(tmp_path / "valid.jsonl", drawn_words(WORDS_OF["code"], 8))
+    settings = smallest(
+        tmp_path,
+        seeds=(0, 1),
+        data={"validation": str(other)},
+        phase2={"max_epochs": 8, "patience": 8, "lr": 0.1, "batch_positions": 64},
+    )
+
+    class Interrupting(Watcher):
+        def run_finished(self, record: RunRecord) -> None:
+            raise KeyboardInterrupt(record.run)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, Interrupting())
+    run_dir, records = run_experiment(settings, Watcher())
+    assert [record.failure for record in records] == [None, None]
+    assert {name.split(": ")[1] for name in alarms_of(run_dir)} <= {"gap warn", "distribution warn"}
+
+
+def alarms_of(run_dir: Path) -> dict[str, str]:
+    """Figures of the checks that warn or fail."""
+    return {
+        f"{run.run}: {check.name} {check.status}": check.figure
+        for run in audit(run_dir).runs
+        for check in run.checks
+        if check.status in ("warn", "fail")
     }
 
 

@@ -196,7 +196,7 @@ def _epoch_scores(subject: Subject) -> Iterator[str]:
         return
     history = {epoch.epoch: epoch for epoch in record.history}
     epoch_steps = math.ceil((len(subject.ids("train")) - 1) / settings.phase2.batch_positions)
-    models = {} if 0 not in history else {0: subject.initial}
+    models = {} if 0 not in history else {0: subject.phase2_start}
     for step in subject.phase2_steps:
         after = step.of("after")
         if step.step == epoch_steps and step.epoch in history and not step.of("rows"):

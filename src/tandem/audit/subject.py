@@ -336,8 +336,15 @@ class Subject:
     @cached_property
     def starting_nll(self) -> float:
         """Training NLL of that start on its positions."""
-        losses, _ = block_losses(self.initial, self._block("train", self.beginning))
+        losses, _ = block_losses(self.phase2_start, self._block("train", self.beginning))
         return float(losses.mean(dtype=np.float64))
+
+    @property
+    def phase2_start(self) -> TandemForCausalLM:
+        """The model as phase 2 found it; nothing but its TokenBlock is trained from there on."""
+        model = copy.deepcopy(self.model)
+        model.token_block = copy.deepcopy(self.initial.token_block)
+        return model
 
     @cached_property
     def _scored_training(self) -> list[torch.Tensor]:
