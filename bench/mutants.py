@@ -5,10 +5,10 @@
     python bench/mutants.py --again passed --results mutants.jsonl                  # those that passed before
 
 A mutant is the package with one operator, number, argument or statement changed (`mutations.py` has all the
-kinds). Of all mutants of the code that reads text, trains, scores and reports, some are drawn. Each makes a
-tiny experiment: both recipes, two seeds, two layers each, dropout, a sampled softmax. Then the audit, which
-is not mutated, looks at what it left. A mutant of the report works on a finished experiment, and stays while
-that is audited.
+kinds). Of all mutants of lines that run, some are drawn. Each makes a tiny experiment: both recipes, two
+seeds, two layers each, dropout, a sampled softmax. For code of baselines it is one configuration beside
+several baselines. Then the audit, which is not mutated, looks at what it left. A mutant of the report works
+on finished experiments, and stays while their report is audited.
 
     stopped       the run, or Tandem itself, said that something is wrong
     no effect     every reported figure is within 0.5% of what it is without the mutant
@@ -35,7 +35,9 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 from measuring import SMALL, print_table, run, start
@@ -74,7 +76,23 @@ CHANGED = 0.005
 """A figure is another one from this relative difference on."""
 LIMIT_S = 90
 WORDS = (
-    "the a one context token block folds reads turns into next vector small model learns from text".split()
+    "the",
+    "a",
+    "one",
+    "context",
+    "token",
+    "block",
+    "folds",
+    "reads",
+    "turns",
+    "into",
+    "next",
+    "vector",
+    "small",
+    "model",
+    "learns",
+    "from",
+    "text",
 )
 
 
@@ -116,34 +134,47 @@ class Bench:
     """Makes the experiment with and without mutants, each in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
+        for module in walk_packages([str(PACKAGE)], "tandem."):
+            if not module.name.endswith("__main__"):
+                import_module(module.name)
         self._folder = folder
         self._text = folder / "text.jsonl"
         self._text.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()), "utf-8")
         self._functions = functions_of(PACKAGE)
         gc.freeze()  # a child that collects garbage would copy all of this process's memory
-        self._whole = folder / "whole"
-        self._lines = self._forked(self._traced)
-        self._right = figures(self._whole)
-        odd = self._audit(self._whole)
-        if "error" in odd or odd["failed"] or odd["warned"]:
-            raise SystemExit(f"the experiment is odd without any mutant: {odd}")
+        self._right: dict[bool, dict[str, float | str]] = {}
         self._reported = self._forked(reported)
 
-    def _traced(self) -> dict[str, list[int]]:
-        """Make the experiment without a mutant, and the reports; gives the lines that ran."""
-        with traced(PACKAGE) as lines:
-            done = self._work(self._whole, None)
-            reported()
-        return {"failed": [0]} if done != "finished" else {f: sorted(of) for f, of in lines.items()}
+    def _of_whole(self, baselines: bool) -> dict[str, list[int]]:
+        """Make an experiment without a mutant; gives the lines that ran."""
+        whole = self._folder / f"whole{baselines:d}"
+
+        def work() -> dict[str, list[int]]:
+            with traced(PACKAGE) as lines:
+                self._work(whole, baselines, None)
+                reported()
+            return {file: sorted(of) for file, of in lines.items()}
+
+        lines = self._forked(work)
+        odd = self._audit(whole)
+        if "error" in odd or odd["failed"] or odd["warned"]:
+            raise SystemExit(f"the experiment is odd without any mutant: {lines.get('error', '')} {odd}")
+        self._right[baselines] = figures(whole)
+        return lines
 
     def draw(self, count: int, seed: int, files: list[str] | None) -> list[str]:
         """Names of mutants in lines that run, drawn at random without putting back."""
         names = []
-        for path in sorted({p for pattern in (*FILES, *REPORT) for p in PACKAGE.glob(pattern)}):
+        all_lines = {}
+        patterns = (*FILES, *BASELINES, *REPORT)
+        for path in sorted({p for pattern in patterns for p in PACKAGE.glob(pattern)}):
             file = path.relative_to(PACKAGE).as_posix()
             if file in NOT_THESE or (files and not any(file.startswith(part) for part in files)):
                 continue
-            lines = {*self._lines.get(file, ())}
+            of_baselines = is_of_baselines(file)
+            if of_baselines not in all_lines:
+                all_lines[of_baselines] = self._of_whole(of_baselines)
+            lines = {*all_lines[of_baselines].get(file, ())}
             for one in mutations_of(path.read_text("utf-8"), file)[1]:
                 if not one.where[0] or lines & {*range(one.line, one.last_line + 1)}:
                     names.append(one.name)
@@ -154,15 +185,17 @@ class Bench:
         """What becomes of a mutant: its `outcome`, and what was `said` of it."""
         if name.partition(":")[0] in REPORT:
             return self._of_report(name)
-        folder = self._folder / "mutant"
+        folder, baselines = self._folder / "mutant", is_of_baselines(name.partition(":")[0])
+        if baselines not in self._right:
+            self._of_whole(baselines)
         shutil.rmtree(folder, ignore_errors=True)
-        done = self._experiment(folder, name)
+        done = self._experiment(folder, baselines, name)
         if done != "finished":
             return {"outcome": "stopped", "said": done}
         found = self._forked(lambda: figures(folder))
         if not isinstance(found, dict):
             return {"outcome": "stopped", "said": str(found)}
-        if not (others := different(self._right, found)):
+        if not (others := different(self._right[baselines], found)):
             return {"outcome": "no effect", "said": ""}
         return self._judged(self._audit(folder), others)
 
@@ -193,16 +226,15 @@ class Bench:
                 return {"outcome": outcome, "said": said[:600], "changed": shown}
         return {"outcome": "passed", "said": shown, "changed": shown}
 
-    def _experiment(self, folder: Path, name: str | None) -> str:
+    def _experiment(self, folder: Path, baselines: bool, name: str) -> str:
         """`finished`, or what stopped it."""
-
-        found = self._forked(lambda: self._work(folder, name))
+        found = self._forked(lambda: self._work(folder, baselines, name))
         return found if isinstance(found, str) else str(found.get("error", found))
 
-    def _work(self, folder: Path, name: str | None) -> str:
+    def _work(self, folder: Path, baselines: bool, name: str | None) -> str:
         os.environ["TANDEM_CACHE"] = str(folder / "cache")
         with nullcontext() if name is None else mutated(PACKAGE, name, self._functions):
-            run_experiment(settings_of(self._text, folder), _Impatient())
+            run_experiment(settings_of(self._text, folder, baselines), _Impatient())
         return "finished"
 
     def _audit(self, folder: Path) -> dict[str, Any]:
@@ -226,7 +258,7 @@ class Bench:
         if child == 0:
             try:
                 os.chdir(self._folder)
-                sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends)
+                sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (it ends)
                 signal.alarm(LIMIT_S)
                 try:
                     found = work()
@@ -264,8 +296,23 @@ def documents(count: int = 30) -> list[str]:
     return [*texts, texts[3]]  # one of them twice
 
 
-def settings_of(text: Path, folder: Path) -> Settings:
-    """The tiny experiment."""
+def is_of_baselines(file: str) -> bool:
+    """Whether a file is tried out with baselines."""
+    return any(Path(file).match(pattern) for pattern in BASELINES)
+
+
+def settings_of(text: Path, folder: Path, baselines: bool) -> Settings:
+    """The tiny experiment, of two recipes or of baselines."""
+    network = {"layers": 1, "max_epochs": 2}
+    others = {
+        "configurations": ((1, 1),),
+        "baselines": {
+            "models": ("lstm", "gpt2", "kneser-ney", "bigram", "unigram"),
+            "order": 3,
+            "lstm": {**network, "streams": 4},
+            "gpt2": {**network, "window": 32},
+        },
+    }
     predictive = {
         "recipe": "predictive",
         "embeddings": {"source": "random", "norm": 1.0},
@@ -277,15 +324,15 @@ def settings_of(text: Path, folder: Path) -> Settings:
             **{"max_grad_norm": 0.3, "batch_positions": 128, "max_epochs": 3},
         },
     }
+    recipes = {"configurations": ((2, 2),), "variants": {"original": {}, "predictive": predictive}}
     return Settings.model_validate(
         {
             "name": "mutants",
             "output": str(folder),
-            "configurations": ((2, 2),),
             "seeds": (0, 1),
             "device": "cpu",
             "threads": 1,
-            "variants": {"original": {}, "predictive": predictive},
+            **(others if baselines else recipes),
             "data": {"train": str(text), "validation_fraction": 0.15},
             "tokenizer": {"vocab_size": 300},
             "embeddings": {"norm": 1.0},

@@ -39,12 +39,31 @@ COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
 }
 INSTEAD = {"min": "max", "max": "min", "mean": "sum", "sum": "mean", "any": "all", "all": "any"}
 """Functions and methods that are confused."""
-LEFT_OUT = frozenset(
-    "detach abs sqrt square exp log log2 clamp eval zero_ mean sum roll masked_fill double float unique "
-    "cumsum sorted clone cpu".split()
-)
+LEFT_OUT = {
+    "detach",
+    "abs",
+    "sqrt",
+    "square",
+    "exp",
+    "log",
+    "log2",
+    "clamp",
+    "eval",
+    "zero_",
+    "mean",
+    "sum",
+    "roll",
+    "masked_fill",
+    "double",
+    "float",
+    "unique",
+    "cumsum",
+    "sorted",
+    "clone",
+    "cpu",
+}
 """Methods whose result is what they are called on, when the call is forgotten."""
-SILENT = frozenset("on_tick tick preparing planned run_started run_finished yield_ warn".split())
+SILENT = {"on_tick", "tick", "preparing", "planned", "run_started", "run_finished", "warn"}
 """Calls that only tell somebody something."""
 
 
@@ -107,7 +126,7 @@ def _is_number(node: ast.AST) -> bool:
 
 
 def _parents(parts: list[ast.stmt], root: ast.AST) -> Iterator[tuple[ast.AST, str, Any, ast.AST]]:
-    """Every node below, without what is only said: its parent, the field it stands in, its place in a list."""
+    """Every node below, without what is only said: its parent, the field it stands in, its place there."""
     skipped = (ast.JoinedStr, ast.Raise, ast.Assert, ast.arguments, ast.Import, ast.ImportFrom)
 
     def below(node: ast.AST) -> Iterator[tuple[ast.AST, str, Any, ast.AST]]:
