@@ -394,13 +394,6 @@ def no_schedule(patch: Patch) -> None:
         patch.setattr(module, "linear_share", lambda *_: 1.0)
 
 
-def longer_schedule(patch: Patch) -> None:
-    """The learning rate falls half as fast, and never reaches zero."""
-    real = optimizer.linear_share
-    for module in (phase2, optimizer):
-        patch.setattr(module, "linear_share", lambda step, steps, warm: real(step, 2 * steps, warm))
-
-
 def no_clipping(patch: Patch) -> None:
     """Gradients are measured and not clipped."""
     real = phase2.clip_gradients
@@ -555,11 +548,6 @@ def same_order_in_every_epoch(patch: Patch) -> None:
     patch.setattr(phase2, "_batches", again)
 
 
-def in_order(patch: Patch) -> None:
-    """Nothing is shuffled."""
-    _settings_of_phase2(patch, shuffle=False)
-
-
 def last_step_left_out(patch: Patch) -> None:
     """An epoch ends before its last batch."""
     real = phase2._batches
@@ -585,6 +573,27 @@ def other_batch_size(patch: Patch) -> None:
 def last_epoch_counts(patch: Patch) -> None:
     """The weights of the best epoch are not put back."""
     patch.setattr(TrainingMonitor, "restore_best", lambda self: self.best_score)
+
+
+def mean_of_half_an_epoch(patch: Patch) -> None:
+    """The training NLL that is told is not the mean over the epoch."""
+    real = TrainingMonitor.end_epoch
+    patch.setattr(
+        TrainingMonitor,
+        "end_epoch",
+        lambda self, train_nll, *rest: real(self, train_nll - 0.02, *rest),
+    )
+
+
+def earlier_epochs_look_worse(patch: Patch) -> None:
+    """The validation NLL that is told of the first epoch is not its own."""
+    real = TrainingMonitor.end_epoch
+
+    def worse(self: Any, train_nll: float, score: Score, *rest: Any) -> bool:
+        more = 0.05 if not self.history else 0.0
+        return real(self, train_nll, replace(score, nll_nats=score.nll_nats + more), *rest)
+
+    patch.setattr(TrainingMonitor, "end_epoch", worse)
 
 
 def contexts_not_carried(patch: Patch) -> None:
