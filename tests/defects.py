@@ -8,7 +8,6 @@ original experiment, whose effect bench/conclusions.py measures.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -400,12 +399,6 @@ def no_clipping(patch: Patch) -> None:
     patch.setattr(phase2, "clip_gradients", lambda parameters, _: real(parameters, 1e9))
 
 
-def no_clipping_in_phase1(patch: Patch) -> None:
-    """The same in phase 1."""
-    real = optimizer.clip_gradients
-    patch.setattr(optimizer, "clip_gradients", lambda parameters, _: real(parameters, 1e9))
-
-
 def decay_of_everything(patch: Patch) -> None:
     """Biases and gains decay like matrices."""
     patch.setattr(
@@ -415,20 +408,9 @@ def decay_of_everything(patch: Patch) -> None:
     )
 
 
-def no_decay(patch: Patch) -> None:
-    """Nothing decays."""
-    real = phase2.adamw
-    patch.setattr(phase2, "adamw", lambda parameters, _decay, lr: real(parameters, 0.0, lr))
-
-
 def other_betas(patch: Patch) -> None:
     """Phase 1's moments look back as far as torch's do."""
     patch.setattr(predictive, "BETAS", (0.9, 0.999))
-
-
-def plain_gradient_descent(patch: Patch) -> None:
-    """Another optimizer than the settings say."""
-    patch.setattr(phase2, "adamw", lambda parameters, _decay, lr: torch.optim.SGD(list(parameters), lr=lr))
 
 
 def moments_forgotten(patch: Patch) -> None:
@@ -499,11 +481,6 @@ def no_dropout(patch: Patch) -> None:
     _settings_of_phase2(patch, dropout=0.0)
 
 
-def no_dropout_in_phase1(patch: Patch) -> None:
-    """The same in phase 1."""
-    _settings_of_phase1(patch, "prediction", dropout=0.0)
-
-
 def same_dropout_in_every_step(patch: Patch) -> None:
     """Random numbers that are drawn once."""
     real = dropout.Dropout.step
@@ -552,17 +529,6 @@ def last_step_left_out(patch: Patch) -> None:
     """An epoch ends before its last batch."""
     real = phase2._batches
     patch.setattr(phase2, "_batches", lambda *given: iter(list(real(*given))[:-1]))
-
-
-def a_batch_twice(patch: Patch) -> None:
-    """The first batch of an epoch is read again in place of the last one."""
-    real = phase2._batches
-
-    def twice(*given: Any) -> Iterator[Any]:
-        batches = list(real(*given))
-        return chain(batches[:-1], batches[:1])
-
-    patch.setattr(phase2, "_batches", twice)
 
 
 def other_batch_size(patch: Patch) -> None:

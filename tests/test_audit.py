@@ -156,33 +156,14 @@ LATER: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, dict[str,
     # the check that fails and words of its figure; settings, of recipe `predictive` where they name it
     "lr ignores the settings": (defects.lr_of_its_own, "phase2_steps", "learning rate of step 1", {}),
     "no schedule": (defects.no_schedule, "phase1_steps", "learning rate of step 2 of epoch 1", PREDICTIVE),
-    "no schedule in phase 2": (defects.no_schedule, "phase2_steps", "the learning rate of step 2", DROPPED),
     "no clipping": (defects.no_clipping, "phase2_steps", "gradient was not clipped", CLIPPED),
-    "no clipping in phase 1": (
-        defects.no_clipping_in_phase1,
-        "phase1_steps",
-        "was not clipped",
-        {"phase1": {"max_grad_norm": 0.01}},
-    ),
     "decay of everything": (
         defects.decay_of_everything,
         "phase2_steps",
         "otherwise than the settings say",
         {"phase2": {"weight_decay": 5.0}},
     ),
-    "no decay": (
-        defects.no_decay,
-        "phase2_steps",
-        "matrices did not decay",
-        {"phase2": {"weight_decay": 5.0}},
-    ),
     "other betas": (defects.other_betas, "phase1_steps", "its betas were those of torch", PREDICTIVE),
-    "plain gradient descent": (
-        defects.plain_gradient_descent,
-        "phase2_steps",
-        "otherwise than the settings say",
-        {},
-    ),
     "moments forgotten": (defects.moments_forgotten, "phase2_steps", "otherwise than the settings say", {}),
     "gradients that add up": (defects.gradients_that_add_up, "phase2_steps", "the gradient of step 2", {}),
     "trained on validation too": (
@@ -199,12 +180,6 @@ LATER: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, dict[str,
         WORSE,
     ),
     "no dropout": (defects.no_dropout, "phase2_steps", "the loss of step 1 of epoch 1", DROPPED),
-    "no dropout in phase 1": (
-        defects.no_dropout_in_phase1,
-        "phase1_steps",
-        "the loss of step 1 of epoch 1",
-        PREDICTIVE,
-    ),
     "the same dropout in every step": (
         defects.same_dropout_in_every_step,
         "phase2_steps",
@@ -230,7 +205,6 @@ LATER: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, dict[str,
         {"phase2": {"shuffle": True}},
     ),
     "last step left out": (defects.last_step_left_out, "training", "epoch 1 predicted", {}),
-    "a batch twice": (defects.a_batch_twice, "training", "predicted", {}),
     "another batch size": (defects.other_batch_size, "phase2_steps", "read other positions", {}),
     "last epoch counts": (
         defects.last_epoch_counts,
@@ -286,7 +260,7 @@ LATER: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, dict[str,
 WHILE_AUDITED = {
     "documents lost": (defects.documents_lost, "documents of"),
     "documents cut short": (defects.documents_cut_short, "are in no file of"),
-    "duplicates stay": (defects.duplicates_stay, "documents are there twice"),
+    "duplicates stay": (defects.duplicates_stay, "0 duplicates are said to be dropped, there are 1"),
 }
 """Defects of the reader, which are still there when the audit runs."""
 
@@ -357,7 +331,7 @@ def test_every_planted_defect_is_named(
 
 def smallest(folder: Path, **more: Any) -> Settings:
     """Of an experiment of one run that takes a moment, one document of which is there twice."""
-    documents = sentences(20)
+    documents = sentences(14)
     return short(
         write_jsonl(folder / "text.jsonl", [*documents, documents[3]]),
         **merged(
@@ -684,18 +658,18 @@ STRANGE: dict[str, tuple[list[str], dict[str, Any]]] = {
         [f"{number} {'abcdefghij'[number % 10] * 3}" for number in range(120)],
         {"phase1": {"batch_positions": 200}},
     ),
-    "four layers each": (sentences(20), {"configurations": ((4, 4),)}),
-    "a high learning rate": (sentences(20), {"phase2": {"lr": 1.0}, "phase1": {"lr": 0.1}}),
-    "a low learning rate": (sentences(20), {"phase2": {"lr": 1e-6}, "phase1": {"lr": 1e-6}}),
+    "four layers each": (sentences(14), {"configurations": ((4, 4),)}),
+    "a high learning rate": (sentences(14), {"phase2": {"lr": 1.0}, "phase1": {"lr": 0.1}}),
+    "a low learning rate": (sentences(14), {"phase2": {"lr": 1e-6}, "phase1": {"lr": 1e-6}}),
     "a linear schedule, clipped": (
-        sentences(20),
+        sentences(14),
         {"phase2": {"schedule": "linear", "max_grad_norm": 0.05, "weight_decay": 1.0}},
     ),
-    "a gated cell": (sentences(20), {"model": {"cell": "gated"}, "phase2": {"output_dropout": 0.5}}),
-    "in half precision": (sentences(20), {"precision": "bfloat16"}),
-    "predictive, all that there is": (sentences(20), {**FURTHER, "configurations": ((2, 3),)}),
+    "a gated cell": (sentences(14), {"model": {"cell": "gated"}, "phase2": {"output_dropout": 0.5}}),
+    "in half precision": (sentences(14), {"precision": "bfloat16"}),
+    "predictive, all that there is": (sentences(14), {**FURTHER, "configurations": ((2, 3),)}),
     "predictive, from other token layers": (
-        sentences(20),
+        sentences(14),
         merged(FURTHER, {"configurations": ((1, 1),), "phase2": {"start": "random", "negatives": None}}),
     ),
 }
@@ -719,7 +693,7 @@ def test_overfitting_and_validation_of_another_kind_are_no_failure(tmp_path: Pat
         tmp_path,
         seeds=(0, 1),
         data={"validation": str(other)},
-        phase2={"max_epochs": 8, "patience": 8, "lr": 0.1, "batch_positions": 64},
+        phase2={"max_epochs": 4, "patience": 4, "lr": 0.1, "batch_positions": 128},
     )
 
     class Interrupting(Watcher):

@@ -1,7 +1,7 @@
 """Checks of baselines: networks from the weights that they kept, n-grams counted again, all by plain code."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from tandem.audit.network_steps import IN_BFLOAT16, ON_A_GPU, TOLERANCE, Replay, start_findings
 from tandem.audit.networks import NETWORKS, Ids, PlainNetwork
 from tandem.audit.ngrams import NgramScore, score_kneser_ney, score_unigram
-from tandem.audit.steps import KeptStep, read_steps, unexplained
+from tandem.audit.steps import EpochMeans, KeptStep, epoch_means, read_steps, unexplained
 from tandem.metrics import Score, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.records.audit import Status
@@ -25,6 +25,8 @@ from tandem.tokens.store import TokenStream
 
 NLL_TOLERANCE, NLL_ON_A_GPU = 1e-4, 1e-3
 """Nats per token by which a recomputed mean may differ. GPUs use TF32 in LSTMs."""
+SAME_MEAN = 0.01
+"""Share by which the mean over an epoch may differ from that of its steps."""
 EXPLAINS = 0.5
 """Of a difference so much may be left where a known mistake is named."""
 PARTS, PART_TOKENS, WARM_UP = 32, 256, 64
@@ -64,6 +66,8 @@ def baseline_checks(
         first = [step for step in steps if (step.epoch, step.step) == (1, 1)]
         start = [fault for step in first for fault in start_findings(network, step)]
         between = unexplained(folder / "snapshots.safetensors") if steps else []
+        means = epoch_means(folder / "snapshots.safetensors") if steps else []
+        between += _wrong_means(network, record.training, means, len(corpus.train))
         network.module.load_state_dict(weights)
         written = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
@@ -84,6 +88,25 @@ def baseline_checks(
     else:
         yield unchecked("start", looked_at, "the first step was too large to be kept")
     yield model.training_steps()  # it leaves other weights in the network
+
+
+def _wrong_means(
+    network: PlainNetwork, training: TrainingRecord, means: Sequence[EpochMeans], tokens: int
+) -> Iterator[str]:
+    """Whether the history has the means of the steps' losses; rows that are cut short count as if whole."""
+    own, count = network.own, network.epoch_size(tokens)[1]
+    rows, width = (
+        (own.streams, own.window) if network.has_state else (own.batch_windows, min(own.window, tokens - 1))
+    )
+    losses = {mean.epoch: mean.over(count, rows * width) for mean in means}
+    for epoch in training.history:
+        right = losses.get(epoch.epoch, epoch.train_nll_nats)
+        if not math.isclose(epoch.train_nll_nats, right, rel_tol=SAME_MEAN):
+            yield (
+                f"the mean loss of epoch {epoch.epoch} is {epoch.train_nll_nats:.5g}, that of its steps "
+                f"{right:.5g}"
+            )
+            return
 
 
 def unchecked(name: str, looked_at: str, why: str) -> Check:
