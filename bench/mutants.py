@@ -110,7 +110,7 @@ def main() -> None:
         before = read(results)
         bench = Bench(Path(made)) if chosen.count or chosen.again else None
         if chosen.again:
-            names = [name for name, one in before.items() if one["outcome"] == chosen.again]
+            names = [name for name, one in before.items() if one["outcome"] == chosen.again and there(name)]
         else:
             drawn = bench.draw(chosen.count, chosen.seed, chosen.files) if bench else []
             names = [name for name in drawn if name not in before]
@@ -122,6 +122,12 @@ def main() -> None:
                 file.write(json.dumps(found) + "\n")
             print(f"{number}/{len(names)} {found['outcome']}: {name} {found['said'][:150]}", flush=True)
         show(read(results))
+
+
+def there(name: str) -> bool:
+    """Whether the source still has this mutant: lines move."""
+    file = name.partition(":")[0]
+    return any(one.name == name for one in mutations_of((PACKAGE / file).read_text("utf-8"), file)[1])
 
 
 def read(results: Path) -> dict[str, dict[str, Any]]:
