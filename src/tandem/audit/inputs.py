@@ -13,7 +13,8 @@ from tandem.group import PLAIN
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.records import DataRecord
 from tandem.settings import Settings
-from tandem.tokens.embeddings import embedding_table
+from tandem.text.places import counted_from, source_folder
+from tandem.tokens.embeddings import embedding_table, table_seed
 from tandem.tokens.prepare import Corpus, default_cache_dir
 
 Depths = tuple[int, int]
@@ -35,13 +36,15 @@ class AuditInputs:
     @classmethod
     def of(cls, settings: Settings, corpus: Corpus, device: torch.device) -> "AuditInputs":
         """By the settings of the variant."""
-        size = settings.model.embed_dim
+        size, place = settings.model.embed_dim, source_folder()
 
         @lru_cache(1)  # runs of one seed follow on each other, and large tables are many megabytes
         def table(seed: int) -> tuple[npt.NDArray[np.float32], str]:
-            return embedding_table(settings.embeddings, corpus, size, default_cache_dir(), seed)
+            with counted_from(place):  # from where the run was started, also when it is asked for later
+                return embedding_table(settings.embeddings, corpus, size, default_cache_dir(), seed)
 
-        return cls(settings, corpus, device, table)
+        own = settings.embeddings
+        return cls(settings, corpus, device, lambda seed: table(table_seed(own, seed)))
 
     def config(self, depths: Depths) -> TandemConfig:
         """The configuration of a model of these depths."""

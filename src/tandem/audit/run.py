@@ -37,7 +37,6 @@ from tandem.records.audit import Status
 from tandem.settings import Settings, settings_fingerprint
 from tandem.text.places import counted_from
 from tandem.text.recorded import as_it_was, changed, folder_of, read_recorded, whereabouts
-from tandem.text.splits import Splits
 from tandem.tokens.embeddings import MADE_HERE, pretrained
 from tandem.tokens.prepare import default_cache_dir, prepare_corpus
 from tandem.tokens.tokenizer import load_tokenizer, plain, tokenizer_fingerprint
@@ -90,10 +89,10 @@ def audit_run_dir(
     records = [record for record in every if record.status == "finished"]
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
-    variants, splits = _prepare(Settings(**manifest.settings), records, run_dir, on_progress)
+    variants, of_data = _prepare(Settings(**manifest.settings), records, run_dir, on_progress)
     reference = measured_by(variants.values())
     gaps = baseline_gaps(reference, records)
-    shared = [_settings_check(manifest.settings, records), *_guarded(data_checks(variants, splits), "data")]
+    shared = [_settings_check(manifest.settings, records), *of_data]
     shared += _guarded(sibling_checks(run_dir, manifest, every), "siblings")
     shared += _guarded((report_check(*given) for given in [(every, manifest)]), "report")
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
@@ -132,10 +131,10 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
             "figures against; give the folder that `tandem train` wrote, or train the model again"
         )
     load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
-    variants, splits = _prepare(settings, [record], folder, on_progress)
+    variants, of_data = _prepare(settings, [record], folder, on_progress)
     prepared = variants[None]
     on_progress(f"auditing {record.run}")
-    shared = [_settings_check(written, [record]), *_guarded(data_checks(variants, splits), "data")]
+    shared = [_settings_check(written, [record]), *of_data]
     gaps, checks = baseline_gaps(prepared, ()), _history(written, record, [record])
     return _record(
         [
@@ -147,9 +146,10 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
 
 def _prepare(
     settings: Settings, records: Sequence[RunRecord], folder: Path, on_progress: OnProgress
-) -> tuple[dict[str | None, AuditInputs], Splits]:
-    """Text, tokens and embeddings again, by variant. Raises DataError where one of them is another one.
+) -> tuple[dict[str | None, AuditInputs], tuple[Check, ...]]:
+    """Text, tokens and embeddings again, by variant, with the checks of them.
 
+    Raises DataError where one of them is another one.
     Each is compared with the records as soon as it is read, since all that follows depends on it.
     """
     check_writable(folder)  # said before the work, not after
@@ -179,7 +179,8 @@ def _prepare(
         corpus = prepare_corpus(data, settings.tokenizer, default_cache_dir(), on_progress, splits)
         device = choose_device(settings.device)
         named = {name: settings.with_variant(name) for name in settings.variant_names}
-        return {name: AuditInputs.of(one, corpus, device) for name, one in named.items()}, splits
+        variants = {name: AuditInputs.of(one, corpus, device) for name, one in named.items()}
+        return variants, _guarded(data_checks(variants, splits), "data")
 
 
 def _on_a_device_here(settings: Settings) -> Settings:

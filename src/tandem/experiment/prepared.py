@@ -18,7 +18,7 @@ from tandem.model import TandemForCausalLM
 from tandem.records import DataRecord, Precision
 from tandem.settings import Configuration, Settings, TokenizerSettings
 from tandem.text.splits import Splits
-from tandem.tokens.embeddings import embedding_table
+from tandem.tokens.embeddings import embedding_table, table_seed
 from tandem.tokens.prepare import Corpus, default_cache_dir, prepare_corpus, read_splits
 from tandem.tokens.store import token_counts
 from tandem.tokens.tokenizer import VOCABULARY, VocabularyError
@@ -133,7 +133,8 @@ def _prepared(settings: Settings, corpus: Corpus, on_progress: Callable[[str], N
 
     table(0)  # a source that cannot be used is told at once
     execution = Execution(bfloat16=uses_bfloat16(settings.precision, device))
-    return TrainingInputs(settings, corpus, table, device, execution)
+    own = settings.embeddings
+    return TrainingInputs(settings, corpus, lambda seed: table(table_seed(own, seed)), device, execution)
 
 
 def in_precision(

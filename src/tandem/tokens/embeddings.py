@@ -68,6 +68,11 @@ def embedding_table(
     return table, fingerprint("embeddings", table)
 
 
+def table_seed(settings: EmbeddingSettings, seed: int) -> int:
+    """The seed of the table that a run with `seed` starts from: the same for all where nothing is drawn."""
+    return seed if settings.source == "random" else 0
+
+
 def check_fit(settings: EmbeddingSettings, vocab_size: int, embed_dim: int) -> None:
     """Raises MisfitError if spectral embeddings cannot be so long; as `pretrained` for those of a model."""
     if settings.source not in MADE_HERE:
