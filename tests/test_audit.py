@@ -774,3 +774,14 @@ def test_contexts_are_the_loops_wherever_they_are_asked_for(at: list[int]) -> No
     previous, after = contexts_at(model, ids, places, 600)
     torch.testing.assert_close(previous, expected[places], rtol=0, atol=1e-5)
     torch.testing.assert_close(after, expected[places + 1], rtol=0, atol=1e-5)
+
+
+def test_text_that_no_simpler_reader_knows(tmp_path: Path) -> None:
+    """Of another encoding: the audit then keeps to the reader of training, and says so."""
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in sentences(30)), "utf-16")
+    settings = short(text, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"))
+    found = audit(run_experiment(settings, Watcher())[0])
+    assert not failed(found)
+    (figure,) = (check.figure for check in found.runs[0].checks if check.name == "text")
+    assert "no simpler one knows them" in figure

@@ -16,6 +16,8 @@ from tandem.audit.network_steps import IN_BFLOAT16, ON_A_GPU, TOLERANCE, Replay,
 from tandem.audit.networks import NETWORKS, Ids, PlainNetwork
 from tandem.audit.ngrams import NgramScore, score_kneser_ney, score_unigram
 from tandem.audit.steps import EpochMeans, KeptStep, epoch_means, read_steps, unexplained
+from tandem.decoding import read_text
+from tandem.errors import DataError
 from tandem.metrics import Score, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.records.audit import Status
@@ -69,8 +71,8 @@ def baseline_checks(
         means = epoch_means(folder / "snapshots.safetensors") if steps else []
         between += _wrong_means(network, record.training, means, len(corpus.train))
         network.module.load_state_dict(weights)
-        written = RunRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
-    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        written = RunRecord.model_validate_json(read_text(folder / "record.json"))
+    except (OSError, DataError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         yield _check("model", looked_at, [f"what is kept of it cannot be used ({reason})"], "")
         return

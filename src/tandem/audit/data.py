@@ -106,13 +106,13 @@ def _text(prepared: AuditInputs, splits: Splits) -> Check:
 def plain_documents(source: str, txt_documents: str) -> list[str] | None:
     """Documents of a plain .jsonl or .txt file, read simply; None for any other source."""
     path = user_path(source)
-    if path.is_file() and path.suffix == ".jsonl":
-        lines = path.read_text("utf-8-sig").split("\n")
-        rows = [json.loads(line) for line in lines if line.strip()]
-        if all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
-            return [row["text"] for row in rows if row["text"].strip()]
-    elif path.is_file() and path.suffix == ".txt" and txt_documents in ("file", "blank-line"):
-        with suppress(UnicodeDecodeError):
+    plain_text = path.suffix == ".txt" and txt_documents in ("file", "blank-line")
+    with suppress(OSError, ValueError):  # of another encoding, or with lines that training reads otherwise
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
+            if all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
+                return [row["text"] for row in rows if row["text"].strip()]
+        elif plain_text:
             text = path.read_text("utf-8-sig")
             parts = [text] if txt_documents == "file" else re.split(r"\n[^\S\n]*(?:\n[^\S\n]*)+", text)
             return [part for part in parts if part.strip()]
