@@ -277,7 +277,6 @@ OWN = {
     ("report/wording.py", "resources"),
     ("experiment/machine.py", "what the system says of itself"),
     ("tokens/store.py", "the cache"),
-    ("audit/data.py", "a second reader, of plain UTF-8"),
 }
 """Where files that nobody hands over are read as text."""
 

@@ -1,5 +1,6 @@
 """Checks of the data that all runs share: leakage between the splits, and the text behind the tokens."""
 
+import gzip
 import hashlib
 import json
 import math
@@ -7,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,19 +107,49 @@ def _text(prepared: AuditInputs, splits: Splits) -> Check:
 
 
 def plain_documents(source: str, txt_documents: str) -> list[str] | None:
-    """Documents of a plain .jsonl or .txt file, read simply; None for any other source."""
+    """Documents of a file or folder of .jsonl and .txt files in UTF-8, gzipped or not, read simply.
+
+    None for any other source, and where a rule of finer points would decide, such as links or hidden files.
+    """
     path = user_path(source)
-    plain_text = path.suffix == ".txt" and txt_documents in ("file", "blank-line")
-    with suppress(OSError, ValueError):  # of another encoding, or with lines that training reads otherwise
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-            if all(isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows):
-                return [row["text"] for row in rows if row["text"].strip()]
-        elif plain_text:
-            text = path.read_text("utf-8-sig")
-            parts = [text] if txt_documents == "file" else re.split(r"\n[^\S\n]*(?:\n[^\S\n]*)+", text)
-            return [part for part in parts if part.strip()]
+    entries = [path] if path.is_file() else list(path.rglob("*"))
+    if any(entry.is_symlink() or entry.name.startswith(".") for entry in entries):
+        return None
+    files = [entry for entry in entries if not entry.is_dir()]
+    with suppress(OSError, ValueError):  # of another encoding, or what training reads otherwise
+        found = [document for file in files for document in _plain_file(file, txt_documents)]
+        return [document for document in found if document.strip()] or None
     return None
+
+
+def _plain_file(path: Path, txt_documents: str) -> list[str]:
+    """Its documents, none of a kind that is no text. Raises OSError or ValueError where it is not plain."""
+    name = path.name.lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    if kind == ".parquet":
+        raise ValueError("no plain text")
+    if kind not in (".jsonl", ".txt"):
+        return []
+    data = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
+    text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    if kind == ".jsonl":
+        return [_row_text(json.loads(line)) for line in text.split("\n") if line.strip()]
+    if txt_documents == "file":
+        return [text]
+    if txt_documents == "blank-line":
+        return re.split(r"\n[^\S\n]*(?:\n[^\S\n]*)+", text)
+    raise ValueError("documents begin where an expression matches")
+
+
+def _row_text(row: Any) -> str:
+    """The `text` of a JSON object, or the contents of its `messages`, a line each. Raises ValueError."""
+    try:
+        text = row["text"] if "text" in row else "\n".join(message["content"] for message in row["messages"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(text, str):
+        raise ValueError("no text")
+    return text
 
 
 def _words(document: str) -> bytes:
