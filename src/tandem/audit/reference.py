@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tandem.contexts import Tokens
 from tandem.model import TandemForCausalLM
 
-BLOCKS = (1, 16, 64, 256)
+BLOCKS = (1, 16, 64, 256, 1024, 4096)
 """Tokens of a block, to choose from; a block as long as its warm-up is one more choice."""
 STEP_FLOP = 1_000_000
 """Fixed cost of one step on a CPU, as floating-point operations; from a trial by hand."""

@@ -1,12 +1,16 @@
 """Checks of the weights: what was frozen, what was trained, and whose phase 1 it is."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
 
 from tandem.audit.parts import part_prints, parts_of
 from tandem.audit.plain import linear_rate
 from tandem.audit.subject import SAME_WEIGHT, Subject
 from tandem.records import Check, Parameters, PartRecord
+from tandem.settings import Phase2Settings, Settings
 
 FURTHER = 2.0
 """An element may move so many times the learning rate in a step: with a changing gradient, AdamW's may."""
@@ -108,29 +112,67 @@ def _trained(subject: Subject) -> Check:
 
 
 def _distances(subject: Subject) -> Iterator[str]:
-    """Tensors that phase 2 left where they were, or moved further than its learning rates can.
+    """Tensors that a phase left where they were, or moved further than its learning rates can.
 
-    AdamW moves an element by about the learning rate in a step, and by decay towards zero.
+    AdamW moves an element by about the learning rate in a step, and by decay towards zero. A tensor that both
+    phases trained is not looked at.
     """
-    record, own = subject.record.phase2, subject.prepared.settings.phase2
-    assert record is not None
-    if record.best_epoch == 0:
-        return
-    epoch_steps = math.ceil((len(subject.prepared.corpus.train) - 1) / own.batch_positions)
-    steps, steps_made = own.max_epochs * epoch_steps, record.best_epoch * epoch_steps
-    shares = (linear_rate(done, steps, min(50, steps // 10)) for done in range(steps_made))
-    rates = own.lr * (steps_made if own.schedule == "constant" else sum(shares))
-    start, saved = subject.initial.state_dict(), subject.model.state_dict()
+    record, settings = subject.record, subject.prepared.settings
+    assert record.phase2 is not None
+    count, moved = len(subject.prepared.corpus.train) - 1, settings.embeddings.trained
+    saved = subject.model.state_dict()
+    saved.pop("lm_head.weight", None)  # the embedding
+    if record.phase2.best_epoch > 0:
+        own = settings.phase2
+        rates = _phase2_rates(own, count, record.phase2.best_epoch)
+        trained = {name: saved[name] for name in saved if name.startswith("token_block.")}
+        yield from _too_far(trained, subject.initial.state_dict(), rates, own.weight_decay, "phase 2")
+    if record.phase1 is not None and settings.recipe in PHASE1_RATES and not moved:
+        rates, decay = PHASE1_RATES[settings.recipe](settings, count, record.phase1)
+        parts = tuple(f"{part}." for part in subject.objective.parts)
+        trained = {name: saved[name] for name in saved if name.startswith(parts)}
+        yield from _too_far(trained, subject.phase1_start.state_dict(), rates, decay, "phase 1")
+
+
+def _too_far(
+    saved: Mapping[str, Tensor], start: Mapping[str, Tensor], rates: float, decay: float, phase: str
+) -> Iterator[str]:
+    """Of tensors by name; `rates` is the sum of the learning rates of all steps."""
     for name, weights in saved.items():
-        if not name.startswith("token_block."):
-            continue
         distance = float((weights.double() - start[name].double()).norm())
         limit = FURTHER * rates * math.sqrt(weights.numel())
-        limit += rates * own.weight_decay * float(start[name].double().norm())
+        limit += rates * decay * float(start[name].double().norm())
         if distance == 0:
-            yield f"{name} is as it was before phase 2"
+            yield f"{name} is as it was before {phase}"
         elif distance > limit:
-            yield f"{name} moved by {distance:.3g} in phase 2, and its learning rates allow {limit:.3g}"
+            yield f"{name} moved by {distance:.3g} in {phase}, and its learning rates allow {limit:.3g}"
+
+
+def _phase2_rates(own: Phase2Settings, count: int, epochs: int) -> float:
+    epoch_steps = math.ceil(count / own.batch_positions)
+    steps, steps_made = own.max_epochs * epoch_steps, epochs * epoch_steps
+    if own.schedule == "constant":
+        return own.lr * steps_made
+    return own.lr * sum(linear_rate(done, steps, min(50, steps // 10)) for done in range(steps_made))
+
+
+def _prediction_rates(settings: Settings, count: int, _record: Any) -> tuple[float, float]:
+    own = settings.prediction
+    epoch_steps = math.ceil(math.ceil(count / min(own.streams, count)) / own.window)
+    steps = own.max_epochs * epoch_steps
+    rates = own.lr * sum(linear_rate(done, steps, min(100, steps // 10)) for done in range(steps))
+    return rates, own.decay_per_epoch / (own.lr * epoch_steps)
+
+
+def _dispersion_rates(settings: Settings, _count: int, record: Any) -> tuple[float, float]:
+    return settings.phase1.lr * (record.iterations - 1), 0.0
+
+
+PHASE1_RATES: dict[str, Callable[[Settings, int, Any], tuple[float, float]]] = {
+    "original": _dispersion_rates,
+    "predictive": _prediction_rates,
+}
+"""By recipe: of settings, positions and record the sum of all learning rates, and the decay."""
 
 
 def _kept_start(subject: Subject) -> bool:
