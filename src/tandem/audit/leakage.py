@@ -39,7 +39,8 @@ class Leakage:
     exact         of them equal to a training document, white space folded.
     contained     of them with an n-gram, and at least 80% of their distinct ones in training (exact or not).
     comparable    of them long enough to have an n-gram (20 letters or digits).
-    ngram_share   share of the validation text's n-grams (occurrences) that occur in training; None: no n-gram
+    ngram_share   share of the validation text's n-grams, repeats included, that occur in training; None: no
+                  n-gram.
     first         the beginning (60 characters, white space folded) of the first one exact or contained.
     """
 
