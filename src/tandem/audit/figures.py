@@ -196,14 +196,15 @@ def _epoch_scores(subject: Subject) -> Iterator[str]:
         return
     history = {epoch.epoch: epoch for epoch in record.history}
     epoch_steps = math.ceil((len(subject.ids("train")) - 1) / settings.phase2.batch_positions)
-    models = {} if 0 not in history else {0: subject.phase2_start}
+    blocks = {} if 0 not in history else {0: subject.initial.token_block}
     for step in subject.phase2_steps:
         after = step.of("after")
         if step.step == epoch_steps and step.epoch in history and not step.of("rows"):
-            models[step.epoch] = copy.deepcopy(subject.model)
-            models[step.epoch].load_state_dict(after, strict=False)
-    for epoch, model in models.items():
-        losses, right = block_losses(model, subject.validation)
+            blocks[step.epoch] = copy.deepcopy(subject.model.token_block)
+            own = {name.removeprefix("token_block."): weights for name, weights in after.items()}
+            blocks[step.epoch].load_state_dict(own, strict=False)
+    for epoch, block in blocks.items():
+        losses, right = subject.losses_of(block)
         nll, accuracy = float(losses.mean(dtype=np.float64)), float(right.mean())
         said = history[epoch]
         if not abs(said.validation_nll_nats - nll) <= NLL_TOLERANCE * max(1.0, nll):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem.audit.reference import block_losses
 from tandem.audit.subject import INEXACT, Subject
+from tandem.contexts import Tokens
 from tandem.model import TandemForCausalLM, TokenBlock, sequential_contexts
 from tandem.records import Check
 
@@ -26,19 +26,21 @@ MEMORY = 0.02
 """A share by which a point of the memory curve may differ, beside a tenth of it."""
 
 
-def measure_checks(subject: Subject) -> Iterator[Check]:
-    """`ranks`, `memory` and `heads` of one run of a Tandem model."""
+def measure_checks(subject: Subject, quick: bool) -> Iterator[Check]:
+    """`ranks`, `memory` and `heads` of one run of a Tandem model; with `quick` the first alone."""
     moved = subject.prepared.settings.embeddings.trained
     for name, looked_at, measure in (
         ("ranks", "effective rank of the contexts of both splits, by singular values", _ranks),
         ("memory", "contexts with and without one changed token, read plainly", _memory),
         ("heads", "validation NLL and accuracy through phase 1's token layers", _heads),
     ):
-        if not subject.exact:
-            yield Check(name=name, looked_at=looked_at, figure=f"not checked: {INEXACT}", status="skip")
-        elif moved:
-            why = "not checked: phase 2 moved the embedding, and those contexts are gone"
-            yield Check(name=name, looked_at=looked_at, figure=why, status="skip")
+        reasons = {
+            INEXACT: not subject.exact,
+            "phase 2 moved the embedding, and those contexts are gone": moved,
+            "--quick leaves it out": quick and name != "ranks",
+        }
+        if why := next(filter(reasons.get, reasons), None):
+            yield Check(name=name, looked_at=looked_at, figure=f"not checked: {why}", status="skip")
         else:
             wrong, said = measure(subject)
             if wrong or said:
@@ -69,8 +71,11 @@ def _ranks(subject: Subject) -> Found:
 
 
 def effective_rank(contexts: Tensor) -> float:
-    """exp of the entropy of the singular values of contexts [n, C], made to add up to 1, as a share of C."""
-    values = torch.linalg.svdvals(contexts.double())
+    """exp of the entropy of the singular values of contexts [n, C], made to add up to 1, as a share of C.
+
+    Their squares are the eigenvalues of the contexts' [C, C] products.
+    """
+    values = torch.linalg.eigvalsh(contexts.double().T @ contexts.double()).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=1e-300)
     entropy = -sum(share * math.log(share + 1e-10) for share in shares.tolist())
     return math.exp(entropy) / contexts.shape[1] if bool(contexts.any()) else 0.0
@@ -81,10 +86,7 @@ def _memory(subject: Subject) -> Found:
     assert said is not None
     if not said.memory:
         return [], ""
-    curve, wrong = (
-        memory_curve(subject.model, subject.ids("validation")[torch.arange(len(subject.ids("validation")))]),
-        [],
-    )
+    curve, wrong = memory_curve(subject.model, subject.ids("validation"), subject.dtype), []
     for point in said.memory:
         right = curve[point.distance]
         if not abs(point.change - right) <= MEMORY + 0.1 * right:
@@ -93,26 +95,20 @@ def _memory(subject: Subject) -> Found:
 
 
 @torch.no_grad()
-def memory_curve(model: TandemForCausalLM, ids: Tensor) -> dict[int, float]:
+def memory_curve(model: TandemForCausalLM, ids: Tokens, dtype: torch.dtype) -> dict[int, float]:
     """By distance in tokens, the share of a changed token that is left in the context.
 
     At PLACES places the token is replaced by the one half the text further. The root mean square change is
-    divided by that of the contexts of neighbouring places.
+    divided by that of the contexts of neighbouring places. Contexts are computed in `dtype`.
     """
     places = torch.linspace(BEFORE, len(ids) - AFTER - 1, PLACES, dtype=torch.float64).long()
     windows = ids[(places[:, None] + torch.arange(-BEFORE, AFTER + 1)).to(ids.device)]
     changed = windows.clone()
     changed[:, BEFORE] = ids[((places + len(ids) // 2) % len(ids)).to(ids.device)]
-    block = copy.deepcopy(model.context_block).to("cpu", torch.float64)
-
-    def contexts(tokens: Tensor) -> Tensor:
-        resets = model.reset_mask(tokens)
-        embeds = model.embed(tokens).cpu().double()
-        return sequential_contexts(block, embeds, None, None if resets is None else resets.cpu())[1][
-            :, BEFORE:
-        ]
-
-    plain, other = contexts(windows), contexts(changed)
+    block, both = copy.deepcopy(model.context_block).to("cpu", dtype), torch.cat((windows, changed))
+    resets, embeds = model.reset_mask(both), model.embed(both).to("cpu", dtype)
+    contexts = sequential_contexts(block, embeds, None, None if resets is None else resets.cpu())[1]
+    plain, other = contexts[:, BEFORE:].chunk(2)
     apart = (plain - plain.roll(1, 0)).square().mean((0, 2)).sqrt().clamp(min=1e-30)
     shares = (other - plain).square().mean((0, 2)).sqrt() / apart
     return dict(enumerate(shares.tolist()))
@@ -134,10 +130,9 @@ def _heads(subject: Subject) -> Found:
         said = recorded.get(len(head.layers))
         if said is None or not own:
             continue
-        model = copy.deepcopy(subject.model)
-        model.token_block = copy.deepcopy(head)
-        model.token_block.load_state_dict(own)
-        losses, right = block_losses(model, subject.validation)
+        head = copy.deepcopy(head)
+        head.load_state_dict(own)
+        losses, right = subject.losses_of(head)
         nll, accuracy = float(losses.mean(dtype="float64")), float(right.mean())
         shown.append(f"{name} NLL {nll:.4f}")
         if not abs(nll - said.nll_nats) <= NLL:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tandem.contexts import Tokens
-from tandem.model import TandemForCausalLM
+from tandem.model import TandemForCausalLM, TokenBlock
 
 BLOCKS = (1, 16, 64, 256, 1024, 4096)
 """Tokens of a block, to choose from; a block as long as its warm-up is one more choice."""
-STEP_FLOP = 1_000_000
+STEP_FLOP = 5_000_000
 """Fixed cost of one step on a CPU, as floating-point operations; from a trial by hand."""
 POSITIONS = 512
 """Positions whose logits are held at once."""
@@ -43,14 +43,41 @@ class Block:
         return len(self.current)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """The texts of both splits as one stream, so that one loop reads them side by side."""
+
+    train: Tokens
+    validation: Tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.train.device
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.validation)
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Ids at positions [n], int64."""
+        count = len(self.train)
+        of_train = self.train[positions.clamp(max=count - 1)]
+        of_validation = self.validation[(positions - count).clamp(min=0)]
+        return torch.where(positions < count, of_train, of_validation)
+
+
 @torch.no_grad()
 def contexts_at(
-    model: TandemForCausalLM, ids: Tensor | Tokens, positions: Tensor, warm_up: int
+    model: TandemForCausalLM,
+    ids: Tensor | Tokens | Joined,
+    positions: Tensor,
+    warm_up: int,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
     """Contexts before and after the tokens at positions [n] of a stream [T], both [n, C], by the plain loop.
 
     They are read in blocks, each from `warm_up` tokens before it and a zero context, or from the
-    start of the stream where that is nearer; in double precision where the device has it.
+    start of their text where that is nearer; computed in `dtype`.
     """
     wanted, back = positions.to(ids.device).unique(return_inverse=True)
     warm_up = min(warm_up, int(wanted.max()))
@@ -65,7 +92,7 @@ def contexts_at(
     starts = (wanted // length).unique_consecutive() * length
     size = (len(wanted), model.config.context_dim)
     previous, current = (torch.zeros(size, dtype=model.dtype, device=ids.device) for _ in range(2))
-    for positions, before, after in _read(model, ids, starts, length, warm_up):
+    for positions, before, after in _read(model, ids, starts, length, warm_up, dtype):
         place = torch.searchsorted(wanted, positions).clamp(max=len(wanted) - 1)
         asked = wanted[place] == positions
         previous[place[asked]], current[place[asked]] = before[asked], after[asked]
@@ -73,14 +100,17 @@ def contexts_at(
 
 
 def _read(
-    model: TandemForCausalLM, ids: Tensor | Tokens, starts: Tensor, length: int, warm_up: int
+    model: TandemForCausalLM,
+    ids: Tensor | Tokens | Joined,
+    starts: Tensor,
+    length: int,
+    warm_up: int,
+    dtype: torch.dtype,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Some steps at a time of blocks that start at `starts` [S], after their warm-up: positions [n], and the
     contexts before and after the tokens there, [n, C]. Past the end of the stream its last token is repeated.
     """
-    block = copy.deepcopy(model.context_block)
-    block = block if model.device.type == "mps" else block.double()
-    dtype = next(block.parameters()).dtype
+    block = copy.deepcopy(model.context_block).to(dtype)
     context = torch.zeros(len(starts), block.context_dim, dtype=dtype, device=ids.device)
     many = max(1, READ // len(starts))
     for first in range(-warm_up, length, many):
@@ -88,6 +118,8 @@ def _read(
         positions = starts + steps[:, None]
         tokens = ids[positions.clamp(0, len(ids) - 1).flatten()].view(positions.shape)
         fresh = positions <= 0
+        if isinstance(ids, Joined):
+            fresh = fresh | (positions == len(ids.train))
         if model.config.boundary == "reset":
             fresh = fresh | (tokens == model.config.bos_token_id)
         # Row by row this is what a step alone would embed; a call for each step would take longer than it.
@@ -112,20 +144,23 @@ def block_losses(
     previous: Tensor | None = None,
     current: Tensor | None = None,
     ahead: int = 1,
+    token_block: TokenBlock | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Loss in nats of each prediction in a block, and whether its arg-max is right, both [n].
+    """Loss in nats of each prediction in a block, and whether no other token is likelier, both [n].
 
     `previous` and `current` [n, C] replace the block's own contexts; `ahead` says which token is scored (1:
     the next one; where there is none, the last): both are there to explain figures that do not recompute.
+    `token_block`, if given, stands in for the model's own.
     """
+    token_block = model.token_block if token_block is None else token_block
     previous = block.previous if previous is None else previous
     current = block.current if current is None else current
     losses, right = [], []
     for start in range(0, len(block), POSITIONS):
         positions = torch.arange(start, min(start + POSITIONS, len(block)), device=block.ids.device)
-        hidden = model.token_block(previous[positions], current[positions], model.embed(block.ids[positions]))
+        hidden = token_block(previous[positions], current[positions], model.embed(block.ids[positions]))
         logits = model.lm_head(hidden).float()
         targets = block.ids[(positions + ahead).clamp(max=len(block.ids) - 1)]
         losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
-        right.append((logits.argmax(-1) == targets).cpu())
+        right.append((logits.amax(-1) == logits.gather(1, targets[:, None])[:, 0]).cpu())
     return torch.cat(losses).numpy(), torch.cat(right).numpy()

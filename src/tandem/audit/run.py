@@ -1,6 +1,7 @@
 """The audit of a run directory or of one model folder."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ SAVED_MODEL = "the saved model"
 def audit(path: Path, on_progress: OnProgress = lambda _: None, quick: bool = False) -> AuditRecord:
     """Audit a run directory, or a model folder; the result is also written to its audit.json.
 
-    With `quick`, of a run directory only the first seed of each configuration and baseline is recomputed.
+    With `quick`, of a run directory only the first seed of each configuration and baseline is recomputed, and
+    without `memory` and `heads`.
 
     Raises RunDirError for a folder that is neither, that has nothing to audit or cannot be written to;
     DataError where the text is no longer there, or no longer what the runs were trained on.
@@ -95,25 +97,16 @@ def audit_run_dir(
     shared = [_settings_check(manifest.settings, records), *of_data]
     shared += _guarded(sibling_checks(run_dir, manifest, every), "siblings")
     shared += _guarded((report_check(*given) for given in [(every, manifest)]), "report")
+    runs = _Runs(manifest.settings, tuple(records), variants, reference, gaps, quick)
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
-    contexts = ComputedContexts()
-    firsts = {record.configuration: record.run for record in reversed(records)}
     for record in records:
         on_progress(f"auditing {record.run}")
-        folder = run_dir / "models" / record.run
         if record.is_tandem and record.variant not in variants:
             raise RunDirError(
                 f"the settings in {run_dir} have no variant '{record.variant}', with which {record.run} "
                 "was made; give the settings file that has it, or take the record out"
             )
-        prepared = variants[record.variant] if record.is_tandem else reference
-        common = _history(manifest.settings, record, records)
-        if quick and record.run != firsts[record.configuration]:
-            why = f"not checked: a quick audit recomputes {firsts[record.configuration]} only"
-            checks = (*_record_checks(prepared, record, why, "skip"), *common)
-            audits.append(RunAudit(run=record.run, finished_at=record.finished_at, checks=checks))
-            continue
-        audits.append(_audit_run(prepared, record, tuple(records), folder, gaps, contexts, common))
+        audits.append(runs.audit(record, run_dir / "models" / record.run))
     return _record(audits)
 
 
@@ -134,14 +127,10 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
     variants, of_data = _prepare(settings, [record], folder, on_progress)
     prepared = variants[None]
     on_progress(f"auditing {record.run}")
-    shared = [_settings_check(written, [record]), *of_data]
-    gaps, checks = baseline_gaps(prepared, ()), _history(written, record, [record])
-    return _record(
-        [
-            RunAudit(run=None, finished_at=None, checks=tuple(shared)),
-            _audit_run(prepared, record, (record,), folder, gaps, ComputedContexts(), checks),
-        ]
-    )
+    shared = (_settings_check(written, [record]), *of_data)
+    runs = _Runs(written, (record,), {record.variant: prepared}, prepared, baseline_gaps(prepared, ()))
+    data = RunAudit(run=None, finished_at=None, checks=shared)
+    return _record([data, runs.audit(record, folder)])
 
 
 def _prepare(
@@ -237,39 +226,56 @@ def _variant_as_written(written: Mapping[str, Any], variant: str) -> dict[str, A
     return {key: value for key, value in values.items() if key in written or key in changes}
 
 
-def _history(
-    written: Mapping[str, Any], record: RunRecord, records: Sequence[RunRecord]
-) -> tuple[Check, ...]:
-    return _guarded((history_check(*given) for given in [(written, record, records)]), "history")
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of an experiment, and what their checks share.
 
+    written      the settings as they are written down.
+    variants     what the runs of each variant started from; `reference`, what baselines are measured by.
+    gaps         of each baseline, in nats.
+    quick        whether only the first seed of each configuration is recomputed.
+    """
 
-def _audit_run(
-    prepared: AuditInputs,
-    record: RunRecord,
-    siblings: tuple[RunRecord, ...],
-    folder: Path,
-    gaps: dict[str, float],
-    contexts: ComputedContexts,
-    common: tuple[Check, ...],
-) -> RunAudit:
-    if not record.is_tandem:
-        checks = _baseline_checks(prepared, record, folder)
-    elif not folder.is_dir():
-        wanted = prepared.settings.save_models
-        checks = _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
-    else:
+    written: Mapping[str, Any]
+    records: tuple[RunRecord, ...]
+    variants: Mapping[str | None, AuditInputs]
+    reference: AuditInputs
+    gaps: dict[str, float]
+    quick: bool = False
+    contexts: ComputedContexts = field(default_factory=ComputedContexts)
+
+    def audit(self, record: RunRecord, folder: Path) -> RunAudit:
+        """Every check of one of them, whose model is in `folder`."""
+        given = (self.written, record, self.records)
+        history = _guarded((history_check(*each) for each in [given]), "history")
+        checks = (*self._checks(record, folder), *history)
+        return RunAudit(run=record.run, finished_at=record.finished_at, checks=checks)
+
+    def _checks(self, record: RunRecord, folder: Path) -> tuple[Check, ...]:
+        prepared = self.variants[record.variant] if record.is_tandem else self.reference
+        first = next(one.run for one in self.records if one.configuration == record.configuration)
+        if self.quick and record.run != first:
+            return _record_checks(prepared, record, f"not checked: --quick recomputes {first} only", "skip")
+        if not record.is_tandem:
+            return _baseline_checks(prepared, record, folder)
+        if not folder.is_dir():
+            wanted = prepared.settings.save_models
+            return _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
         try:
-            subject = Subject.load(prepared, record, siblings, folder, contexts)
+            subject = Subject.load(prepared, record, self.records, folder, self.contexts)
         except TandemError as error:
-            checks = (Check(name="model", looked_at=SAVED_MODEL, figure=str(error), status="fail"),)
-        else:
-            changed = subject.saved_again
-            checks = (
-                _record_checks(prepared, record, changed, "warn")
-                if changed is not None
-                else _model_checks(subject, gaps)
-            )
-    return RunAudit(run=record.run, finished_at=record.finished_at, checks=(*checks, *common))
+            return (Check(name="model", looked_at=SAVED_MODEL, figure=str(error), status="fail"),)
+        if subject.saved_again is not None:
+            return _record_checks(prepared, record, subject.saved_again, "warn")
+        return (
+            _saved_check(subject),
+            *_guarded(weight_checks(subject), "weights"),
+            *_guarded(step_checks(subject), "steps"),
+            *_guarded(behaviour_checks(subject), "behaviour"),
+            *_guarded(context_checks(subject), "contexts"),
+            *_guarded(_measures(subject, self.quick), "measures"),
+            *_guarded(figure_checks(subject, self.gaps), "figures"),
+        )
 
 
 def _baseline_checks(prepared: AuditInputs, record: RunRecord, folder: Path) -> tuple[Check, ...]:
@@ -305,22 +311,9 @@ def _record_checks(prepared: AuditInputs, record: RunRecord, why: str, status: S
     )
 
 
-def _model_checks(subject: Subject, gaps: dict[str, float]) -> tuple[Check, ...]:
-    """Of a run whose model is there as it was trained."""
-    return (
-        _saved_check(subject),
-        *_guarded(weight_checks(subject), "weights"),
-        *_guarded(step_checks(subject), "steps"),
-        *_guarded(behaviour_checks(subject), "behaviour"),
-        *_guarded(context_checks(subject), "contexts"),
-        *_guarded(_measures(subject), "measures"),
-        *_guarded(figure_checks(subject, gaps), "figures"),
-    )
-
-
-def _measures(subject: Subject) -> Iterator[Check]:
+def _measures(subject: Subject, quick: bool) -> Iterator[Check]:
     """Made once for the runs that share phase 1 and contexts."""
-    yield from subject.contexts.checks(subject, "measures", measure_checks)
+    yield from subject.contexts.checks(subject, "measures", lambda own: measure_checks(own, quick))
 
 
 def _saved_check(subject: Subject) -> Check:

@@ -1,6 +1,7 @@
 """What is audited: one saved run with all it came from, and what the audit computes of it, once."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from tandem.audit.inputs import AuditInputs
 from tandem.audit.parts import part_prints, part_weights, parts_of
 from tandem.audit.plain import batches
-from tandem.audit.reference import Block, block_losses, contexts_at
+from tandem.audit.reference import Block, Joined, block_losses, contexts_at
 from tandem.audit.start import initial_model, started_from
 from tandem.audit.steps import KeptStep, read_steps
 from tandem.contexts import ContextsSample, Tokens
@@ -35,8 +36,11 @@ HEADS: dict[str, Callable[[Settings], tuple[int, ...]]] = {
     "predictive": lambda settings: settings.prediction.head_layers,
 }
 """Depths of the token layers that phase 1 trains beside the model, by recipe; others' objectives tell."""
-TOKENS, NUDGE = 512, 1e-7
+TOKENS, NUDGE, FADES = 512, 1e-7, 1e-3
 INEXACT = "the ContextBlock amplifies rounding errors, so nothing that it gives can be recomputed"
+
+Losses = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
+"""Of every scored token, and whether it was the likeliest."""
 
 
 class ComputedContexts:
@@ -46,6 +50,7 @@ class ComputedContexts:
         self._of: tuple[str, ...] = ()
         self._made: dict[str, torch.Tensor] = {}
         self._checks: dict[tuple[str, ...], tuple[Check, ...]] = {}
+        self._losses: dict[tuple[str, ...], Losses] = {}
 
     def of(self, subject: "Subject") -> dict[str, torch.Tensor]:
         """What there is for the ContextBlock and embedding of this run; others are let go of."""
@@ -53,7 +58,7 @@ class ComputedContexts:
             print_ for part, print_ in subject.parts.items() if not part.startswith("token_block")
         )
         if weights != self._of:
-            self._of, self._made, self._checks = weights, {}, {}
+            self._of, self._made, self._checks, self._losses = weights, {}, {}, {}
         return self._made
 
     def checks(
@@ -66,6 +71,14 @@ class ComputedContexts:
         if key not in self._checks:
             self._checks[key] = tuple(make(subject))
         return self._checks[key]
+
+    def losses(self, subject: "Subject", token_block: TokenBlock, compute: Callable[[], Losses]) -> Losses:
+        """Of the validation text through these token layers, computed once."""
+        self.of(subject)
+        key = tuple(part_prints(nn.ModuleDict({"token_block": token_block})).values())
+        if key not in self._losses:
+            self._losses[key] = compute()
+        return self._losses[key]
 
 
 @dataclass(frozen=True)
@@ -225,10 +238,21 @@ class Subject:
         ours, theirs = (dict(parts_of(model))[part].state_dict() for model in (self.model, self.initial))
         return all(bool((tensor - theirs[name]).abs().max() <= tolerance) for name, tensor in ours.items())
 
-    @cached_property
-    @torch.no_grad()
+    @property
     def exact(self) -> bool:
         """Whether contexts can be recomputed: not where the block amplifies the last digits of its input."""
+        return self.amplification <= 100
+
+    @property
+    def amplification(self) -> float:
+        """How many times larger a small change of a context is some tokens later; infinite if NaN."""
+        computed = self.contexts.of(self)
+        if "amplification" not in computed:
+            computed["amplification"] = self._amplification()
+        return float(computed["amplification"])
+
+    @torch.no_grad()
+    def _amplification(self) -> torch.Tensor:
         ids = self.ids("validation")[:TOKENS]
         block = copy.deepcopy(self.model.context_block).double()
         embeds = self.model.embed(ids).double()
@@ -236,7 +260,13 @@ class Subject:
         context[1] += NUDGE
         for embed in embeds:
             context = block(context, embed.expand(2, -1))
-        return bool((context[0] - context[1]).abs().max() <= 100 * NUDGE)
+        return ((context[0] - context[1]).abs().max() / NUDGE).nan_to_num(math.inf)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which contexts are recomputed: double precision unless the block lets rounding errors fade."""
+        fades = self.amplification <= FADES or self.model.device.type == "mps"
+        return torch.float32 if fades else torch.float64
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -278,8 +308,8 @@ class Subject:
         return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).long()
 
     @cached_property
-    def _looked_at(self) -> dict[str, torch.Tensor]:
-        """Positions of each split, ascending, whose contexts any check looks at: they are read in one go."""
+    def _looked_at(self) -> torch.Tensor:
+        """Positions, ascending, whose contexts any check looks at; those of validation follow on training."""
         length = len(self.ids("train"))
         sampled = torch.empty(0, dtype=torch.int64) if self.sample is None else self.sample.train_at
         train = torch.cat(
@@ -289,7 +319,7 @@ class Subject:
                 *self._scored_training,
             )
         ).unique()
-        return {"train": train[train < length], "validation": torch.arange(len(self.ids("validation")))}
+        return torch.cat((train[train < length], length + torch.arange(len(self.ids("validation")))))
 
     def contexts_at(self, split: str, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Contexts before and after the tokens at positions [n] of a split, both [n, C].
@@ -298,17 +328,21 @@ class Subject:
         twice as far back as the run's own burn-in, which was enough at the places where it was measured.
         """
         computed = self.contexts.of(self)
-        there = computed.get(f"{split} positions", torch.empty(0, dtype=torch.int64))
-        missing = self._looked_at[split][~torch.isin(self._looked_at[split], there)]
+        # Both splits are one stream here, that of training first.
+        count, nothing = len(self.ids("train")), torch.empty(0, dtype=torch.int64)
+        there, wanted = computed.get("positions", nothing), self._looked_at
+        missing = wanted[~torch.isin(wanted, there)]
         if len(missing):
-            found = contexts_at(self.model, self.ids(split), missing, 2 * self.warm_up)
+            ids = Joined(self.ids("train"), self.ids("validation"))
+            with torch.autocast(self.model.device.type, enabled=False):  # also for a step in half precision
+                found = contexts_at(self.model, ids, missing, 2 * self.warm_up, self.dtype)
             there, order = torch.cat((there, missing)).sort()
-            computed[f"{split} positions"], order = there, order.to(self.model.device)
+            computed["positions"], order = there, order.to(self.model.device)
             for name, new in zip(("previous", "current"), found, strict=True):
-                old = computed.get(f"{split} {name}", new[:0])
-                computed[f"{split} {name}"] = torch.cat((old, new))[order]
-        place = torch.searchsorted(there, positions.cpu()).to(self.model.device)
-        return computed[f"{split} previous"][place], computed[f"{split} current"][place]
+                computed[name] = torch.cat((computed.get(name, new[:0]), new))[order]
+        positions = positions.cpu() + (0 if split == "train" else count)
+        place = torch.searchsorted(there, positions).to(self.model.device)
+        return computed["previous"][place], computed["current"][place]
 
     def _block(self, split: str, positions: torch.Tensor) -> Block:
         """The tokens at consecutive positions, which are read, and the one after them."""
@@ -322,9 +356,15 @@ class Subject:
         return self._block("validation", torch.arange(len(self.ids("validation")) - 1))
 
     @cached_property
-    def validation_losses(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Of every scored token, and whether it was the likeliest."""
-        return block_losses(self.model, self.validation)
+    def validation_losses(self) -> Losses:
+        """Of the validation text."""
+        return self.losses_of(self.model.token_block)
+
+    def losses_of(self, token_block: TokenBlock) -> Losses:
+        """The same with other token layers. Runs that share contexts often share these, too."""
+        return self.contexts.losses(
+            self, token_block, lambda: block_losses(self.model, self.validation, token_block=token_block)
+        )
 
     @property
     def beginning(self) -> torch.Tensor:
@@ -336,15 +376,10 @@ class Subject:
     @cached_property
     def starting_nll(self) -> float:
         """Training NLL of that start on its positions."""
-        losses, _ = block_losses(self.phase2_start, self._block("train", self.beginning))
+        losses, _ = block_losses(
+            self.model, self._block("train", self.beginning), token_block=self.initial.token_block
+        )
         return float(losses.mean(dtype=np.float64))
-
-    @property
-    def phase2_start(self) -> TandemForCausalLM:
-        """The model as phase 2 found it; nothing but its TokenBlock is trained from there on."""
-        model = copy.deepcopy(self.model)
-        model.token_block = copy.deepcopy(self.initial.token_block)
-        return model
 
     @cached_property
     def _scored_training(self) -> list[torch.Tensor]:
