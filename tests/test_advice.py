@@ -13,6 +13,7 @@ from warm import python
 import tandem
 from tandem.advice import advice, in_command, named, written_settings
 from tandem.cli.arguments import ARGUMENTS, NAMED_OTHERWISE, option_names
+from tandem.cli.line import PLACES
 from tandem.cli.main import COMMANDS, run
 from tandem.settings import dump_settings, known_keys
 
@@ -94,7 +95,7 @@ def test_what_a_command_is_told_to_use_it_takes(command: str, capsys: pytest.Cap
 
 
 def test_every_command_has_its_arguments() -> None:
-    assert set(ARGUMENTS) == set(COMMANDS)
+    assert set(ARGUMENTS) == set(PLACES) == set(COMMANDS)
 
 
 def test_the_words_of_each_place() -> None:

@@ -127,15 +127,15 @@ def test_unrelated_files_stay(work: Path, tmp_path: Path) -> None:
 
 
 READING = {
-    ("evaluate", "run"): "takes a model folder here; give: tandem evaluate run/models/C1T1-seed0 --data text",
-    ("generate", "run"): "takes a model folder here; give: tandem generate run/models/C1T1-seed0 --prompt",
+    ("evaluate", "run"): "it is the run directory of an experiment; give one of its models: run/models/C1T1",
+    ("generate", "run"): "run is not a model folder: it is the run directory of an experiment; give one of",
     ("generate", "begun"): "which keeps no models; train one with `tandem train`",
     ("evaluate", "run/models"): "give one of those in it: run/models/C1T1-seed0",
     ("evaluate", "gpt2"): "it is a folder with a model of type 'gpt2', not a Tandem model; give one that",
     ("evaluate", "text.jsonl"): "it is a file; give one that `tandem train` made",
     ("evaluate", "none"): "there is no model folder none; give one that `tandem train` made",
-    ("report", "model"): "takes a run directory here; give: tandem audit model",
-    ("report", "run/models/C1T1-seed0"): "here; give: tandem audit run/models/C1T1-seed0",
+    ("report", "model"): "model is not a run directory: it is a model folder; give one that `tandem exper",
+    ("report", "run/models/C1T1-seed0"): "it is a model folder; give run, in which it lies",
     ("report", "begun"): "holds no records yet",
     ("report", "notes"): "it is a folder that holds neither records nor a model of its own",
     ("audit", "."): "give one of those in it: begun, model, run",
@@ -144,8 +144,8 @@ READING = {
     ("audit", "text.jsonl"): "is neither a run directory nor a model folder: it is a file",
     ("audit", "empty"): "it is an empty folder",
     ("audit", "cache"): "it is a cache of prepared text",
-    ("experiment", "model"): "such as that model's own; give: tandem experiment model/settings.yaml",
-    ("train", "run"): "run is the run directory of an experiment, and `tandem train` takes a preset",
+    ("experiment", "model"): "is a model folder, and no settings file; its settings are in model/se",
+    ("train", "run"): "run is the run directory of an experiment, and no settings file",
 }  # fmt: skip
 
 

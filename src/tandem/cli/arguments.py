@@ -1,30 +1,34 @@
 """Command-line arguments: settings of a preset, each of which can be overridden, and a command's own."""
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tandem.advice import named
 from tandem.baselines import BASELINES
-from tandem.cli.grammar import check
-from tandem.cli.line import Line, Option, options_of
-from tandem.cli.values import reads
-from tandem.cli.words import PRESETS, kind_of
+from tandem.cli.line import read
+from tandem.cli.options import Option, options_of
 from tandem.errors import SettingsError
-from tandem.settings import Positive, Seed, Settings, load_settings, sentence
+from tandem.folders import look
+from tandem.settings import Positive, Seed, Settings, load_settings, preset_names, sentence
+from tandem.shown import command as typed
+from tandem.text.listing import known_kind
 from tandem.text.recorded import named_from_here
+from tandem.text.sources import source_of
 
-Arguments = TypeVar("Arguments")
 Json = Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff]
-
 
 OF_EXPERIMENTS = {"configurations", "seeds", "save_models", "workers", "executor"}
 """Settings that mean nothing to a single training, beside the sections on which no result depends."""
+SETTINGS_BYTES = 1 << 16
+"""A larger text file is not tried as settings, since YAML would take minutes to read it."""
+HELP = {"-h", "--help"}
+"""Wherever one of these stands: whoever asks for help may have written the rest wrongly."""
+Arguments = TypeVar("Arguments", bound="OwnArguments")
 
 
 class ConfigArguments(Settings):
@@ -68,8 +72,13 @@ class TrainArguments(Settings):
     """Print the record as JSON."""
 
 
-@dataclass(frozen=True)
-class EvaluateArguments:
+class OwnArguments(BaseModel):
+    """Base of the arguments of a command that takes no settings."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class EvaluateArguments(OwnArguments):
     """Score a model on text: perplexity, accuracy, bits per byte, effective rank, convergence rate."""
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -89,8 +98,7 @@ class EvaluateArguments:
     """Print JSON."""
 
 
-@dataclass(frozen=True)
-class GenerateArguments:
+class GenerateArguments(OwnArguments):
     """Continue a prompt, streaming the text as it comes; memory does not grow with its length."""
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -116,8 +124,7 @@ class GenerateArguments:
     """Print one JSON object at the end instead of streaming text."""
 
 
-@dataclass(frozen=True)
-class AuditArguments:
+class AuditArguments(OwnArguments):
     """Check what an experiment or a model says of itself; the exit code is 1 if a check fails."""
 
     path: Annotated[Path, tyro.conf.Positional]
@@ -131,8 +138,7 @@ class AuditArguments:
     """Print the audit as JSON."""
 
 
-@dataclass(frozen=True)
-class ReportArguments:
+class ReportArguments(OwnArguments):
     """Rebuild the report of an experiment from its records alone."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -166,37 +172,33 @@ def parse_with_preset(
 
     Raises SettingsError for what cannot be understood; `--help` prints and raises SystemExit(0).
     """
-    given = bool(args) and not args[0].startswith("-")
-    preset = args[0] if given else default_preset
-    if _asks_for_help(args):
-        preset = preset if kind_of(preset) in PRESETS else default_preset
-        _help(f"tandem {command} [PRESET|FILE]", kind, kind(**_settings_of(preset, kind)))
-    line = _checked(command, kind, args)
-    arguments = kind(**_with_options(_settings_of(preset, kind), line))
-    own = set(kind.model_fields) - set(Settings.model_fields)
-    settings = Settings(**arguments.model_dump(exclude=own))
-    if getattr(arguments, "all_baselines", False):
-        every = settings.baselines.model_copy(update={"models": tuple(BASELINES)})
-        settings = settings.model_copy(update={"baselines": every})
-    return settings, arguments
+    if HELP & set(args):
+        first = args[0]
+        there = first in preset_names() or (first.endswith((".yaml", ".yml")) and Path(first).is_file())
+        default = kind(**_settings_of(first if there else default_preset, kind))
+        _help(f"tandem {command} [PRESET|FILE]", kind, default)
+    preset, given = read(command, _options(kind), args)
+    values = _settings_of(preset or default_preset, kind)
+    given |= {"baselines.models": list(BASELINES)} if given.get("all_baselines") else {}
+    for key, value in given.items():
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    arguments = kind(**values)
+    return Settings(**arguments.model_dump(include=set(Settings.model_fields))), arguments
 
 
 def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments:
     """Arguments of a command that has no preset. Raises as `parse_with_preset`."""
-    if _asks_for_help(args):
+    if HELP & set(args):
         _help(f"tandem {command}", kind)
-    line = _checked(command, kind, args)
-    own_word = next(word for part in line.parts for word in part.strays)
-    values = {next(iter(inspect.signature(kind).parameters)): own_word}
+    own, given = read(command, _options(kind), args)
     try:
-        return TypeAdapter(kind).validate_python(_with_options(values, line))
+        return kind(**{next(iter(kind.model_fields)): own}, **given)
     except ValidationError as error:
         raise SettingsError(sentence(error, shown_as=named)) from None
-
-
-def _asks_for_help(args: Sequence[str]) -> bool:
-    """Wherever it stands: whoever asks for help may have written the rest wrongly."""
-    return not {"-h", "--help"}.isdisjoint(args)
 
 
 def _help(prog: str, kind: type[Any], default: Settings | None = None) -> NoReturn:
@@ -208,42 +210,29 @@ def _help(prog: str, kind: type[Any], default: Settings | None = None) -> NoRetu
     raise SystemExit(0)
 
 
-def _checked(command: str, kind: type, args: Sequence[str]) -> Line:
-    line = Line.of(command, options_of(kind, hidden_settings(kind)), args)
-    check(line)
-    return line
+def _options(kind: type[BaseModel]) -> dict[str, Option]:
+    return options_of(kind, hidden_settings(kind))
 
 
 def _settings_of(preset: str, kind: type[Settings]) -> dict[str, Any]:
-    """Those of a preset or file, without those that the command leaves out."""
-    loaded = named_from_here(load_settings(preset), Path(preset))
+    """Those of a preset or file, without those that the command leaves out.
+
+    Raises SettingsError, which says of a text that it is one.
+    """
+    path = Path(preset)
+    is_text = source_of(preset) is not None or known_kind(path) or glob.has_magic(preset)
+    try:
+        if is_text and path.is_file() and path.stat().st_size > SETTINGS_BYTES:
+            raise SettingsError(preset)
+        loaded = named_from_here(load_settings(preset), path)
+    except SettingsError:
+        if not is_text and look(path).kind != "other":
+            raise
+        right = typed("--data.train", preset)
+        raise SettingsError(
+            f"{preset} is no preset or settings file; if it is your text, give {right}"
+        ) from None
     return loaded.model_dump(exclude=hidden_settings(kind) - {"variants", "configurations"})
-
-
-def _with_options(values: dict[str, Any], line: Line) -> dict[str, Any]:
-    """Values by name, with what a line says otherwise; a text stays one where it is not what it should be."""
-    for part in line.parts:
-        if (option := part.option) is None:
-            continue
-        *sections, key = option.key.split(".")
-        section = values
-        for name in sections:
-            section = section[name]
-        given = [_value(option, word) for word in part.values]
-        if option.kind == "switch":
-            section[key] = part.given.replace("_", "-") == option.name
-        elif option.pairs and given != [None]:
-            section[key] = [given[first : first + 2] for first in range(0, len(given), 2)]
-        else:
-            section[key] = given if option.many and given != [None] else given[0]
-    return values
-
-
-def _value(option: Option, word: str) -> str | float | None:
-    read: Callable[[str], float] | None = {"int": int, "float": float}.get(option.kind)
-    if option.none and word == "None":
-        return None
-    return read(word) if read and reads(read, word) else word
 
 
 def option_names(command: str) -> dict[str, str]:
@@ -253,8 +242,7 @@ def option_names(command: str) -> dict[str, str]:
     """
     if (kind := ARGUMENTS.get(command)) is None:
         return {}
-    options = options_of(kind, hidden_settings(kind)).values()
-    names = {option.key: option.name for option in options if option.key not in NAMED_OTHERWISE}
+    names = {o.key: o.name for o in _options(kind).values() if o.key not in NAMED_OTHERWISE}
     return names | {key: names[own] for key, own in OF_SCORED_TEXT.items() if kind is EvaluateArguments}
 
 

@@ -1,123 +1,102 @@
-"""A command line in its parts: options, the values they take, and words that no option takes."""
+"""A command line, read word by word. The first mistake in it is one sentence: what, where, and what to do."""
 
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel
+from tandem.cli.options import Option
+from tandem.errors import SettingsError
+from tandem.settings import Settings, preset_names
+from tandem.shown import command as typed
 
-from tandem.cli.words import HYPHENS
-from tandem.settings import OneOf
+OF_SETTINGS = ("train", "experiment", "config")
+"""Commands whose own word stands before all options; that of the others stands anywhere."""
+PLACES = {
+    **dict.fromkeys(OF_SETTINGS, "a preset or settings file"),
+    **dict.fromkeys(("evaluate", "generate"), "a model folder"),
+    "audit": "a run directory or model folder",
+    "report": "a run directory",
+}
+"""By command, its own word: what it takes besides options."""
+TEXTS = {
+    **dict.fromkeys(OF_SETTINGS, "a text stands after --data.train"),
+    "evaluate": "a text stands after --data",
+    "generate": "a prompt stands after --prompt, in quotes",
+}
+"""Where a text belongs, which people give without its option."""
+NEEDED = {
+    "evaluate": ("the text to score", ("--data",)),
+    "generate": ("the text to continue (`-`: standard input)", ("--prompt", "--prompt-file")),
+}
+"""What a command cannot do without, and the options of which exactly one gives it."""
+FREE = {"prompt", "description", "separator", "data.separator", "data.validation_separator"}
+"""Options that take any text, also an empty one or `none`."""
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+"""What word processors make of hyphens."""
+ALSO = {
+    **dict.fromkeys(("data", "text", "input", "file"), ("--data.train", "--data", "--prompt-file")),
+    "configurations": ("--context-layers", "--token-layers"),
+    "learning-rate": ("lr",),
+    "batch-size": ("batch-positions",),
+    "max-length": ("max-new-tokens",),
+    "out": ("output",),
+    "gpu": ("device",),
+}
+"""What other programs call an option: what it is called here, as a whole or after its section."""
 
-FREE = {"prompt", "description", "separator", "data.separator", "data.validation-separator"}
-"""Options whose value is any text: nothing is read into it."""
 
+def read(
+    command: str, options: Mapping[str, Option], args: Sequence[str]
+) -> tuple[str | None, dict[str, Any]]:
+    """The command's own word, and values by the keys of their options.
 
-@dataclass(frozen=True)
-class Option:
-    """An option of a command.
-
-    key      dotted name of the setting or argument that it gives.
-    kind     `switch` (takes no value), `int`, `float`, `text`, or `choice` (of a few words).
-    many     whether it takes any number of values.
-    pairs    whether these are taken in pairs.
-    none     whether `None` is one of them.
-    off      what switches it off, if anything does.
+    A value stays a text where it is not of its option's type. Raises SettingsError for the first mistake.
     """
-
-    name: str
-    key: str
-    kind: str
-    many: bool = False
-    pairs: bool = False
-    none: bool = False
-    off: str | None = None
-
-    @property
-    def free(self) -> bool:
-        """Whether its value is any text."""
-        return self.name.removeprefix("--") in FREE
-
-
-@dataclass(frozen=True)
-class Argument:
-    """An option as it was given, and the words after it; the first part has those before all options.
-
-    option    none: the first part, or what looks like an option and is none of this command's.
-    given     the name as it was typed.
-    values    those that the option takes.
-    strays    the rest, up to the next option.
-    """
-
-    option: Option | None = None
-    given: str = ""
-    values: tuple[str, ...] = ()
-    strays: tuple[str, ...] = ()
-
-    def takes_more(self) -> bool:
-        """Whether the option takes another word after those it has."""
-        if self.option is None or self.option.kind == "switch" or self.strays:
-            return False
-        return self.option.many or not self.values
-
-    def words(self) -> tuple[str, ...]:
-        """This part as arguments; a value that would be taken for an option is joined by `=`."""
-        if not self.given:
-            return self.strays
-        if len(self.values) == 1 and (not self.values[0] or is_option(self.values[0])):
-            return (f"{self.given}={self.values[0]}", *self.strays)
-        return (self.given, *self.values, *self.strays)
+    own, before = None, ""
+    values: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        first, word = len(rest) == len(args), rest.pop(0)
+        if not _is_option(word):
+            if own is not None or (command in OF_SETTINGS and not first):
+                raise SettingsError(_stray(command, options, word, before))
+            own, before = word, ""
+            continue
+        before, equals, value = word.partition("=")
+        if (option := options.get(before.replace("_", "-"))) is None:
+            raise SettingsError(_unknown(command, options, before))
+        given = [value] if equals else []
+        # A word that begins with a dash is taken as the first value, and as a further one it is an option.
+        while rest and option.takes_more(given) and not _is_option(rest[0], dashes=bool(given)):
+            given.append(rest.pop(0))
+        if (wrong := _wrong(option, before, given)) is not None:
+            raise SettingsError(wrong)
+        meant = _value(option, before, given)
+        if option.depth and values.get(option.key, meant) != meant:
+            raise SettingsError(f"{before} is given twice; give all its values to one")
+        values[option.key] = meant
+    if (wrong := _missing(command, options, own, values)) is not None:
+        raise SettingsError(wrong)
+    return own, values
 
 
-@dataclass(frozen=True)
-class Line:
-    """The arguments of one command."""
-
-    command: str
-    options: Mapping[str, Option]
-    parts: tuple[Argument, ...]
-
-    @classmethod
-    def of(cls, command: str, options: Mapping[str, Option], args: Sequence[str]) -> "Line":
-        """`args` in parts."""
-        parts, current = [], Argument()
-        for word in args:
-            name, equals, value = word.partition("=")
-            if is_option(word) or (looks_like_option(word) and (current.values or not current.takes_more())):
-                parts.append(current)
-                option = (
-                    options.get(name.replace("_", "-")) if is_option(word) else None
-                )  # as tyro reads names
-                current = Argument(option, name, (value,) if equals else ())
-            elif current.takes_more():
-                current = replace(current, values=(*current.values, word))
-            else:
-                current = replace(current, strays=(*current.strays, word))
-        return cls(command, options, (*parts, current))
-
-    def args(self) -> list[str]:
-        """The arguments again."""
-        return [word for part in self.parts for word in part.words()]
-
-    def find(self, name: str) -> Argument | None:
-        """The part of the option of this name, where it was given."""
-        return next((part for part in self.parts if part.option and part.option.name == name), None)
-
-    def replaced(self, index: int, *parts: Argument) -> "Line":
-        """With other parts in place of one."""
-        return replace(self, parts=(*self.parts[:index], *parts, *self.parts[index + 1 :]))
-
-    def with_option(self, name: str, *values: str) -> "Line":
-        """With another option at the end."""
-        return replace(self, parts=(*self.parts, Argument(self.options.get(name), name, values)))
+def no_such_command(word: str, commands: Sequence[str]) -> str:
+    """What to say of a first word that is no command."""
+    near = difflib.get_close_matches(word, commands, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "a command comes before all files and options"
+    return f"there is no command '{word}'; {hint} (commands: {', '.join(commands)})"
 
 
-def is_option(word: str) -> bool:
-    """Whether a word is read as an option wherever it stands: it begins with a hyphen and is no number."""
-    if not word.startswith("-") or word == "-" or " " in word.split("=")[0]:
+def _is_option(word: str, dashes: bool = True) -> bool:
+    """Whether a word begins as an option does and is no number; `dashes`: a dash is meant as a hyphen."""
+    name = word.split("=")[0]
+    if " " in name or word == "-":
         return False
+    if not name.startswith("-"):
+        return dashes and name[:1] in tuple(DASHES) and name.lstrip(f"-{DASHES}")[:1].isalpha()
     try:
         float(word)
     except ValueError:
@@ -125,76 +104,96 @@ def is_option(word: str) -> bool:
     return False
 
 
-def looks_like_option(word: str) -> bool:
-    """Whether a word was meant as an option: a letter after hyphens, or what word processors make of them."""
-    name = word.split("=")[0]
-    return name[:1] in tuple(f"-{HYPHENS}") and name.lstrip(f"-{HYPHENS}")[:1].isalpha() and " " not in name
+def _value(option: Option, name: str, given: list[str]) -> Any:
+    if option.kind is bool:
+        return name.replace("_", "-") == option.name
+    if option.none and given == ["None"]:
+        return None
+    values: list[Any] = list(given)
+    with suppress(ValueError, OverflowError):  # whose text the settings then refuse by their own name
+        values = [option.kind(word) for word in given]
+    pairs = [values[first : first + 2] for first in range(0, len(values), 2)]
+    return values[0] if option.depth == 0 else values if option.depth == 1 else pairs
 
 
-def options_of(kind: type, hidden: set[str]) -> dict[str, Option]:
-    """The options of a command by every name they have, from the types of its fields, less those `hidden`."""
-    found = {name: Option(name, "help", "switch") for name in ("--help", "-h")}
-    for option in _options(kind, "", hidden):
-        found[option.name] = option
-        if option.off:
-            found[option.off] = option
-    return found
+def _wrong(option: Option, name: str, given: list[str]) -> str | None:
+    """What is wrong with the values of an option, as far as its type does not say it."""
+    text = " ".join(given)
+    if option.kind is bool:
+        off = f" ({option.name} or {option.off})" if option.off else ""
+        return f"{name} is a switch and takes no value{off}" if given else None
+    if not given and not option.depth:
+        return f"{name} has no value (one that begins with a hyphen is written --option=-value)"
+    if "separator" in option.key and "\\n" in text:
+        right = typed(name, text.replace("\\n", "\n"))
+        return f"{name} {text} is no line end but a backslash and a letter; give {right}"
+    if option.key in FREE:
+        return None
+    if "" in given:
+        return f"{name} is empty; give it a value, or leave it out"
+    if option.none and text.lower() in {"none", "null", "~"} and text != "None" and not Path(text).exists():
+        return f"{name} {text} is not possible; the value for nothing is written None"
+    if option.depth and option.kind is int and re.search(r"[][,;]|C\d+T\d+", text, re.IGNORECASE):
+        numbers = typed(name, *re.findall(r"\d+", text))
+        return f"{name} takes numbers with blanks between, not {text}; give {numbers}"
+    return None
 
 
-def _options(kind: type, path: str, hidden: set[str]) -> Iterator[Option]:
-    for key, annotation in _fields(kind):
-        if key in hidden and not path:
-            continue
-        annotation, marks = _plain(annotation)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _options(annotation, f"{path}{key}.", hidden)
-        elif "Positional" not in marks:
-            name = next((mark.split("=")[1] for mark in marks if mark.startswith("name=")), key)
-            given = f"--{path}{name}".replace("_", "-")
-            yield _option(given, f"{path}{key}", annotation, "PairsOff" in marks)
+def _stray(command: str, options: Mapping[str, Option], word: str, before: str) -> str:
+    """What to say of a word that is neither a value of the option before it nor the command's own word."""
+    text, option = TEXTS.get(command, ""), options.get(before.replace("_", "-"))
+    place = f"`tandem {command}` takes one word besides options, {PLACES[command]}"
+    if (name := f"--{word.partition('=')[0]}".replace("_", "-")) in options:
+        why = f"options begin with two hyphens, as in {name}"
+    elif command in OF_SETTINGS and (word in preset_names() or Path(word).suffix in {".yaml", ".yml"}):
+        why = f"{place}, which comes first"
+    elif option is not None and option.kind is bool:
+        why = f"{_wrong(option, before, [word])}"
+    elif option is not None and option.kind is str:
+        why = f"{before} takes one value, so put several words, or a pattern of files, in quotes"
+        why += f"; {text}" if before not in text else ""
+    else:
+        why = f"{place}; {text}" if text else place
+    return f"{word} belongs to no option: {why}"
 
 
-def _fields(kind: type) -> Iterator[tuple[str, Any]]:
-    """Name and type of each field of a pydantic model or dataclass."""
-    if is_dataclass(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        yield from ((one.name, hints[one.name]) for one in fields(kind))
-    elif issubclass(kind, BaseModel):
-        for name, info in kind.model_fields.items():
-            marked = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
-            yield name, marked
+def _unknown(command: str, options: Mapping[str, Option], given: str) -> str:
+    """What to say of an option that the command does not have."""
+    name = given.lstrip(f"-{DASHES}").translate(dict.fromkeys(map(ord, f"_{DASHES}"), "-"))
+    if f"--{name}" in options:
+        return f"{given} does not begin with two hyphens, as options do: --{name}"
+    said = f"there is no option {given}"
+    if near := _similar(name, options):
+        said += f"; did you mean {'' if len(near) == 1 else 'one of '}{', '.join(near)}?"
+    elif name.split(".")[0] in Settings.model_fields:
+        said += "; `tandem experiment` has it"
+    return f"{said} (`tandem {command} --help` lists all)"
 
 
-def _plain(annotation: Any) -> tuple[Any, set[str]]:
-    """A type without its marks, and the marks that matter here."""
-    marks = set()
-    while get_origin(annotation) is Annotated:
-        annotation, *more = get_args(annotation)
-        for mark in more:
-            marks.add("PairsOff" if "FlagCreatePairsOff" in str(mark) else "")
-            marks.add("Positional" if "Positional" in str(mark) else "")
-            if name := getattr(mark, "name", None):
-                marks.add(f"name={name}")
-            if isinstance(mark, OneOf):
-                annotation = Literal[mark.choices]
-    return annotation, marks
+def _similar(name: str, options: Mapping[str, Option]) -> list[str]:
+    """Options that may be meant by a name: by the whole name, or by its end."""
+    lasts = {option: option.rsplit(".", 1)[-1].lstrip("-") for option in sorted(options)}
+    if len(name) == 1:
+        return [option for option in lasts if option.startswith(f"--{name}") and "." not in option]
+    if also := [o for o, last in lasts.items() if {o, last} & set(ALSO.get(name, ()))]:
+        return also
+    if near := difflib.get_close_matches(f"--{name}", lasts, n=1, cutoff=0.7):
+        return near
+    own = name.rsplit(".", 1)[-1]
+    within = [option for option, last in lasts.items() if set(own.split("-")) <= set(last.split("-"))]
+    similar = difflib.get_close_matches(own, lasts.values(), n=1, cutoff=0.75)
+    same = [option for option in within if lasts[option] == own]
+    return same or within or [option for option, last in lasts.items() if last in similar]
 
 
-def _option(name: str, key: str, annotation: Any, pairs_off: bool) -> Option:
-    branches = [annotation]
-    if get_origin(annotation) in (Union, types.UnionType):
-        branches = [_plain(branch)[0] for branch in get_args(annotation)]
-    none = type(None) in branches
-    kinds = [branch for branch in branches if branch is not type(None)]
-    levels = 0
-    while get_origin(kinds[0]) is tuple:
-        kinds, levels = [_plain(get_args(kinds[0])[0])[0]], levels + 1
-    many, pairs = levels > 0, levels > 1
-    if kinds == [bool]:
-        section, _, last = name.removeprefix("--").rpartition(".")
-        off = f"--{section}.no-{last}" if section else f"--no-{last}"
-        return Option(name, key, "switch", off=None if pairs_off else off)
-    kind = {int: "int", float: "float"}.get(kinds[0], "text")
-    if len(kinds) > 1 or get_origin(kinds[0]) is Literal:
-        kind = "choice"
-    return Option(name, key, kind, many, pairs, none)
+def _missing(
+    command: str, options: Mapping[str, Option], own: str | None, values: dict[str, Any]
+) -> str | None:
+    """What the command cannot do without, or has in two ways."""
+    if own is None and command not in OF_SETTINGS:
+        return f"`tandem {command}` needs {PLACES[command]}"
+    what, ways = NEEDED.get(command, ("", ()))
+    given = [way for way in ways if options[way].key in values]
+    if ways and not given:
+        return f"`tandem {command}` needs {' or '.join(ways)}, {what}"
+    return f"{' and '.join(given)} each give {what}; keep one of them" if len(given) > 1 else None

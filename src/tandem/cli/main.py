@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from tandem.advice import in_command
 from tandem.cli.arguments import (
@@ -23,7 +24,7 @@ from tandem.cli.arguments import (
     parse,
     parse_with_preset,
 )
-from tandem.cli.grammar import no_such_command
+from tandem.cli.line import no_such_command
 from tandem.cli.terminal import ERR, OUT
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
@@ -31,9 +32,6 @@ from tandem.objectives import OBJECTIVES
 from tandem.settings import dump_settings, load_extensions, load_settings, preset_names
 from tandem.shown import holds_all_text, json_for, one_line
 from tandem.text.files import text_lines
-
-if TYPE_CHECKING:
-    from tandem.experiment.estimate import Estimate
 
 # While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
 # down many times (measured in LOG.md). Read when torch loads; undisturbed runs are as fast with it.
@@ -71,14 +69,14 @@ def experiment(args: Sequence[str]) -> None:
     from tandem.audit import audit as audit_runs
     from tandem.claims import locked
     from tandem.cli.progress import ProgressView
-    from tandem.cli.summary import print_audit_lines, print_summary
+    from tandem.cli.summary import print_audit_lines, print_estimate, print_summary
     from tandem.experiment.runner import estimate_experiment, run_experiment
     from tandem.report.render import write_report
 
     if arguments.dry_run:
         with ProgressView(ERR) as view:
             estimate = estimate_experiment(settings, view)
-        _print_estimate(estimate, arguments.json_output)
+        _show(estimate, arguments.json_output, print_estimate)
         return
     with ProgressView(ERR) as view:
         run_dir, records = run_experiment(settings, view)
@@ -92,7 +90,7 @@ def experiment(args: Sequence[str]) -> None:
     if arguments.json_output:
         for record in records:
             _write_json(record.model_dump_json())
-    if not arguments.json_output:
+    else:
         print_summary(OUT, run_dir, arguments.lang, report)
     if audited is not None:
         print_audit_lines(ERR if arguments.json_output else OUT, audited)
@@ -114,7 +112,7 @@ def train(args: Sequence[str]) -> None:
     if arguments.dry_run and processes() > 1:
         raise SettingsError("--dry-run times one process, so torchrun is not for it: give it without")
     from tandem.cli.progress import ProgressView
-    from tandem.cli.summary import print_run
+    from tandem.cli.summary import print_estimate, print_run
     from tandem.experiment.grid import tandem_run
     from tandem.experiment.runner import estimate_one, train_one
     from tandem.settings import Configuration, chosen_variant
@@ -132,16 +130,12 @@ def train(args: Sequence[str]) -> None:
     if arguments.dry_run:
         with ProgressView(ERR) as view:
             estimate = estimate_one(settings, configuration, arguments.seed, folder, view)
-        _print_estimate(estimate, arguments.json_output)
+        _show(estimate, arguments.json_output, print_estimate)
         return
     with ProgressView(ERR) as view:
         record = train_one(settings, configuration, arguments.seed, folder, view)
-    if process_rank() > 0:  # the first one tells
-        return
-    if arguments.json_output:
-        _write_json(record.model_dump_json())
-    else:
-        print_run(OUT, record, folder)
+    if process_rank() == 0:
+        _show(record, arguments.json_output, print_run, folder)
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -161,10 +155,7 @@ def evaluate(args: Sequence[str]) -> None:
         on_progress=_tell(arguments.json_output),
         on_warning=_tell(quiet=False),
     )
-    if arguments.json_output:
-        _write_json(result.model_dump_json())
-    else:
-        print_evaluation(OUT, result)
+    _show(result, arguments.json_output, print_evaluation)
 
 
 def generate(args: Sequence[str]) -> None:
@@ -200,10 +191,7 @@ def audit(args: Sequence[str]) -> None:
     from tandem.cli.summary import print_audit
 
     audited = audit_runs(arguments.path, _tell(arguments.json_output), quick=arguments.quick)
-    if arguments.json_output:
-        _write_json(audited.model_dump_json())
-    else:
-        print_audit(OUT, audited)
+    _show(audited, arguments.json_output, print_audit)
     if audited.status == "fail" or (arguments.strict and audited.unchecked):
         raise SystemExit(AUDIT_FAILED)
 
@@ -259,7 +247,7 @@ def _run(args: Sequence[str]) -> int:
             OUT.say(f"tandem {metadata.version('tandem-lm')}")
             return 0
         if args[0] not in COMMANDS:
-            raise SettingsError(no_such_command(args[0], list(args[1:]), list(COMMANDS)))
+            raise SettingsError(no_such_command(args[0], list(COMMANDS)))
         COMMANDS[args[0]][0](args[1:])
         return 0
     except TandemError as error:
@@ -302,13 +290,12 @@ def _usage() -> None:
     OUT.say("`tandem COMMAND --help` lists every setting with its default and unit.")
 
 
-def _print_estimate(estimate: "Estimate", as_json: bool) -> None:
-    from tandem.cli.summary import print_estimate
-
+def _show(result: BaseModel, as_json: bool, printed: Callable[..., None], *more: object) -> None:
+    """A result as JSON, or as `printed` shows it to people."""
     if as_json:
-        _write_json(estimate.model_dump_json())
+        _write_json(result.model_dump_json())
     else:
-        print_estimate(OUT, estimate)
+        printed(OUT, result, *more)
 
 
 def _tell(quiet: bool) -> Callable[[str], None]:
