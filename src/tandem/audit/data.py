@@ -1,15 +1,10 @@
 """Checks of the data that all runs share: leakage between the splits, and the text behind the tokens."""
 
-import gzip
 import hashlib
 import json
 import math
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tandem.audit.inputs import AuditInputs
 from tandem.audit.leakage import measure_leakage
+from tandem.audit.reader import plain_documents
 from tandem.records import Check, RunRecord
-from tandem.text.places import user_path
+from tandem.text.places import source_folder
 from tandem.text.splits import Splits, overlap_allowed
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.store import Ids, TokenStream, token_counts
@@ -58,32 +54,33 @@ def _check(name: str, looked_at: str, wrong: Sequence[str], otherwise: str) -> C
 def _text(prepared: AuditInputs, splits: Splits) -> Check:
     """Documents that the sources hold, by a reader of its own, against those of both splits."""
     data, corpus = prepared.settings.data, prepared.corpus
+    wrong, unknown = list[str](), list[str]()
     names = [data.train] if data.validation is None else [data.train, data.validation]
-    read = [plain_documents(name, data.txt_documents) for name in names]
-    sources = [Counter(map(_words, documents)) for documents in read if documents is not None]
-    train, validation = (list(map(_words, part)) for part in (splits.train, splits.validation))
-    wrong = []
-    wanted = [{*train, *validation}] if data.validation is None else [{*train}, {*validation}]
-    if len(sources) < len(names):
-        sources = []  # of which only the splits are known
-    for name, found, there in zip(names, sources, wanted, strict=False):
-        if strange := len(there - found.keys()):
-            wrong.append(f"{strange} documents are in no file of {name}")
-        if (lacking := len(found.keys() - there)) != (splits.left_out if name == data.train else 0):
-            wrong.append(f"{lacking} documents of {name} are in no split, {splits.left_out} were left out")
-    for name, digests in (("training", train), ("validation", validation)):
-        if (again := len(digests) - len({*digests})) > 0:
-            wrong.append(f"{again} {name} documents are there twice")
-    dropped = sum(found.total() - len(found) for found in sources)
-    if sources and dropped != corpus.duplicates_dropped:
+    sources = [_read_again(name, data.txt_documents, wrong, unknown) for name in names]
+    train, validation = (list(map(_digests, part)) for part in (splits.train, splits.validation))
+    wanted = [[*train, *validation]] if data.validation is None else [train, validation]
+    for name, source, part in zip(names, sources, wanted, strict=True):
+        if source is not None:
+            wrong += source.differences(name, part, splits.left_out if name == data.train else 0)
+    for split, source, part in (("training", sources[0], train), ("validation", sources[-1], validation)):
+        order = [words for words, _ in part]
+        if (again := len(order) - len({*order})) > 0:
+            wrong.append(f"{again} {split} documents are there twice")
+        if source is not None and not wrong and order != source.in_order(order):
+            wrong.append(f"the {split} documents stand in another order than in their source")
+    if sources[0] is not None:
+        wrong += sources[0].left_out({words for words, _ in wanted[0]}, splits, data.max_train_bytes)
+    count = sum(source.count for source in sources if source is not None)
+    dropped = count - sum(len(source.first) for source in sources if source is not None)
+    if None not in sources and dropped != corpus.duplicates_dropped:
         wrong.append(f"{corpus.duplicates_dropped} duplicates are said to be dropped, there are {dropped}")
-    for name, part, stream in (
+    for name, documents, stream in (
         ("train", splits.train, corpus.train),
         ("validation", splits.validation, corpus.validation),
     ):
         separator = data.separators[name]
-        between = 0 if separator == "eos" else len(separator.encode()) * (len(part) - 1)
-        size = sum(len(document.encode()) for document in part) + between
+        between = 0 if separator == "eos" else len(separator.encode()) * (len(documents) - 1)
+        size = sum(len(document.encode()) for document in documents) + between
         if size != int(stream.document_bytes.sum()):
             wrong.append(f"the {name} text has {size} bytes, counted are {int(stream.document_bytes.sum())}")
     sizes = [int(part.sizes.sum()) for part in (splits.train, splits.validation)]
@@ -94,63 +91,80 @@ def _text(prepared: AuditInputs, splits: Splits) -> Check:
             f"validation is {share:.1%} of the text, the settings say {data.validation_fraction:.1%}"
         )
     looked_at = "documents of the sources, read by another reader, against those of both splits"
-    if not sources and not wrong:
-        why = "not checked: only training's own reader knows these sources; the splits agree with each other"
+    if unknown and not wrong:
+        why = f"not checked: {'; '.join(unknown)}; the splits agree with each other"
         return Check(name="text", looked_at=looked_at, figure=why, status="skip")
-    count = sum(found.total() for found in sources)
     said = f"{count} documents read, {dropped} dropped as duplicates, {splits.left_out} left out"
     return _check("text", looked_at, wrong, said)
 
 
-def plain_documents(source: str, txt_documents: str) -> list[str] | None:
-    """Documents of a file or folder of .jsonl and .txt files in UTF-8, gzipped or not, read simply.
+@dataclass
+class _PlainSource:
+    """What the second reader found in a source; of each document only digests and its size are in memory.
 
-    None for any other source, and where a rule of finer points would decide, such as links or hidden files.
+    count    documents, equal ones too.
+    first    by the digest of its words, of equal documents the first: a digest of its text, and its bytes.
     """
-    path = user_path(source)
-    entries = [path] if path.is_file() else list(path.rglob("*"))
-    if any(entry.is_symlink() or entry.name.startswith(".") for entry in entries):
-        return None
-    files = [entry for entry in entries if not entry.is_dir()]
-    with suppress(OSError, ValueError):  # of another encoding, or what training reads otherwise
-        found = [document for file in files for document in _plain_file(file, txt_documents)]
-        return [document for document in found if document.strip()] or None
+
+    count: int = 0
+    first: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
+
+    def differences(self, name: str, part: Sequence[tuple[bytes, bytes]], left_out: int) -> Iterator[str]:
+        """In what the documents of `part`, by their digests, are others."""
+        there = {words for words, _ in part}
+        if strange := len(there - self.first.keys()):
+            yield f"{strange} documents are in no file of {name}"
+        if (lacking := len(self.first.keys() - there)) != left_out:
+            yield f"{lacking} documents of {name} are in no split, {left_out} were left out"
+        if spaced := sum(words in self.first and self.first[words][0] != text for words, text in part):
+            yield f"{spaced} documents have other white space than in {name}"
+
+    def in_order(self, words: Sequence[bytes]) -> list[bytes]:
+        """These digests as they follow each other in the source."""
+        there = {*words}
+        return [one for one in self.first if one in there]
+
+    def left_out(self, there: Set[bytes], splits: Splits, max_train_bytes: int | None) -> Iterator[str]:
+        """Where documents were left out that the settings do not leave out, or too few were."""
+        left = [size for words, (_, size) in self.first.items() if words not in there]
+        used = int(splits.train.sizes.sum())
+        if max_train_bytes is None:
+            if splits.left_out:
+                yield f"{splits.left_out} documents were left out, which no setting asks for"
+        elif used > max_train_bytes and len(splits.train) > 1:
+            yield f"the training text has {used} bytes, the settings allow {max_train_bytes}"
+        elif left and min(left) <= max_train_bytes - used:
+            yield f"a document of {min(left)} bytes was left out, for which there was room"
+
+
+def _read_again(name: str, txt_documents: str, wrong: list[str], unknown: list[str]) -> _PlainSource | None:
+    """A source by the second reader; None where that cannot read it, and why is told to one of the lists."""
+    found = _PlainSource()
+    try:
+        documents = plain_documents(name, txt_documents, source_folder())
+        if documents is None:
+            unknown.append(f"only training's own reader knows {name}")
+            return None
+        for document in documents:
+            words, text = _digests(document)
+            found.count += 1
+            found.first.setdefault(words, (text, len(document.encode("utf-8", "surrogatepass"))))
+    except OSError as error:
+        unknown.append(f"{name} cannot be read again ({error})")
+    except ValueError as error:  # by what the documentation says, which training's reader did not notice
+        wrong.append(f"{name} is no such text as is read ({error})")
+    else:
+        return found
     return None
 
 
-def _plain_file(path: Path, txt_documents: str) -> list[str]:
-    """Its documents, none of a kind that is no text. Raises OSError or ValueError where it is not plain."""
-    name = path.name.lower()
-    kind = Path(name.removesuffix(".gz")).suffix
-    if kind == ".parquet":
-        raise ValueError("no plain text")
-    if kind not in (".jsonl", ".txt"):
-        return []
-    data = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
-    text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    if kind == ".jsonl":
-        return [_row_text(json.loads(line)) for line in text.split("\n") if line.strip()]
-    if txt_documents == "file":
-        return [text]
-    if txt_documents == "blank-line":
-        return re.split(r"\n[^\S\n]*(?:\n[^\S\n]*)+", text)
-    raise ValueError("documents begin where an expression matches")
-
-
-def _row_text(row: Any) -> str:
-    """The `text` of a JSON object, or the contents of its `messages`, a line each. Raises ValueError."""
-    try:
-        text = row["text"] if "text" in row else "\n".join(message["content"] for message in row["messages"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(text, str):
-        raise ValueError("no text")
-    return text
-
-
-def _words(document: str) -> bytes:
-    """A digest of its words: two documents that differ in white space only are the same."""
-    return hashlib.sha256(" ".join(document.split()).encode("utf-8", "surrogatepass")).digest()
+def _digests(document: str) -> tuple[bytes, bytes]:
+    """Of its words, which are those of a document that differs in white space only, and of its whole text."""
+    words, text = (
+        hashlib.sha256(one.encode("utf-8", "surrogatepass")).digest()
+        for one in (" ".join(document.split()), document)
+    )
+    return words, text
 
 
 def _leakage(splits: Splits, allowed: bool) -> Check:
