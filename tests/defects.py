@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tandem import decoding
 from tandem.contexts import Contexts, previous_contexts
 from tandem.contexts.stream import Stream
 from tandem.cross_entropy import SampledSoftmax, token_nll
@@ -26,7 +27,7 @@ from tandem.model import TokenBlock, sequential_contexts
 from tandem.model.cell_gated import GatedContextBlock
 from tandem.model.cell_residual import ResidualContextBlock
 from tandem.objectives import OBJECTIVES, Phase1Inputs, predictive
-from tandem.text import splits
+from tandem.text import files, hub, listing, python_docs, rows, sources, splits
 from tandem.tokens import encoding, prepare, shards
 from tandem.training import dropout, optimizer, phase2
 from tandem.training.initialization import generator_for
@@ -640,6 +641,153 @@ def duplicates_stay(patch: Patch) -> None:
 
     patch.setattr(splits, "_words_digest", unlike)
     patch.setattr(splits, "_read", read)
+
+
+def last_row_lost(patch: Patch) -> None:
+    """The last row of a parquet file is not read."""
+    real = files._parquet_rows
+    patch.setattr(files, "_parquet_rows", lambda *given: iter([*real(*given)][:-1]))
+
+
+def last_file_lost(patch: Patch) -> None:
+    """The last file of a folder or pattern is not read."""
+    real = files.find_files
+    patch.setattr(files, "find_files", lambda *given: real(*given)[:-1])
+
+
+def files_in_another_order(patch: Patch) -> None:
+    """Files are read as they come, which is the other way round here."""
+    real = files.find_files
+    patch.setattr(files, "find_files", lambda *given: real(*given)[::-1])
+
+
+def hidden_files_read(patch: Patch) -> None:
+    """Hidden files count as others do."""
+    patch.setattr(listing._Listing, "_is_meant", lambda *_: True)
+
+
+def linked_files_read_twice(patch: Patch) -> None:
+    """A file that two names lead to is read under both."""
+    real = files.find_files
+    patch.setattr(files, "find_files", lambda *given: [path for path in real(*given) for _ in range(2)])
+
+
+def links_not_followed(patch: Patch) -> None:
+    """What lies behind a link is not read."""
+    real = files.find_files
+
+    def unlinked(source: str, *rest: Any) -> list[Path]:
+        return [path for path in real(source, *rest) if path == path.resolve()]
+
+    patch.setattr(files, "find_files", unlinked)
+
+
+def always_latin_1(patch: Patch) -> None:
+    """Every file is decoded as if its bytes were characters."""
+    patch.setattr(decoding, "_encoding", lambda _: "latin-1")
+
+
+def undecodable_replaced(patch: Patch) -> None:
+    """Bytes that are no UTF-8 become question marks."""
+
+    def lines(file: Any, *_: Any) -> Iterator[str]:
+        return iter(file.read().decode("utf-8", "replace").splitlines(keepends=True))
+
+    patch.setattr(files, "lines", lines)
+
+
+def broken_lines_skipped(patch: Patch) -> None:
+    """Lines that are no JSON are passed over in silence."""
+
+    def readable(lines: Any, *_: Any) -> Iterator[str]:
+        for line in lines:
+            try:
+                yield json.loads(line)["text"]
+            except ValueError:
+                continue
+
+    patch.setattr(files, "_json_lines", readable)
+
+
+def long_documents_cut(patch: Patch) -> None:
+    """Rows end after 200 characters."""
+    real = rows.record_text
+    for module in (files, hub):
+        patch.setattr(module, "record_text", lambda *given: real(*given)[:200])
+
+
+def first_message_only(patch: Patch) -> None:
+    """Of a conversation only the first message is read."""
+    patch.setattr(rows, "_join_messages", lambda messages, _: messages[0]["content"])
+
+
+def lines_joined_by_spaces(patch: Patch) -> None:
+    """Line ends become spaces."""
+    real = splits.open_documents
+    patch.setattr(splits, "open_documents", lambda *given: (text.replace("\n", " ") for text in real(*given)))
+
+
+def every_line_a_document(patch: Patch) -> None:
+    """Text is cut at every line end, whatever the settings ask for."""
+    patch.setattr(sources, "txt_splitter", lambda _: iter)
+
+
+def text_before_the_first_match_lost(patch: Patch) -> None:
+    """What comes before the first line that begins a document is not read."""
+    real = files._sections
+
+    def later(start: Any, lines: Any) -> Iterator[str]:
+        return (section for section in real(start, lines) if start.search(section.split("\n")[0]))
+
+    patch.setattr(files, "_sections", later)
+
+
+def slice_ignored(patch: Patch) -> None:
+    """The whole split of a data set is read."""
+    real = hub.parse_hub_source
+    patch.setattr(hub, "parse_hub_source", lambda source: (real(source)[0], real(source)[1].split("[")[0]))
+
+
+def docstrings_of_modules_only(patch: Patch) -> None:
+    """Python's classes and functions are passed over."""
+    patch.setattr(python_docs, "DOCUMENTED", python_docs.ast.Module)
+
+
+def topics_lost(patch: Patch) -> None:
+    """Python's help topics are not read."""
+    patch.setattr(python_docs, "_help_topics", lambda: iter(()))
+
+
+def limit_ignored(patch: Patch) -> None:
+    """More text than `data.max_train_bytes` is trained on."""
+    real = splits._thin_out
+    patch.setattr(
+        splits,
+        "_thin_out",
+        lambda sizes, digests, most, seed: real(sizes, digests, 2 * most, seed),
+    )
+
+
+def too_much_left_out(patch: Patch) -> None:
+    """Half of what `data.max_train_bytes` allows is trained on."""
+    real = splits._thin_out
+    patch.setattr(
+        splits,
+        "_thin_out",
+        lambda sizes, digests, most, seed: real(sizes, digests, most // 2, seed),
+    )
+
+
+def left_out_unasked(patch: Patch) -> None:
+    """Long documents are left out, and counted as if the settings asked for it."""
+    real = splits.split_documents
+
+    def fewer(data: Any, *rest: Any) -> Any:
+        found = real(data, *rest)
+        short = found.train.sizes < found.train.sizes.max()
+        return replace(found, train=found.train.chosen(short), left_out=int((~short).sum()))
+
+    patch.setattr(splits, "split_documents", fewer)
 
 
 def tokenizer_of_another_text(patch: Patch) -> None:

@@ -1,6 +1,5 @@
 """The audit names every planted defect, and raises no alarm where there is none."""
 
-import gzip
 import json
 import math
 import os
@@ -775,38 +774,3 @@ def test_contexts_are_the_loops_wherever_they_are_asked_for(at: list[int]) -> No
     previous, after = contexts_at(model, ids, places, 600)
     torch.testing.assert_close(previous, expected[places], rtol=0, atol=1e-5)
     torch.testing.assert_close(after, expected[places + 1], rtol=0, atol=1e-5)
-
-
-def test_text_that_no_simpler_reader_knows(tmp_path: Path) -> None:
-    """Of another encoding: the audit then keeps to the reader of training, and says so."""
-    text = tmp_path / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in sentences(30)), "utf-16")
-    settings = short(text, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"))
-    found = audit(run_experiment(settings, Watcher())[0])
-    assert not failed(found)
-    (check,) = (check for check in found.runs[0].checks if check.name == "text")
-    assert check.status == "skip"
-    assert check.figure.startswith("not checked: only training's own reader")
-
-
-def test_a_folder_is_read_by_the_second_reader_too(tmp_path: Path) -> None:
-    """With text of each kind, gzipped or not, messages, and a file that is no text."""
-    folder = tmp_path / "text" / "deeper"
-    folder.mkdir(parents=True)
-    lines = [json.dumps({"text": one}) for one in sentences(20)]
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    messages = [{"messages": [{"content": one}, {"content": "and so on"}]} for one in sentences(12, seed=5)]
-    (folder.parent / "b.jsonl").write_text("\ufeff" + "\r\n".join(map(json.dumps, messages)), "utf-8")
-    (folder.parent / "c.txt").write_text("\n\n".join(sentences(6, seed=6)), "utf-8")
-    (folder.parent / "notes.md").write_text("no text", "utf-8")
-    settings = short(
-        folder.parent,
-        configurations=((1, 1),),
-        seeds=(0,),
-        output=str(tmp_path / "run"),
-        data={"txt_documents": "blank-line"},
-    )
-    found = audit(run_experiment(settings, Watcher())[0])
-    assert not failed(found)
-    (figure,) = (check.figure for check in found.runs[0].checks if check.name == "text")
-    assert figure.startswith("38 documents read")

@@ -98,6 +98,8 @@ def _folders(folder: Path, seen: set[str]) -> Iterator[Path]:
 
 def _entries(folder: Path, pattern: str) -> list[Path]:
     """Those of one folder, sorted; a pattern means a hidden one only where it begins with a dot itself."""
+    if pattern == "..":
+        return [folder / pattern]
     meant = (entry for entry in folder.iterdir() if pattern[0] == "." or entry.name[0] != ".")
     return sorted(entry for entry in meant if fnmatch(entry.name, pattern))
 
