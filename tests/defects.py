@@ -16,7 +16,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tandem import decoding
 from tandem.contexts import Contexts, previous_contexts
 from tandem.contexts.stream import Stream
 from tandem.cross_entropy import SampledSoftmax, token_nll
@@ -683,8 +682,12 @@ def links_not_followed(patch: Patch) -> None:
 
 
 def always_latin_1(patch: Patch) -> None:
-    """Every file is decoded as if its bytes were characters."""
-    patch.setattr(decoding, "_encoding", lambda _: "latin-1")
+    """Text is decoded as if its bytes were characters."""
+
+    def lines(file: Any, *_: Any) -> Iterator[str]:
+        return iter(file.read().decode("latin-1").splitlines(keepends=True))
+
+    patch.setattr(files, "lines", lines)
 
 
 def undecodable_replaced(patch: Patch) -> None:

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 import shutil
@@ -36,14 +37,18 @@ def put(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def text_check(train: object, **more: Any) -> Check:
-    """The check `text` of data as it is read now."""
-    settings = Settings(
-        data={"train": str(train), "validation_fraction": 0.2, **more}, tokenizer={"vocab_size": 260}
-    )
+def data_checks_of(settings: Settings) -> dict[str, Check]:
+    """The checks of data as it is read now, by name."""
     found = splits.split_documents(settings.data)
     corpus = prepare_corpus(settings.data, settings.tokenizer, default_cache_dir(), splits=found)
-    return next(data_checks({None: AuditInputs.of(settings, corpus, torch.device("cpu"))}, found))
+    inputs = AuditInputs.of(settings, corpus, torch.device("cpu"))
+    return {check.name: check for check in itertools.islice(data_checks({None: inputs}, found), 3)}
+
+
+def text_check(train: object, **more: Any) -> Check:
+    """The check `text` of them."""
+    data = {"train": str(train), "validation_fraction": 0.2, **more}
+    return data_checks_of(Settings(data=data, tokenizer={"vocab_size": 260}))["text"]
 
 
 NESTED = '''"""Half a character: \\ud800."""
@@ -357,11 +362,22 @@ def test_a_source_of_another_package_is_not_checked(tmp_path: Path, monkeypatch:
     assert "1 documents of" in text_check("drawn:20", validation=validation).figure
 
 
-def test_the_whole_of_pythons_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    found = plain_documents("python-docs", "file", Path.cwd())
-    assert found is not None
-    assert list(found) == list(open_documents("python-docs", "file"))
+def test_of_much_text_the_first_merges_are_learned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of the whole text, and others are named."""
+    monkeypatch.setattr("tandem.audit.data.TRAINED_BYTES", 100)
+    monkeypatch.setattr("tandem.audit.data.FIRST_MERGES", 9)
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
+    train, _ = rows(tmp_path)
+    checks = data_checks_of(Settings(data={"train": str(train)}, tokenizer={"vocab_size": 280}))
+    tokens = checks["tokens"]
+    assert tokens.status == "pass"
+    assert tokens.looked_at.endswith("which was trained again as far as its first 9 merges")
+    shutil.rmtree(tmp_path / "cache")
+    defects.tokenizer_of_another_text(monkeypatch)
+    checks = data_checks_of(Settings(data={"train": str(train)}, tokenizer={"vocab_size": 280}))
+    assert "is not the BPE of the training text" in checks["tokens"].figure
 
 
 def test_the_second_reader_shares_nothing() -> None:

@@ -15,6 +15,7 @@ import lzma
 import os
 import re
 import sysconfig
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from contextlib import nullcontext
 from fnmatch import fnmatch
 from itertools import chain, groupby
 from pathlib import Path
+from statistics import fmean
 from typing import IO, Any
 
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -36,6 +38,8 @@ MARKS = (
 WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 HEAD_BYTES = 1 << 16
 """From so many bytes the encoding of a file is told."""
+SOME_ODD = 0.2
+"""A smaller share of characters that are no text, such as zeros, is nevertheless UTF-8."""
 PYTHON_DOCS_WITHOUT = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"}
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -124,19 +128,29 @@ def _file_documents(path: Path, txt_documents: str) -> Iterator[str]:
 
 
 def _encoding(head: bytes) -> str:
-    """By its mark; without one it is UTF-8, unless zero bytes or bytes that are not UTF-8 forbid that."""
+    """By its mark; without one it is UTF-8, unless zero bytes say that it has more bytes a character."""
     for mark, encoding in MARKS:
         if head.startswith(mark):
             return encoding
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # which may end within a character
-        allowed = len(head) // 10
-    except UnicodeDecodeError:
-        allowed = 0
-    if head.count(0) <= allowed:
+    narrow = _decoded(head, "utf-8")
+    if 0 not in head or (narrow and fmean(map(_is_odd, narrow)) < SOME_ODD):
         return "utf-8"
-    # Read otherwise than it was written, wide text has hardly a space or a line end.
-    return max(WIDE, key=lambda encoding: sum(map(head.decode(encoding, "ignore").count, " \n")))
+    wide = {encoding: text for encoding in WIDE if (text := _decoded(head, encoding))}
+    likeness = {e: fmean((" " <= one <= "ÿ") - _is_odd(one) for one in text) for e, text in wide.items()}
+    return max(likeness, key=likeness.__getitem__, default="utf-8")
+
+
+def _decoded(head: bytes, encoding: str) -> str:
+    """The text of these bytes, which may end within a character; '' where they are of another encoding."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return ""
+
+
+def _is_odd(character: str) -> bool:
+    """Whether it is a sign that text was read in another encoding than its own."""
+    return unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs") and character not in "\t\n\f\r"
 
 
 def _documents(lines: IO[str], txt_documents: str | None) -> Iterator[str]:
