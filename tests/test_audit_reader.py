@@ -186,8 +186,9 @@ def python_docs(_: Path) -> Texts:
 
 
 @pytest.fixture(autouse=True)
-def short_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python's documentation comes from is a part of it, and a module that is not in order."""
+def own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's documentation comes from a part of it and modules of our own. Copies of data sets go there."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "copies")
     whole, part = Path(json.__file__).parents[1], tmp_path / "library"
     for name in ("json", "email", "json/tests", "json/__pycache__"):
         shutil.copytree(whole / "json", part / name, dirs_exist_ok=True)
@@ -295,18 +296,16 @@ def test_what_was_read_otherwise_is_named(name: str, tmp_path: Path, monkeypatch
 
 def test_a_data_set_of_the_hub_is_read_from_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is asked for it again; where there is no copy any more, nothing is checked."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(hub, "_hub_answers", lambda: False)
     source, _ = data_set(tmp_path)
     list(open_documents(str(source), "file"))
-    (copy,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    (copy,) = (path for path in (tmp_path / "copies").iterdir() if path.is_dir())
     (version,) = (path for path in copy.iterdir() if path.is_dir())
-    shutil.copytree(version, tmp_path / "cache" / "someone___some_data" / version.name)
+    shutil.copytree(version, tmp_path / "copies" / "someone___some_data" / version.name)
     name = "hf:someone/some_data:train[:12]"
     assert text_check(name).figure == "12 documents read, 0 dropped as duplicates, 0 left out"
     monkeypatch.setattr(splits, "open_documents", lambda *_: iter(sentences(12)))
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "copies")
     check = text_check(name)
     assert check.status == "skip"
     assert f"{name} cannot be read again" in check.figure

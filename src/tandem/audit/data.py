@@ -14,6 +14,7 @@ from tandem.audit.inputs import AuditInputs
 from tandem.audit.leakage import measure_leakage
 from tandem.audit.reader import plain_documents
 from tandem.records import Check, RunRecord
+from tandem.text.hub import hub_access
 from tandem.text.places import source_folder
 from tandem.text.splits import Splits, overlap_allowed
 from tandem.tokens.embeddings import embedding_table
@@ -145,7 +146,7 @@ def _read_again(name: str, txt_documents: str, wrong: list[str], unknown: list[s
     """A source by the second reader; None where that cannot read it, and why is told to one of the lists."""
     found = _PlainSource()
     try:
-        documents = plain_documents(name, txt_documents, source_folder())
+        documents = plain_documents(name, txt_documents, source_folder(), hub_access)
         if documents is None:
             unknown.append(f"only training's own reader knows {name}")
             return None

@@ -18,8 +18,8 @@ import sysconfig
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
 from itertools import chain, groupby
 from pathlib import Path
@@ -39,22 +39,26 @@ WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 HEAD_BYTES = 1 << 16
 """From so many bytes the encoding of a file is told."""
 SOME_ODD = 0.2
-"""A smaller share of characters that are no text, such as zeros, is nevertheless UTF-8."""
+"""Text with a smaller share of characters such as zeros is UTF-8 all the same."""
 PYTHON_DOCS_WITHOUT = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"}
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+HubAccess = Callable[[], AbstractContextManager[object]]
 
 
-def plain_documents(source: str, txt_documents: str, folder: Path) -> Iterator[str] | None:
+def plain_documents(
+    source: str, txt_documents: str, folder: Path, hub_access: HubAccess = nullcontext
+) -> Iterator[str] | None:
     """The documents of a source in order, blank ones left out; equal ones stay.
 
-    Relative paths count from `folder`, and `txt_documents` is the setting. None where the name is neither
-    `python-docs`, `hf:NAME[:SPLIT]`, a file, a folder nor a pattern.
-    The iterator raises OSError where something is not there, ValueError where it is not as documented.
+    Relative paths count from `folder`, and `txt_documents` is the setting. `hub_access` is entered while the
+    hub is asked. None where the name is neither `python-docs`, `hf:NAME[:SPLIT]`, a file, a folder nor a
+    pattern that matches. The iterator raises OSError where something is not there, ValueError where it is
+    not as documented.
     """
     if source == "python-docs":
         found: Iterable[str] = _python_docs()
     elif source.startswith("hf:"):
-        found = _data_set(source.removeprefix("hf:"), folder)
+        found = _data_set(source.removeprefix("hf:"), folder, hub_access)
     elif files := _files(folder / Path(source).expanduser()):
         found = chain.from_iterable(_file_documents(path, txt_documents) for path in files)
     else:
@@ -192,26 +196,19 @@ def _parquet_rows(file: IO[bytes]) -> Iterator[str]:
         yield from map(_row_text, table.read_row_group(group, columns=[column]).to_pylist())
 
 
-def _data_set(name: str, folder: Path) -> Iterator[str]:
-    """Of `NAME[:SPLIT]`, from the copy that is here since training's reader asked for it."""
+def _data_set(name: str, folder: Path, hub_access: HubAccess) -> Iterator[str]:
+    """Of `NAME[:SPLIT]`, a folder or the hub's."""
     import datasets
-    from huggingface_hub import constants
 
     split, named = "train", re.fullmatch(r"(.+):((?:[^:/\\\[\]]|\[[^\]]*\])+)", name)
     if named and not (folder / Path(name).expanduser()).is_dir():
         name, split = named.groups()
     local = folder / Path(name).expanduser()
-    switches: tuple[Any, ...] = (datasets.config, constants)
-    before = [switch.HF_HUB_OFFLINE for switch in switches]
     try:
-        for switch in switches:
-            switch.HF_HUB_OFFLINE = True
-        rows = datasets.load_dataset(str(local) if local.is_dir() else name, split=split)
+        with nullcontext() if local.is_dir() else hub_access():
+            rows = datasets.load_dataset(str(local) if local.is_dir() else name, split=split)
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise OSError(f"its copy cannot be read ({error})") from None
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.HF_HUB_OFFLINE = value
+        raise OSError(f"{type(error).__name__}: {error}") from None
     column = "text" if "text" in rows.column_names else "messages"
     yield from map(_row_text, rows.select_columns([column]))
 
