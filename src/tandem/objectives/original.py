@@ -86,8 +86,9 @@ class Dispersion(Objective):
         shard = slice(own.start * size, min(own.stop * size, len(stream)))
         ids, resets = stream.ids[shard], None if stream.resets is None else stream.resets[shard]
         draws = generator_for(inputs.seed, "phase1 start", len(block.layers))
-        start = torch.randn((len(stream), block.context_dim), generator=draws)[shard]
-        contexts = (start * phase1.start_std).to(model.device)
+        # Under no name of its own, the draw is freed here: it may take gigabytes.
+        contexts = torch.randn((len(stream), block.context_dim), generator=draws)[shard] * phase1.start_std
+        contexts = contexts.to(model.device)
         noise = _Noise(model, phase1, inputs.seed)
         history: list[Phase1Iteration] = []
 
@@ -201,7 +202,9 @@ class Dispersion(Objective):
                 sweep = jacobi_sweep(
                     model.context_block, contexts, embeds, stream.resets, phase1.batch_positions, noise
                 )
-                swept = torch.cat([new for _, new in sweep])
+                swept = torch.empty_like(contexts)
+                for positions, new in sweep:
+                    swept[positions] = new
                 rate = convergence_rate(contexts, swept, phase1.convergence_mse)
                 contexts = swept
         return {"convergence_rate": rate, "iterations": iteration}
