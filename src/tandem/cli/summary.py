@@ -1,12 +1,11 @@
 """The results as a person reads them in the terminal."""
 
-from pathlib import Path
-from typing import get_args
+from __future__ import annotations
 
-from tandem.audit import failures
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
 from tandem.cli.terminal import Part, Terminal
-from tandem.experiment.estimate import Estimate
-from tandem.experiment.evaluate import Evaluation, Mixture
 from tandem.objectives import OBJECTIVES
 from tandem.records import (
     AuditRecord,
@@ -19,7 +18,10 @@ from tandem.records import (
 from tandem.records.audit import Status
 from tandem.report import summary_rows
 from tandem.shown import command
-from tandem.tokens.lost import Lost
+
+if TYPE_CHECKING:  # they import torch, and `tandem report` does without
+    from tandem.experiment.estimate import Estimate
+    from tandem.experiment.evaluate import Evaluation, Mixture
 
 STORAGE = {
     "memory": "held in memory",
@@ -113,6 +115,8 @@ def _lost(result: Evaluation) -> dict[str, str]:
     """What of the text the tokens cannot give back."""
     if not result.lost_bytes:
         return {}
+    from tandem.tokens.lost import Lost
+
     lost = Lost(bytes=result.lost_bytes, such_as=result.lost_such_as)
     return {"lost": lost.sentence("of the text", result.text_bytes)}
 
@@ -185,6 +189,8 @@ def print_audit(console: Terminal, audit: AuditRecord) -> None:
 
 def print_audit_lines(console: Terminal, audit: AuditRecord) -> None:
     """What came of an audit, and which figures it says not to trust."""
+    from tandem.audit import failures
+
     checks = [check for run in audit.runs for check in run.checks]
     counts = {status: sum(check.status == status for check in checks) for status in get_args(Status)}
     shown = ", ".join(f"{count} {NAMED.get(status, status)}" for status, count in counts.items() if count)
