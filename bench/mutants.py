@@ -56,6 +56,7 @@ from tandem.training.progress import Watcher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from report_records import BOTH, make_baselines, make_grid, make_manifest, make_record, make_variants
+from sentences import WORDS, sentences
 
 PACKAGE = Path(tandem.__file__).parent
 FILES = (
@@ -75,35 +76,17 @@ OUTCOMES = ("stopped", "no effect", "caught", "warned", "passed")
 CHANGED = 0.005
 """A figure is another one from this relative difference on."""
 LIMIT_S = 90
-WORDS = (
-    "the",
-    "a",
-    "one",
-    "context",
-    "token",
-    "block",
-    "folds",
-    "reads",
-    "turns",
-    "into",
-    "next",
-    "vector",
-    "small",
-    "model",
-    "learns",
-    "from",
-    "text",
-)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--count", type=int, default=1 if SMALL else 100)
+    parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", nargs="*", help="parts of the package, such as training/phase2.py")
     parser.add_argument("--results", type=Path, help="a file of JSON lines")
     parser.add_argument("--again", choices=OUTCOMES, help="try again those with this outcome")
     chosen = parser.parse_args()
+    chosen.count = min(chosen.count, 1) if SMALL else chosen.count
     start(1)
     with tempfile.TemporaryDirectory() as made:
         results = chosen.results or Path(made) / "mutants.jsonl"
@@ -292,13 +275,7 @@ class _Impatient(Watcher):
 
 def documents(count: int = 30) -> list[str]:
     """Text in which each word depends on the one before."""
-    draws, texts = random.Random(0), []
-    for number in range(count):
-        word, text = draws.randrange(len(WORDS)), []
-        for _ in range(60):
-            text.append(WORDS[word])
-            word = (word * 3 + draws.choice((1, 2, 5))) % len(WORDS)
-        texts.append(f"{number}: " + " ".join(text) + ".")
+    texts = sentences(count, words=WORDS[:17])
     return [*texts, texts[3]]  # one of them twice
 
 

@@ -1,21 +1,48 @@
 """What all tests share: one thread a worker, a cache of their own, the corpora where there are any."""
 
+import gc
 import json
 import os
-import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; read as torch loads
-
-import torch
 import warm
+from sentences import WORDS, sentences
 
 from tandem.settings import Settings
 
-torch.set_num_threads(1)  # tests run side by side; more threads than cores would only wait for each other
+__all__ = ["WORDS", "sentences"]  # for the tests
+
+gc.disable()  # until all is imported: of those millions of objects, hardly one is garbage
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; read as torch loads
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of pytest-xdist uses the warm Python of the one that started it."""
+    if given := getattr(config, "workerinput", {}).get("warm"):
+        warm.use(given)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """What that one tells it."""
+    node.workerinput["warm"] = warm.python()
+
+
+def pytest_collection_modifyitems() -> None:
+    """Here, as the process that only hands tests out does not come here, and so needs no torch."""
+    import torch
+
+    torch.set_num_threads(1)  # tests run side by side; more threads than cores would only wait for each other
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Tests may leave garbage; it is not looked for among what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -39,56 +66,6 @@ def shared() -> Path:
     if not folder:
         pytest.skip("TANDEM_SHARED does not name a folder with the corpora and the oracle")
     return Path(folder)
-
-
-WORDS = [
-    "the",
-    "a",
-    "one",
-    "context",
-    "token",
-    "block",
-    "folds",
-    "reads",
-    "turns",
-    "into",
-    "next",
-    "vector",
-    "small",
-    "model",
-    "learns",
-    "from",
-    "text",
-    "and",
-    "then",
-    "every",
-    "layer",
-    "norm",
-    "keeps",
-    "state",
-    "of",
-    "what",
-    "came",
-    "before",
-    "it",
-    "while",
-    "phase",
-    "two",
-    "predicts",
-]
-
-
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """Documents with some structure: each word depends on the one before."""
-    draws = random.Random(seed)
-    documents = []
-    for number in range(count):
-        word, text = draws.randrange(len(WORDS)), []
-        for _ in range(60):
-            text.append(WORDS[word])
-            word = (word * 3 + draws.choice((1, 2, 5))) % len(WORDS)
-        documents.append(f"{number}: " + " ".join(text) + ".")
-    return documents
 
 
 def write_jsonl(path: Path, documents: list[str]) -> Path:

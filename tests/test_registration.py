@@ -130,6 +130,8 @@ def test_the_auto_classes_may_be_there_before_and_the_code_in_the_folder_does_wi
     """One process imports the classes. It needs Tandem then, its child does not."""
     code = f"""
 import os, sys
+from transformers import dynamic_module_utils
+dynamic_module_utils.HF_MODULES_CACHE = {str(tmp_path / "modules")!r}  # not the user's
 {AUTO}
 assert "tandem" not in sys.modules
 if os.fork():
@@ -149,7 +151,7 @@ if not sys.modules["tandem"]:
     model.resize_token_embeddings(9)
     model.save_pretrained({str(tmp_path / "again")!r})
 """
-    in_fresh_process(place, code, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    in_fresh_process(place, code, warm.python(), WITHOUT_TANDEM="yes")
     assert len(load_file(tmp_path / "again" / "model.safetensors")["lm_head.bias"]) == len(WORDS) + 1
     # which holds the code again, so that others can read it in turn
     assert json.loads((tmp_path / "again" / "config.json").read_text("utf-8"))["auto_map"]

@@ -57,3 +57,12 @@ def test_libraries_are_loaded_and_a_tandem_comes_from_where_the_path_says(tmp_pa
             environment = {**os.environ, "PYTHONPATH": text}
             said = subprocess.check_output([program, "-c", code], cwd=tmp_path, env=environment, text=True)
             assert said.splitlines() == [f"[{torch}, False]", text]
+
+
+def test_tandem_and_what_draws_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text("", "utf-8")
+    names = ("torch", "transformers", "matplotlib", "tandem")
+    code = f"import sys, toy; print([name in sys.modules for name in {names}])"
+    environment = {**os.environ, "WITHOUT_TANDEM": "yes", "PYTHONPATH": str(tmp_path)}
+    said = subprocess.check_output([python(), "-c", code], env=environment, text=True)
+    assert said.strip() == "[True, True, False, False]"

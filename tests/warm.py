@@ -1,9 +1,11 @@
 """A Python that has the large libraries loaded: a new process of it starts in a second instead of ten.
 
 Most tests that start a process want one of Tandem's own, not another import of torch and transformers. So a
-server imports those libraries once. For each PYTHONPATH that is asked for it forks a second server. That one
-imports the Tandem of the path, and forks for each process. What is asked for is started by `python()`, which
-takes the arguments of the real one: its folder, environment, open files and signals are those of its child.
+server imports those libraries once, for all processes of pytest-xdist. For each PYTHONPATH that is asked for
+it forks a second server. That one imports the Tandem of the path, and forks for each process. What is asked
+for is started by `python()`, which takes the arguments of the real one: its folder, environment, open files
+and signals are those of its child. With WITHOUT_TANDEM in the environment neither Tandem nor what draws is
+loaded there, for tests of what imports which.
 What the fork could not be true to is left to the real Python: other options, another locale or number of
 threads. Tests of importing itself use the real one.
 """
@@ -50,7 +52,7 @@ files = [number for number in map(int, os.listdir("/proc/self/fd")) if opened(nu
 import json
 path = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 with connected(PLACE) as first:
-    first.sendall(json.dumps(path).encode())
+    first.sendall(json.dumps(None if "WITHOUT_TANDEM" in os.environ else path).encode())
     first.shutdown(socket.SHUT_WR)
     server = connected(PLACE + first.recv(9).decode())
 umask = os.umask(0)
@@ -76,7 +78,7 @@ os._exit(code)
 READ_ONCE = (
     *("LANG", "LC_ALL", "LC_CTYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "PYTHONHASHSEED", "PYTHONOPTIMIZE"),
-    *("HF_HOME", "HF_HUB_OFFLINE", "ATEN_CPU_CAPABILITY"),
+    *("HF_HOME", "HF_HUB_OFFLINE"),
 )
 """Variables that Python or a library may read at its start, and not again."""
 
@@ -84,16 +86,28 @@ READ_ONCE = (
 LIBRARIES = (
     *("torch.distributed.run", "transformers.generation.utils", "transformers.modeling_utils"),
     *("transformers.tokenization_utils_tokenizers", "transformers.generation.streamers"),
-    *("matplotlib.backends.backend_svg", "matplotlib.figure", "scipy.sparse", "scipy.special", "scipy.stats"),
-    *("filelock", "jinja2", "pydantic.main", "rich.progress", "rich.table", "safetensors.torch"),
-    *("tokenizers", "tyro", "yaml"),
+    *("scipy.sparse", "scipy.special", "scipy.stats", "rich.progress", "rich.table", "safetensors.torch"),
+    *("filelock", "jinja2", "pydantic.main", "tokenizers", "tyro", "yaml"),
 )
 """What Tandem imports of others; where one is missing here, tests are slower and no less right."""
+DRAWING = ("matplotlib.backends.backend_svg", "matplotlib.figure")
+"""What it imports to draw; loaded last."""
+BARE = b"null"
+"""What a client asks for that does without Tandem."""
+
+_given: list[str] = []
+
+
+def use(program: str) -> None:
+    """`python()` is this program from now on, which another process has made."""
+    _given.append(program)
 
 
 @functools.cache
 def python() -> str:
     """A program that does what `sys.executable` does, faster. Its server ends with this process."""
+    if _given:
+        return _given[0]
     if sys.platform != "linux":
         return sys.executable
     folder = tempfile.TemporaryDirectory(prefix="warm-")  # a short path, as sockets want
@@ -111,7 +125,7 @@ def python() -> str:
         start_new_session=True,
     )
     assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n"
+    assert server.stdout.readline() == b"ready\n"  # to be asked; the libraries are loaded when somebody does
 
     def end() -> None:
         assert server.stdin is not None
@@ -123,11 +137,11 @@ def python() -> str:
     return str(program)
 
 
-def _load() -> None:
-    """The libraries that Tandem uses, with what its command sets for them before."""
+def _load(names: tuple[str, ...]) -> None:
+    """Libraries that Tandem uses, with what its command sets for them before."""
     early = {"GOMP_SPINCOUNT": "1000", "TRANSFORMERS_VERBOSITY": "error"}
     os.environ.update(early)
-    for name in LIBRARIES:
+    for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "only a process of one thread may fork"
@@ -147,10 +161,10 @@ def _load_tandem() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in before}
 
 
-def _fork_by_path(place: str) -> tuple[int, str]:
-    """Fork a server for each PYTHONPATH that a client names. Returns in the children alone.
+def _fork_by_path(place: str) -> tuple[int, str, bool]:
+    """Load, and fork a server for each PYTHONPATH that a client names. Returns in the children alone.
 
-    They have a place of their own, and a file to close once they listen there.
+    They have a place of their own, a file to close once they listen there, and know whether they are bare.
     """
     import select
     import socket
@@ -163,15 +177,18 @@ def _fork_by_path(place: str) -> tuple[int, str]:
     while listening in select.select([0, listening], [], [])[0]:
         client, _ = listening.accept()
         path = b"".join(iter(functools.partial(client.recv, 1 << 16), b""))
-        if path not in servers:
-            number = servers[path] = len(servers)
+        for one in (path,) if servers else (BARE, path):
+            if one in servers:
+                continue
+            _load(DRAWING if servers else LIBRARIES)
+            number = servers[one] = len(servers)
             ready, tell = os.pipe()
             if os.fork() == 0:
                 client.close()
                 listening.close()
                 os.close(ready)
-                sys.path[:1] = json.loads(path)  # in place of the folder of this file
-                return tell, f"{place}{number}"
+                sys.path[:1] = json.loads(one) or []  # in place of the folder of this file
+                return tell, f"{place}{number}", one == BARE
             os.close(tell)
             os.read(ready, 1)
             os.close(ready)
@@ -304,12 +321,15 @@ def _done() -> bool:
 if __name__ == "__main__":
     import gc
 
-    _load()
-    told, own = _fork_by_path(sys.argv[1])
-    said = _load_tandem()
-    gc.freeze()  # what is loaded stays in memory that all children share
+    gc.disable()  # nothing of what is loaded is garbage
+    told, own, bare = _fork_by_path(sys.argv[1])
+    said = {} if bare else _load_tandem()
+    gc.freeze()  # and it stays in memory that all children share
+    gc.enable()
     ask = _serve(own, told)
     _take_place(ask, said)
+    if bare:
+        sys.path[:0] = filter(None, ask["environment"].get("PYTHONPATH", "").split(os.pathsep))
     code: object = 0
     try:
         _run(ask["args"])
