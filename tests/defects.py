@@ -533,7 +533,7 @@ def last_step_left_out(patch: Patch) -> None:
 
 def other_batch_size(patch: Patch) -> None:
     """Batches are half as large as the settings say."""
-    _settings_of_phase2(patch, batch_positions=128)
+    _settings_of_phase2(patch, batch_positions=64)
 
 
 def last_epoch_counts(patch: Patch) -> None:

@@ -205,7 +205,7 @@ def test_impossible_txt_documents(rule):
         read("python-docs", rule)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(), min_size=1))
 def test_joining_rule(contents):
     record = {"messages": [{"content": content} for content in contents]}
