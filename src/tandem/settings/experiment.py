@@ -17,8 +17,6 @@ from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSet
 from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
 from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
-FORMER_NAMES = {"seed": "original"}
-"""What recipes and presets were called earlier, and are called now."""
 VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
 """What a variant may differ in; text and tokens are the same for all."""
 
@@ -50,7 +48,7 @@ class Settings(Section):
         (2, 2),
     )
     """The configurations to compare, as pairs of context_layers and token_layers."""
-    recipe: Annotated[str, OneOf("tandem.objectives:OBJECTIVES", FORMER_NAMES)] = "original"
+    recipe: Annotated[str, OneOf("tandem.objectives:OBJECTIVES")] = "original"
     """Names the objective of phase 1. `original`: it spreads contexts (section `phase1`), as in the original
     experiment. `predictive`: it predicts (section `prediction`)."""
     variants: dict[Annotated[str, Field(pattern=VARIANT_NAME)], dict[str, Any]] = Field(default_factory=dict)

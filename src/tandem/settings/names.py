@@ -19,11 +19,9 @@ class OneOf(PrimitiveConstructorSpec[str]):
     nargs = 1
     __eq__, __hash__ = object.__eq__, object.__hash__  # not by the choices, which come later
     _registry: str | Mapping[str, Any]
-    _former: Mapping[str, str]
 
-    def __init__(self, registry: str | Mapping[str, Any], former: Mapping[str, str] | None = None) -> None:
-        """`former` has names that are no longer used, with those that replace them."""
-        vars(self).update(_registry=registry, _former=former or {})
+    def __init__(self, registry: str | Mapping[str, Any]) -> None:
+        vars(self).update(_registry=registry)
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -38,8 +36,7 @@ class OneOf(PrimitiveConstructorSpec[str]):
 
     def check(self, value: Any) -> Any:
         """The value itself. Raises ValueError where it is none of the names."""
-        if isinstance(value, str) and value in self._former:
-            raise ValueError(f"it is called '{self._former[value]}' now")
+
         *others, last = map(repr, choices := self.choices)
         if value not in choices:
             raise ValueError(f"it must be {', '.join(others)}{' or ' * bool(others)}{last}")

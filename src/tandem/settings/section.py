@@ -132,6 +132,7 @@ _PLAIN = {
     **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
     "string_type": "it must be a text",
+    "invalid_key": "a name must be a text",
     "string_unicode": NOT_UTF8,
 }
 """What pydantic says in words of Python, by its type of error."""
