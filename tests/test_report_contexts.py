@@ -86,12 +86,8 @@ def test_phase_2_is_told_against_the_head_of_phase_1():
     ]
     analysis = Analysis(heads, None)
     assert over_head(analysis.configurations[0]).mean == pytest.approx(-0.2)
-    (message,) = (m for m in phase2_findings(analysis) if "head" in m.key)
-    assert (message.key, message.values["low"]) == ("phase2.over_head", "−18.1%")
     assert "| −18.1% |" in words(heads)
     assert "PPL against own head" not in words(make_grid(SEEDS))
-    both = words(make_variants(seeds=SEEDS))
-    assert re.search(r"by −\d\.\d% in predictive-C\dT\d to −\d\.\d% in predictive-C\dT\d", both)
     endless = make_prediction(1, 0, math.inf)
     assert over_head(Analysis([changed(heads[0], phase1=endless)], None).configurations[0]) is None
 
@@ -103,7 +99,7 @@ def test_training_figures_of_another_kind_are_not_held_against_validation():
     assert gaps == {c.name: c.variant == "original" for c in analysis.configurations}
     told = {m.key: m.values for m in phase2_findings(analysis)}
     assert told["phase2.unlike"] == {"names": ["predictive"]}
-    assert told["phase2.gap"]["high_name"].startswith("original-")
+
     assert all(c.gap is not None for c in Analysis(records, None).configurations)
 
 

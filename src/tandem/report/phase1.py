@@ -10,9 +10,9 @@ from tandem.objectives import OBJECTIVES
 from tandem.records import RunRecord
 from tandem.report import wording
 from tandem.report.analysis import Analysis, DepthResult, ModelResult
-from tandem.report.markdown import Column, Report, spread_column, word_column
+from tandem.report.markdown import Column, spread_column
 from tandem.report.statistics import Effect, Spread, Verdict, holm, mean, paired, perplexities, spread
-from tandem.report.wording import NONE, Message
+from tandem.report.wording import Message
 
 
 class Curves(NamedTuple):
@@ -58,7 +58,7 @@ class Phase1Report:
     def __init__(self, recipe: str) -> None:
         self.recipe = recipe
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
+    def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """Its own columns of its table: the figures that its objective names. Rows are `DepthResult`."""
         figures = OBJECTIVES[self.recipe].figures if self.recipe in OBJECTIVES else lambda _: {}
         names = dict.fromkeys(name for d in depths for p in d.phase1.values() for name in figures(p))
@@ -74,10 +74,6 @@ class Phase1Report:
 
     def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
         """Sentences below its table."""
-        return ()
-
-    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
-        """What phase 2 makes of it."""
         return ()
 
     def facts(self, model: ModelResult) -> Iterator[Message]:
@@ -139,22 +135,9 @@ class DispersionReport(Phase1Report):
     )
     run_columns = (Column("iterations", lambda r: wording.number(getattr(r.phase1, "iterations", None))),)
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
+    def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """See Phase1Report."""
-        texts, comparisons = report.texts, depth_comparisons(report.analysis)
-
-        def stopped(d: DepthResult) -> str:
-            converged = str(len(d.phase1) - len(at_limit(d)))
-            return texts("stopped", converged=converged, total=str(len(d.phase1))) if d.phase1 else NONE
-
-        def speed(d: DepthResult) -> str:
-            """What is shown of this depth's speed against every other of its variant."""
-            own = [c for c in comparisons if c.variant == d.variant]
-            shown = {c.a: c.verdict for c in own if c.b == d.context_layers}
-            shown |= {c.b: c.verdict.reversed for c in own if c.a == d.context_layers}
-            return texts.join(texts(f"speed.{found}", other=f"C{other}") for other, found in shown.items())
-
-        return [*self.summary_columns, word_column("stopped", stopped), word_column("speed", speed)]
+        return self.summary_columns
 
     def lead(self, analysis: Analysis) -> Sequence[Message]:
         """See Phase1Report."""
@@ -254,7 +237,7 @@ class PredictionReport(Phase1Report):
     }
     phase2_columns = (Column("over_head", lambda m: wording.change_text(mean(over_head(m)))),)
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
+    def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """See Phase1Report."""
         epochs = over_records("epochs", lambda p: p.epochs, wording.count_text)
         return [epochs, spread_column("head_perplexity", head_perplexity, wording.perplexity_text)]
@@ -262,17 +245,6 @@ class PredictionReport(Phase1Report):
     def lead(self, analysis: Analysis) -> Sequence[Message]:
         """See Phase1Report."""
         return [Message("phase1.by_prediction"), Message("phase1.shared", unit=shared_unit(analysis))]
-
-    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
-        """From where to where phase 2 changes validation perplexity."""
-        own = [c for c in analysis.configurations if phase1_report(c.recipe) is self]
-        over = sorted((found.mean, c.name) for c in own if (found := over_head(c)))
-        if not over:
-            return []
-        (low, low_name), (high, high_name) = over[0], over[-1]
-        values = {"low": wording.change_text(low), "high": wording.change_text(high)}
-        key = "phase2.over_head" if len(over) == 1 else "phase2.over_heads"
-        return [Message(key, low_name=low_name, high_name=high_name, **values)]
 
 
 # All recipes

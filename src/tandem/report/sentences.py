@@ -1,12 +1,11 @@
 """What the records show, as messages: every claim among them rests on a verdict, and none goes beyond it."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
 from tandem.report import wording
 from tandem.report.analysis import Analysis, Choice, Comparison, ModelResult
-from tandem.report.phase1 import depth_comparisons, phase1_reports_of
+from tandem.report.phase1 import depth_comparisons
 from tandem.report.statistics import Verdict, mean
 from tandem.report.wording import Message, Value, interval_text, literal, perplexity_text
 
@@ -78,20 +77,11 @@ def warnings(analysis: Analysis) -> Iterator[Message]:
 
 
 def phase2_findings(analysis: Analysis) -> Iterator[Message]:
-    """Lowest perplexity, what it is against training and phase 1, and which may still be improving."""
-    if analysis.choice is not None:
-        best = analysis.choice.best
-        yield Message("phase2.lowest", name=best.name, perplexity=perplexity_text(mean(best.perplexity)))
-    gaps = [(c.gap, c.name) for c in analysis.configurations if c.gap is not None and math.isfinite(c.gap)]
-    if len(gaps) > 1:
-        (low, low_name), (high, high_name) = min(gaps), max(gaps)
-        values = {"low": wording.number(low, 2), "high": wording.number(high, 2)}
-        yield Message("phase2.gap", low_name=low_name, high_name=high_name, **values)
+    """Whose training figures do not compare with validation, and which may still be improving."""
     unlike = [c for c in analysis.configurations if c.validation and not c.training_is_plain]
     if unlike:
         yield Message("phase2.unlike", names=list(dict.fromkeys(c.variant or c.name for c in unlike)))
-    for of_recipe, _ in phase1_reports_of(analysis):
-        yield from of_recipe.phase2_findings(analysis)
+
     yield from (improving := list(still_improving(analysis.configurations)))
     if not improving and any(c.validation for c in analysis.configurations):
         yield Message("phase2.all_stopped")
