@@ -4,8 +4,6 @@ A preset is a YAML file of these settings; the command line overrides single one
 This module imports neither torch nor transformers, so that `--help` answers at once.
 """
 
-from tandem.settings.baselines import BaselineSettings, Gpt2Settings, LstmSettings
-from tandem.settings.executors import RaySettings, SlurmSettings
 from tandem.settings.experiment import (
     Configuration,
     Settings,
@@ -15,9 +13,7 @@ from tandem.settings.experiment import (
 )
 from tandem.settings.extensions import load_extensions
 from tandem.settings.files import dump_settings, load_settings, preset_names
-from tandem.settings.model import ContextSettings, ModelSettings
 from tandem.settings.names import OneOf
-from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
 from tandem.settings.section import (
     NonNegativeFloat,
     Positive,
@@ -30,7 +26,21 @@ from tandem.settings.section import (
     nearest_key,
     sentence,
 )
-from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
+from tandem.settings.sections import (
+    BaselineSettings,
+    ContextSettings,
+    DataSettings,
+    EmbeddingSettings,
+    Gpt2Settings,
+    LstmSettings,
+    ModelSettings,
+    Phase1Settings,
+    Phase2Settings,
+    PredictionSettings,
+    RaySettings,
+    SlurmSettings,
+    TokenizerSettings,
+)
 
 __all__ = [
     "BaselineSettings",

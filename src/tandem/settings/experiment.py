@@ -9,13 +9,9 @@ from pydantic.fields import FieldInfo
 
 from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
-from tandem.settings.baselines import BaselineSettings
-from tandem.settings.executors import RaySettings, SlurmSettings
-from tandem.settings.model import ContextSettings, ModelSettings
+from tandem.settings import sections
 from tandem.settings.names import OneOf
-from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
 from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
-from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
 
 VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
 """What a variant may differ in; text and tokens are the same for all."""
@@ -76,17 +72,17 @@ class Settings(Section):
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
     save_models: bool = True
     """Keep the model of every run under RUN_DIR/models."""
-    data: DataSettings = DataSettings()
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    embeddings: EmbeddingSettings = EmbeddingSettings()
-    model: ModelSettings = ModelSettings()
-    contexts: ContextSettings = ContextSettings()
-    phase1: Phase1Settings = Phase1Settings()
-    prediction: PredictionSettings = PredictionSettings()
-    phase2: Phase2Settings = Phase2Settings()
-    baselines: BaselineSettings = BaselineSettings()
-    slurm: SlurmSettings = SlurmSettings()
-    ray: RaySettings = RaySettings()
+    data: sections.DataSettings = sections.DataSettings()
+    tokenizer: sections.TokenizerSettings = sections.TokenizerSettings()
+    embeddings: sections.EmbeddingSettings = sections.EmbeddingSettings()
+    model: sections.ModelSettings = sections.ModelSettings()
+    contexts: sections.ContextSettings = sections.ContextSettings()
+    phase1: sections.Phase1Settings = sections.Phase1Settings()
+    prediction: sections.PredictionSettings = sections.PredictionSettings()
+    phase2: sections.Phase2Settings = sections.Phase2Settings()
+    baselines: sections.BaselineSettings = sections.BaselineSettings()
+    slurm: sections.SlurmSettings = sections.SlurmSettings()
+    ray: sections.RaySettings = sections.RaySettings()
 
     @model_validator(mode="after")
     def _no_repeats(self) -> "Settings":
