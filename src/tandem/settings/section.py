@@ -2,14 +2,13 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from tandem.advice import named
 from tandem.errors import SettingsError
 
 Positive = Annotated[int, Field(gt=0, lt=1 << 63)]
@@ -26,25 +25,13 @@ NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8" + 
 )
 
 
-def is_text(value: object) -> bool:
-    """False for a string, alone or in a tuple, that cannot be written as UTF-8; True for all else.
-
-    A terminal or file system hands over bytes that are not UTF-8 as lone surrogates.
-    """
-    try:
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str):
-                text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def check_options(**options: str | None) -> None:
-    """Raises SettingsError for an option of a command that is no text, by the option's name."""
-    for name, value in options.items():
-        if not is_text(value):
-            raise SettingsError(f"{named(name)} {value!r} is not possible: {NOT_UTF8}")
+def check_arguments(words: Iterable[str]) -> None:
+    """Raises SettingsError for an argument that is not UTF-8, which a terminal hands over as surrogates."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"argument {word!r} is not possible: {NOT_UTF8}") from None
 
 
 NAME, VARIANT_NAME, OPTION = r"^[\w][\w.\-]*$", r"^[A-Za-z][\w.]*$", r"^[A-Za-z][\w-]*(=.*)?$"
@@ -64,13 +51,6 @@ class Section(BaseModel):
     """Where this section stands in the whole, for error messages; the whole itself is ''."""
     changes_results: ClassVar[bool] = True
     """Whether results depend on this section. If not, no fingerprint has it, and no single training."""
-
-    @field_validator("*")
-    @classmethod
-    def _text(cls, value: object) -> object:
-        if not is_text(value):
-            raise ValueError(NOT_UTF8)
-        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
