@@ -136,11 +136,9 @@ class DispersionReport(Phase1Report):
     run_columns = (Column("iterations", lambda r: wording.number(getattr(r.phase1, "iterations", None))),)
 
     def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
-        """See Phase1Report."""
         return self.summary_columns
 
     def lead(self, analysis: Analysis) -> Sequence[Message]:
-        """See Phase1Report."""
         return [Message("phase1.by_dispersion")] if len(phase1_reports_of(analysis)) > 1 else []
 
     def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
@@ -238,12 +236,10 @@ class PredictionReport(Phase1Report):
     phase2_columns = (Column("over_head", lambda m: wording.change_text(mean(over_head(m)))),)
 
     def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
-        """See Phase1Report."""
         epochs = over_records("epochs", lambda p: p.epochs, wording.count_text)
         return [epochs, spread_column("head_perplexity", head_perplexity, wording.perplexity_text)]
 
     def lead(self, analysis: Analysis) -> Sequence[Message]:
-        """See Phase1Report."""
         return [Message("phase1.by_prediction"), Message("phase1.shared", unit=shared_unit(analysis))]
 
 

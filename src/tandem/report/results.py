@@ -225,7 +225,6 @@ def efficiency(report: Report) -> Iterator[str]:
         Column("efficiency", both),
         Column("per_million", per_million),
     )
-    yield from report.figure("perplexity_parameters")
 
 
 def _parameters_column(key: str, text: Callable[[Parameters], str]) -> Model:
