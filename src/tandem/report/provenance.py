@@ -1,6 +1,6 @@
 """Sections of where the report comes from: audit, runs, environment and data, terms."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
@@ -10,7 +10,7 @@ from tandem.report import wording
 from tandem.report.analysis import STATUSES, CheckResult, is_baseline
 from tandem.report.markdown import Column, Report, bullets, fenced, folded, warning, word_column
 from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, own_columns, phase1_reports_of, shared_unit
-from tandem.report.wording import NONE, Texts, code, literal
+from tandem.report.wording import NONE, code, literal
 
 DEFINITIONS = (
     "config variant baseline params phase1 rank perplexity bits accuracy "
@@ -149,7 +149,8 @@ def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
     train = {"documents": d.train_documents, "tokens": d.train_tokens, "bytes": d.train_bytes}
     validation = {"documents": d.validation_documents, "tokens": d.validation_tokens}
     lost = {"train": f"{d.train_lost_bytes:,}", "validation": f"{d.validation_lost_bytes:,}"}
-    fingerprints = [(r.variant, code(r.data.embeddings_fingerprint)) for r in own]
+    fingerprints = dict.fromkeys(code(r.data.embeddings_fingerprint) for r in own)
+    settings = dict.fromkeys(code(found) for _, found in analysis.settings)
     return {
         "train": split(d.train_source, **train),
         "validation": split(d.validation_source, **validation, bytes=d.validation_bytes),
@@ -157,26 +158,13 @@ def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
         "overlap": f"{d.overlap_documents:,}",
         "lost": texts("lost_bytes", **lost),
         "tokenizer": texts("tokenizer", source=code(d.tokenizer), size=f"{d.vocab_size:,}"),
-        "embeddings": _by_variant([(r.variant, embeddings(r)) for r in own], texts),
+        "embeddings": texts.join(dict.fromkeys(map(embeddings, own))),
         "text_fingerprint": code(d.text_fingerprint),
         "tokenizer_fingerprint": code(d.tokenizer_fingerprint),
         "tokens_fingerprint": code(d.tokens_fingerprint),
-        "embeddings_fingerprint": _by_variant(fingerprints, texts),
-        "settings_fingerprint": _by_variant([(v, code(found)) for v, found in analysis.settings], texts),
+        "embeddings_fingerprint": texts.join(fingerprints),
+        "settings_fingerprint": texts.join(settings),
     }
-
-
-def _by_variant(found: Iterable[tuple[str | None, str]], texts: Texts) -> str:
-    """What is the same for all variants once; else each variant's, and what belongs to baselines."""
-    own: dict[str | None, dict[str, None]] = {}
-    for variant, said in found:
-        own.setdefault(variant, {})[said] = None
-    if len({tuple(said) for said in own.values()}) == 1:
-        return texts.join(next(iter(own.values())))
-    return texts.join(
-        texts("of_variant", variant=variant or texts("of_baselines"), said=" ".join(said))
-        for variant, said in own.items()
-    )
 
 
 def definitions(report: Report) -> Iterator[str]:

@@ -252,7 +252,7 @@ def recommendation(analysis: Analysis, choice: Choice) -> Iterator[Message]:
 
 
 def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
-    """Why the alternative is one, and whether its phase 1 is shown to be faster; or why there is none."""
+    """Why the alternative is one, or why there is none."""
     alternative, recommended = choice.alternative, choice.recommended
     if alternative is None:
         alone = sum(c.rankable for c in analysis.configurations) == 1
@@ -260,11 +260,6 @@ def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message
         return
     reason = "lowest_perplexity" if alternative is choice.best else "next"
     yield Message(f"alternative.{reason}", recommended=recommended.name)
-    for c in depth_comparisons(analysis):
-        faster = {Verdict.BETTER: (c.a, c.b), Verdict.WORSE: (c.b, c.a)}.get(c.verdict)
-        places = [(c.variant, layers) for layers in faster or ()]
-        if places == [(model.variant, model.context_layers) for model in (recommended, alternative)]:
-            yield c.message
 
 
 def no_conclusion(analysis: Analysis) -> Message:
