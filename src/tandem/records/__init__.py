@@ -4,7 +4,6 @@ from tandem.records.audit import AuditRecord, Check, RunAudit, read_audit, write
 from tandem.records.files import (
     Manifest,
     append_record,
-    manifest_path,
     read_manifest,
     read_records,
     records_path,
@@ -51,7 +50,6 @@ __all__ = [
     "Unbounded",
     "ValidationRecord",
     "append_record",
-    "manifest_path",
     "read_audit",
     "read_manifest",
     "read_records",

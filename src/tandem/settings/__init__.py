@@ -23,7 +23,6 @@ from tandem.settings.section import (
     Seed,
     check_arguments,
     known_keys,
-    nearest_key,
     sentence,
 )
 from tandem.settings.sections import (
@@ -37,7 +36,6 @@ from tandem.settings.sections import (
     Phase1Settings,
     Phase2Settings,
     PredictionSettings,
-    RaySettings,
     SlurmSettings,
     TokenizerSettings,
 )
@@ -59,7 +57,6 @@ __all__ = [
     "PositiveFloat",
     "PredictionSettings",
     "Probability",
-    "RaySettings",
     "Section",
     "Seed",
     "Settings",
@@ -72,7 +69,6 @@ __all__ = [
     "known_keys",
     "load_extensions",
     "load_settings",
-    "nearest_key",
     "preset_names",
     "sentence",
     "settings_fingerprint",
