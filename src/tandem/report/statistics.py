@@ -70,11 +70,6 @@ class Verdict(StrEnum):
     TOO_FEW_SEEDS = "too_few_seeds"
 
     @property
-    def reversed(self) -> "Verdict":
-        """The same finding, told of the first model."""
-        return {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}.get(self, self)
-
-    @property
     def shown(self) -> bool:
         """Whether it says that the two models differ."""
         return self in (Verdict.BETTER, Verdict.WORSE)

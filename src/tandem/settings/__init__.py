@@ -11,11 +11,10 @@ from tandem.settings.experiment import (
     chosen_variant,
     settings_fingerprint,
 )
-from tandem.settings.extensions import load_extensions
-from tandem.settings.files import dump_settings, load_settings, preset_names
-from tandem.settings.names import OneOf
+from tandem.settings.files import dump_settings, load_extensions, load_settings, preset_names
 from tandem.settings.section import (
     NonNegativeFloat,
+    OneOf,
     Positive,
     PositiveFloat,
     Probability,

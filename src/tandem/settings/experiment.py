@@ -10,8 +10,7 @@ from pydantic.fields import FieldInfo
 from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
 from tandem.settings import sections
-from tandem.settings.names import OneOf
-from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
+from tandem.settings.section import NAME, VARIANT_NAME, OneOf, Positive, Section, Seed
 
 VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
 """What a variant may differ in; text and tokens are the same for all."""

@@ -1,7 +1,12 @@
-"""Settings in files: the shipped presets, YAML in and out."""
+"""Settings in files: the shipped presets, YAML in and out; and packages that extend Tandem.
+
+Each of these registers what it brings when it is imported.
+"""
 
 import difflib
+from functools import cache
 from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,24 @@ from tandem.decoding import read_text
 from tandem.errors import DataError, SettingsError
 from tandem.folders import SETTINGS, look
 from tandem.settings.experiment import Settings
-from tandem.settings.extensions import load_extensions
 from tandem.settings.section import sentence
+
+GROUP = "tandem"
+"""Entry points of this group name modules to import."""
+
+
+@cache
+def load_extensions() -> None:
+    """Import every installed extension; only the first call does. Raises SettingsError for a broken one."""
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else entry.value
+            raise SettingsError(
+                f"the extension {entry.name} of package {package} cannot be imported "
+                f"({type(error).__name__}: {error}); mend or uninstall it"
+            ) from error
 
 
 def preset_names() -> list[str]:

@@ -4,8 +4,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tandem.settings.names import OneOf
-from tandem.settings.section import OPTION, NonNegativeFloat, Positive, PositiveFloat, Probability, Section
+from tandem.settings.section import (
+    OPTION,
+    NonNegativeFloat,
+    OneOf,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+)
 
 
 class DataSettings(Section):
