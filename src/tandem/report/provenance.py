@@ -130,7 +130,7 @@ def _environment_facts(report: Report, e: Environment, runs: Sequence[RunRecord]
 
 
 def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
-    """What it was trained and scored on, with every fingerprint."""
+    """What it was trained and scored on."""
     analysis, texts = report.analysis, report.texts
 
     def split(source: str, **counts: int) -> str:
@@ -149,8 +149,7 @@ def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
     train = {"documents": d.train_documents, "tokens": d.train_tokens, "bytes": d.train_bytes}
     validation = {"documents": d.validation_documents, "tokens": d.validation_tokens}
     lost = {"train": f"{d.train_lost_bytes:,}", "validation": f"{d.validation_lost_bytes:,}"}
-    fingerprints = dict.fromkeys(code(r.data.embeddings_fingerprint) for r in own)
-    settings = dict.fromkeys(code(found) for _, found in analysis.settings)
+
     return {
         "train": split(d.train_source, **train),
         "validation": split(d.validation_source, **validation, bytes=d.validation_bytes),
@@ -159,11 +158,7 @@ def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
         "lost": texts("lost_bytes", **lost),
         "tokenizer": texts("tokenizer", source=code(d.tokenizer), size=f"{d.vocab_size:,}"),
         "embeddings": texts.join(dict.fromkeys(map(embeddings, own))),
-        "text_fingerprint": code(d.text_fingerprint),
-        "tokenizer_fingerprint": code(d.tokenizer_fingerprint),
         "tokens_fingerprint": code(d.tokens_fingerprint),
-        "embeddings_fingerprint": texts.join(fingerprints),
-        "settings_fingerprint": texts.join(settings),
     }
 
 

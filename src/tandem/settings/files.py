@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from tandem.decoding import read_text
 from tandem.errors import DataError, SettingsError
-from tandem.folders import SETTINGS, look
 from tandem.settings.experiment import Settings
 from tandem.settings.section import sentence
 
@@ -64,10 +63,7 @@ def load_settings(preset_or_file: str) -> Settings:
             raise SettingsError(str(error)) from None
         except OSError as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from None
-    elif path.is_dir():
-        found = look(path)
-        own = f"; its settings are in {path / SETTINGS}" if (path / SETTINGS).is_file() else ""
-        raise SettingsError(f"{path} is {found.what}, and no settings file{own}")
+
     else:
         near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
         raise SettingsError(
