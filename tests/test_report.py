@@ -114,7 +114,7 @@ def test_phase1_is_shared_and_its_limit_is_no_convergence():
     analysis = Analysis(limited, None)
     assert depth_comparisons(analysis)[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
     keys = [m.key for m in PHASE1_REPORTS["original"].findings(analysis, analysis.depths)]
-    assert keys.count("phase1.all_at_limit") == 2
+    assert keys.count("phase1.at_limit") == 2
     assert not any("converged" in key for key in keys)
 
 

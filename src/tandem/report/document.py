@@ -28,11 +28,10 @@ class Document:
         date = max(r.finished_at for r in analysis.records)[:10]
         self.texts = texts
         self.title = texts("title", experiment=literal(analysis.experiment))
-        self.subtitle, self.footer = texts("subtitle", date=date), texts("footer", date=date)
+        self.subtitle = texts("subtitle", date=date)
         written = {section.__name__: "\n\n".join(section(report)) for section in SECTIONS}
         self.sections = {name: text for name, text in written.items() if text}
         """By the name of the function that wrote it, which is its anchor in the page."""
 
     def __str__(self) -> str:
-        parts = [f"# {self.title}", self.subtitle, *self.sections.values(), "---", f"*{self.footer}*"]
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join([f"# {self.title}", self.subtitle, *self.sections.values()]) + "\n"

@@ -149,8 +149,7 @@ class DispersionReport(Phase1Report):
             found.append(Message("phase1.all_converged"))
         for d, seeds in limits:
             if seeds:
-                how = "all_at_limit" if len(seeds) == len(d.phase1) else "some_at_limit"
-                message = Message(f"phase1.{how}", depth=str(d.context_layers), seeds=seeds)
+                message = Message("phase1.at_limit", depth=str(d.context_layers), seeds=seeds)
                 found.append(_of_variant(d.variant, message))
         return [*found, *(comparison.message for comparison in depth_comparisons(analysis))]
 

@@ -94,7 +94,6 @@ def render_html(document: Document, figures: Mapping[str, str]) -> str:
         contents=document.texts("contents"),
         links=_html(bullets(links), "", figures),
         sections="".join(_html(text, name, figures) for name, text in document.sections.items()),
-        footer=_html(document.footer, "", figures),
     )
     return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
 
