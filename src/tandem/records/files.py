@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tandem.advice import advice
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
-from tandem.folders import atomic_write
+from tandem.folders import MANIFEST, RECORDS, atomic_write
 from tandem.records.run import Precision, Record, RunRecord
 
 Whole = TypeVar("Whole", bound=Record)
@@ -36,7 +36,7 @@ class Manifest(Record):
 
 def records_path(run_dir: Path) -> Path:
     """Where the records of an experiment lie."""
-    return run_dir / "records.jsonl"
+    return run_dir / RECORDS
 
 
 def append_record(run_dir: Path, record: RunRecord) -> None:
@@ -98,17 +98,13 @@ def read_whole(path: Path, kind: type[Whole], mend: str) -> Whole | None:
         raise RunDirError(f"{path} is damaged{mend}") from None
 
 
-def manifest_path(run_dir: Path) -> Path:
-    """Where the manifest of an experiment lies."""
-    return run_dir / "manifest.json"
-
 
 def write_manifest(run_dir: Path, manifest: Manifest) -> None:
     """Write the manifest atomically."""
-    write_whole(manifest_path(run_dir), manifest)
+    write_whole(run_dir / MANIFEST, manifest)
 
 
 def read_manifest(run_dir: Path) -> Manifest | None:
     """The manifest of a run directory; none where there is none. Raises RunDirError if it is damaged."""
     mend = advice("restore it", ("use a new run directory with {}", "output"))
-    return read_whole(manifest_path(run_dir), Manifest, mend)
+    return read_whole(run_dir / MANIFEST, Manifest, mend)
