@@ -98,7 +98,6 @@ def read_whole(path: Path, kind: type[Whole], mend: str) -> Whole | None:
         raise RunDirError(f"{path} is damaged{mend}") from None
 
 
-
 def write_manifest(run_dir: Path, manifest: Manifest) -> None:
     """Write the manifest atomically."""
     write_whole(run_dir / MANIFEST, manifest)
