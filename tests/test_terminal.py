@@ -287,11 +287,11 @@ def test_a_shell_reads_what_was_named(name: str) -> None:
 
 
 def test_windows_shells_read_what_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("train", "C:\\a b\\", 'a "b"', "it's", "C:\\a", "", "a;b")
+    words = ("train", "C:\\a b\\", 'a "b"', "it's", "C:\\a", "", "a;b", "\n\n")
     monkeypatch.setattr("os.name", "nt")
     typed = command(*words)
     monkeypatch.undo()
-    assert typed == r'''train "C:\a b\\" "a \"b\"" "it's" "C:\a" "" "a;b"'''
+    assert typed == r'''train "C:\a b\\" "a \"b\"" "it's" "C:\a" "" "a;b" "`n`n"'''
 
 
 def test_a_console_shows_text_as_it_is() -> None:

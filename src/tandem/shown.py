@@ -58,7 +58,8 @@ def command(*words: object) -> str:
 def _quoted(word: str) -> str:
     if os.name == "nt" and word != shlex.quote(word):
         # The space makes it a word to quote, also where only a shell would read something into it.
-        return f'"{subprocess.list2cmdline([" " + one_line(word)])[2:]}'
+        escaped = one_line(word.replace("\n", "`n").replace("\t", "`t"))  # as PowerShell reads them
+        return f'"{subprocess.list2cmdline([" " + escaped])[2:]}'
     if not _CONTROLS.search(word):
         return shlex.quote(word)
     plain = word.replace("\\", "\\\\").replace("'", "\\'")
