@@ -337,8 +337,7 @@ class SlurmSettings(Section):
     setup: tuple[str, ...] = ()
     """Shell commands that a job begins with, such as `module load cuda`."""
     parameters: tuple[Annotated[str, Field(pattern=OPTION)], ...] = ()
-    """Any other options of sbatch, as NAME=VALUE or NAME, such as `account=mine qos=low exclusive`, and
-    submitit's own ones (without `slurm_`), such as `array_parallelism=4`."""
+    """Any other options of sbatch, as NAME=VALUE or NAME, such as `account=mine qos=low exclusive`."""
 
 
 class RaySettings(Section):
