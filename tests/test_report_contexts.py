@@ -56,7 +56,7 @@ def test_a_predictive_run_has_a_prediction_table_and_no_iterations():
     assert one.used_by == ("C1T1", "C1T2")
     names = draw_figures(analysis, Texts("en")).keys()
     assert "phase1_prediction" in names
-    assert not {"phase1_convergence", "phase1_loss", "memory"} & names
+    assert not {"phase1_convergence", "memory"} & names
     assert "- Phase 1: 6 epochs" in words(records)
 
 

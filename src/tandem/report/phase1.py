@@ -125,9 +125,6 @@ class DispersionReport(Phase1Report):
             lambda p: {step.iteration: 100 * step.convergence_rate for step in p.history},
             y_limits=(0, 101),
         ),
-        "phase1_loss": Curves(
-            "iteration", "phase1_loss", lambda p: {step.iteration: step.loss for step in p.history}
-        ),
     }
     summary_columns = (
         over_records("iterations", lambda p: getattr(p, "iterations", None), wording.count_text),

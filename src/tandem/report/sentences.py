@@ -282,9 +282,6 @@ def conclusions(analysis: Analysis) -> Iterator[Message]:
     yield from (c.message for c in depth_comparisons(analysis) if c.verdict.shown)
     yield from baseline_summary(analysis, choice)
     yield from recommendation(analysis, choice)
-    for rivals in dict.fromkeys(than for _, than in choice.avoid):
-        yield Message(
-            "avoid.together", names=[c.name for c, than in choice.avoid if than == rivals], than=rivals
-        )
+
     yield from still_improving(analysis.configurations)
     yield Message("conclusion.scope")
