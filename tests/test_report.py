@@ -31,10 +31,9 @@ from tandem.errors import RunDirError
 from tandem.records import RunRecord
 from tandem.report import summary_rows, write_report
 from tandem.report.analysis import Analysis
-from tandem.report.document import Document
 from tandem.report.original import claims, load_original
 from tandem.report.phase1 import PHASE1_REPORTS, depth_comparisons
-from tandem.report.render import inline_html, render_html
+from tandem.report.render import Document, inline_html, render_html
 from tandem.report.sentences import alternative_findings, conclusions
 from tandem.report.statistics import Verdict, spread
 from tandem.report.wording import (

@@ -16,9 +16,9 @@ from report_records import (
 
 from tandem.records import MemoryPoint, RunRecord
 from tandem.report.analysis import Analysis, DepthResult
-from tandem.report.document import Document
 from tandem.report.figures import draw_figures
 from tandem.report.phase1 import depth_comparisons, head_perplexity, over_head, phase1_reports_of
+from tandem.report.render import Document
 from tandem.report.sentences import memory_findings, phase2_findings
 from tandem.report.wording import Texts
 

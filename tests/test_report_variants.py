@@ -22,11 +22,10 @@ from tandem.cli.terminal import Terminal
 from tandem.records import Manifest, RunRecord
 from tandem.report import summary_rows
 from tandem.report.analysis import Analysis, trains_plainly
-from tandem.report.document import Document
 from tandem.report.findings import changed_settings, train_command
 from tandem.report.original import as_the_original, claims
 from tandem.report.phase1 import PHASE1_REPORTS, depth_comparisons, phase1_reports_of
-from tandem.report.render import render_html
+from tandem.report.render import Document, render_html
 from tandem.report.sentences import (
     against_controls,
     conclusions,
