@@ -27,3 +27,4 @@ from tandem.records.run import ScanRecord as ScanRecord
 from tandem.records.run import TrainingRecord as TrainingRecord
 from tandem.records.run import Unbounded as Unbounded
 from tandem.records.run import ValidationRecord as ValidationRecord
+from tandem.records.run import perplexity as perplexity

@@ -36,6 +36,11 @@ Unbounded = Annotated[
 ]
 
 
+def perplexity(nll_nats: float) -> float:
+    """exp(mean NLL per token); infinite where that exceeds the range of a float."""
+    return math.exp(nll_nats) if nll_nats < 700 else math.inf
+
+
 class Record(BaseModel):
     """Base of all that is written down: immutable, no unknown keys."""
 
