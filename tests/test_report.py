@@ -376,7 +376,7 @@ def test_sections_of_the_original_report_are_there(tmp_path: Path, lang: str):
         "| Config | Context | Token | Params | Phase1 Iter | Conv% | ER% | Val PPL | Val Acc | Total Time |"
         in text
     )
-    assert "tandem train --context-layers 1 --token-layers 2" in text
+    assert "tandem train layers.yaml --context-layers 1 --token-layers 2" in text
     assert "records.jsonl" in text
     assert "tandem report RUN_DIR" in text
     assert "300.8" in text

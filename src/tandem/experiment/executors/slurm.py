@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tandem.advice import advice
 from tandem.errors import SettingsError
@@ -71,28 +71,25 @@ class Slurm(Executor):
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+        asked = self.settings.slurm
+        others = (parameter.partition("=") for parameter in asked.parameters)
         executor = submitit.AutoExecutor(folder=worker.run_dir / JOBS, cluster=self._cluster)
+        executor.update_parameters(
+            name=f"tandem-{worker.settings.name}",
+            timeout_min=asked.time_limit_min,
+            gpus_per_node=asked.gpus or None,  # a job is one worker on one node
+            cpus_per_task=asked.cpus_per_task,
+            mem_gb=asked.memory_gb,
+            slurm_partition=asked.partition,
+            slurm_setup=list(asked.setup) or None,
+            slurm_additional_parameters={name: text if equals else True for name, equals, text in others},
+        )
         try:
-            executor.update_parameters(name=f"tandem-{worker.settings.name}", **self._parameters())
             # submitit also prints what sbatch says, which is part of the sentence below.
             with contextlib.redirect_stderr(io.StringIO()):
                 return executor.submit_array([_SlurmJob(worker)] * count)
         except (FailedJobError, FailedSubmissionError) as error:
             raise SettingsError(f"Slurm did not take the workers' jobs: {reason(error)}") from None
-
-    def _parameters(self) -> dict[str, Any]:
-        """Arguments of submitit's `update_parameters`; what the settings have no name for goes to sbatch."""
-        asked = self.settings.slurm
-        others = (parameter.partition("=") for parameter in asked.parameters)
-        return {
-            "timeout_min": asked.time_limit_min,
-            "gpus_per_node": asked.gpus or None,  # a job is one worker on one node
-            "cpus_per_task": asked.cpus_per_task,
-            "mem_gb": asked.memory_gb,
-            "slurm_partition": asked.partition,
-            "slurm_setup": list(asked.setup) or None,
-            "slurm_additional_parameters": {name: text if equals else True for name, equals, text in others},
-        }
 
 
 @dataclass(frozen=True)
