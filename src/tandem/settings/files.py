@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from tandem.decoding import read_text
 from tandem.errors import DataError, SettingsError
+from tandem.folders import SETTINGS, look
 from tandem.settings.experiment import Settings
 from tandem.settings.section import sentence
 
@@ -63,6 +64,10 @@ def load_settings(preset_or_file: str) -> Settings:
                 "the presets"
             ) from None
 
+    elif path.is_dir():
+        found = look(path)
+        own = f"; its settings are in {path / SETTINGS}" if (path / SETTINGS).is_file() else ""
+        raise SettingsError(f"{path} is {found.what}, and no settings file{own}")
     else:
         near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
         raise SettingsError(
