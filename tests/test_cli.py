@@ -309,7 +309,7 @@ BAD = {
     "unknown command": (["experimnet"], "did you mean 'experiment'"),
     "unknown preset": (["experiment", "orignal"], "did you mean 'original'"),
     "former preset": (["experiment", "seed"], "(presets: demo, dialogue, original, predictive)"),
-    "missing settings file": (["experiment", "none.yaml"], "the settings file none.yaml: No such"),
+    "missing settings file": (["experiment", "none.yaml"], "there is no settings file none.yaml"),
     "unknown option": (["experiment", "--phase2.lrr", "1"], "did you mean --phase2.lr"),
     "unknown option of evaluate": (["evaluate", "m", "--data=x", "--seperator=y"], "mean --separator"),
     "preset last": (["experiment", "--device", "cpu", "{tiny}"], "comes first"),

@@ -56,13 +56,14 @@ def load_settings(preset_or_file: str) -> Settings:
     elif path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
             text = read_text(path)
+        except FileNotFoundError:
+            raise SettingsError(
+                f"there is no settings file {path}; `tandem config` lists the presets"
+            ) from None
         except DataError as error:
             raise SettingsError(str(error)) from None
         except OSError as error:
-            raise SettingsError(
-                f"cannot read the settings file {path}: {error.strerror or error}; `tandem config` lists "
-                "the presets"
-            ) from None
+            raise SettingsError(f"cannot read the settings file {path}: {error}") from None
 
     elif path.is_dir():
         found = look(path)
