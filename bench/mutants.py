@@ -49,7 +49,7 @@ from tandem.audit.report import report_check
 from tandem.experiment.runner import run_experiment
 from tandem.records import Manifest, RunRecord, read_records
 from tandem.report.analysis import Analysis
-from tandem.report.document import Document
+from tandem.report.render import Document
 from tandem.report.wording import Texts
 from tandem.settings import Settings
 from tandem.training.progress import Watcher

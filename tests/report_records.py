@@ -389,6 +389,7 @@ def make_manifest(
         },
         settings_fingerprint="9a1de07744c2",
         tokens_fingerprint="c0ffee12",
+        precision="float32",
         configurations=tuple(f"{v}-{name}" for v in variants for name in names) if variants else tuple(names),
         seeds=tuple(seeds),
         baselines=tuple(baselines),

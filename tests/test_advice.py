@@ -143,14 +143,10 @@ def test_evaluate_tells_where_its_settings_are(model: Path, capsys: pytest.Captu
 
 def test_evaluate_names_its_own_options(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(model / "model")
-    for args, says in (
-        (["--data", str(model / "text.jsonl"), "--device", "cuda:7"], "with --device"),
-        (["--data", "\udcff"], "--data '\\udcff'"),
-    ):
-        assert run(["evaluate", folder, *args]) == 2
-        told = capsys.readouterr().err.splitlines()[-1]
-        assert says in told
-        assert set(OPTION.findall(told)) <= {"--device", "--data"}
+    assert run(["evaluate", folder, "--data", str(model / "text.jsonl"), "--device", "cuda:7"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "with --device" in told
+    assert set(OPTION.findall(told)) <= {"--device", "--data"}
 
 
 LIMITED = """

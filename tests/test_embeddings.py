@@ -156,8 +156,8 @@ def test_safetensors_file(tmp_path, name):
 
 
 def test_model_folders(tmp_path):
-    whole, parts, pickled = (tmp_path / name for name in ("whole", "parts", "pickled"))
-    for folder in (whole, parts, pickled):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
         folder.mkdir()
     save_file({"model.embed_tokens.weight": WEIGHT, "w": torch.ones(2, 2)}, whole / "model.safetensors")
     save_file({"model.embed_tokens.weight": WEIGHT}, parts / "model-2.safetensors")
@@ -168,8 +168,7 @@ def test_model_folders(tmp_path):
         }
     }
     (parts / "model.safetensors.index.json").write_text(json.dumps(index))
-    torch.save({"wte.weight": WEIGHT, "wpe.weight": torch.ones(4, E)}, pickled / "pytorch_model.bin")
-    for folder in (whole, parts, pickled):
+    for folder in (whole, parts):
         assert np.array_equal(pretrained(str(folder), V, E), WEIGHT.numpy())
     (parts / "model-2.safetensors").unlink()
     with pytest.raises(DataError, match=r"lacks the file model-2\.safetensors"):
@@ -208,10 +207,8 @@ def test_tensors_that_do_not_fit(tmp_path, tensors, expected):
 
 def test_sources_that_cannot_be_read(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"not tensors")
-    (tmp_path / "a.bin").write_bytes(b"not tensors")
     for source, expected in {
         "a.safetensors": "cannot read model weights",
-        "a.bin": "cannot read model weights",
         "b.safetensors": "there is no model file",
         ".": "holds no model weights",
     }.items():

@@ -77,22 +77,6 @@ def test_an_encoding_without_mark_is_said(tmp_path: Path) -> None:
     assert read(put(tmp_path / "b.txt", chinese.encode("utf-16-be"))) == [chinese]
 
 
-def test_what_seems_to_be_utf7_is_said(tmp_path: Path) -> None:
-    said: list[str] = []
-    text = "caf+AOk- +AGE- ol+AOk-"
-    assert read(put(tmp_path / "a.txt", text.encode()), said=said) == [text]
-    assert "1 in what seems to be UTF-7, read as it stands; `iconv -f UTF-7" in said[0]
-    said.clear()
-    for other in (
-        "C++ and CD4+CD25- cells",
-        "+foo-bar",
-        "1+1=2, +358 40 and +49-30-12, +44-20",
-        "a+abs(b)+sin(c)",
-    ):
-        read(put(tmp_path / "a.txt", other.encode()), said=said)
-    assert said == []
-
-
 def test_zero_bytes_in_other_text_are_said_and_kept(tmp_path: Path) -> None:
     said: list[str] = []
     path = put(tmp_path / "a.txt", b"one \0 two\nthree words \0 follow\n")

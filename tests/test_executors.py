@@ -229,7 +229,7 @@ def test_jobs_are_one_array_and_are_cancelled_when_the_command_is_interrupted(
         "cpus_per_task": 3,
         "memory_gb": 8,
         "setup": ["export FROM_SETUP=1"],
-        "parameters": ["account=mine", "exclusive", "array-parallelism=1", "hint=nomultithread"],
+        "parameters": ["account=mine", "exclusive", "hint=nomultithread"],
     }
     settings = experiment(text_file, tmp_path / "run", workers=3, executor="slurm", slurm=slurm)
     settings = settings.model_copy(update={"seeds": tuple(range(60))})
@@ -240,7 +240,7 @@ def test_jobs_are_one_array_and_are_cancelled_when_the_command_is_interrupted(
     assert any(told.startswith("workers: 2 more as job 77 of Slurm") for told in watcher.told)
     asked = (slurm_commands / "submitted").read_text("utf-8").splitlines()
     assert {
-        *("#SBATCH --array=0-1%1", "#SBATCH --job-name=tandem-tiny", "#SBATCH --partition=long"),
+        *("#SBATCH --array=0-1%2", "#SBATCH --job-name=tandem-tiny", "#SBATCH --partition=long"),
         *("#SBATCH --time=90", "#SBATCH --gpus-per-node=1", "#SBATCH --cpus-per-task=3", "#SBATCH --mem=8GB"),
         *("#SBATCH --account=mine", "#SBATCH --exclusive", "#SBATCH --hint=nomultithread"),
         "export FROM_SETUP=1",

@@ -115,9 +115,8 @@ def test_a_size_that_a_cell_cannot_have_is_one_sentence(text_file: Path) -> None
     with pytest.raises(ValueError, match="context_dim=8 must be embed_dim"):
         model_of(cell="square")
     settings = tiny(text_file, model={"cell": "square", "context_dim": 16, "embed_dim": 24})
-    with pytest.raises(SettingsError, match=r"^setting model.context_dim = 16 must be embed_dim") as error:
+    with pytest.raises(SettingsError, match=r"context_dim = 16 must be embed_dim.*; choose other sizes"):
         prepare(settings, lambda _: None)
-    assert error.value.fitting == {"model.context_dim": 24}
     assert prepare(tiny(text_file, model={"cell": "square", "context_dim": 24}), lambda _: None)
 
 

@@ -84,7 +84,7 @@ def test_an_experiment_with_all_of_them(site: Path, tmp_path: Path) -> None:
 
     without = tandem("report", str(tmp_path / "run"))
     assert without.returncode == 2
-    assert "baseline 'decay' that is not known here; install the package that brings it" in without.stderr
+    assert "baseline 'decay' is of a package that is not installed here" in without.stderr
     assert len(without.stderr.splitlines()) == 1
 
 
@@ -149,11 +149,10 @@ def test_a_name_that_is_in_use_is_refused() -> None:
 
 def test_names_follow_their_registry() -> None:
     registry = {"one": 1}
-    names = OneOf(registry, {"uno": "one"})
+    names = OneOf(registry)
     assert names.metavar == "{one}"
     registry["two"] = 2
     assert names.choices == ("one", "two")
     assert names.check("two") == "two"
-    for wrong, says in (("uno", "it is called 'one' now"), ("three", "it must be 'one' or 'two'")):
-        with pytest.raises(ValueError, match=says):
-            names.check(wrong)
+    with pytest.raises(ValueError, match="it must be 'one' or 'two'"):
+        names.check("three")

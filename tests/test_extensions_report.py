@@ -12,8 +12,7 @@ from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
 from tandem.records import Phase1Record, RunRecord
 from tandem.report import SECTIONS, Column, Report, summary_rows, write_report
 from tandem.report.analysis import Analysis
-from tandem.report.document import Document
-from tandem.report.render import render_html
+from tandem.report.render import Document, render_html
 from tandem.report.wording import LANGUAGES, Texts
 
 WORDS = {

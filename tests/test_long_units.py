@@ -172,16 +172,6 @@ def test_shared_text_is_cut_nowhere_new() -> None:
     assert list(tokenizer._run_cuts(text, tokenizer.UNIT_CHARACTERS)) == []
 
 
-def test_cuts_part_no_joined_characters() -> None:
-    family = "👩\u200d👩\u200d👧\u200d👦"
-    marked = "ᚠ" * 40 + "!\u0301\u0302" * LENGTH
-    for text in (family * 20_000, "x" + family * 20_000, marked):
-        cuts = list(tokenizer._run_cuts(text, 1024))
-        assert len(cuts) > 50
-        assert all(text[cut] in "👩ᚠ!" or text[cut - 1] not in family for cut in cuts)
-        assert all(text[cut] not in "\u200d\u0301\u0302" and text[cut - 1] != "\u200d" for cut in cuts)
-
-
 # --- one rule everywhere ---------------------------------------------------------------------------
 
 

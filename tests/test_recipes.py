@@ -230,7 +230,7 @@ def test_what_phase_1_left_is_all_that_a_new_model_needs(short_file: Path) -> No
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"recipe": "seed"}, "it is called 'original' now"),
+        ({"recipe": "seed"}, "it must be 'original' or 'predictive'"),
         ({"variants": {"a": {"data": {"train": "x"}}}}, r"variants.a.data is not possible: .*recipe, emb"),
         ({"variants": {"a": {"model": {"cel": "gated"}}}}, r"variants.a: .*'model.cell'"),
         ({"variants": {"a-b": {}}}, "variants"),

@@ -31,10 +31,9 @@ from tandem.errors import RunDirError
 from tandem.records import RunRecord
 from tandem.report import summary_rows, write_report
 from tandem.report.analysis import Analysis
-from tandem.report.document import Document
 from tandem.report.original import claims, load_original
 from tandem.report.phase1 import PHASE1_REPORTS, depth_comparisons
-from tandem.report.render import inline_html, render_html
+from tandem.report.render import Document, inline_html, render_html
 from tandem.report.sentences import alternative_findings, conclusions
 from tandem.report.statistics import Verdict, spread
 from tandem.report.wording import (
@@ -114,7 +113,7 @@ def test_phase1_is_shared_and_its_limit_is_no_convergence():
     analysis = Analysis(limited, None)
     assert depth_comparisons(analysis)[0].verdict is Verdict.NO_DIFFERENCE_SHOWN
     keys = [m.key for m in PHASE1_REPORTS["original"].findings(analysis, analysis.depths)]
-    assert keys.count("phase1.all_at_limit") == 2
+    assert keys.count("phase1.at_limit") == 2
     assert not any("converged" in key for key in keys)
 
 
@@ -377,7 +376,7 @@ def test_sections_of_the_original_report_are_there(tmp_path: Path, lang: str):
         "| Config | Context | Token | Params | Phase1 Iter | Conv% | ER% | Val PPL | Val Acc | Total Time |"
         in text
     )
-    assert "tandem train --context-layers 1 --token-layers 2" in text
+    assert "tandem train layers.yaml --context-layers 1 --token-layers 2" in text
     assert "records.jsonl" in text
     assert "tandem report RUN_DIR" in text
     assert "300.8" in text

@@ -16,9 +16,9 @@ from report_records import (
 
 from tandem.records import MemoryPoint, RunRecord
 from tandem.report.analysis import Analysis, DepthResult
-from tandem.report.document import Document
 from tandem.report.figures import draw_figures
 from tandem.report.phase1 import depth_comparisons, head_perplexity, over_head, phase1_reports_of
+from tandem.report.render import Document
 from tandem.report.sentences import memory_findings, phase2_findings
 from tandem.report.wording import Texts
 
@@ -56,7 +56,7 @@ def test_a_predictive_run_has_a_prediction_table_and_no_iterations():
     assert one.used_by == ("C1T1", "C1T2")
     names = draw_figures(analysis, Texts("en")).keys()
     assert "phase1_prediction" in names
-    assert not {"phase1_convergence", "phase1_loss", "memory"} & names
+    assert not {"phase1_convergence", "memory"} & names
     assert "- Phase 1: 6 epochs" in words(records)
 
 
@@ -86,12 +86,8 @@ def test_phase_2_is_told_against_the_head_of_phase_1():
     ]
     analysis = Analysis(heads, None)
     assert over_head(analysis.configurations[0]).mean == pytest.approx(-0.2)
-    (message,) = (m for m in phase2_findings(analysis) if "head" in m.key)
-    assert (message.key, message.values["low"]) == ("phase2.over_head", "−18.1%")
     assert "| −18.1% |" in words(heads)
     assert "PPL against own head" not in words(make_grid(SEEDS))
-    both = words(make_variants(seeds=SEEDS))
-    assert re.search(r"by −\d\.\d% in predictive-C\dT\d to −\d\.\d% in predictive-C\dT\d", both)
     endless = make_prediction(1, 0, math.inf)
     assert over_head(Analysis([changed(heads[0], phase1=endless)], None).configurations[0]) is None
 
@@ -103,7 +99,7 @@ def test_training_figures_of_another_kind_are_not_held_against_validation():
     assert gaps == {c.name: c.variant == "original" for c in analysis.configurations}
     told = {m.key: m.values for m in phase2_findings(analysis)}
     assert told["phase2.unlike"] == {"names": ["predictive"]}
-    assert told["phase2.gap"]["high_name"].startswith("original-")
+
     assert all(c.gap is not None for c in Analysis(records, None).configurations)
 
 

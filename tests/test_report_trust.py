@@ -18,7 +18,7 @@ from report_records import (
 from tandem.records import AuditRecord, RunAudit, RunRecord
 from tandem.report import summary_rows
 from tandem.report.analysis import Analysis, AuditStatus
-from tandem.report.document import Document
+from tandem.report.render import Document
 from tandem.report.sentences import (
     against_controls,
     against_others,

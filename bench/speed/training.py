@@ -15,7 +15,7 @@ from measuring import SMALL, Candidate, Spread, Timings, interleaved, number, pr
 from tandem.baselines import BASELINES
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.baseline import baseline_inputs
-from tandem.experiment.machine import multiplies_bfloat16, uses_bfloat16
+from tandem.experiment.machine import uses_bfloat16
 from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import TrainingInputs, new_model, total_parameters
 from tandem.group import PLAIN, Execution
@@ -89,7 +89,7 @@ def table(device: torch.device) -> None:
     head = {"head_layers": (CONFIGURATION.token_layers,)}  # as `tandem train` predicts for one configuration
     prepared = python_docs("predictive", device, sizes.train_bytes, sizes.vocab_size, prediction=head)
     parameters = total_parameters(prepared, CONFIGURATION)
-    on_cpu = device.type == "cpu" and multiplies_bfloat16()
+    on_cpu = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     kinds = ("", HALF) if on_cpu or uses_bfloat16("auto", device) else ("",)
     timings, counts = _measure(prepared, parameters, sizes, kinds)
     names = ["phase 1", "contexts", "phase 2", "ours", f"ours{WHOLE}", "LSTM", "GPT-2"]

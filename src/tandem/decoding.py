@@ -49,15 +49,7 @@ _NAMED = (
     (PARQUET, "a parquet file", "give it as a text source, whatever its name"),
     (b"PK\x03\x04", "a zip archive or an office document", "unpack it, or save its text as .txt"),
     (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it with `zstd -d`"),
-    (b"\x04\x22\x4d\x18", "packed with lz4", "unpack it with `lz4 -d`"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with `7z x`"),
-    (b"Rar!\x1a\x07", "a rar archive", "unpack it"),
     (b"%PDF-", "a PDF document", "save its text as .txt, for example with `pdftotext`"),
-    (b"SQLite format 3\x00", "a SQLite database", "export its text as .jsonl"),
-    (b"ARROW1\x00\x00", "an Arrow file", "save it as .parquet"),
-    (b"\x89PNG\r\n", "a picture", "give a text file"),
-    (b"\xff\xd8\xff", "a picture", "give a text file"),
-    (b"\xd0\xcf\x11\xe0", "an old office document", "save its text as .txt"),
 )
 """What else first bytes say, and what to do."""
 _MARKS = (
@@ -160,8 +152,6 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
     encoding = _encoding(start)
     if encoding != "utf-8-sig":
         on_encoding(encoding.upper())
-    elif _seems_utf7(start):
-        on_encoding("what seems to be UTF-7, read as it stands; `iconv -f UTF-7 -t UTF-8` converts it")
     text = io.TextIOWrapper(file, encoding, newline=None)
     try:
         yield from text
@@ -193,16 +183,12 @@ def _encoding(start: bytes) -> str:
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
     # Of two bytes one is zero in ASCII characters; in other scripts line ends have one, and few others.
     dense = 20 * min(even, odd) < max(even, odd) >= 0.6 * quarter
+
     if dense or (max(even, odd) and not _decodes(start, "utf-8")):
         for encoding in ("utf-16-le", "utf-16-be") if odd >= even else ("utf-16-be", "utf-16-le"):
             if _decodes(start, encoding):
                 return encoding
     return "utf-8-sig"
-
-
-def _seems_utf7(start: bytes) -> bool:
-    """Whether these bytes are ASCII in which plus signs, more than one, all begin encoded characters."""
-    return start.isascii() and len(re.findall(rb"\+[\w+/]{3}", start)) > 1 and _decodes(start, "utf-7")
 
 
 def _decodes(start: bytes, encoding: str) -> bool:

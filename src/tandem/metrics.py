@@ -14,6 +14,7 @@ from tandem.cross_entropy import token_nll
 from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
+from tandem.records import perplexity as perplexity
 from tandem.tokens.store import TokenStream
 
 # Inside the logarithm of the effective rank, as in the program that made the original's figures.
@@ -73,11 +74,6 @@ class Score:
     def bits_per_byte(self, stream: TokenStream) -> float:
         """As of the function of this name, for the stream that was scored."""
         return bits_per_byte(self.nll_nats * self.tokens, stream)
-
-
-def perplexity(nll_nats: float) -> float:
-    """exp(nll), infinite instead of an overflow error."""
-    return math.exp(nll_nats) if nll_nats < 700 else math.inf
 
 
 def bits_per_byte(nll_nats: float, stream: TokenStream) -> float:

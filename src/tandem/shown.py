@@ -12,9 +12,6 @@ from pathlib import Path
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What moves the cursor, breaks a line, or stands for a byte that was no text."""
 
-_READ_BY_POWERSHELL = re.compile("[$`“”„]")
-"""What has a meaning to PowerShell in double quotes; quotation marks of word processors end them."""
-
 
 def tolerate_any_encoding() -> None:
     """From now on this process prints `?` for what the encoding of its output lacks, and never fails for it.
@@ -50,7 +47,7 @@ def one_line(text: str) -> str:
 def command(*words: object) -> str:
     """A command, or options of one, as it is typed into a shell; every word is quoted where it has to be.
 
-    A Path is never taken for an option. On Windows it is for PowerShell, and for cmd where that can say it.
+    A Path is never taken for an option. On Windows words are in double quotes.
     """
     return " ".join(
         _quoted(f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word))
@@ -60,20 +57,13 @@ def command(*words: object) -> str:
 
 def _quoted(word: str) -> str:
     if os.name == "nt" and word != shlex.quote(word):
-        return _quoted_for_windows(word)
+        # The space makes it a word to quote, also where only a shell would read something into it.
+        escaped = one_line(word.replace("\n", "`n").replace("\t", "`t"))  # as PowerShell reads them
+        return f'"{subprocess.list2cmdline([" " + escaped])[2:]}'
     if not _CONTROLS.search(word):
         return shlex.quote(word)
     plain = word.replace("\\", "\\\\").replace("'", "\\'")
     return f"$'{one_line(plain)}'"  # as bash and zsh read it
-
-
-def _quoted_for_windows(word: str) -> str:
-    """In double quotes, which cmd knows too; in single ones where PowerShell would read something into it."""
-    if _READ_BY_POWERSHELL.search(word) and not _CONTROLS.search(word):
-        return "'" + re.sub("(['‘’‚‛])", r"\1\1", word) + "'"
-    escaped = _READ_BY_POWERSHELL.sub(r"`\g<0>", word).replace("\n", "`n").replace("\t", "`t")
-    # The space makes it a word to quote, also where only a shell would read something into it.
-    return f'"{subprocess.list2cmdline([" " + one_line(escaped)])[2:]}'
 
 
 def _escape(character: str) -> str:

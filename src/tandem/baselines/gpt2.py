@@ -32,7 +32,6 @@ class Gpt2Baseline(NetworkBaseline):
         return range(heads, max(heads, math.isqrt(max_parameters // 12)) + 1, heads)
 
     def parameter_count(self, settings: Settings, vocab_size: int, width: int) -> int:
-        """See NetworkBaseline."""
         own, norm = settings.baselines.gpt2, 2 * width
         attention = 3 * width * width + 3 * width + width * width + width
         mlp = 8 * width * width + 5 * width
@@ -59,7 +58,6 @@ class Gpt2Baseline(NetworkBaseline):
         return GPT2Model(config)
 
     def embedding(self, model: Any) -> Tensor:
-        """See NetworkBaseline."""
         weight: Tensor = model.wte.weight
         return weight
 

@@ -36,7 +36,6 @@ class LstmBaseline(NetworkBaseline):
         return range(1, math.isqrt(max_parameters // 4) + 2)
 
     def parameter_count(self, settings: Settings, vocab_size: int, width: int) -> int:
-        """See NetworkBaseline."""
         embed_dim, layers = settings.model.embed_dim, settings.baselines.lstm.layers
         first = 4 * width * (embed_dim + width + 2)
         others = (layers - 1) * 4 * width * (2 * width + 2)
@@ -61,7 +60,6 @@ class LstmBaseline(NetworkBaseline):
         return nn.ModuleDict({**modules, "dropout": nn.Dropout(own.dropout)})
 
     def embedding(self, model: Any) -> Tensor:
-        """See NetworkBaseline."""
         weight: Tensor = model["embedding"].weight
         return weight
 

@@ -27,7 +27,6 @@ class KneserNeyBaseline(NgramBaseline):
     memory_settings = ("baselines.order",)
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
-        """See Baseline."""
         return fit_kneser_ney(inputs, inputs.settings.baselines.order)
 
     def label(self, settings: Settings) -> str:
@@ -46,7 +45,6 @@ class BigramBaseline(NgramBaseline):
     description = "bigram model"
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
-        """See Baseline."""
         return fit_kneser_ney(inputs, 2)
 
 
@@ -57,7 +55,6 @@ class UnigramBaseline(NgramBaseline):
     description = "frequency of single tokens"
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
-        """See Baseline."""
         return fit_unigram(inputs)
 
 

@@ -29,7 +29,7 @@ from tandem.cli.terminal import ERR, OUT
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
 from tandem.objectives import OBJECTIVES
-from tandem.settings import dump_settings, load_extensions, load_settings, preset_names
+from tandem.settings import check_arguments, dump_settings, load_extensions, load_settings, preset_names
 from tandem.shown import holds_all_text, json_for, one_line
 from tandem.text.files import text_lines
 
@@ -238,6 +238,7 @@ def _run(args: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
+        check_arguments(args)
         if not args or args[0] in {"-h", "--help", "help"}:
             if args[1:] and args[1] in COMMANDS:
                 COMMANDS[args[1]][0](["--help"])

@@ -3,24 +3,15 @@
 Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segments.
 """
 
-from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Window
-from tandem.contexts.jacobi import jacobi_sweep, jacobi_update, previous_contexts
-from tandem.contexts.memory import measure_memory
-from tandem.contexts.sample import ContextsSample
-from tandem.contexts.scan import compute_contexts, held_in_memory
-from tandem.contexts.stream import Stream, Tokens
-
-__all__ = [
-    "PIECE_TOKENS",
-    "Contexts",
-    "ContextsSample",
-    "Stream",
-    "Tokens",
-    "Window",
-    "compute_contexts",
-    "held_in_memory",
-    "jacobi_sweep",
-    "jacobi_update",
-    "measure_memory",
-    "previous_contexts",
-]
+from tandem.contexts.context_store import PIECE_TOKENS as PIECE_TOKENS
+from tandem.contexts.context_store import Contexts as Contexts
+from tandem.contexts.context_store import Window as Window
+from tandem.contexts.jacobi import jacobi_sweep as jacobi_sweep
+from tandem.contexts.jacobi import jacobi_update as jacobi_update
+from tandem.contexts.jacobi import previous_contexts as previous_contexts
+from tandem.contexts.memory import measure_memory as measure_memory
+from tandem.contexts.sample import ContextsSample as ContextsSample
+from tandem.contexts.scan import compute_contexts as compute_contexts
+from tandem.contexts.scan import held_in_memory as held_in_memory
+from tandem.contexts.stream import Stream as Stream
+from tandem.contexts.stream import Tokens as Tokens

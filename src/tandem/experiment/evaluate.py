@@ -20,7 +20,7 @@ from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
 from tandem.objectives import OBJECTIVES
 from tandem.records import Unbounded
-from tandem.settings import DataSettings, Settings, check_options, load_settings
+from tandem.settings import DataSettings, Settings, load_settings
 from tandem.text.places import counted_from
 from tandem.text.recorded import folder_of, read_recorded, whereabouts
 from tandem.text.splits import Splits, split_documents
@@ -83,11 +83,10 @@ def evaluate_model(
     With `mix` also of the model mixed with an n-gram, counted on its training text, and a cache. `on_warning`
     is told what was assumed of a folder that does not say how its model was trained.
 
-    Raises RunDirError for a folder that is no model. Raises SettingsError for arguments that are not UTF-8,
-    and for a settings.yaml that cannot be used, or that `mix` lacks. Raises DataError for text that cannot be
-    used, and for training text that is no longer what it was.
+    Raises RunDirError for a folder that is no model. Raises SettingsError for a settings.yaml that cannot be
+    used, or that `mix` lacks. Raises DataError for text that cannot be used, and for training text that is no
+    longer what it was.
     """
-    check_options(data=source, separator=separator)
     model, tokenizer = load_model(folder)
     settings, own = settings_for(folder, tokenizer, on_warning)
     if unused := len(unused_ids(model, tokenizer)):

@@ -13,7 +13,6 @@ from tandem.experiment.checkpoints import load_model, unused_ids
 from tandem.experiment.evaluate import settings_for
 from tandem.experiment.machine import choose_device
 from tandem.model import TandemCache, TandemForCausalLM
-from tandem.settings import check_options
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.tokenizer import plain
 
@@ -55,7 +54,6 @@ def generate_text(
         if not fits
     ]:
         raise SettingsError("; ".join(wrong))
-    check_options(prompt=prompt)
     model, tokenizer = load_model(folder)
     model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     settings, _ = settings_for(folder, tokenizer, on_warning)

@@ -45,18 +45,11 @@ def choose_device(wanted: str) -> torch.device:
 def uses_bfloat16(wanted: str, device: torch.device) -> bool:
     """Whether to train in bf16: `auto` does on GPUs that compute with it, and not on CPUs.
 
-    Few CPUs are faster in bf16 (`multiplies_bfloat16`); on all, the same command then gives the same figures.
+    Few CPUs are faster in bf16; without it, the same command gives the same figures on all of them.
     """
     if wanted == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return wanted == "bfloat16"
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has matrix units for bf16 (Intel's AMX); without them float32 is faster."""
-    # Not public in torch 2.13, nor is a substitute.
-    detect = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(detect and detect())
 
 
 def environment(device: torch.device, bfloat16: bool = False) -> Environment:

@@ -19,8 +19,6 @@ from tandem.settings import Configuration, ModelSettings, Settings
 from tandem.tokens.embeddings import check_fit
 from tandem.tokens.prepare import Corpus
 
-MOST_LARGER = 64
-"""Elements by which a context of twice the size may be longer, to fit a cell."""
 STEPS, LEAST_BATCH = 10, 8
 """Optimizer steps that an epoch has with the size of batch that is advised, and the smallest such size."""
 
@@ -52,28 +50,17 @@ def misfits(
 
 
 def _cell(settings: Settings) -> Iterator[MisfitError]:
-    """What the cell cannot have, and a larger `context_dim` that it can."""
+    """What the cell cannot have: the first of the depths that it refuses."""
     model, block = settings.model, CELLS[settings.model.cell]()
-
-    def refusal(context_dim: int) -> str:
-        """What the cell says to this size; nothing where all depths can have it."""
-        config = TandemConfig(embed_dim=model.embed_dim, context_dim=context_dim)
-        for depths in settings.configurations:
-            config.context_layers, config.token_layers = depths
-            try:
-                block.check_config(config)
-            except ValueError as error:
-                return str(error)
-        return ""
-
-    if said := refusal(model.context_dim):
-        larger = range(model.context_dim + 1, 2 * model.context_dim + MOST_LARGER)
-        fits = next((size for size in larger if not refusal(size)), None)
-        yield MisfitError.of(
-            f"setting model.{said.replace('=', ' = ', 1)}",
-            {} if fits is None else {"model.context_dim": fits},
-            "choose another model.cell" if fits is None else "",
-        )
+    config = TandemConfig(embed_dim=model.embed_dim, context_dim=model.context_dim)
+    for depths in settings.configurations:
+        config.context_layers, config.token_layers = depths
+        try:
+            block.check_config(config)
+        except ValueError as error:
+            said = str(error).replace("=", " = ", 1)
+            yield MisfitError.of(f"setting model.{said}", {}, "choose other sizes or another model.cell")
+            return
 
 
 def _sizes(settings: Settings, corpus: Corpus) -> Iterator[MisfitError]:
@@ -137,7 +124,7 @@ def _of_variant(error: MisfitError, name: str, changes: Mapping[str, Any]) -> Mi
 
 
 def config_for(settings: Settings, corpus: Corpus, configuration: Configuration) -> TandemConfig:
-    """The Hugging Face configuration of a model."""
+    """The Hugging Face configuration of a model, which calls all of ModelSettings by the same names."""
     return _config(settings.model, corpus.vocab_size, corpus.eos_token_id, configuration)
 
 
@@ -145,17 +132,10 @@ def _config(
     model: ModelSettings, vocab_size: int, eos: int | None, configuration: Configuration
 ) -> TandemConfig:
     return TandemConfig(
+        **model.model_dump(),
         vocab_size=vocab_size,
-        embed_dim=model.embed_dim,
-        context_dim=model.context_dim,
         context_layers=configuration.context_layers,
         token_layers=configuration.token_layers,
-        cell=model.cell,
-        token_projection=model.token_projection,
-        output_bias=model.output_bias,
-        boundary=model.boundary,
-        weight_init_std=model.weight_init_std,
-        bias_init_std=model.bias_init_std,
         bos_token_id=eos,
         eos_token_id=eos,
         pad_token_id=eos,

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tandem.advice import advice
 from tandem.contexts import Stream
 from tandem.errors import DataError, MisfitError
-from tandem.experiment.machine import choose_device, multiplies_bfloat16, uses_bfloat16
+from tandem.experiment.machine import choose_device, uses_bfloat16
 from tandem.experiment.misfits import config_for, misfits, parameters_for
 from tandem.group import PLAIN, Execution
 from tandem.model import TandemForCausalLM
@@ -116,10 +115,6 @@ def _fitting_corpus(
     found += misfits(variants, settings.variants, corpus, baselines)
     if found:
         raise MisfitError.of_all(found)
-    on_cpu = settings.precision == "auto" and choose_device(settings.device).type == "cpu"
-    hint = advice(("{} trains faster on it", "precision bfloat16"))
-    if on_cpu and hint and multiplies_bfloat16():
-        on_progress(f"this processor has matrix units for bf16{hint}")
     return corpus
 
 

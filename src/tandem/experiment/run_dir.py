@@ -130,7 +130,7 @@ def open_run_dir(
                 f"{run_dir} has records but no manifest.json"
                 + advice("restore it", ("give another {}", "output"))
             )
-        precision = begun_in(run_dir, before) or precision
+        precision = before.precision if before else precision
         ours, others = ([spec for spec in specs if (spec.kind == "tandem") is own] for own in (True, False))
         # What the run directory holds already comes first.
         manifest = Manifest(
@@ -171,25 +171,14 @@ def check_same(run_dir: Path, settings: Settings, corpus: Corpus) -> Manifest | 
                     f"{run_dir} holds an experiment with other {what}, which cannot be mixed with this one"
                     + advice(("give another {}", "output"))
                 )
-    begun = begun_in(run_dir, manifest)
-    if begun is not None and settings.precision not in ("auto", begun):
+    if manifest is not None and settings.precision not in ("auto", manifest.precision):
+        begun = manifest.precision
         raise RunDirError(
             f"{run_dir} holds an experiment that trains in {begun}, which cannot be mixed with "
             f"{settings.precision}"
             + advice(("give {} (or auto)", f"precision {begun}"), ("give another {}", "output"))
         )
     return manifest
-
-
-def begun_in(run_dir: Path, manifest: Manifest | None) -> Precision | None:
-    """The precision in which the experiment in a run directory trains; none where nothing has begun."""
-    if manifest is None:
-        return None
-    if manifest.precision is not None:
-        return manifest.precision
-    # One from before manifests said so; n-grams multiply no matrices.
-    trained = (r for r in read_records(run_dir) if r.status == "finished" and r.seed is not None)
-    return next((record.environment.precision for record in trained), None)
 
 
 def keep_record(run_dir: Path, record: RunRecord) -> None:

@@ -50,7 +50,6 @@ from tandem.experiment.pipeline import (
 from tandem.experiment.prepared import TrainingInputs, in_precision, prepare, prepare_variants
 from tandem.experiment.run_dir import (
     alone_in,
-    begun_in,
     check_disk,
     check_output,
     check_same,
@@ -137,8 +136,8 @@ def help_experiment(settings: Settings, run_dir: Path) -> None:
     set_up_process(settings)
     prepared = prepare_variants(settings, lambda _: None)
     manifest = check_same(run_dir, settings, next(iter(prepared.values())).corpus)
-    if (precision := begun_in(run_dir, manifest)) is not None:
-        prepared = in_precision(prepared, precision)
+    if manifest is not None:
+        prepared = in_precision(prepared, manifest.precision)
     _Grid(prepared, plan(settings), run_dir, Watcher()).work()
 
 

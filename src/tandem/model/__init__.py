@@ -6,24 +6,15 @@ They load on first use: transformers must be able to import the configuration wh
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tandem.model.cells_tandem import CELLS
+from tandem.model.cells_tandem import CELLS as CELLS
 
 if TYPE_CHECKING:
-    from tandem.model.cache_tandem import TandemCache
-    from tandem.model.cell_tandem import ContextBlock, sequential_contexts
-    from tandem.model.configuration_tandem import TandemConfig
-    from tandem.model.modeling_tandem import TandemForCausalLM, TokenBlock
-
-__all__ = [
-    "CELLS",
-    "ContextBlock",
-    "TandemCache",
-    "TandemConfig",
-    "TandemForCausalLM",
-    "TokenBlock",
-    "sequential_contexts",
-]
-
+    from tandem.model.cache_tandem import TandemCache as TandemCache
+    from tandem.model.cell_tandem import ContextBlock as ContextBlock
+    from tandem.model.cell_tandem import sequential_contexts as sequential_contexts
+    from tandem.model.configuration_tandem import TandemConfig as TandemConfig
+    from tandem.model.modeling_tandem import TandemForCausalLM as TandemForCausalLM
+    from tandem.model.modeling_tandem import TokenBlock as TokenBlock
 
 _FILES = {
     "ContextBlock": "cell",

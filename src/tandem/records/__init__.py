@@ -1,61 +1,30 @@
 """Schemas of all that is written down, and how it is written and read."""
 
-from tandem.records.audit import AuditRecord, Check, RunAudit, read_audit, write_audit
-from tandem.records.files import (
-    Manifest,
-    append_record,
-    manifest_path,
-    read_manifest,
-    read_records,
-    records_path,
-    write_manifest,
-)
-from tandem.records.run import (
-    ContextsRecord,
-    DataRecord,
-    DocumentScores,
-    Environment,
-    Epoch,
-    MemoryPoint,
-    Parameters,
-    PartRecord,
-    Phase1Record,
-    Precision,
-    Record,
-    RunRecord,
-    ScanRecord,
-    TrainingRecord,
-    Unbounded,
-    ValidationRecord,
-)
-
-__all__ = [
-    "AuditRecord",
-    "Check",
-    "ContextsRecord",
-    "DataRecord",
-    "DocumentScores",
-    "Environment",
-    "Epoch",
-    "Manifest",
-    "MemoryPoint",
-    "Parameters",
-    "PartRecord",
-    "Phase1Record",
-    "Precision",
-    "Record",
-    "RunAudit",
-    "RunRecord",
-    "ScanRecord",
-    "TrainingRecord",
-    "Unbounded",
-    "ValidationRecord",
-    "append_record",
-    "manifest_path",
-    "read_audit",
-    "read_manifest",
-    "read_records",
-    "records_path",
-    "write_audit",
-    "write_manifest",
-]
+from tandem.records.audit import AuditRecord as AuditRecord
+from tandem.records.audit import Check as Check
+from tandem.records.audit import RunAudit as RunAudit
+from tandem.records.audit import read_audit as read_audit
+from tandem.records.audit import write_audit as write_audit
+from tandem.records.files import Manifest as Manifest
+from tandem.records.files import append_record as append_record
+from tandem.records.files import read_manifest as read_manifest
+from tandem.records.files import read_records as read_records
+from tandem.records.files import records_path as records_path
+from tandem.records.files import write_manifest as write_manifest
+from tandem.records.run import ContextsRecord as ContextsRecord
+from tandem.records.run import DataRecord as DataRecord
+from tandem.records.run import DocumentScores as DocumentScores
+from tandem.records.run import Environment as Environment
+from tandem.records.run import Epoch as Epoch
+from tandem.records.run import MemoryPoint as MemoryPoint
+from tandem.records.run import Parameters as Parameters
+from tandem.records.run import PartRecord as PartRecord
+from tandem.records.run import Phase1Record as Phase1Record
+from tandem.records.run import Precision as Precision
+from tandem.records.run import Record as Record
+from tandem.records.run import RunRecord as RunRecord
+from tandem.records.run import ScanRecord as ScanRecord
+from tandem.records.run import TrainingRecord as TrainingRecord
+from tandem.records.run import Unbounded as Unbounded
+from tandem.records.run import ValidationRecord as ValidationRecord
+from tandem.records.run import perplexity as perplexity

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pkgutil
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -12,8 +11,8 @@ from pydantic import ValidationError
 from tandem.advice import advice
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
-from tandem.folders import atomic_write
-from tandem.records.run import SCHEMA_VERSION, Precision, Record, RunRecord
+from tandem.folders import MANIFEST, RECORDS, atomic_write
+from tandem.records.run import Precision, Record, RunRecord
 
 Whole = TypeVar("Whole", bound=Record)
 
@@ -26,8 +25,8 @@ class Manifest(Record):
     settings: dict[str, object]
     settings_fingerprint: str
     tokens_fingerprint: str
-    precision: Precision | None = None
-    """Of products of matrices in training, in all runs; none where it was not yet written down."""
+    precision: Precision
+    """Of products of matrices in training, in all runs."""
     configurations: tuple[str, ...]
     seeds: tuple[int, ...]
     baselines: tuple[str, ...] = ()
@@ -37,7 +36,7 @@ class Manifest(Record):
 
 def records_path(run_dir: Path) -> Path:
     """Where the records of an experiment lie."""
-    return run_dir / "records.jsonl"
+    return run_dir / RECORDS
 
 
 def append_record(run_dir: Path, record: RunRecord) -> None:
@@ -60,12 +59,11 @@ def read_records(run_dir: Path) -> list[RunRecord]:
     """The latest record of every run, in order of first appearance.
 
     A torn last line (the process died while writing it) is passed over: that run counts as not done.
-    Raises RunDirError where any other line is not a record, naming file and line, or is of another schema.
+    Raises RunDirError where any other line is not a record, naming file and line.
     """
     path = records_path(run_dir)
     if not path.is_file():
         return []
-    other = ("use a new run directory with {}", "output")
     latest: dict[str, RunRecord] = {}
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
@@ -74,23 +72,11 @@ def read_records(run_dir: Path) -> list[RunRecord]:
             record = RunRecord.model_validate_json(line)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            if first["loc"] == ("schema_version",):
-                raise RunDirError(
-                    f"{path} was written by another version of Tandem: its records have schema "
-                    f"{first['input']}, this version reads schema {SCHEMA_VERSION}"
-                    + advice("use that version", other)
-                ) from None
             where = ".".join(str(part) for part in first["loc"]) or "the line"
             raise RunDirError(
                 f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']})"
-                + advice("restore it", other)
+                + advice("restore it", ("use a new run directory with {}", "output"))
             ) from None
-        # Named by text, as modules import from rooms above their own alone.
-        if record.kind not in ("tandem", *pkgutil.resolve_name("tandem.baselines:BASELINES")):
-            raise RunDirError(
-                f"{path}, line {number} is of a baseline '{record.kind}' that is not known here; install the "
-                "package that brings it"
-            )
         latest[record.run] = record
     return list(latest.values())
 
@@ -112,17 +98,12 @@ def read_whole(path: Path, kind: type[Whole], mend: str) -> Whole | None:
         raise RunDirError(f"{path} is damaged{mend}") from None
 
 
-def manifest_path(run_dir: Path) -> Path:
-    """Where the manifest of an experiment lies."""
-    return run_dir / "manifest.json"
-
-
 def write_manifest(run_dir: Path, manifest: Manifest) -> None:
     """Write the manifest atomically."""
-    write_whole(manifest_path(run_dir), manifest)
+    write_whole(run_dir / MANIFEST, manifest)
 
 
 def read_manifest(run_dir: Path) -> Manifest | None:
     """The manifest of a run directory; none where there is none. Raises RunDirError if it is damaged."""
     mend = advice("restore it", ("use a new run directory with {}", "output"))
-    return read_whole(manifest_path(run_dir), Manifest, mend)
+    return read_whole(run_dir / MANIFEST, Manifest, mend)

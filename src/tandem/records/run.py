@@ -24,9 +24,6 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION: Literal[3] = 3
-
-
 # JSON has no infinity: a perplexity that overflows, say, is written as null and read as infinite.
 Unbounded = Annotated[
     float,
@@ -37,6 +34,11 @@ Unbounded = Annotated[
         when_used="json",
     ),
 ]
+
+
+def perplexity(nll_nats: float) -> float:
+    """exp(mean NLL per token); infinite where that exceeds the range of a float."""
+    return math.exp(nll_nats) if nll_nats < 700 else math.inf
 
 
 class Record(BaseModel):
@@ -268,7 +270,7 @@ class Environment(Record):
 class RunRecord(Record):
     """One run: one configuration, or one baseline, with one seed."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[3] = 3
     run: str
     """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
     experiment: str
@@ -316,6 +318,14 @@ class RunRecord(Record):
     """Of the process during this run (host), or of the device where it is not the CPU."""
     finished_at: str
     """UTC, ISO 8601."""
+
+    @field_validator("kind")
+    @classmethod
+    def _of_a_known_kind(cls, value: str) -> str:
+        # Named by text, as modules import from rooms above their own alone.
+        if value not in ("tandem", *pkgutil.resolve_name("tandem.baselines:BASELINES")):
+            raise ValueError(f"baseline '{value}' is of a package that is not installed here")
+        return value
 
     @field_validator("phase1", mode="before")
     @classmethod

@@ -180,7 +180,7 @@ def _by_seed(records: Iterable[RunRecord], of: Callable[[RunRecord], Item | None
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model `b` against model `a`, by validation NLL; the verdict is on `b`."""
+    """Model `b` against model `a`, by validation NLL."""
 
     a: str
     b: str
@@ -188,7 +188,6 @@ class Comparison:
     """The difference that the verdict rests on."""
     corrected_p: float | None
     """p of `effect`, Holm-corrected over its family."""
-    verdict: Verdict
     nll: Effect
     """Secondary: over seeds, on this validation set."""
     paired_p: float | None
@@ -197,9 +196,14 @@ class Comparison:
     """Descriptive, over seeds."""
 
     @property
+    def verdict(self) -> Verdict:
+        """On `b`."""
+        return self.effect.verdict(self.corrected_p)
+
+    @property
     def reversed(self) -> "Comparison":
         """`a` against `b`."""
-        parts = {name: getattr(self, name).reversed for name in ("effect", "verdict", "nll", "accuracy")}
+        parts = {name: getattr(self, name).reversed for name in ("effect", "nll", "accuracy")}
         return replace(self, a=self.b, b=self.a, **parts)
 
 
@@ -210,10 +214,10 @@ def _compare(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparis
     tests = [_paired(both, lambda v: v.nll_nats) for both in scores]
     effects = [_effect(both) or test for both, test in zip(scores, tests, strict=True)]
     corrected, paired_p = holm([e.p for e in effects]), holm([t.p for t in tests])
-    verdicts = [e.verdict(p) for e, p in zip(effects, corrected, strict=True)]
+
     accuracies = [_paired(both, lambda v: v.accuracy) for both in scores]
     names = [a.name for a, _ in pairs], [b.name for _, b in pairs]
-    return tuple(map(Comparison, *names, effects, corrected, verdicts, tests, paired_p, accuracies))
+    return tuple(map(Comparison, *names, effects, corrected, tests, paired_p, accuracies))
 
 
 def _common(a: ModelResult, b: ModelResult) -> Scores:

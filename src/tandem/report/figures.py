@@ -21,11 +21,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from tandem.report.analysis import Analysis, DepthResult, ModelResult
+from tandem.report.analysis import Analysis, DepthResult
 from tandem.report.phase1 import Curves, phase1_reports_of
 from tandem.report.sentences import MEMORY_SHARES
 from tandem.report.statistics import MIN_SEEDS, perplexity
-from tandem.report.wording import Texts, count_short, perplexity_text
+from tandem.report.wording import Texts, perplexity_text
 
 Draw = Callable[[Axes, Analysis], None]
 """Draws a figure; where there is nothing to draw, it leaves the axes empty."""
@@ -89,7 +89,6 @@ def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
         },
         "learning_curves": _learning_curves,
         "memory": _memory,
-        "perplexity_parameters": _perplexity_parameters,
     }
     figures = {name: drawn_svg(name, draw, analysis, texts) for name, draw in drawings.items()}
     return {name: svg for name, svg in figures.items() if svg is not None}
@@ -130,9 +129,15 @@ def _cleaned(svg: str, name: str, texts: Texts) -> str:
 
 def _validation_perplexity(axes: Axes, analysis: Analysis) -> None:
     """Every seed's dot; the mean and, from three seeds on, its 95% interval."""
-    shown = _with_looks(analysis)
+    shown = [
+        (c, c.perplexity.mean, *_look(order))
+        for order, c in enumerate(analysis.configurations)
+        if c.rankable and c.perplexity is not None and math.isfinite(c.perplexity.mean)
+    ]
+    everything: list[float] = []
     for place, (c, mean, colour, marker) in enumerate(shown):
-        values = _finite_perplexities(c)
+        values = [v.perplexity for v in c.validation.values() if math.isfinite(v.perplexity)]
+        everything += values
         offsets = [0.16 * (i - (len(values) - 1) / 2) / max(len(values) - 1, 1) for i in range(len(values))]
         dots = [place + 0.1 + offset for offset in offsets]
         axes.plot(dots, values, "o", color=colour, alpha=0.55, ms=5, mew=0)
@@ -150,7 +155,8 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> None:
     if shown:
         _name_ticks(axes, [c.name for c, *_ in shown])
         axes.set_xlim(-0.6, len(shown) - 0.4)
-        _logarithmic_if_wide(axes, shown)
+        if max(everything) > WIDE * min(everything):
+            _logarithmic(axes)
         _baseline_lines(axes, analysis)
     axes.set_ylabel("@validation_perplexity")
 
@@ -180,51 +186,6 @@ def _baseline_lines(axes: Axes, analysis: Analysis) -> None:
             f"{name} {perplexity_text(mean)}", (1.01, height), xycoords="axes fraction",
             va="center", fontsize=8, color=INK, annotation_clip=False,
         )  # fmt: skip
-
-
-def _perplexity_parameters(axes: Axes, analysis: Analysis) -> None:
-    """Means over total parameters, and a dash for each seed."""
-    shown = _with_looks(analysis)
-    for c, mean, colour, marker in shown:
-        values, size = _finite_perplexities(c), c.total_parameters
-        if size is None:
-            continue
-        axes.plot([size] * len(values), values, "_", color=colour, alpha=0.7, ms=10, mew=1.4)
-        axes.plot([size], [mean], marker, color=colour, ms=7)
-        if analysis.variants:  # those of one size stand over each other
-            axes.plot([], [], marker, color=colour, label=c.name)
-        else:
-            axes.annotate(c.name, (size, mean), (9, 0), textcoords="offset points", va="center", fontsize=8.5)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count_short(x)))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.margins(x=0.12, y=0.12)
-    _logarithmic_if_wide(axes, shown)
-    axes.set(xlabel="@total_parameters", ylabel="@validation_perplexity")
-    legend(axes)
-
-
-Look = tuple[ModelResult, float, str, str]
-"""A configuration, its mean perplexity, its colour and its marker."""
-
-
-def _with_looks(analysis: Analysis) -> list[Look]:
-    """Every configuration of finite perplexity."""
-    return [
-        (c, c.perplexity.mean, *_look(order))
-        for order, c in enumerate(analysis.configurations)
-        if c.rankable and c.perplexity is not None and math.isfinite(c.perplexity.mean)
-    ]
-
-
-def _finite_perplexities(c: ModelResult) -> list[float]:
-    """Of every seed that has one."""
-    return [v.perplexity for v in c.validation.values() if math.isfinite(v.perplexity)]
-
-
-def _logarithmic_if_wide(axes: Axes, shown: Sequence[Look]) -> None:
-    values = [value for c, *_ in shown for value in _finite_perplexities(c)]
-    if values and max(values) > WIDE * min(values):
-        _logarithmic(axes)
 
 
 def _logarithmic(axes: Axes) -> None:

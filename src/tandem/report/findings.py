@@ -257,18 +257,17 @@ def change(report: Report) -> Iterator[str]:
     yield report.heading("change")
     yield texts("change.settings", name=c.name)
     yield _selecting_settings(report, c)
-    yield texts("change.command" if c.variant is None else "change.command_variant")
+    yield texts("change.command")
     yield fenced(train_command(c, report.analysis.experiment), "sh")
 
 
 def train_command(c: ModelResult, experiment: str) -> str:
     """The command that trains this configuration alone.
 
-    A variant is one of the experiment's settings, so the command names them: the preset of that name, or
-    else the file that an experiment takes its name from.
+    It names the experiment's settings: the preset of that name, or else the file that an experiment takes
+    its name from.
     """
-    depths = ("--context-layers", c.context_layers, "--token-layers", c.token_layers)
-    if c.variant is None:
-        return command("tandem", "train", *depths)
     settings = experiment if experiment in preset_names() else f"{experiment}.yaml"
-    return command("tandem", "train", settings, "--variant", c.variant, *depths)
+    variant = () if c.variant is None else ("--variant", c.variant)
+    depths = ("--context-layers", c.context_layers, "--token-layers", c.token_layers)
+    return command("tandem", "train", settings, *variant, *depths)

@@ -10,9 +10,9 @@ from tandem.objectives import OBJECTIVES
 from tandem.records import RunRecord
 from tandem.report import wording
 from tandem.report.analysis import Analysis, DepthResult, ModelResult
-from tandem.report.markdown import Column, Report, spread_column, word_column
+from tandem.report.markdown import Column, spread_column
 from tandem.report.statistics import Effect, Spread, Verdict, holm, mean, paired, perplexities, spread
-from tandem.report.wording import NONE, Message
+from tandem.report.wording import Message
 
 
 class Curves(NamedTuple):
@@ -58,7 +58,7 @@ class Phase1Report:
     def __init__(self, recipe: str) -> None:
         self.recipe = recipe
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
+    def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         """Its own columns of its table: the figures that its objective names. Rows are `DepthResult`."""
         figures = OBJECTIVES[self.recipe].figures if self.recipe in OBJECTIVES else lambda _: {}
         names = dict.fromkeys(name for d in depths for p in d.phase1.values() for name in figures(p))
@@ -74,10 +74,6 @@ class Phase1Report:
 
     def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
         """Sentences below its table."""
-        return ()
-
-    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
-        """What phase 2 makes of it."""
         return ()
 
     def facts(self, model: ModelResult) -> Iterator[Message]:
@@ -129,9 +125,6 @@ class DispersionReport(Phase1Report):
             lambda p: {step.iteration: 100 * step.convergence_rate for step in p.history},
             y_limits=(0, 101),
         ),
-        "phase1_loss": Curves(
-            "iteration", "phase1_loss", lambda p: {step.iteration: step.loss for step in p.history}
-        ),
     }
     summary_columns = (
         over_records("iterations", lambda p: getattr(p, "iterations", None), wording.count_text),
@@ -139,25 +132,10 @@ class DispersionReport(Phase1Report):
     )
     run_columns = (Column("iterations", lambda r: wording.number(getattr(r.phase1, "iterations", None))),)
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
-        """See Phase1Report."""
-        texts, comparisons = report.texts, depth_comparisons(report.analysis)
-
-        def stopped(d: DepthResult) -> str:
-            converged = str(len(d.phase1) - len(at_limit(d)))
-            return texts("stopped", converged=converged, total=str(len(d.phase1))) if d.phase1 else NONE
-
-        def speed(d: DepthResult) -> str:
-            """What is shown of this depth's speed against every other of its variant."""
-            own = [c for c in comparisons if c.variant == d.variant]
-            shown = {c.a: c.verdict for c in own if c.b == d.context_layers}
-            shown |= {c.b: c.verdict.reversed for c in own if c.a == d.context_layers}
-            return texts.join(texts(f"speed.{found}", other=f"C{other}") for other, found in shown.items())
-
-        return [*self.summary_columns, word_column("stopped", stopped), word_column("speed", speed)]
+    def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
+        return self.summary_columns
 
     def lead(self, analysis: Analysis) -> Sequence[Message]:
-        """See Phase1Report."""
         return [Message("phase1.by_dispersion")] if len(phase1_reports_of(analysis)) > 1 else []
 
     def findings(self, analysis: Analysis, depths: Sequence[DepthResult]) -> Sequence[Message]:
@@ -168,8 +146,7 @@ class DispersionReport(Phase1Report):
             found.append(Message("phase1.all_converged"))
         for d, seeds in limits:
             if seeds:
-                how = "all_at_limit" if len(seeds) == len(d.phase1) else "some_at_limit"
-                message = Message(f"phase1.{how}", depth=str(d.context_layers), seeds=seeds)
+                message = Message("phase1.at_limit", depth=str(d.context_layers), seeds=seeds)
                 found.append(_of_variant(d.variant, message))
         return [*found, *(comparison.message for comparison in depth_comparisons(analysis))]
 
@@ -254,25 +231,12 @@ class PredictionReport(Phase1Report):
     }
     phase2_columns = (Column("over_head", lambda m: wording.change_text(mean(over_head(m)))),)
 
-    def columns(self, report: Report, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
-        """See Phase1Report."""
+    def columns(self, depths: Sequence[DepthResult]) -> Sequence[Column[Any]]:
         epochs = over_records("epochs", lambda p: p.epochs, wording.count_text)
         return [epochs, spread_column("head_perplexity", head_perplexity, wording.perplexity_text)]
 
     def lead(self, analysis: Analysis) -> Sequence[Message]:
-        """See Phase1Report."""
         return [Message("phase1.by_prediction"), Message("phase1.shared", unit=shared_unit(analysis))]
-
-    def phase2_findings(self, analysis: Analysis) -> Sequence[Message]:
-        """From where to where phase 2 changes validation perplexity."""
-        own = [c for c in analysis.configurations if phase1_report(c.recipe) is self]
-        over = sorted((found.mean, c.name) for c in own if (found := over_head(c)))
-        if not over:
-            return []
-        (low, low_name), (high, high_name) = over[0], over[-1]
-        values = {"low": wording.change_text(low), "high": wording.change_text(high)}
-        key = "phase2.over_head" if len(over) == 1 else "phase2.over_heads"
-        return [Message(key, low_name=low_name, high_name=high_name, **values)]
 
 
 # All recipes

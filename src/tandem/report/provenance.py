@@ -1,6 +1,6 @@
 """Sections of where the report comes from: audit, runs, environment and data, terms."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
@@ -10,7 +10,7 @@ from tandem.report import wording
 from tandem.report.analysis import STATUSES, CheckResult, is_baseline
 from tandem.report.markdown import Column, Report, bullets, fenced, folded, warning, word_column
 from tandem.report.phase1 import ORIGINAL, PHASE1_REPORTS, own_columns, phase1_reports_of, shared_unit
-from tandem.report.wording import NONE, Texts, code, literal
+from tandem.report.wording import NONE, code, literal
 
 DEFINITIONS = (
     "config variant baseline params phase1 rank perplexity bits accuracy "
@@ -130,7 +130,7 @@ def _environment_facts(report: Report, e: Environment, runs: Sequence[RunRecord]
 
 
 def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
-    """What it was trained and scored on, with every fingerprint."""
+    """What it was trained and scored on."""
     analysis, texts = report.analysis, report.texts
 
     def split(source: str, **counts: int) -> str:
@@ -149,7 +149,7 @@ def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
     train = {"documents": d.train_documents, "tokens": d.train_tokens, "bytes": d.train_bytes}
     validation = {"documents": d.validation_documents, "tokens": d.validation_tokens}
     lost = {"train": f"{d.train_lost_bytes:,}", "validation": f"{d.validation_lost_bytes:,}"}
-    fingerprints = [(r.variant, code(r.data.embeddings_fingerprint)) for r in own]
+
     return {
         "train": split(d.train_source, **train),
         "validation": split(d.validation_source, **validation, bytes=d.validation_bytes),
@@ -157,26 +157,9 @@ def _data_facts(report: Report, d: DataRecord) -> dict[str, str]:
         "overlap": f"{d.overlap_documents:,}",
         "lost": texts("lost_bytes", **lost),
         "tokenizer": texts("tokenizer", source=code(d.tokenizer), size=f"{d.vocab_size:,}"),
-        "embeddings": _by_variant([(r.variant, embeddings(r)) for r in own], texts),
-        "text_fingerprint": code(d.text_fingerprint),
-        "tokenizer_fingerprint": code(d.tokenizer_fingerprint),
+        "embeddings": texts.join(dict.fromkeys(map(embeddings, own))),
         "tokens_fingerprint": code(d.tokens_fingerprint),
-        "embeddings_fingerprint": _by_variant(fingerprints, texts),
-        "settings_fingerprint": _by_variant([(v, code(found)) for v, found in analysis.settings], texts),
     }
-
-
-def _by_variant(found: Iterable[tuple[str | None, str]], texts: Texts) -> str:
-    """What is the same for all variants once; else each variant's, and what belongs to baselines."""
-    own: dict[str | None, dict[str, None]] = {}
-    for variant, said in found:
-        own.setdefault(variant, {})[said] = None
-    if len({tuple(said) for said in own.values()}) == 1:
-        return texts.join(next(iter(own.values())))
-    return texts.join(
-        texts("of_variant", variant=variant or texts("of_baselines"), said=" ".join(said))
-        for variant, said in own.items()
-    )
 
 
 def definitions(report: Report) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Write the report of a run directory: Markdown, one self-contained HTML page, and the figures."""
+"""The report in order, and how it is written: Markdown, one self-contained HTML page, and the figures."""
 
 import html
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from string import Template
 
@@ -12,14 +12,43 @@ from markdown_it import MarkdownIt
 from tandem.errors import RunDirError, storage_reason
 from tandem.folders import atomic_write, check_reading
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
+from tandem.report import findings, provenance, results
 from tandem.report.analysis import Analysis
-from tandem.report.document import Document
 from tandem.report.markdown import Report, bullets
-from tandem.report.results import summary_columns
-from tandem.report.wording import Texts, read_resource
+from tandem.report.wording import Texts, literal, read_resource
 
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("table")
 _PARSER.validateLink = lambda url: url.startswith(("#", "figures/"))  # type: ignore[method-assign]
+
+
+Section = Callable[[Report], Iterable[str]]
+"""Gives the blocks of a section, its heading first; none: there is no such section in this report."""
+SECTIONS: list[Section] = [
+    results.overview, results.summary, results.original, results.details, results.phase1, results.phase2,
+    results.efficiency, results.scans, results.memory,
+    findings.findings, findings.standing, findings.depth, findings.variants, findings.vs_baselines,
+    findings.recommendation, findings.recommended, findings.alternative, findings.avoid,
+    findings.conclusions, findings.change,
+    provenance.audit, provenance.runs, provenance.provenance, provenance.definitions,
+]  # fmt: skip
+"""The sections in order. Another one is a function more, here or in a program that extends the report."""
+
+
+class Document:
+    """A whole report in Markdown; `figures` names the figures there are."""
+
+    def __init__(self, analysis: Analysis, texts: Texts, figures: Set[str]) -> None:
+        report = Report(analysis, texts, figures)
+        date = max(r.finished_at for r in analysis.records)[:10]
+        self.texts = texts
+        self.title = texts("title", experiment=literal(analysis.experiment))
+        self.subtitle = texts("subtitle", date=date)
+        written = {section.__name__: "\n\n".join(section(report)) for section in SECTIONS}
+        self.sections = {name: text for name, text in written.items() if text}
+        """By the name of the function that wrote it, which is its anchor in the page."""
+
+    def __str__(self) -> str:
+        return "\n\n".join([f"# {self.title}", self.subtitle, *self.sections.values()]) + "\n"
 
 
 def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
@@ -72,7 +101,7 @@ def summary_rows(
     if not records:
         return [], []
     report = Report(Analysis(records, manifest, audit), Texts(lang), frozenset())
-    columns, models = summary_columns(report), report.analysis.models.values()
+    columns, models = results.summary_columns(report), report.analysis.models.values()
     rows = [[plain(column.cell(model)) for column in columns] for model in models]
     return [plain(report.head(column)) for column in columns], rows
 
@@ -94,7 +123,6 @@ def render_html(document: Document, figures: Mapping[str, str]) -> str:
         contents=document.texts("contents"),
         links=_html(bullets(links), "", figures),
         sections="".join(_html(text, name, figures) for name, text in document.sections.items()),
-        footer=_html(document.footer, "", figures),
     )
     return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
 

@@ -172,7 +172,7 @@ def phase1(report: Report) -> Iterator[str]:
         columns: list[Column[Any]] = [
             Column("context_depth", lambda d: d.name),
             word_column("used_by", lambda d: texts.join(d.used_by)),
-            *of_recipe.columns(report, depths),
+            *of_recipe.columns(depths),
             rank("rank_validation", lambda c: c.effective_rank_validation),
             rank("rank_train", lambda c: c.effective_rank_train),
             over_records("seconds", lambda p: p.seconds_s, wording.seconds_text),
@@ -225,7 +225,6 @@ def efficiency(report: Report) -> Iterator[str]:
         Column("efficiency", both),
         Column("per_million", per_million),
     )
-    yield from report.figure("perplexity_parameters")
 
 
 def _parameters_column(key: str, text: Callable[[Parameters], str]) -> Model:

@@ -1,12 +1,11 @@
 """What the records show, as messages: every claim among them rests on a verdict, and none goes beyond it."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
 from tandem.report import wording
 from tandem.report.analysis import Analysis, Choice, Comparison, ModelResult
-from tandem.report.phase1 import depth_comparisons, phase1_reports_of
+from tandem.report.phase1 import depth_comparisons
 from tandem.report.statistics import Verdict, mean
 from tandem.report.wording import Message, Value, interval_text, literal, perplexity_text
 
@@ -78,20 +77,11 @@ def warnings(analysis: Analysis) -> Iterator[Message]:
 
 
 def phase2_findings(analysis: Analysis) -> Iterator[Message]:
-    """Lowest perplexity, what it is against training and phase 1, and which may still be improving."""
-    if analysis.choice is not None:
-        best = analysis.choice.best
-        yield Message("phase2.lowest", name=best.name, perplexity=perplexity_text(mean(best.perplexity)))
-    gaps = [(c.gap, c.name) for c in analysis.configurations if c.gap is not None and math.isfinite(c.gap)]
-    if len(gaps) > 1:
-        (low, low_name), (high, high_name) = min(gaps), max(gaps)
-        values = {"low": wording.number(low, 2), "high": wording.number(high, 2)}
-        yield Message("phase2.gap", low_name=low_name, high_name=high_name, **values)
+    """Whose training figures do not compare with validation, and which may still be improving."""
     unlike = [c for c in analysis.configurations if c.validation and not c.training_is_plain]
     if unlike:
         yield Message("phase2.unlike", names=list(dict.fromkeys(c.variant or c.name for c in unlike)))
-    for of_recipe, _ in phase1_reports_of(analysis):
-        yield from of_recipe.phase2_findings(analysis)
+
     yield from (improving := list(still_improving(analysis.configurations)))
     if not improving and any(c.validation for c in analysis.configurations):
         yield Message("phase2.all_stopped")
@@ -262,7 +252,7 @@ def recommendation(analysis: Analysis, choice: Choice) -> Iterator[Message]:
 
 
 def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message]:
-    """Why the alternative is one, and whether its phase 1 is shown to be faster; or why there is none."""
+    """Why the alternative is one, or why there is none."""
     alternative, recommended = choice.alternative, choice.recommended
     if alternative is None:
         alone = sum(c.rankable for c in analysis.configurations) == 1
@@ -270,11 +260,6 @@ def alternative_findings(analysis: Analysis, choice: Choice) -> Iterator[Message
         return
     reason = "lowest_perplexity" if alternative is choice.best else "next"
     yield Message(f"alternative.{reason}", recommended=recommended.name)
-    for c in depth_comparisons(analysis):
-        faster = {Verdict.BETTER: (c.a, c.b), Verdict.WORSE: (c.b, c.a)}.get(c.verdict)
-        places = [(c.variant, layers) for layers in faster or ()]
-        if places == [(model.variant, model.context_layers) for model in (recommended, alternative)]:
-            yield c.message
 
 
 def no_conclusion(analysis: Analysis) -> Message:
@@ -297,9 +282,6 @@ def conclusions(analysis: Analysis) -> Iterator[Message]:
     yield from (c.message for c in depth_comparisons(analysis) if c.verdict.shown)
     yield from baseline_summary(analysis, choice)
     yield from recommendation(analysis, choice)
-    for rivals in dict.fromkeys(than for _, than in choice.avoid):
-        yield Message(
-            "avoid.together", names=[c.name for c, than in choice.avoid if than == rivals], than=rivals
-        )
+
     yield from still_improving(analysis.configurations)
     yield Message("conclusion.scope")

@@ -49,6 +49,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from tandem.records import perplexity as perplexity
+
 MIN_SEEDS = 3
 """Common seeds. With fewer nothing is called better or worse."""
 ALPHA = 0.05
@@ -68,11 +70,6 @@ class Verdict(StrEnum):
     WORSE = "worse"
     NO_DIFFERENCE_SHOWN = "no_difference_shown"
     TOO_FEW_SEEDS = "too_few_seeds"
-
-    @property
-    def reversed(self) -> "Verdict":
-        """The same finding, told of the first model."""
-        return {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}.get(self, self)
 
     @property
     def shown(self) -> bool:
@@ -109,11 +106,6 @@ def perplexities(losses: Iterable[float]) -> Spread | None:
     losses = tuple(losses)
     found, nll = spread(map(perplexity, losses)), spread(losses)
     return found and nll and replace(found, mean=perplexity(nll.mean))
-
-
-def perplexity(nll_nats: float) -> float:
-    """exp(mean NLL per token); infinite where that exceeds the range of a float, as in records."""
-    return math.exp(nll_nats) if nll_nats < 700 else math.inf
 
 
 def mean(figure: Spread | None) -> float | None:

@@ -4,66 +4,34 @@ A preset is a YAML file of these settings; the command line overrides single one
 This module imports neither torch nor transformers, so that `--help` answers at once.
 """
 
-from tandem.settings.baselines import BaselineSettings, Gpt2Settings, LstmSettings
-from tandem.settings.executors import RaySettings, SlurmSettings
-from tandem.settings.experiment import (
-    Configuration,
-    Settings,
-    add_section,
-    chosen_variant,
-    settings_fingerprint,
-)
-from tandem.settings.extensions import load_extensions
-from tandem.settings.files import dump_settings, load_settings, preset_names
-from tandem.settings.model import ContextSettings, ModelSettings
-from tandem.settings.names import OneOf
-from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
-from tandem.settings.section import (
-    NonNegativeFloat,
-    Positive,
-    PositiveFloat,
-    Probability,
-    Section,
-    Seed,
-    check_options,
-    known_keys,
-    nearest_key,
-    sentence,
-)
-from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
-
-__all__ = [
-    "BaselineSettings",
-    "Configuration",
-    "ContextSettings",
-    "DataSettings",
-    "EmbeddingSettings",
-    "Gpt2Settings",
-    "LstmSettings",
-    "ModelSettings",
-    "NonNegativeFloat",
-    "OneOf",
-    "Phase1Settings",
-    "Phase2Settings",
-    "Positive",
-    "PositiveFloat",
-    "PredictionSettings",
-    "Probability",
-    "RaySettings",
-    "Section",
-    "Seed",
-    "Settings",
-    "SlurmSettings",
-    "TokenizerSettings",
-    "add_section",
-    "check_options",
-    "chosen_variant",
-    "dump_settings",
-    "known_keys",
-    "load_extensions",
-    "load_settings",
-    "nearest_key",
-    "preset_names",
-    "sentence",
-    "settings_fingerprint",
-]
+from tandem.settings.experiment import Configuration as Configuration
+from tandem.settings.experiment import Settings as Settings
+from tandem.settings.experiment import add_section as add_section
+from tandem.settings.experiment import chosen_variant as chosen_variant
+from tandem.settings.experiment import settings_fingerprint as settings_fingerprint
+from tandem.settings.files import dump_settings as dump_settings
+from tandem.settings.files import load_extensions as load_extensions
+from tandem.settings.files import load_settings as load_settings
+from tandem.settings.files import preset_names as preset_names
+from tandem.settings.section import NonNegativeFloat as NonNegativeFloat
+from tandem.settings.section import OneOf as OneOf
+from tandem.settings.section import Positive as Positive
+from tandem.settings.section import PositiveFloat as PositiveFloat
+from tandem.settings.section import Probability as Probability
+from tandem.settings.section import Section as Section
+from tandem.settings.section import Seed as Seed
+from tandem.settings.section import check_arguments as check_arguments
+from tandem.settings.section import known_keys as known_keys
+from tandem.settings.section import sentence as sentence
+from tandem.settings.sections import BaselineSettings as BaselineSettings
+from tandem.settings.sections import ContextSettings as ContextSettings
+from tandem.settings.sections import DataSettings as DataSettings
+from tandem.settings.sections import EmbeddingSettings as EmbeddingSettings
+from tandem.settings.sections import Gpt2Settings as Gpt2Settings
+from tandem.settings.sections import LstmSettings as LstmSettings
+from tandem.settings.sections import ModelSettings as ModelSettings
+from tandem.settings.sections import Phase1Settings as Phase1Settings
+from tandem.settings.sections import Phase2Settings as Phase2Settings
+from tandem.settings.sections import PredictionSettings as PredictionSettings
+from tandem.settings.sections import SlurmSettings as SlurmSettings
+from tandem.settings.sections import TokenizerSettings as TokenizerSettings

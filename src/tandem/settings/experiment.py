@@ -9,16 +9,9 @@ from pydantic.fields import FieldInfo
 
 from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
-from tandem.settings.baselines import BaselineSettings
-from tandem.settings.executors import RaySettings, SlurmSettings
-from tandem.settings.model import ContextSettings, ModelSettings
-from tandem.settings.names import OneOf
-from tandem.settings.phases import Phase1Settings, Phase2Settings, PredictionSettings
-from tandem.settings.section import NAME, VARIANT_NAME, Positive, Section, Seed
-from tandem.settings.text import DataSettings, EmbeddingSettings, TokenizerSettings
+from tandem.settings import sections
+from tandem.settings.section import NAME, VARIANT_NAME, OneOf, Positive, Section, Seed
 
-FORMER_NAMES = {"seed": "original"}
-"""What recipes and presets were called earlier, and are called now."""
 VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
 """What a variant may differ in; text and tokens are the same for all."""
 
@@ -50,7 +43,7 @@ class Settings(Section):
         (2, 2),
     )
     """The configurations to compare, as pairs of context_layers and token_layers."""
-    recipe: Annotated[str, OneOf("tandem.objectives:OBJECTIVES", FORMER_NAMES)] = "original"
+    recipe: Annotated[str, OneOf("tandem.objectives:OBJECTIVES")] = "original"
     """Names the objective of phase 1. `original`: it spreads contexts (section `phase1`), as in the original
     experiment. `predictive`: it predicts (section `prediction`)."""
     variants: dict[Annotated[str, Field(pattern=VARIANT_NAME)], dict[str, Any]] = Field(default_factory=dict)
@@ -78,17 +71,17 @@ class Settings(Section):
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
     save_models: bool = True
     """Keep the model of every run under RUN_DIR/models."""
-    data: DataSettings = DataSettings()
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    embeddings: EmbeddingSettings = EmbeddingSettings()
-    model: ModelSettings = ModelSettings()
-    contexts: ContextSettings = ContextSettings()
-    phase1: Phase1Settings = Phase1Settings()
-    prediction: PredictionSettings = PredictionSettings()
-    phase2: Phase2Settings = Phase2Settings()
-    baselines: BaselineSettings = BaselineSettings()
-    slurm: SlurmSettings = SlurmSettings()
-    ray: RaySettings = RaySettings()
+    data: sections.DataSettings = sections.DataSettings()
+    tokenizer: sections.TokenizerSettings = sections.TokenizerSettings()
+    embeddings: sections.EmbeddingSettings = sections.EmbeddingSettings()
+    model: sections.ModelSettings = sections.ModelSettings()
+    contexts: sections.ContextSettings = sections.ContextSettings()
+    phase1: sections.Phase1Settings = sections.Phase1Settings()
+    prediction: sections.PredictionSettings = sections.PredictionSettings()
+    phase2: sections.Phase2Settings = sections.Phase2Settings()
+    baselines: sections.BaselineSettings = sections.BaselineSettings()
+    slurm: sections.SlurmSettings = sections.SlurmSettings()
+    ray: sections.RaySettings = sections.RaySettings()
 
     @model_validator(mode="after")
     def _no_repeats(self) -> "Settings":

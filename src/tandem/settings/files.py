@@ -1,17 +1,40 @@
-"""Settings in files: the shipped presets, YAML in and out."""
+"""Settings in files: the shipped presets, YAML in and out; and packages that extend Tandem.
+
+Each of these registers what it brings when it is imported.
+"""
 
 import difflib
+from functools import cache
 from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from tandem.decoding import read_text
 from tandem.errors import DataError, SettingsError
 from tandem.folders import SETTINGS, look
-from tandem.settings.experiment import FORMER_NAMES, Settings
-from tandem.settings.extensions import load_extensions
+from tandem.settings.experiment import Settings
+from tandem.settings.section import sentence
+
+GROUP = "tandem"
+"""Entry points of this group name modules to import."""
+
+
+@cache
+def load_extensions() -> None:
+    """Import every installed extension; only the first call does. Raises SettingsError for a broken one."""
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else entry.value
+            raise SettingsError(
+                f"the extension {entry.name} of package {package} cannot be imported "
+                f"({type(error).__name__}: {error}); mend or uninstall it"
+            ) from error
 
 
 def preset_names() -> list[str]:
@@ -41,13 +64,13 @@ def load_settings(preset_or_file: str) -> Settings:
             raise SettingsError(str(error)) from None
         except OSError as error:
             raise SettingsError(f"cannot read the settings file {path}: {error}") from None
+
     elif path.is_dir():
         found = look(path)
         own = f"; its settings are in {path / SETTINGS}" if (path / SETTINGS).is_file() else ""
         raise SettingsError(f"{path} is {found.what}, and no settings file{own}")
     else:
-        former = FORMER_NAMES.get(preset_or_file)
-        near = [former] if former else difflib.get_close_matches(preset_or_file, preset_names(), n=1)
+        near = difflib.get_close_matches(preset_or_file, preset_names(), n=1)
         raise SettingsError(
             f"there is no preset or settings file '{preset_or_file}'"
             + (f"; did you mean '{near[0]}'?" if near else "")
@@ -55,55 +78,34 @@ def load_settings(preset_or_file: str) -> Settings:
         )
     try:
         values = yaml.load(text, _Loader)
-    except _RepeatedKey as error:
-        raise SettingsError(
-            f"{preset_or_file}, line {error.line} gives '{error.key}' a second time; keep one of the two"
-        ) from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
         raise SettingsError(
-            f"{preset_or_file}{line} is not valid YAML; compare it with `tandem config`"
+            f"{preset_or_file}{line} is not valid YAML ({problem}); compare it with `tandem config`"
         ) from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise SettingsError(f"{preset_or_file} must hold settings as `key: value` lines; see `tandem config`")
-    if (odd := _key_that_is_no_text(values)) is not None:
-        raise SettingsError(f"{preset_or_file}: names of settings are texts, and {odd} is not one")
-    values.setdefault("name", path.stem)
     try:
-        return Settings(**values)
-    except SettingsError as error:
-        raise SettingsError(f"{preset_or_file}: {error}") from None
-
-
-class _RepeatedKey(Exception):
-    def __init__(self, key: str, line: int) -> None:
-        super().__init__(key)
-        self.key, self.line = key, line
+        return Settings.model_validate({"name": path.stem, **values})
+    except ValidationError as error:
+        raise SettingsError(f"{preset_or_file}: {sentence(error)}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """As the library's, but a name that stands twice in a mapping raises _RepeatedKey."""
+    """As the library's, but a name that stands twice in a mapping is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise _RepeatedKey(key.value, key.start_mark.line + 1)
+                    said = f"it gives '{key.value}' a second time"
+                    raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-def _key_that_is_no_text(values: dict[Any, Any]) -> str | None:
-    """The first in these mappings and those within them, such as `data.1`."""
-    for key, value in values.items():
-        if not isinstance(key, str):
-            return repr(key)
-        if isinstance(value, dict) and (odd := _key_that_is_no_text(value)) is not None:
-            return f"{key}.{odd}"
-    return None
 
 
 def dump_settings(settings: Settings, escaped: bool = False) -> str:

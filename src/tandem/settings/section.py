@@ -1,15 +1,16 @@
 """What all sections of the settings share: types of values, names, and errors as one sentence."""
 
 import difflib
+import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from tyro.constructors import PrimitiveConstructorSpec
 
-from tandem.advice import named
 from tandem.errors import SettingsError
 
 Positive = Annotated[int, Field(gt=0, lt=1 << 63)]
@@ -26,25 +27,13 @@ NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8" + 
 )
 
 
-def is_text(value: object) -> bool:
-    """False for a string, alone or in a tuple, that cannot be written as UTF-8; True for all else.
-
-    A terminal or file system hands over bytes that are not UTF-8 as lone surrogates.
-    """
-    try:
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str):
-                text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def check_options(**options: str | None) -> None:
-    """Raises SettingsError for an option of a command that is no text, by the option's name."""
-    for name, value in options.items():
-        if not is_text(value):
-            raise SettingsError(f"{named(name)} {value!r} is not possible: {NOT_UTF8}")
+def check_arguments(words: Iterable[str]) -> None:
+    """Raises SettingsError for an argument that is not UTF-8, which a terminal hands over as surrogates."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"argument {word!r} is not possible: {NOT_UTF8}") from None
 
 
 NAME, VARIANT_NAME, OPTION = r"^[\w][\w.\-]*$", r"^[A-Za-z][\w.]*$", r"^[A-Za-z][\w-]*(=.*)?$"
@@ -56,6 +45,52 @@ _PATTERNS = {
 """Of strings, and what they ask for in words."""
 
 
+class OneOf(PrimitiveConstructorSpec[str]):
+    """Marks a text that must be a name of a registry: `Annotated[str, OneOf("tandem.baselines:BASELINES")]`.
+
+    The registry is a mapping, or says where one is as "module:name". Settings import no module below them, so
+    that one is imported when a name is checked or shown. For tyro this describes an option with choices.
+    """
+
+    nargs = 1
+    __eq__, __hash__ = object.__eq__, object.__hash__  # not by the choices, which come later
+    _registry: str | Mapping[str, Any]
+
+    def __init__(self, registry: str | Mapping[str, Any]) -> None:
+        vars(self).update(_registry=registry)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names that there are now."""
+        registry = self._registry
+        return tuple(pkgutil.resolve_name(registry) if isinstance(registry, str) else registry)
+
+    @property
+    def metavar(self) -> str:
+        """The choices, as `--help` shows them."""
+        return f"{{{','.join(self.choices)}}}"
+
+    def check(self, value: Any) -> Any:
+        """The value itself. Raises ValueError where it is none of the names."""
+
+        *others, last = map(repr, choices := self.choices)
+        if value not in choices:
+            raise ValueError(f"it must be {', '.join(others)}{' or ' * bool(others)}{last}")
+        return value
+
+    def instance_from_str(self, args: list[str]) -> str:
+        return args[0]
+
+    def is_instance(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+    def str_from_instance(self, value: str) -> list[str]:
+        return [value]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.check, handler(source))
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, errors as one sentence."""
 
@@ -64,13 +99,6 @@ class Section(BaseModel):
     """Where this section stands in the whole, for error messages; the whole itself is ''."""
     changes_results: ClassVar[bool] = True
     """Whether results depend on this section. If not, no fingerprint has it, and no single training."""
-
-    @field_validator("*")
-    @classmethod
-    def _text(cls, value: object) -> object:
-        if not is_text(value):
-            raise ValueError(NOT_UTF8)
-        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -132,6 +160,7 @@ _PLAIN = {
     **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
     "string_type": "it must be a text",
+    "invalid_key": "a name must be a text",
     "string_unicode": NOT_UTF8,
 }
 """What pydantic says in words of Python, by its type of error."""

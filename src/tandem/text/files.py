@@ -110,13 +110,10 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            fault = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-            raise DataError(f"{where} is not valid JSON ({fault}); mend that line, or take it out") from None
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where} is JSON beyond what can be read ({type(error).__name__}); simplify it"
-            ) from None
+            fault = getattr(error, "msg", type(error).__name__).removesuffix(" at")
+            raise DataError(f"{where} is not valid JSON ({fault}); mend that line, or take it out") from None
+
         yield record_text(record, where)
 
 

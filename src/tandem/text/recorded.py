@@ -83,17 +83,12 @@ def named_from_here(settings: Settings, file: Path) -> Settings:
             there = local_path(source) is not None or (own is None and source in texts)
             return f"{prefix}{user_path(source.removeprefix(prefix))}" if there else source
 
-    texts_here = {
-        "train": here(data.train),
-        "validation": data.validation and here(data.validation),
-        "allow_overlap": tuple(map(here, data.allow_overlap)),
-    }
-    sections = {
-        "data": data.model_copy(update=texts_here),
-        "tokenizer": tokenizer.model_copy(update={"source": here(tokenizer.source)}),
-        "embeddings": embeddings.model_copy(update={"source": here(embeddings.source)}),
-    }
-    return settings.model_copy(update=sections)
+    values = settings.model_dump()
+    keys = {"data": ("train", "validation"), "tokenizer": ("source",), "embeddings": ("source",)}
+    for section, of_sources in keys.items():
+        values[section] |= {key: here(name) for key in of_sources if (name := values[section][key])}
+    values["data"]["allow_overlap"] = tuple(map(here, data.allow_overlap))
+    return Settings(**values)
 
 
 def read_recorded(

@@ -17,21 +17,20 @@ def record_text(record: object, where: str) -> str:
     """The document in `record`: its `text`, or the contents of its `messages` joined by one newline.
 
     `where` names the record in errors (file and line, or data set and row). Raises DataError if the record
-    has neither field, if a field has the wrong type, or if the text cannot be written as UTF-8.
+    has neither, or if the text cannot be written as UTF-8.
     """
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where} is {_kind(record)}, but must be an object with 'text' or 'messages'")
-    if "text" in record:
-        text = record["text"]
-        if not isinstance(text, str):
-            raise DataError(f"{where}: 'text' is {_kind(text)}, but must be a string")
-    elif "messages" in record:
-        text = _join_messages(record["messages"], where)
-    else:
-        found = ", ".join(repr(key) for key in record) or "none"
+    fields = record if isinstance(record, Mapping) else {}
+    contents: list[object] = [fields.get("text")]
+    if "text" not in fields and isinstance(messages := fields.get("messages"), list):
+        contents = [one.get("content") if isinstance(one, Mapping) else None for one in messages]
+    texts = [one for one in contents if isinstance(one, str)]
+    if len(texts) < len(contents):
+        found = ", ".join(map(repr, fields)) or "none"
         raise DataError(
-            f"{where} has neither 'text' nor 'messages' (fields found: {found}); rename the field"
+            f"{where} holds no document (fields found: {found}); give an object with a string 'text', or "
+            "with 'messages', a list of objects that each have a string 'content'"
         )
+    text = "\n".join(texts)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -40,24 +39,3 @@ def record_text(record: object, where: str) -> str:
             "express; mend or remove that record"
         ) from None
     return text
-
-
-def _join_messages(messages: object, where: str) -> str:
-    if not isinstance(messages, list):
-        raise DataError(
-            f"{where}: 'messages' is {_kind(messages)}, but must be a list of objects with 'content'"
-        )
-    contents = []
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise DataError(f"{where}: message {number} must be an object whose 'content' is a string")
-        contents.append(message["content"])
-    return "\n".join(contents)
-
-
-def _kind(value: object) -> str:
-    """A JSON value's kind, in words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(
-        type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
-    )

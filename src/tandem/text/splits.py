@@ -18,8 +18,7 @@ from tandem.errors import DataError
 from tandem.fingerprint import Fingerprint
 from tandem.settings import DataSettings
 from tandem.text.documents import Documents, Integers, put_down
-from tandem.text.places import user_path
-from tandem.text.sources import check_there, open_documents, source_of
+from tandem.text.sources import check_there, open_documents
 
 Digests = npt.NDArray[np.void]
 """[D] of DIGEST_BYTES bytes: of the words of each document. They sort and compare as their bytes do."""
@@ -169,13 +168,8 @@ def _set_aside(sizes: Integers, digests: Digests, data: DataSettings, duplicates
 
 
 def overlap_allowed(data: DataSettings) -> bool:
-    """Whether the validation text is among `data.allow_overlap`, under whatever name of its file."""
-
-    def places(*sources: str | None) -> set[str | Path]:
-        named = [source for source in sources if source]
-        return {*named, *(user_path(source).resolve() for source in named if source_of(source) is None)}
-
-    return not places(data.validation).isdisjoint(places(*data.allow_overlap))
+    """Whether the validation text is among `data.allow_overlap`, by the same name."""
+    return data.validation in data.allow_overlap
 
 
 def _count_overlap(train: Digests, validation: Documents, digests: Digests, data: DataSettings) -> int:

@@ -38,8 +38,8 @@ COUNTED_PAIRS = 1 << 22
 """Pairs of tokens counted at once. It bounds memory and changes nothing else."""
 MADE_HERE = ("spectral", "random")
 """Sources that are no model's."""
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Files of model weights, in order of preference. Each may be split into parts listed by an index."""
+WEIGHTS = "model.safetensors"
+"""The file of a model's weights, which may be split into parts listed by an index."""
 
 
 def embedding_table(
@@ -108,15 +108,15 @@ def spectral(stream: TokenStream, vocab_size: int, embed_dim: int, window: int, 
 def pretrained(source: str, vocab_size: int, embed_dim: int) -> Table:
     """The input embedding of a trained model, [V, E], read without loading the rest of the model.
 
-    `source` is a .safetensors file, a hub name, or a model folder. A folder has safetensors or PyTorch
-    weights in one file or several. Rows beyond `vocab_size` are cut off.
+    `source` is a .safetensors file, a hub name, or a model folder with weights in one such file or several.
+    Rows beyond `vocab_size` are cut off.
 
     Raises DataError if there is no such model, no tensor can be told to be the embedding, or it has values
     that are not finite. Raises MisfitError for another width than `embed_dim`, or for fewer rows than
     `vocab_size`.
     """
     path = user_path(source)
-    with files_of(source, "model", "embeddings.source", "spectral", ".safetensors", ".bin") as fetch:
+    with files_of(source, "model", "embeddings.source", "spectral", ".safetensors") as fetch:
         table = _read_embedding(path if path.is_file() else _weights_file(fetch, source), source)
     rows, width = table.shape
     found = []
@@ -227,32 +227,27 @@ def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table
 
 def _weights_file(fetch: Fetch, source: str) -> Path:
     """The file of a model's weights. Where an index lists parts, the one that holds the embedding."""
-    for name in WEIGHTS_FILES:
-        if whole := fetch(name):
-            return whole
-        if index := fetch(f"{name}.index.json"):
-            try:
-                parts: dict[str, str] = json.loads(read_text(index))["weight_map"]
-            except (ValueError, KeyError, DataError) as error:
-                raise DataError(f"{index} is not an index of weights ({error}); fetch it again") from None
-            part = parts[_embedding_name(list(parts), source)]
-            if path := fetch(part):
-                return path
-            raise DataError(f"{source} lacks the file {part} that its index names; fetch it again")
-    raise DataError(f"{source} holds no model weights (looked for {' and '.join(WEIGHTS_FILES)})")
+    if whole := fetch(WEIGHTS):
+        return whole
+    if index := fetch(f"{WEIGHTS}.index.json"):
+        try:
+            parts: dict[str, str] = json.loads(read_text(index))["weight_map"]
+        except (ValueError, KeyError, DataError) as error:
+            raise DataError(f"{index} is not an index of weights ({error}); fetch it again") from None
+        part = parts[_embedding_name(list(parts), source)]
+        if path := fetch(part):
+            return path
+        raise DataError(f"{source} lacks the file {part} that its index names; fetch it again")
+    raise DataError(f"{source} holds no model weights (looked for {WEIGHTS})")
 
 
 def _read_embedding(path: Path, source: str) -> torch.Tensor:
     """The embedding tensor in a file of weights."""
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
-                return file.get_tensor(_embedding_name([n for n, s in shapes.items() if len(s) == 2], source))
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        matrices = [name for name, tensor in tensors.items() if tensor.ndim == 2]
-        return tensors[_embedding_name(matrices, source)]
-    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError) as error:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return file.get_tensor(_embedding_name([n for n, s in shapes.items() if len(s) == 2], source))
+    except (SafetensorError, OSError) as error:
         raise DataError(f"cannot read model weights from {path} ({str(error).splitlines()[0]})") from None
 
 

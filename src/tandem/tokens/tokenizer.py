@@ -4,7 +4,6 @@ import json
 import re
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -38,8 +37,6 @@ BPE training takes time in the square of such a run: two to five times as long a
 LOADED_UNIT_CHARACTERS = 1 << 16
 """The same for a loaded tokenizer of other rules, where a cut changes ids. Ordinary text has no such run."""
 RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
-JOINER = "\u200d"
-GRAPHEME_CHARACTERS = 16
 VOCABULARY = "tokenizer.vocab_size"
 
 
@@ -212,7 +209,7 @@ def _run_cuts(text: str, longest: int) -> Iterator[int]:
         if position and _run_end(text, position - 1) == end:  # it began within the stride before
             begin -= _run_end(text[max(0, position - stride) : position][::-1], 0)
         while end - begin > longest:
-            begin = _between_graphemes(text, begin + longest, begin)
+            begin += longest
             yield begin
         position += (end - position) // stride * stride
         if position < end:
@@ -223,15 +220,6 @@ def _run_end(text: str, position: int) -> int:
     found = RUN.match(text, position)
     assert found is not None  # every character is of one of the kinds
     return found.end()
-
-
-def _between_graphemes(text: str, cut: int, begin: int) -> int:
-    """`cut`, or a little before it where it would part a mark or emoji from its character."""
-    for position in range(cut, max(begin, cut - GRAPHEME_CHARACTERS), -1):
-        joins = text[position] == JOINER or unicodedata.category(text[position]).startswith("M")
-        if not joins and text[position - 1] != JOINER:
-            return position
-    return cut
 
 
 def _cuts_are_unseen(tokenizer: Tokenizer) -> bool:

@@ -32,12 +32,8 @@ class Dropout:
         self._draws = np.random.Generator(np.random.SFC64(self._seed))
         self._on_device: torch.Generator | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`x` with elements dropped, drawn anew in every call."""
-        return self._drop(x, slice(None), len(x))
-
     def step(self, count: int) -> Callable[[slice], Drop]:
-        """As this, for rows of one step's `count`: each is dropped as if all were there at once.
+        """What drops elements of rows of a step's `count`, drawn anew: as if all rows were there at once.
 
         So a step's parts may be computed after each other, or by several processes.
         """

@@ -11,27 +11,17 @@ from pathlib import Path
 from tandem.advice import advice, command_options
 from tandem.claims import liveness_lock
 from tandem.errors import SettingsError
-from tandem.experiment.executors.base import Executor, Tell, Worker
+from tandem.experiment.executors.base import Executor as Executor
+from tandem.experiment.executors.base import Tell as Tell
+from tandem.experiment.executors.base import Worker as Worker
 from tandem.experiment.executors.local import Local
-from tandem.experiment.executors.ray import Ray
-from tandem.experiment.executors.slurm import JOBS, Slurm
+from tandem.experiment.executors.ray import Ray as Ray
+from tandem.experiment.executors.slurm import JOBS as JOBS
+from tandem.experiment.executors.slurm import Slurm as Slurm
 from tandem.settings import Settings
 from tandem.text.places import source_folder
 
 EXECUTORS: dict[str, type[Executor]] = {"local": Local, "slurm": Slurm, "ray": Ray}
-
-__all__ = [
-    "EXECUTORS",
-    "JOBS",
-    "Executor",
-    "Ray",
-    "Slurm",
-    "Tell",
-    "Worker",
-    "executor_of",
-    "helped",
-    "threads_each",
-]
 
 
 def executor_of(settings: Settings) -> Executor:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import shutil
 import signal
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tandem.advice import advice
 from tandem.errors import SettingsError
@@ -72,47 +71,25 @@ class Slurm(Executor):
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+        asked = self.settings.slurm
+        others = (parameter.partition("=") for parameter in asked.parameters)
         executor = submitit.AutoExecutor(folder=worker.run_dir / JOBS, cluster=self._cluster)
+        executor.update_parameters(
+            name=f"tandem-{worker.settings.name}",
+            timeout_min=asked.time_limit_min,
+            gpus_per_node=asked.gpus or None,  # a job is one worker on one node
+            cpus_per_task=asked.cpus_per_task,
+            mem_gb=asked.memory_gb,
+            slurm_partition=asked.partition,
+            slurm_setup=list(asked.setup) or None,
+            slurm_additional_parameters={name: text if equals else True for name, equals, text in others},
+        )
         try:
-            executor.update_parameters(name=f"tandem-{worker.settings.name}", **self._parameters())
             # submitit also prints what sbatch says, which is part of the sentence below.
             with contextlib.redirect_stderr(io.StringIO()):
                 return executor.submit_array([_SlurmJob(worker)] * count)
         except (FailedJobError, FailedSubmissionError) as error:
             raise SettingsError(f"Slurm did not take the workers' jobs: {reason(error)}") from None
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"setting slurm.parameters is not possible: {reason(error)}") from None
-
-    def _parameters(self) -> dict[str, Any]:
-        """Arguments of submitit's `update_parameters`; what it has no name for goes to sbatch as it is."""
-        import submitit
-
-        asked = self.settings.slurm
-        named: dict[str, Any] = {
-            "timeout_min": asked.time_limit_min,
-            "gpus_per_node": asked.gpus or None,  # a job is one worker on one node
-            "cpus_per_task": asked.cpus_per_task,
-            "mem_gb": asked.memory_gb,
-            "slurm_partition": asked.partition,
-            "slurm_setup": list(asked.setup) or None,
-        }
-        known, others = submitit.SlurmExecutor._valid_parameters(), {}
-        for parameter in asked.parameters:
-            name, equals, text = parameter.partition("=")
-            value = _value(text) if equals else True
-            if (key := name.replace("-", "_")) in known:
-                named[f"slurm_{key}"] = value
-            else:
-                others[name] = value
-        return named | ({"slurm_additional_parameters": others} if others else {})
-
-
-def _value(text: str) -> Any:
-    """A number, truth value or list as JSON has them, else the text itself (01:30:00 is one)."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 @dataclass(frozen=True)
