@@ -30,7 +30,8 @@ layers, T token layers, N tokens, U distinct tokens, M validation tokens, B a ba
 
 **Bytes moved**: every operation on tensors reads its inputs and writes its result once, 4 bytes a number (in
 bf16 some are 2, which is not counted), 8 in the scan; weights are read once a batch. `phase1_work`,
-`contexts_work` and `phase2_work` of speed/original.py count them. With caches it can be less, so that a share may exceed 100%.
+`contexts_work` and `phase2_work` of speed/original.py count them. With caches it can be less, so that a share
+may exceed 100%.
 """
 
 import argparse

@@ -23,6 +23,7 @@ import math  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 from collections import Counter  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -59,6 +60,11 @@ RECIPE: dict[str, dict[str, Any]] = {
 """What differs from the preset here: ten times the text in an hour, on two cores with units for bf16."""
 
 
+def corpus_in(shared: Path) -> Path:
+    """The folder of WikiText-2 among the corpora."""
+    return shared / "corpora" / "wikitext-2"
+
+
 def word_tokenizer(text: Path, target: Path) -> None:
     """The data set's own tokens: the words of its training text."""
     with gzip.open(text, "rt", encoding="utf-8") as file:
@@ -71,20 +77,22 @@ def word_tokenizer(text: Path, target: Path) -> None:
     tokenizer.save(str(target))
 
 
-def settings_for(shared: Path, output: Path, chosen: argparse.Namespace) -> Settings:
-    """The preset, RECIPE over it, and KEY=VALUE over that."""
-    corpus = shared / "corpora" / "wikitext-2"
+def settings_for(corpus: Path, output: Path, pairs: Sequence[str] = (), **general: Any) -> Settings:
+    """The preset, RECIPE over it, and KEY=VALUE over that; the words of the corpus go to a file in `output`.
+
+    `general`: settings that have no section.
+    """
     words = output / "words.json"
     word_tokenizer(corpus / "train.txt.gz", words)
     values = load_settings("predictive").model_dump(mode="json")
     for section, changes in RECIPE.items():
         values[section] |= changes
     values = made_small(values)
-    for pair in chosen.set:
+    for pair in pairs:
         name, _, value = pair.partition("=")
         section, _, key = name.partition(".")
         values[section][key] = yaml.safe_load(value)
-    values |= {"threads": chosen.threads, "precision": chosen.precision}
+    values |= general
     values["tokenizer"]["source"] = str(words)
     values["data"] |= {
         "train": str(corpus / "train.txt.gz"),
@@ -130,7 +138,8 @@ def main() -> None:
     if not (shared := os.environ.get("TANDEM_SHARED")):
         sys.exit("TANDEM_SHARED does not name a folder with the corpora")
     chosen.output.mkdir(parents=True, exist_ok=True)
-    settings = settings_for(Path(shared), chosen.output, chosen)
+    general = {"threads": chosen.threads, "precision": chosen.precision}
+    settings = settings_for(corpus_in(Path(shared)), chosen.output, chosen.set, **general)
     configuration = Configuration(2, 2)
     folder = chosen.output / time.strftime("model-%Y%m%d-%H%M%S")
     record = train_one(settings, configuration, chosen.seed, folder, Told())

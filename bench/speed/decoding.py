@@ -189,7 +189,8 @@ def state_bytes(cache: TandemCache | DynamicCache) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors if isinstance(tensor, Tensor))
 
 
-def _texts(model: TandemForCausalLM | GPT2LMHeadModel, batch: int, tokens: int) -> Tensor:
+def made_up_texts(model: TandemForCausalLM | GPT2LMHeadModel, batch: int, tokens: int) -> Tensor:
+    """Token ids [batch, tokens] on the model's device."""
     ids = zipf_ids(batch * tokens, model.config.vocab_size).reshape(batch, tokens)
     return torch.from_numpy(ids).to(model.device)
 
@@ -197,9 +198,9 @@ def _texts(model: TandemForCausalLM | GPT2LMHeadModel, batch: int, tokens: int) 
 def _one_by_one(ours: TandemForCausalLM, gpt2: GPT2LMHeadModel, sizes: Sizes) -> None:
     runs: dict[str, Generation] = {}
     for at in sizes.positions:
-        runs[f"ours {at}"] = Generation(ours, _texts(ours, 1, at), sizes.steps)
+        runs[f"ours {at}"] = Generation(ours, made_up_texts(ours, 1, at), sizes.steps)
     for at in sizes.gpt2_positions:
-        runs[f"gpt2 {at}"] = Generation(gpt2, _texts(gpt2, 1, at), sizes.steps)
+        runs[f"gpt2 {at}"] = Generation(gpt2, made_up_texts(gpt2, 1, at), sizes.steps)
     timings = interleaved({name: run.candidate() for name, run in runs.items()}, sizes.rounds)
     first = f"ours {sizes.positions[0]}"
     print_table(
@@ -235,7 +236,7 @@ def _side_by_side(ours: TandemForCausalLM, gpt2: GPT2LMHeadModel, sizes: Sizes) 
     candidates = {}
     for batch in BATCHES:
         for name, model in (("ours", ours), ("GPT-2", gpt2)):
-            run = Generation(model, _texts(model, batch, BATCH_POSITION), sizes.steps)
+            run = Generation(model, made_up_texts(model, batch, BATCH_POSITION), sizes.steps)
             candidates[f"{name} {batch}"] = run.candidate(batch)
     timings = interleaved(candidates, sizes.rounds)
     print_table(

@@ -21,7 +21,7 @@ from tandem.objectives.original import DispersionRecord
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, Settings, load_settings
 from tandem.training.phase2 import Split, train_token_block
-from tandem.training.progress import silent
+from tandem.training.progress import OnTick, silent
 
 from .inputs import CONTEXTS, random_model, zipf_ids
 
@@ -30,8 +30,11 @@ FEW_TOKENS, WINDOW_TOKENS = (1_000, 400) if SMALL else (20_000, 5_000)
 VALIDATION_SHARE = 0.01
 """Of the original: 22,723 tokens beside 2,403,563."""
 V, E, C = (1_000, 32, 24) if SMALL else (50_257, 768, 500)
+WEIGHT_INIT_STD = 0.3 if SMALL else 0.1
+"""With the preset's 0.1, a block this narrow takes long to forget."""
 ORIGINAL = load_settings("original")
 CONFIGURATIONS = tuple(Configuration(*depths) for depths in ORIGINAL.configurations)
+DEPTHS = tuple(sorted({configuration.context_layers for configuration in CONFIGURATIONS}))
 IN_MEMORY = CONTEXTS.model_copy(update={"keep": "memory"})
 LONGEST_LOOP = 100_000
 """Tokens up to which contexts of a block that does not forget are computed by the loop."""
@@ -76,6 +79,12 @@ class Measured:
     peak_bytes: int | None
     note: str = ""
     epoch_s: float | None = None
+
+
+def phase_name(phase: str, configuration: Configuration) -> str:
+    """Of phase 2 by both depths, of others by that of the ContextBlock: `C1T2, phase 2`, `C1, contexts`."""
+    of = configuration.name if phase == "phase 2" else f"C{configuration.context_layers}"
+    return f"{of}, {phase}"
 
 
 def measure_limits(device: torch.device) -> Limits:
@@ -158,12 +167,13 @@ class OriginalScale:
         tell: Callable[[Measured], None],
         iterations: int | None = None,
         epochs: int = 1,
+        on_tick: OnTick = silent,
     ) -> None:
         """At most so many iterations of phase 1 (none: as the preset), and exactly so many epochs of phase 2.
 
-        `tell` is told of every phase as it ends.
+        `tell` is told of every phase as it ends, `on_tick` of every step of a training.
         """
-        self.device, self.tokens, self._tell = device, tokens, tell
+        self.device, self.tokens, self._tell, self._on_tick = device, tokens, tell, on_tick
         self.scale = TOKENS / tokens
         self.execution = Execution(bfloat16=uses_bfloat16("auto", device))
         self.precision = "bf16" if self.execution.bfloat16 else "fp32"
@@ -181,12 +191,16 @@ class OriginalScale:
 
     def run(self) -> None:
         """Everything."""
-        for layers in sorted({configuration.context_layers for configuration in CONFIGURATIONS}):
-            configurations = [one for one in CONFIGURATIONS if one.context_layers == layers]
-            self.phase1(layers, "windows", WINDOW_TOKENS)
-            model = self.phase1(layers)
-            contexts = self.contexts(layers, model)
-            for configuration in configurations:
+        for layers in DEPTHS:
+            self.run_depth(layers)
+
+    def run_depth(self, layers: int) -> None:
+        """All configurations with so many context layers."""
+        self.phase1(layers, "windows", WINDOW_TOKENS)
+        model = self.phase1(layers)
+        contexts = self.contexts(layers, model)
+        for configuration in CONFIGURATIONS:
+            if configuration.context_layers == layers:
                 self.phase2(configuration, model, contexts)
 
     def find(self, phase: str, configuration: Configuration) -> Measured | None:
@@ -202,6 +216,7 @@ class OriginalScale:
             context_dim=C,
             context_layers=configuration.context_layers,
             token_layers=configuration.token_layers,
+            weight_init_std=WEIGHT_INIT_STD,
         )
         return random_model(config, self.device)
 
@@ -213,19 +228,15 @@ class OriginalScale:
         settings = self.phase1_settings.model_copy(update={"tokens_per_step": tokens_per_step})
         inputs = Phase1Inputs(
             *(model, nn.ModuleDict(), Stream.of(model, self.ids), Settings(phase1=settings)),
-            *(0, silent, self.execution),
+            *(0, self._on_tick, self.execution),
         )
         result, seconds, peak = self._timed(lambda: OBJECTIVES["original"].train(inputs))
         assert isinstance(result, DispersionRecord)
         work = phase1_work(layers, result.tokens, result.iterations - 1, self.precision)
         projected = seconds * (self.scale if how == "literal" else 1)
         note = f"{result.iterations} iterations of {result.tokens:,} tokens, {result.stopped}"
-        phase = f"phase 1, {how}"
-        self._keep(
-            Measured(
-                f"C{layers}, {phase}", phase, Configuration(layers), seconds, projected, work, peak, note
-            )
-        )
+        phase, depth = f"phase 1, {how}", Configuration(layers)
+        self._keep(Measured(*(phase_name(phase, depth), phase, depth, seconds, projected, work, peak, note)))
         return model
 
     def contexts(self, layers: int, model: TandemForCausalLM) -> Contexts:
@@ -242,11 +253,11 @@ class OriginalScale:
 
         (contexts, record), seconds, peak = self._timed(computed)
         work = contexts_work(layers, len(stream), self.distinct, record)
-        error = max(record.loop_error, record.join_error)
+        error, depth = max(record.loop_error, record.join_error), Configuration(layers)
         note = f"{record.method}, burn-in {record.burn_in}, error {error:.0e}"
         self._keep(
             Measured(
-                *(f"C{layers}, contexts", "contexts", Configuration(layers)),
+                *(phase_name("contexts", depth), "contexts", depth),
                 *(seconds, seconds * self.scale, work, peak, note),
             )
         )
@@ -261,7 +272,9 @@ class OriginalScale:
         train = Split(stream, contexts)
         result, seconds, peak = self._timed(
             lambda: train_token_block(
-                model, train, validation, self.phase2_settings, 0, execution=self.execution
+                *(model, train, validation, self.phase2_settings, 0),
+                on_tick=self._on_tick,
+                execution=self.execution,
             )
         )
         ends = [0.0, *(epoch.seconds_s for epoch in result.training.history)]
@@ -269,7 +282,7 @@ class OriginalScale:
         epochs = "one epoch" if len(ends) == 2 else f"{len(ends) - 1} epochs"
         self._keep(
             Measured(
-                *(f"{configuration.name}, phase 2, {epochs}", "phase 2", configuration),
+                *(f"{phase_name('phase 2', configuration)}, {epochs}", "phase 2", configuration),
                 *(seconds, seconds * self.scale, work, peak),
                 epoch_s=ends[-1] - ends[-2],
             )
