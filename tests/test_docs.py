@@ -51,6 +51,7 @@ NOT_RUN = {
     r"python3 bootstrap\.py ": "installs a gigabyte of packages from the network",
     r".*--executor slurm": "needs a Slurm cluster",
     r".*--executor ray": "starts a cluster with eight workers; tests/test_executors.py runs a small one",
+    r"python bench/gpu\.py ": "tests/test_gpu_bench.py runs it whole",
     r"python bench/performance\.py (?!all )": "prints one of the tables of `performance.py all`, which runs",
 }
 """Lines that do not run here, and why; their programs are asked all the same whether they would take them."""

@@ -109,7 +109,7 @@ def figures(recipe: str, device: torch.device) -> dict[str, Tensor]:
         score_stream(model, stream, contexts, chunk).losses
     )
     prompts = stream.ids[: BATCH * PROMPT].reshape(BATCH, PROMPT)
-    found["generation, tokens"] = model.generate(  # type: ignore[misc]  # as in experiment/generate.py
+    found["generation, tokens"] = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=NEW_TOKENS,

@@ -59,8 +59,8 @@ PROFILED_TOKENS = 1_000 if SMALL else 200_000
 PROFILED_ITERATIONS, PROFILED_STEPS, PROFILED_WINDOWS = (
     ((1, 2, 3),) * 3 if SMALL else ((1, 3, 5), (9, 19, 29), (4, 8, 12))
 )
-"""Which iterations of phase 1, steps of phase 2, and windows of `predictive` are timed and profiled: few, since
-torch's profiler takes a tenth of a millisecond for each of some 5 events an operation."""
+"""Which iterations of phase 1, steps of phase 2, and windows of `predictive` are timed and profiled. They are
+few: to read a profile takes a tenth of a millisecond an event, and an operation is some five of them."""
 TOP = 15
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 """How calls that start something on a GPU begin."""
