@@ -33,9 +33,8 @@ if "--tiny" in sys.argv:
     os.environ["TANDEM_BENCH_SMALL"] = "1"  # for this process, whose modules read it on import, and its parts
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault(
-    "NCCL_SOCKET_IFNAME", "lo"
-)  # of one process, which may be on a machine without a network
+# The group is one process, which may be on a machine without a network.
+os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
 
 from measuring import SMALL, run
 from on_gpu.results import JSON_NAME, TABLE_NAME, Results
@@ -87,7 +86,10 @@ def run_parts(chosen: argparse.Namespace) -> int:
         left = total_s - (time.perf_counter() - began)
         reason, status, seconds = "", "", None
         if name == "training" and chosen.wikitext is None:
-            status, reason = "skipped", "there is no WikiText-2: give its folder with --wikitext"
+            status, reason = (
+                "skipped",
+                "no train.txt.gz of WikiText-2 is there: give its folder with --wikitext",
+            )
         elif left < LIMITS_S[name]:
             status = "skipped"
             reason = f"{max(0.0, left):.0f} s are left, and it may take {LIMITS_S[name]} s"

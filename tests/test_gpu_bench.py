@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,13 @@ def run(output: Path, *options: object) -> tuple[int, str, dict[str, Any]]:
         encoding="utf-8",
     )
     return done.returncode, done.stdout + done.stderr, json.loads((output / "gpu.json").read_text("utf-8"))
+
+
+def planned(name: str) -> dict[str, Any]:
+    """What is known before a part begins, on a GPU that is to reach targets."""
+    part = {"name": name, "status": "planned", "reason": "", "seconds_s": None, "budget_s": 60}
+    part |= {"peak_bytes": None, "figures": [], "tables": []}
+    return {"machine": None, "judged": True, "small": False, "parts": [part]}
 
 
 @pytest.fixture
@@ -126,10 +134,7 @@ def test_figures_are_written_at_once_and_judged(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(BENCH)
     from on_gpu.results import PartResults, Results, Target
 
-    part = {"name": "original", "status": "planned", "reason": "", "seconds_s": None, "budget_s": 60}
-    part |= {"peak_bytes": None, "figures": [], "tables": []}
-    values = {"machine": None, "judged": True, "small": False, "parts": [part]}
-    results = PartResults(Results(tmp_path, values), "original")
+    results = PartResults(Results(tmp_path, planned("original")), "original")
     results.add("contexts", 2.0, "s", Target(1))
     results.add("contexts", 0.5, "s", Target(1))  # measured again
     results.add("share", 0.4, "%", Target(0.5, least=True))
@@ -145,3 +150,36 @@ def test_figures_are_written_at_once_and_judged(tmp_path: Path, monkeypatch: pyt
         "| original | count | 3 | – | – | – |",
     ):
         assert row in table
+
+
+def test_a_profile_tells_how_busy_the_gpu_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By made-up events as a GPU would have them: two operations, their kernels, and a range around them."""
+    monkeypatch.syspath_prepend(BENCH)
+    import torch
+    from on_gpu.parts import StepProfile
+    from on_gpu.results import PartResults, Results
+    from torch.autograd import DeviceType
+
+    def event(key: str, count: int, device_us: float, on: DeviceType, annotation: bool = False) -> Any:
+        values = {"key": key, "count": count, "self_device_time_total": device_us, "device_type": on}
+        return SimpleNamespace(**values, self_cpu_time_total=5.0, is_user_annotation=annotation)
+
+    events = [
+        event("aten::mm", 4, 300_000, DeviceType.CPU),
+        event("aten::add", 6, 100_000, DeviceType.CPU),
+        event("cudaLaunchKernel", 8, 0, DeviceType.CPU),
+        event("cuLaunchKernelEx", 2, 0, DeviceType.CPU),
+        event("gemm_kernel", 4, 300_000, DeviceType.CUDA),
+        event("add_kernel", 6, 100_000, DeviceType.CUDA),
+        event("Optimizer.step", 1, 400_000, DeviceType.CUDA, annotation=True),
+    ]
+    profile = StepProfile(torch.device("cpu"), (2, 4, 6))
+    monkeypatch.setattr(profile, "_on_cuda", True)
+    monkeypatch.setattr(profile, "_steps", 6)
+    monkeypatch.setattr(profile, "_seconds", 0.8)  # of two steps
+    monkeypatch.setattr(profile, "_profiler", SimpleNamespace(key_averages=lambda: events))
+    profile.tell("phase 2", PartResults(Results(tmp_path, planned("profile")), "profile"))
+    found = Results.read(tmp_path).part("profile")
+    assert [one["value"] for one in found["figures"]] == pytest.approx([0.4, 0.5, 10])
+    (table,) = found["tables"]
+    assert table["rows"][:2] == [["aten::mm", "4", "300", "75.0%"], ["aten::add", "6", "100", "25.0%"]]
