@@ -721,7 +721,13 @@ def long_documents_cut(patch: Patch) -> None:
 
 def first_message_only(patch: Patch) -> None:
     """Of a conversation only the first message is read."""
-    patch.setattr(rows, "_join_messages", lambda messages, _: messages[0]["content"])
+    real = rows.record_text
+    for module in (files, hub):
+        patch.setattr(
+            module,
+            "record_text",
+            lambda record, where: real({**record, "messages": record["messages"][:1]}, where),
+        )
 
 
 def lines_joined_by_spaces(patch: Patch) -> None:

@@ -81,10 +81,6 @@ def test_every_loader_is_one_that_states_what_it_promises() -> None:
         ),
         ("tokens/tokenizer.py", "return Tokenizer.from_str(read_text(path))"),
         ("tokens/tokenizer.py", "copy = Tokenizer.from_str(tokenizer.to_str())"),
-        (
-            "tokens/embeddings.py",
-            'tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)',
-        ),
     }
 
 

@@ -37,7 +37,7 @@ def measure_checks(subject: Subject, quick: bool) -> Iterator[Check]:
         reasons = {
             INEXACT: not subject.exact,
             "phase 2 moved the embedding, and those contexts are gone": moved,
-            "--quick leaves it out": quick and name != "ranks",
+            "a quick audit leaves it out": quick and name != "ranks",
         }
         if why := next(filter(reasons.get, reasons), None):
             yield Check(name=name, looked_at=looked_at, figure=f"not checked: {why}", status="skip")

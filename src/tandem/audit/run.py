@@ -255,7 +255,9 @@ class _Runs:
         prepared = self.variants[record.variant] if record.is_tandem else self.reference
         first = next(one.run for one in self.records if one.configuration == record.configuration)
         if self.quick and record.run != first:
-            return _record_checks(prepared, record, f"not checked: --quick recomputes {first} only", "skip")
+            return _record_checks(
+                prepared, record, f"not checked: a quick audit recomputes {first} only", "skip"
+            )
         if not record.is_tandem:
             return _baseline_checks(prepared, record, folder)
         if not folder.is_dir():
