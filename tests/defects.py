@@ -31,6 +31,7 @@ from tandem.tokens import encoding, prepare, shards
 from tandem.training import dropout, optimizer, phase2
 from tandem.training.initialization import generator_for
 from tandem.training.monitor import TrainingMonitor
+from tandem.training.snapshots import Snapshots
 
 
 class Patch(Protocol):
@@ -580,6 +581,19 @@ def windows_always_cut_alike(patch: Patch) -> None:
         return real(count, streams, window, generator_for(0, "defect"))
 
     patch.setattr(predictive, "windows", alike)
+
+
+def one_weight_drawn_otherwise(patch: Patch) -> None:
+    """One weight of each block starts elsewhere, and no step is kept that would show it."""
+    real = prepared.initialize_block
+
+    def drawn(block: Any, model: Any, generator: Any) -> None:
+        real(block, model, generator)
+        largest = max(block.parameters(), key=lambda parameter: parameter.numel())
+        largest.data.view(-1)[1] += 1e-3
+
+    patch.setattr(prepared, "initialize_block", drawn)
+    patch.setattr(Snapshots, "follow", lambda *_: None)
 
 
 def shorter_windows(patch: Patch) -> None:

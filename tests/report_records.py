@@ -220,6 +220,7 @@ def make_record(
             embeddings_fingerprint="77ab" if recipe == "original" else "88cd",
         ),
         environment=Environment(
+            cpu_capability="AVX2",
             device="cuda", device_name=device_name, device_memory_bytes=23_800_000_000, precision="float32",
             cpu_count=8, threads=4, platform="Linux-6.1-x86_64", python="3.12.4", torch="2.12.0",
             transformers="5.1.0", tandem="0.1.0", code_fingerprint="e41b8d02", git_commit="3f1c9ab",

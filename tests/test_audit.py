@@ -155,6 +155,7 @@ WORSE = merged(PREDICTIVE, {"phase2": {"lr": 30.0, "max_epochs": 3, "patience": 
 LATER: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, dict[str, Any]]] = {
     # the check that fails and words of its figure; settings, of recipe `predictive` where they name it
     "lr ignores the settings": (defects.lr_of_its_own, "phase2_steps", "learning rate of step 1", {}),
+    "one weight of the start": (defects.one_weight_drawn_otherwise, "trained", "did not start from", {}),
     "no schedule": (defects.no_schedule, "phase1_steps", "learning rate of step 2 of epoch 1", PREDICTIVE),
     "no clipping": (defects.no_clipping, "phase2_steps", "gradient was not clipped", CLIPPED),
     "decay of everything": (

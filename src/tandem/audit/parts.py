@@ -1,6 +1,7 @@
 """The parts of a model that records speak of: their weights, fingerprints and sizes, by plain definitions."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -33,11 +34,19 @@ def part_prints(model: nn.Module) -> dict[str, str]:
     return prints
 
 
-def part_weights(model: nn.Module) -> dict[str, tuple[float, ...]]:
-    """Some weights of every part, as records have them."""
-    found = {}
+@dataclass(frozen=True)
+class Start:
+    """A part before a phase: its fingerprint, and some of its weights, as records have them."""
+
+    fingerprint: str
+    weights: tuple[float, ...]
+
+
+def part_starts(model: nn.Module) -> dict[str, Start]:
+    """Of every part."""
+    found, prints = {}, part_prints(model)
     for name, part in parts_of(model):
         largest = max(part.parameters(), key=torch.numel).detach().flatten().cpu()
         places = torch.linspace(0, len(largest) - 1, SAMPLED, dtype=torch.float64).long()
-        found[name] = tuple(largest[places].tolist())
+        found[name] = Start(prints[name], tuple(largest[places].tolist()))
     return found

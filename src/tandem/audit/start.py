@@ -23,7 +23,7 @@ def drawn_block(model: TandemForCausalLM, block: nn.Module, generator: torch.Gen
     for module in block.modules():
         if isinstance(module, nn.Linear):
             std = config.weight_init_std
-            scale = 1 / module.in_features**0.5 if std is None else std
+            scale = module.in_features**-0.5 if std is None else std
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * scale)
             if module.bias is not None:
                 module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * config.bias_init_std)

@@ -14,13 +14,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from tandem.audit.inputs import AuditInputs
-from tandem.audit.parts import part_prints, part_weights, parts_of
+from tandem.audit.parts import Start, part_prints, part_starts, parts_of
 from tandem.audit.plain import batches
 from tandem.audit.reference import Block, Joined, block_losses, contexts_at
 from tandem.audit.start import initial_model, started_from
 from tandem.audit.steps import KeptStep, read_steps
 from tandem.contexts import ContextsSample, Tokens
 from tandem.experiment.checkpoints import load_head, load_model, load_sample
+from tandem.experiment.machine import environment
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Check, RunRecord
@@ -213,9 +214,16 @@ class Subject:
         return head
 
     @cached_property
-    def phase1_samples(self) -> dict[str, tuple[float, ...]]:
-        """Some weights of each part that phase 1 began with, its heads included."""
-        return part_weights(self.phase1_start) | part_weights(self.heads)
+    def phase1_parts(self) -> dict[str, Start]:
+        """Each part that phase 1 began with, its heads included."""
+        return part_starts(self.phase1_start) | part_starts(self.heads)
+
+    @cached_property
+    def drawn_alike(self) -> bool:
+        """Whether random numbers are the same here as where the run was made, to the last digit."""
+        there, here = self.record.environment, environment(self.model.device)
+        machines = {one.platform.split()[-1] for one in (there, here)}
+        return len(machines) == 1 and (there.torch, there.cpu_capability) == (here.torch, here.cpu_capability)
 
     @cached_property
     def initial(self) -> TandemForCausalLM:
@@ -229,9 +237,9 @@ class Subject:
         return model
 
     @cached_property
-    def initial_samples(self) -> dict[str, tuple[float, ...]]:
-        """Some weights of each of its parts."""
-        return part_weights(self.initial)
+    def initial_start(self) -> dict[str, Start]:
+        """Each of its parts."""
+        return part_starts(self.initial)
 
     def unmoved(self, part: str, tolerance: float = SAME_WEIGHT) -> bool:
         """Whether a part of the saved model has the weights it was before any training."""

@@ -65,6 +65,7 @@ def environment(device: torch.device, bfloat16: bool = False) -> Environment:
         device_name=name,
         device_memory_bytes=memory,
         cpu_count=os.cpu_count() or 1,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),

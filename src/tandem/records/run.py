@@ -256,6 +256,8 @@ class Environment(Record):
     precision: Precision
     """Of products of matrices in training."""
     cpu_count: int
+    cpu_capability: str
+    """Vector instructions that PyTorch uses there: its random numbers differ in last digits between them."""
     threads: int
     platform: str
     python: str
