@@ -29,6 +29,32 @@ def token_nll(
     return logits.logsumexp(dim=-1) - picked, best
 
 
+Head = Tensor | Callable[[Tensor], Tensor]
+"""Of a softmax: its matrix [V, E], or what makes logits [n, V] of hidden [n, E], bias included."""
+
+INT8_POSITIONS = 64
+"""Positions whose logits from 8-bit weights are read at once: they should stay in a CPU's cache."""
+
+
+def nll_and_hits(
+    hidden: Tensor, head: Head, targets: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """NLL in nats and whether the target is the arg-max, both [n], of hidden [n, E] and targets [n].
+
+    Of a head that is no matrix, a target that ties for the largest logit is an arg-max. Logits are reduced in
+    (at least) fp32.
+    """
+    if isinstance(head, Tensor):
+        nll, best = token_nll(hidden, head, targets, bias)
+        return nll, best == targets
+    losses, hits = [], []
+    for part, wanted in zip(hidden.split(INT8_POSITIONS), targets.split(INT8_POSITIONS), strict=True):
+        logits = head(part).float()
+        losses.append(F.cross_entropy(logits, wanted, reduction="none"))
+        hits.append(logits.gather(-1, wanted[:, None])[:, 0] == logits.amax(dim=-1))  # faster than arg-max
+    return torch.cat(losses), torch.cat(hits)
+
+
 def mean_nll(
     hidden: Tensor, head: Tensor, targets: Tensor, chunk_positions: int, bias: Tensor | None = None
 ) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tandem.contexts import PIECE_TOKENS, Contexts, Stream, Tokens
-from tandem.cross_entropy import token_nll
+from tandem.cross_entropy import Head, nll_and_hits
 from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
@@ -103,7 +103,9 @@ def score_stream(
     """
     share = group.share(len(stream) - 1)
     hidden = hidden_parts(model, stream, contexts, chunk_positions, token_block, share)
-    losses, correct = score_parts(hidden, model.lm_head.weight, stream.ids, share, model.lm_head.bias)
+    head = model.lm_head
+    matrix = (head, None) if model.config.int8 else (head.weight, head.bias)
+    losses, correct = score_parts(hidden, matrix[0], stream.ids, share, matrix[1])
     if group.size > 1:
         losses = group.joined(losses.to(model.device), len(stream) - 1).cpu()
         correct = int(group.total(torch.tensor(correct, device=model.device)))
@@ -111,7 +113,7 @@ def score_stream(
 
 
 def score_parts(
-    parts: Iterable[Tensor], head: Tensor, ids: Tensor | Tokens, share: slice, bias: Tensor | None = None
+    parts: Iterable[Tensor], head: Head, ids: Tensor | Tokens, share: slice, bias: Tensor | None = None
 ) -> tuple[Tensor, int]:
     """NLL in nats of each prediction at the positions of `share`, [n] float64 on the CPU, and how many hit.
 
@@ -121,9 +123,9 @@ def score_parts(
     losses, correct, done = torch.empty(share.stop - share.start, dtype=torch.float64), 0, share.start
     for hidden in parts:
         targets = ids[done + 1 : done + 1 + len(hidden)]
-        nll, best = token_nll(hidden, head, targets, bias)
+        nll, hits = nll_and_hits(hidden, head, targets, bias)
         losses[done - share.start : done - share.start + len(hidden)] = nll.cpu()
-        correct += int((best == targets).sum())
+        correct += int(hits.sum())
         done += len(hidden)
     assert done == share.stop
     return losses, correct

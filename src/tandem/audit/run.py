@@ -123,7 +123,12 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
             f"{folder} has no readable record.json and settings.yaml, so there is nothing to audit its "
             "figures against; give the folder that `tandem train` wrote, or train the model again"
         )
-    load_model(folder)  # a model that cannot be read is no finding, but a wrong folder
+    model, _ = load_model(folder)  # one that cannot be read is no finding, but a wrong folder
+    if model.config.int8:
+        raise RunDirError(
+            f"{folder} holds a copy with weights of 8 bits, whose figures are not those of its record; audit "
+            "the folder that it was made from"
+        )
     variants, of_data = _prepare(settings, [record], folder, on_progress)
     prepared = variants[None]
     on_progress(f"auditing {record.run}")

@@ -92,6 +92,8 @@ class EvaluateArguments(OwnArguments):
     mix: bool = False
     """Score also a mixture of the model with an n-gram, counted on its training text, and a cache of the last
     2,000 tokens. What it says is shown apart."""
+    int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Round the weights to 8 bits, which is faster on a CPU, and the `auto` device is one."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     json_output: Json = False
@@ -118,10 +120,23 @@ class GenerateArguments(OwnArguments):
     """Sample from the likeliest tokens that together have this probability; none: all."""
     seed: int = 0
     """Seed of the sampling."""
+    int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Round the weights to 8 bits, which is faster on a CPU, and the `auto` device is one."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     json_output: Json = False
     """Print one JSON object at the end instead of streaming text."""
+
+
+class QuantizeArguments(OwnArguments):
+    """Copy a model folder with weights of 8 bits: a quarter of the size, faster on a CPU, for inference."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Model folder, as `tandem train` writes it."""
+    output: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of the copy; none: `MODEL-int8`."""
+    json_output: Json = False
+    """Print the folder and the bytes of both as JSON."""
 
 
 class AuditArguments(OwnArguments):
@@ -154,6 +169,7 @@ ARGUMENTS: dict[str, type[Any]] = {
     "train": TrainArguments,
     "evaluate": EvaluateArguments,
     "generate": GenerateArguments,
+    "quantize": QuantizeArguments,
     "audit": AuditArguments,
     "report": ReportArguments,
     "config": ConfigArguments,

@@ -16,7 +16,7 @@ OF_SETTINGS = ("train", "experiment", "config")
 """Commands whose own word stands before all options; that of the others stands anywhere."""
 PLACES = {
     **dict.fromkeys(OF_SETTINGS, "a preset or settings file"),
-    **dict.fromkeys(("evaluate", "generate"), "a model folder"),
+    **dict.fromkeys(("evaluate", "generate", "quantize"), "a model folder"),
     "audit": "a run directory or model folder",
     "report": "a run directory",
 }

@@ -18,6 +18,7 @@ from tandem.cli.arguments import (
     EvaluateArguments,
     ExperimentArguments,
     GenerateArguments,
+    QuantizeArguments,
     ReportArguments,
     TrainArguments,
     option_names,
@@ -151,6 +152,7 @@ def evaluate(args: Sequence[str]) -> None:
         txt_documents=arguments.txt_documents,
         separator=arguments.separator,
         device=arguments.device,
+        int8=arguments.int8,
         mix=arguments.mix,
         on_progress=_tell(arguments.json_output),
         on_warning=_tell(quiet=False),
@@ -177,11 +179,23 @@ def generate(args: Sequence[str]) -> None:
         top_p=arguments.top_p,
         seed=arguments.seed,
         device=arguments.device,
+        int8=arguments.int8,
         stream=not arguments.json_output,
         on_warning=_tell(quiet=False),
     )
     if arguments.json_output:
         _write_json(json.dumps(result, ensure_ascii=False))
+
+
+def quantize(args: Sequence[str]) -> None:
+    """tandem quantize MODEL"""
+    arguments = parse("quantize", QuantizeArguments, args)
+    from tandem.cli.summary import print_quantized
+    from tandem.experiment.checkpoints import quantize_model
+
+    folder = arguments.model
+    copied = quantize_model(folder, Path(arguments.output or folder.with_name(f"{folder.name}-int8")))
+    _show(copied, arguments.json_output, print_quantized)
 
 
 def audit(args: Sequence[str]) -> None:
@@ -214,6 +228,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (train, "train one configuration into a model folder"),
     "evaluate": (evaluate, "score a model on text"),
     "generate": (generate, "continue a prompt"),
+    "quantize": (quantize, "copy a model with weights of 8 bits, a quarter of the size"),
     "audit": (audit, "check what an experiment or a model says of itself"),
     "report": (report, "rebuild an experiment's report from its records"),
     "config": (config, "list the presets, or print one with all its settings"),

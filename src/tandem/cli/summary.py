@@ -111,6 +111,12 @@ def print_evaluation(console: Terminal, result: Evaluation) -> None:
     )
 
 
+def print_quantized(console: Terminal, copied: QuantizedModel) -> None:
+    """Where the copy is, and what it takes."""
+    sizes = f"{copied.output_bytes / 1e6:,.1f} MB instead of {copied.model_bytes / 1e6:,.1f} MB"
+    console.say(f"{copied.output} holds the model with weights of 8 bits: {sizes}")
+
+
 def _lost(result: Evaluation) -> dict[str, str]:
     """What of the text the tokens cannot give back."""
     if not result.lost_bytes:

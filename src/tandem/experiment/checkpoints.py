@@ -1,6 +1,7 @@
 """What runs leave on disk beside their records: phase 1, which several share, and model folders."""
 
 import json
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -8,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from tandem.advice import advice
+from tandem.advice import advice, named
 from tandem.contexts import ContextsSample
 from tandem.decoding import read_text
-from tandem.errors import DataError, RunDirError, is_out_of_memory
+from tandem.errors import DataError, RunDirError, SettingsError, is_out_of_memory
+from tandem.experiment.machine import choose_device
 from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
 from tandem.experiment.prepared import TrainingInputs
 from tandem.fingerprint import fingerprint
-from tandem.folders import CONFIG, RECORD, atomic_write, check_reading
+from tandem.folders import CONFIG, RECORD, SETTINGS, atomic_write, check_reading, check_writing
 from tandem.model import TandemForCausalLM
+from tandem.model.int8_tandem import multiplies_int8
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Phase1Record, RunRecord
 from tandem.settings import dump_settings
@@ -246,6 +249,62 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
             f"the model in {folder} cannot be read ({reason}); train or copy it again"
         ) from None
     return model.eval(), tokenizer
+
+
+def load_for_inference(
+    folder: Path, device: str = "auto", int8: bool = False
+) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
+    """As `load_model`, on a device; `int8`: its weights rounded to 8 bits, if they are not so already.
+
+    `auto` is the CPU for 8-bit weights, since products of them are there alone; elsewhere they are multiplied
+    in float32. Raises SettingsError where `int8` asks for products that the torch in use does not have.
+    """
+    model, tokenizer = load_model(folder)
+    if int8 and not multiplies_int8():
+        raise SettingsError(
+            f"{named('int8')} is not possible: torch {torch.__version__} has no products of 8-bit numbers "
+            f"for this processor ({platform.machine()})" + advice("leave it out")
+        )
+    if int8 and not model.config.int8:
+        model.to_int8()
+    model.to(choose_device("cpu" if model.config.int8 and device == "auto" else device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    return model, tokenizer
+
+
+class QuantizedModel(BaseModel):
+    """A copy of a model folder in 8-bit weights, and the bytes of the weights of both."""
+
+    model: str
+    output: str
+    model_bytes: int
+    output_bytes: int
+
+
+def quantize_model(folder: Path, output: Path) -> QuantizedModel:
+    """Copy a model folder in 8-bit weights, with its tokenizer, settings and record.
+
+    What only training and the audit read is left out. Raises RunDirError for a `folder` that is no model or
+    has such weights already, and for an `output` that holds anything it could be mixed up with.
+    """
+    model, tokenizer = load_model(folder)
+    if model.config.int8:
+        raise RunDirError(f"{folder} holds 8-bit weights already; give the model that it was made from")
+    check_writing(output, "model folder")
+    if (output / CONFIG).exists():
+        raise RunDirError(
+            f"{output} holds a model, which would be lost" + advice(("give another {}", "output"))
+        )
+    with _whole_folder(output, CONFIG, set()) as draft:
+        with quiet_transformers():
+            model.to_int8().save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+        for name in (SETTINGS, RECORD):
+            if (folder / name).is_file():
+                (draft / name).write_bytes((folder / name).read_bytes())
+    before, after = (
+        sum(path.stat().st_size for path in place.glob("model*.safetensors")) for place in (folder, output)
+    )
+    return QuantizedModel(model=str(folder), output=str(output), model_bytes=before, output_bytes=after)
 
 
 def _load_tokenizer(folder: Path, model: TandemForCausalLM) -> PreTrainedTokenizerFast:

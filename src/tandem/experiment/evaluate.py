@@ -11,8 +11,8 @@ from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import SettingsError
-from tandem.experiment.checkpoints import load_model, model_record, unused_ids
-from tandem.experiment.machine import choose_device, free_memory, keep_freed_memory
+from tandem.experiment.checkpoints import load_for_inference, model_record, unused_ids
+from tandem.experiment.machine import free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
 from tandem.metrics import Score, bits_per_byte, effective_rank, hidden_parts, perplexity, score_stream
 from tandem.mixture import SHARPNESSES, cache_probabilities
@@ -47,6 +47,7 @@ class Evaluation(BaseModel):
     lost_bytes      of the text, what its tokens cannot give back; each costs 8 bits in bits_per_byte.
     lost_such_as    the first characters among them.
     phase1          figures that only the objective of its phase 1 has, by name.
+    int8            whether its weights were of 8 bits.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Evaluation(BaseModel):
     bits_per_byte: float
     effective_rank: float
     phase1: dict[str, float]
+    int8: bool = False
     scan_error: float
     mixture: Mixture | None = None
 
@@ -74,20 +76,22 @@ def evaluate_model(
     txt_documents: str | None = None,
     separator: str | None = None,
     device: str = "auto",
+    int8: bool = False,
     mix: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Score the model in `folder` on the text of `source`, tokenized as in its training.
 
-    With `mix` also of the model mixed with an n-gram, counted on its training text, and a cache. `on_warning`
-    is told what was assumed of a folder that does not say how its model was trained.
+    `int8`: with weights of 8 bits. With `mix` also of the model mixed with an n-gram, counted on its training
+    text, and a cache. `on_warning` is told what was assumed of a folder that does not say how its model was
+    trained.
 
-    Raises RunDirError for a folder that is no model. Raises SettingsError for a settings.yaml that cannot be
-    used, or that `mix` lacks. Raises DataError for text that cannot be used, and for training text that is no
-    longer what it was.
+    Raises RunDirError for a folder that is no model. Raises SettingsError for `int8` where torch cannot, and
+    for a settings.yaml that cannot be used, or that `mix` lacks. Raises DataError for text that cannot be
+    used, and for training text that is no longer what it was.
     """
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_for_inference(folder, device, int8)
     settings, own = settings_for(folder, tokenizer, on_warning)
     if unused := len(unused_ids(model, tokenizer)):
         on_warning(
@@ -100,8 +104,6 @@ def evaluate_model(
             f"none in {folder}; copy it there from the folder that `tandem train` wrote, or leave it out"
         )
     keep_freed_memory()
-    chosen = choose_device(device)
-    model.to(chosen)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     data = settings.data
     reading = data.model_copy(
         update={
@@ -113,7 +115,7 @@ def evaluate_model(
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
     stream = Stream.of(model, tokens.ids)
     with written_settings(folder / SETTINGS, ("contexts",)):
-        contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(chosen) // 2)
+        contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(model.device) // 2)
     score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
     mixture = None
     if mix:
@@ -137,6 +139,7 @@ def evaluate_model(
         bits_per_byte=score.bits_per_byte(tokens),
         effective_rank=effective_rank(contexts, settings.contexts.rank_positions),
         phase1=OBJECTIVES[settings.recipe].evaluate(model, stream, settings) if own else {},
+        int8=model.config.int8,
         scan_error=max(scan.loop_error, scan.join_error),
         mixture=mixture,
     )

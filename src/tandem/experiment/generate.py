@@ -1,17 +1,25 @@
 """Continuing a prompt with a saved model, at constant memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TextStreamer
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TextStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from tandem.advice import named
 from tandem.errors import SettingsError
-from tandem.experiment.checkpoints import load_model, unused_ids
+from tandem.experiment.checkpoints import load_for_inference, unused_ids
 from tandem.experiment.evaluate import settings_for
-from tandem.experiment.machine import choose_device
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.tokenizer import plain
@@ -30,15 +38,17 @@ def generate_text(
     top_p: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    int8: bool = False,
     stream: bool = True,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Continue `prompt`; with `stream` the text goes to standard output as it comes.
 
     A prompt starts a document, as in training: the end-of-text token precedes it where documents were
-    separated so. `on_warning` is told of text in it that the tokenizer loses, and of settings that the folder
-    lacks. Returns prompt, text (without the prompt) and the number of tokens of both. Raises SettingsError
-    for sampling settings that are impossible, RunDirError for a folder that is no model.
+    separated so. `int8`: with weights of 8 bits. `on_warning` is told of text in it that the tokenizer loses,
+    and of settings that the folder lacks. Returns prompt, text (without the prompt) and the number of tokens
+    of both. Raises SettingsError for sampling settings that are impossible, and for `int8` where torch
+    cannot. Raises RunDirError for a folder that is no model.
     """
     warm = "0 (always the likeliest token) or between 0.01 and 100"
     checked = (
@@ -54,8 +64,7 @@ def generate_text(
         if not fits
     ]:
         raise SettingsError("; ".join(wrong))
-    model, tokenizer = load_model(folder)
-    model.to(choose_device(device))  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    model, tokenizer = load_for_inference(folder, device, int8)
     settings, _ = settings_for(folder, tokenizer, on_warning)
     starts = settings.data.separator == "eos" and tokenizer.eos_token is not None
     read = Encoder(plain(tokenizer), tokenizer.eos_token, "eos" if starts else "").encode([prompt])
@@ -70,30 +79,72 @@ def generate_text(
         raise SettingsError(
             f"{named('prompt')} {reason}, and this model has no end-of-text token to start from"
         )
-    # 0 and 1.0 are the library's words for "no limit"
-    drawing = {"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0 if top_p is None else top_p}
-    sampling: dict[str, Any] = {"do_sample": temperature > 0, **(drawing if temperature > 0 else {})}
+    choose = _sampler(temperature, top_k, top_p, unused_ids(model, tokenizer), model.device)
     torch.manual_seed(seed)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    if stream:
+    if streamer is not None:
         print(prompt, end="", flush=True)
+        streamer.put(torch.tensor(ids))
+    new: list[int] = []
     with torch.inference_mode():
-        output = model.generate(  # type: ignore[misc]  # its declared `self` is a protocol of its own
-            torch.tensor([ids], device=model.device),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
-            max_new_tokens=max_new_tokens,
-            past_key_values=_read(model, ids[:-1]),
-            streamer=streamer,
-            suppress_tokens=unused_ids(model, tokenizer) or None,
-            **sampling,
-        )
-    new = output[0, len(ids) :].tolist()
+        for token in islice(_continued(model, _read(model, ids[:-1]), ids[-1], choose), max_new_tokens):
+            new.append(token)
+            if streamer is not None:
+                streamer.put(torch.tensor([token]))
+            if token == tokenizer.eos_token_id:
+                break
+    if streamer is not None:
+        streamer.end()
     return {
         "prompt": prompt,
         "text": tokenizer.decode(new, skip_special_tokens=True),
         "prompt_tokens": len(ids),
         "new_tokens": len(new),
     }
+
+
+def _sampler(
+    temperature: float, top_k: int | None, top_p: float | None, unused: list[int], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Logits [1, V] → the next token [1], never an `unused` one; by the steps of transformers in order."""
+    steps = LogitsProcessorList()
+    if unused:
+        steps.append(SuppressTokensLogitsProcessor(unused, str(device)))
+    if temperature not in (0, 1):
+        steps.append(TemperatureLogitsWarper(float(temperature)))
+    if temperature and top_k is not None:
+        steps.append(TopKLogitsWarper(top_k))
+    if temperature and top_p is not None and top_p < 1:
+        steps.append(TopPLogitsWarper(float(top_p)))
+    none_read: Any = torch.empty(1, 0, dtype=torch.long)  # no step asks what was read before
+
+    def choose(logits: Tensor) -> Tensor:
+        scores = steps(none_read, logits.float())
+        if temperature == 0:
+            return scores.argmax(dim=-1)
+        return torch.multinomial(scores.softmax(dim=-1), 1)[0]
+
+    return choose
+
+
+def _continued(
+    model: TandemForCausalLM, state: TandemCache, token: int, choose: Callable[[Tensor], Tensor]
+) -> Iterator[int]:
+    """Tokens without end after `token`, before which the state was reached.
+
+    Blocks are called directly: `model.generate` took several times as long around them (LOG.md).
+    """
+    context = state.context
+    if context is None:
+        context = torch.zeros(1, model.config.context_dim, dtype=model.dtype, device=model.device)
+    while True:
+        ids = torch.tensor([token], device=model.device)
+        embeds = model.embed(ids)
+        if (reset := model.reset_mask(ids)) is not None:
+            context = context.masked_fill(reset[:, None], 0.0)
+        before, context = context, model.context_block(context, embeds)
+        token = int(choose(model.lm_head(model.token_block(before, context, embeds))))
+        yield token
 
 
 def _read(model: TandemForCausalLM, ids: list[int]) -> TandemCache:

@@ -22,6 +22,7 @@ class TandemConfig(PreTrainedConfig):
     weight_init_std   of the initial linear weights (SPEC section 1); none: one over the root of their inputs.
     bias_init_std     of the initial biases.
     layer_norm_eps    of all LayerNorms.
+    int8              whether embedding and linear layers have 8-bit weights, for inference alone.
 
     Raises ValueError for sizes below 1, an epsilon that is not above 0, or contradictory depths. Also for an
     unknown cell or boundary, a reset without `bos_token_id`, or what the cell cannot have.
@@ -44,6 +45,7 @@ class TandemConfig(PreTrainedConfig):
     weight_init_std: float | None = 0.1
     bias_init_std: float = 0.01
     layer_norm_eps: float = 1e-5
+    int8: bool = False
     # The state has a fixed size, so no length is too long; tools that ask for a limit get a large one.
     max_position_embeddings: int = 1 << 20
     bos_token_id: int | None = None

@@ -27,6 +27,7 @@ from .cache_tandem import TandemCache
 from .cell_tandem import ContextBlock, Drop
 from .cells_tandem import CELLS
 from .configuration_tandem import TandemConfig
+from .int8_tandem import Int8Embedding, Int8Head, Int8Linear, int8_linears, stored_numbers
 
 
 class TokenLayer(nn.Module):
@@ -134,7 +135,25 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         self._no_split_modules = {
             type(layer).__name__ for block in (self.context_block, self.token_block) for layer in block.layers
         }
+        if config.int8:
+            self.to_int8()
         self.post_init()
+
+    def to_int8(self) -> "TandemForCausalLM":
+        """Round the embedding and all linear layers to 8 bits, in place, for inference; returns the model.
+
+        The head reads the embedding's rows, where it is tied to it. Saved models are a quarter as large.
+        """
+        self.config.int8 = True
+        int8_linears(self.context_block, exact=True)
+        int8_linears(self.token_block)
+        table, head = Int8Embedding(self.embedding.weight), self.lm_head
+        tied = self.config.tie_word_embeddings
+        self.add_module("embedding", table)
+        self.add_module("lm_head", Int8Head(table, head.bias) if tied else Int8Linear(head))
+        self._tied_weights_keys = {}
+        self.all_tied_weights_keys = {}
+        return self.requires_grad_(False)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -168,6 +187,8 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
         Their rows are about the mean of all, or, without `mean_resizing`, drawn with the deviation of the
         old ones.
         """
+        if self.config.int8:
+            raise ValueError("a model of 8-bit weights takes no new tokens; add them before `to_int8`")
         old = self.embedding.num_embeddings
         embedding: nn.Embedding = super().resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
@@ -188,7 +209,7 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):
     def num_params(self) -> dict[str, int]:
         """Parameters by part and in total; the tied head adds its bias, if it has one."""
         parts = ("embedding", "embed_norm", "context_block", "token_block")
-        counts = {part: sum(p.numel() for p in getattr(self, part).parameters()) for part in parts}
+        counts = {part: stored_numbers(getattr(self, part)) for part in parts}
         counts["head"] = 0 if self.lm_head.bias is None else self.lm_head.bias.numel()
         return counts | {"total": sum(counts.values())}
 
