@@ -6,6 +6,7 @@
     cross-entropy    the softmax over a large vocabulary: plain, in chunks, and sampled
     training         a trained token: ours, the LSTM's, the GPT-2's
     decoding         scoring a text, and generating token after token, beside GPT-2
+    int8             weights of 8 bits: speed, perplexity and bytes beside float32
     scaling          cost against the size of the text
     windows          phase 1 of recipe original, over the whole text and by windows
 
@@ -29,6 +30,7 @@ TABLES = {
     "cross-entropy": "speed.softmax",
     "training": "speed.training",
     "decoding": "speed.decoding",
+    "int8": "speed.int8",
     "scaling": "speed.scaling",
     "windows": "speed.windows",
 }

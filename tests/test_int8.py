@@ -193,6 +193,7 @@ def test_losses_of_many_positions_are_those_of_the_logits() -> None:
     assert torch.equal(hits, best == targets)
 
 
+@torch.no_grad()
 def test_an_untied_head_has_rows_of_its_own(tmp_path: Path) -> None:
     config = TandemConfig(
         vocab_size=60, embed_dim=16, context_dim=8, output_bias=True, tie_word_embeddings=False

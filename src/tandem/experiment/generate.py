@@ -79,7 +79,7 @@ def generate_text(
         raise SettingsError(
             f"{named('prompt')} {reason}, and this model has no end-of-text token to start from"
         )
-    choose = _sampler(temperature, top_k, top_p, unused_ids(model, tokenizer), model.device)
+    choose = sampler(temperature, top_k, top_p, unused_ids(model, tokenizer), model.device)
     torch.manual_seed(seed)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     if streamer is not None:
@@ -87,7 +87,7 @@ def generate_text(
         streamer.put(torch.tensor(ids))
     new: list[int] = []
     with torch.inference_mode():
-        for token in islice(_continued(model, _read(model, ids[:-1]), ids[-1], choose), max_new_tokens):
+        for token in islice(next_tokens(model, _read(model, ids[:-1]), ids[-1], choose), max_new_tokens):
             new.append(token)
             if streamer is not None:
                 streamer.put(torch.tensor([token]))
@@ -103,7 +103,7 @@ def generate_text(
     }
 
 
-def _sampler(
+def sampler(
     temperature: float, top_k: int | None, top_p: float | None, unused: list[int], device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     """Logits [1, V] → the next token [1], never an `unused` one; by the steps of transformers in order."""
@@ -127,7 +127,7 @@ def _sampler(
     return choose
 
 
-def _continued(
+def next_tokens(
     model: TandemForCausalLM, state: TandemCache, token: int, choose: Callable[[Tensor], Tensor]
 ) -> Iterator[int]:
     """Tokens without end after `token`, before which the state was reached.
