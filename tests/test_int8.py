@@ -20,7 +20,7 @@ from tandem.experiment.generate import generate_text
 from tandem.experiment.runner import train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
-from tandem.model.int8_tandem import Int8Linear, multiplies_int8
+from tandem.model.quantized_tandem import Int8Linear, multiplies_int8
 from tandem.settings import Configuration, ContextSettings
 from tandem.training.progress import Watcher
 
@@ -68,7 +68,7 @@ def test_a_copy_is_a_quarter_and_transformers_loads_it_alone(trained: Path, copi
     before, after = ((folder / "model.safetensors").stat().st_size for folder in (trained, copied))
     assert after < 0.33 * before  # names, biases and norms weigh much in so small a model
     names = {path.name for path in copied.iterdir()}
-    assert {"settings.yaml", "record.json", "tokenizer.json", "int8_tandem.py"} <= names
+    assert {"settings.yaml", "record.json", "tokenizer.json", "quantized_tandem.py"} <= names
     assert not any("snapshots" in name or "sample" in name for name in names)
     model, _ = load_model(copied)
     ids = torch.arange(40)[None] % model.config.vocab_size
@@ -236,7 +236,7 @@ def test_a_copy_works_where_there_are_no_such_products(
     copied: Path, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = evaluate_model(copied, held, device="cpu")
-    monkeypatch.setattr("tandem.model.int8_tandem.multiplies_int8", lambda: False)
+    monkeypatch.setattr("tandem.model.quantized_tandem.multiplies_int8", lambda: False)
     assert evaluate_model(copied, held, device="cpu").nll_nats == pytest.approx(there.nll_nats, abs=0.01)
 
 

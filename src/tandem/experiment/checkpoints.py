@@ -25,7 +25,7 @@ from tandem.experiment.prepared import TrainingInputs
 from tandem.fingerprint import fingerprint
 from tandem.folders import CONFIG, RECORD, SETTINGS, atomic_write, check_reading, check_writing
 from tandem.model import TandemForCausalLM
-from tandem.model.int8_tandem import multiplies_int8
+from tandem.model.quantized_tandem import multiplies_int8
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Phase1Record, RunRecord
 from tandem.settings import dump_settings

@@ -27,7 +27,7 @@ from .cache_tandem import TandemCache
 from .cell_tandem import ContextBlock, Drop
 from .cells_tandem import CELLS
 from .configuration_tandem import TandemConfig
-from .int8_tandem import Int8Embedding, Int8Head, Int8Linear, int8_linears, stored_numbers
+from .quantized_tandem import Int8Embedding, Int8Head, Int8Linear, int8_linears, stored_numbers
 
 
 class TokenLayer(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEWEST_PRODUCTS = 1 << 18
+FEWEST_PRODUCTS = 1 << 19
 """Multiplications of one call below which float32 is faster: 8 bits have fixed costs (LOG.md)."""
 
 
