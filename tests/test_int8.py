@@ -16,7 +16,7 @@ from tandem.contexts import Stream, compute_contexts
 from tandem.cross_entropy import nll_and_hits, token_nll
 from tandem.experiment.checkpoints import load_model
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.generate import generate_text
+from tandem.experiment.generate import _drawn, generate_text
 from tandem.experiment.runner import train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
@@ -89,6 +89,15 @@ def test_generation_from_a_copy_is_that_of_the_rounded_model(trained: Path, copi
         for folder, int8 in ((trained, True), (copied, False), (copied, True))
     ]
     assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_token_is_drawn_by_its_probability() -> None:
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0]])
+    torch.manual_seed(0)
+    drawn = torch.cat([_drawn(probabilities) for _ in range(4000)])
+    shares = drawn.bincount(minlength=6) / len(drawn)
+    torch.testing.assert_close(shares, probabilities[0], rtol=0, atol=0.03)
+    assert shares[[0, 2, 5]].sum() == 0
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from tandem.training.progress import Watcher
 from .inputs import CONTEXTS, random_model, zipf_ids
 
 CHUNK = Phase2Settings().chunk_positions
-ROUNDS, STEPS, SCORED, CHECKED = (1, 2, 100, 500) if SMALL else (5, 32, 2000, 20_000)
-"""Rounds, tokens generated in each, tokens scored in each, and tokens whose perplexity is compared."""
+ROUNDS, STEPS, SCORED, TEXT = (1, 2, 100, 500) if SMALL else (5, 32, 1000, 20_000)
+"""Rounds, tokens generated and tokens put to the softmax in each, and tokens of a text with its contexts."""
 PREDICTIVE = {"cell": "gated", "token_projection": True, "output_bias": True, "weight_init_std": None}
 SIZES: dict[str, dict[str, object]] = {
     "preset predictive": {"vocab_size": 8192, "embed_dim": 384, "context_dim": 896, **PREDICTIVE},
@@ -60,10 +60,11 @@ def table(device: torch.device) -> None:
                 *("scoring, tokens per s", "with 8 bits", "8 bits ÷ float32", "the same without contexts"),
             ),
             [_speeds(name, model) for name, model in models.items()],
-            f"{ROUNDS} rounds; {Spread.how}. {STEPS} tokens generated and {SCORED:,} scored in each.",
+            f"{ROUNDS} rounds; {Spread.how}. In each, {STEPS} tokens are generated, "
+            f"contexts made of {TEXT:,} tokens, and {SCORED:,} put to the token layers and the softmax.",
         )
         print_table(
-            f"Perplexity and bytes with weights of 8 bits, {CHECKED:,} tokens of validation text",
+            f"Perplexity and bytes with weights of 8 bits, {TEXT:,} tokens of validation text",
             ("recipe", "perplexity", "with 8 bits", "difference", "weights", "with 8 bits", "share"),
             rows,
         )
@@ -89,7 +90,7 @@ def _perplexities(variant: str, folder: Path, device: torch.device) -> list[str]
         model, tokenizer = load_model(Path(place))
         separator = data.separators["validation"]
         tokens = tokenize(splits.validation, tokenizer, separator, splits.validation_source, lambda _: None)
-        stream = Stream.of(model, tokens.ids[:CHECKED])
+        stream = Stream.of(model, tokens.ids[:TEXT])
         scores.append(score_stream(model, stream, compute_contexts(model, stream, CONTEXTS)[0], CHUNK))
     exact, rounded = (score.perplexity for score in scores)
     return [
@@ -105,19 +106,22 @@ def _perplexities(variant: str, folder: Path, device: torch.device) -> list[str]
 def _speeds(name: str, model: TandemForCausalLM) -> list[str]:
     rounded = copy.deepcopy(model).to_int8()
     stream = Stream.of(model, zipf_ids(SCORED, model.config.vocab_size))
+    text = Stream.of(model, zipf_ids(TEXT, model.config.vocab_size))
     contexts = [compute_contexts(one, stream, CONTEXTS)[0] for one in (model, rounded)]
     timings = interleaved(
         {
             "generate": Candidate(_generating(model), STEPS),
             "library": Candidate(_by_transformers(model), STEPS),
             "generate 8": Candidate(_generating(rounded), STEPS),
-            "score": Candidate(lambda: _score(model, stream), SCORED),
-            "score 8": Candidate(lambda: _score(rounded, stream), SCORED),
+            "contexts": Candidate(lambda: compute_contexts(model, text, CONTEXTS), TEXT),
+            "contexts 8": Candidate(lambda: compute_contexts(rounded, text, CONTEXTS), TEXT),
             "softmax": Candidate(lambda: score_stream(model, stream, contexts[0], CHUNK), SCORED),
             "softmax 8": Candidate(lambda: score_stream(rounded, stream, contexts[1], CHUNK), SCORED),
         },
         ROUNDS,
     )
+    for kind in ("", " 8"):
+        timings = timings.with_sum(f"score{kind}", {f"contexts{kind}": 1, f"softmax{kind}": 1})
     return [
         name,
         f"{model.num_params()['total']:,}",
@@ -130,7 +134,7 @@ def _speeds(name: str, model: TandemForCausalLM) -> list[str]:
 
 
 def _generating(model: TandemForCausalLM) -> Callable[[], object]:
-    choose = sampler(1.0, None, None, [], model.device)
+    choose = sampler(model, 1.0)
 
     @torch.inference_mode()
     def run() -> None:
@@ -151,7 +155,3 @@ def _by_transformers(model: TandemForCausalLM) -> Callable[[], object]:
         )
 
     return run
-
-
-def _score(model: TandemForCausalLM, stream: Stream) -> None:
-    score_stream(model, stream, compute_contexts(model, stream, CONTEXTS)[0], CHUNK)
