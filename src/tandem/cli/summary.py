@@ -20,6 +20,7 @@ from tandem.report import summary_rows
 from tandem.shown import command
 
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
+    from tandem.experiment.checkpoints import QuantizedModel
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Evaluation, Mixture
 
