@@ -56,8 +56,8 @@ SAVED_MODEL = "the saved model"
 def audit(path: Path, on_progress: OnProgress = lambda _: None, quick: bool = False) -> AuditRecord:
     """Audit a run directory, or a model folder; the result is also written to its audit.json.
 
-    With `quick`, of a run directory only the first seed of each configuration and baseline is recomputed, and
-    without `memory` and `heads`.
+    With `quick`, of a run directory only the first seed of each configuration and baseline is recomputed.
+    The second reader of the text, `memory`, `heads` and the scores of single epochs are left out.
 
     Raises RunDirError for a folder that is neither, that has nothing to audit or cannot be written to;
     DataError where the text is no longer there, or no longer what the runs were trained on.
@@ -91,7 +91,7 @@ def audit_run_dir(
     records = [record for record in every if record.status == "finished"]
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
-    variants, of_data = _prepare(Settings(**manifest.settings), records, run_dir, on_progress)
+    variants, of_data = _prepare(Settings(**manifest.settings), records, run_dir, on_progress, quick)
     reference = measured_by(variants.values())
     gaps = baseline_gaps(reference, records)
     shared = [_settings_check(manifest.settings, records), *of_data]
@@ -139,7 +139,11 @@ def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> Audit
 
 
 def _prepare(
-    settings: Settings, records: Sequence[RunRecord], folder: Path, on_progress: OnProgress
+    settings: Settings,
+    records: Sequence[RunRecord],
+    folder: Path,
+    on_progress: OnProgress,
+    quick: bool = False,
 ) -> tuple[dict[str | None, AuditInputs], tuple[Check, ...]]:
     """Text, tokens and embeddings again, by variant, with the checks of them.
 
@@ -174,7 +178,7 @@ def _prepare(
         device = choose_device(settings.device)
         named = {name: settings.with_variant(name) for name in settings.variant_names}
         variants = {name: AuditInputs.of(one, corpus, device) for name, one in named.items()}
-        return variants, _guarded(data_checks(variants, splits), "data")
+        return variants, _guarded(data_checks(variants, splits, quick), "data")
 
 
 def _on_a_device_here(settings: Settings) -> Settings:
@@ -281,7 +285,7 @@ class _Runs:
             *_guarded(behaviour_checks(subject), "behaviour"),
             *_guarded(context_checks(subject), "contexts"),
             *_guarded(_measures(subject, self.quick), "measures"),
-            *_guarded(figure_checks(subject, self.gaps), "figures"),
+            *_guarded(figure_checks(subject, self.gaps, self.quick), "figures"),
         )
 
 
