@@ -25,6 +25,7 @@ from tandem.audit.run import _settings_check
 from tandem.errors import DataError, RunDirError
 from tandem.experiment.runner import run_experiment
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
+from tandem.objectives import original
 from tandem.records import AuditRecord, DocumentScores, RunRecord, read_audit, read_records
 from tandem.settings import Settings, load_settings, settings_fingerprint
 from tandem.training.progress import Watcher
@@ -689,6 +690,17 @@ def test_a_strange_run_is_no_alarm(shape: str, tmp_path: Path) -> None:
     run_dir, records = run_experiment(settings, Watcher())
     assert [record.failure for record in records] == [None]
     assert not alarms_of(run_dir)
+
+
+def test_a_sweep_whose_contexts_were_not_kept_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(original, "KEPT_BYTES", 0)
+    settings = smallest(tmp_path, phase1={"max_iterations": 6, "convergence_stop": 1.0})
+    run_dir, _ = run_experiment(settings, Watcher())
+    (check,) = (c for run in audit(run_dir).runs for c in run.checks if c.name == "phase1_steps")
+    assert check.status == "skip"
+    assert check.figure == "not checked: the contexts that iteration 6 read were too large to be kept"
 
 
 def test_overfitting_and_validation_of_another_kind_are_no_failure(tmp_path: Path) -> None:
