@@ -230,9 +230,9 @@ def _serve(place: str, tell: int) -> dict[str, Any]:
         if listening in ready:
             client, _ = listening.accept()
             start, files, *_ = socket.recv_fds(client, 4, 250)
-            text = b""
-            while len(text) < int.from_bytes(start, "big"):
-                text += client.recv(1 << 20)
+            text, size = b"", int.from_bytes(start, "big")
+            while len(text) < size:
+                text += client.recv(size - len(text))  # no more: a signal's number may follow on it
             if (child := os.fork()) == 0:
                 for other, (_, end) in clients.items():
                     other.close()
