@@ -117,7 +117,7 @@ def multiplies_int8() -> bool:
     try:
         packed = _pack(torch.tensor([[127, -127]], dtype=torch.int8), torch.tensor([0.5]), None)
         result = torch.ops.quantized.linear_dynamic(torch.tensor([[1.0, 0.0]]), packed, True)
-    except (RuntimeError, AttributeError, NotImplementedError):  # what a torch or processor without them raises
+    except (RuntimeError, AttributeError, NotImplementedError):  # where there are none
         return False
     return abs(float(result) - 63.5) < 1
 
