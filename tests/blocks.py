@@ -14,17 +14,19 @@ from tandem.settings import Phase1Settings, PredictionSettings, Settings
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.progress import OnTick, silent
 
-TOKENS = 3000
+TOKENS = 1500
 
 
-def block_and_stream(boundary: str = "carry", **more: object) -> tuple[TandemForCausalLM, Stream]:
+def block_and_stream(
+    boundary: str = "carry", tokens: int = TOKENS, **more: object
+) -> tuple[TandemForCausalLM, Stream]:
     torch.manual_seed(0)
     sizes = {"vocab_size": 120, "embed_dim": 48, "context_dim": 30, "context_layers": 2}
     model = TandemForCausalLM(
         TandemConfig(**{**sizes, "boundary": boundary, "bos_token_id": 0, "weight_init_std": 0.25, **more})
     ).eval()
     initialize_block(model.context_block, model, generator_for(0, "test"))
-    ids = torch.randint(1, model.config.vocab_size, (TOKENS,))
+    ids = torch.randint(1, model.config.vocab_size, (tokens,))
     ids[::97] = 0
     return model, Stream.of(model, ids)
 

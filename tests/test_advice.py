@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PREDICTIVE, merged, sentences, short, tiny, write_jsonl
+from syntax import nodes
 from warm import python
 
 import tandem
@@ -32,7 +33,7 @@ def calls() -> list[tuple[str, str]]:
     """Every setting that advice names anywhere, with the file and line."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes(path):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
                 continue
             if node.func.id not in ("advice", "named"):
@@ -49,11 +50,10 @@ def calls() -> list[tuple[str, str]]:
 
 def strings(path: Path) -> list[tuple[str, int]]:
     """Texts in a module that are no docstrings."""
-    tree = ast.parse(path.read_text("utf-8"))
-    notes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    notes = {id(node.value) for node in nodes(path) if isinstance(node, ast.Expr)}
     return [
         (node.value, node.lineno)
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in notes
     ]
 

@@ -39,10 +39,10 @@ def trained(device, cell, boundary):
         initialize_block(block, model, generator_for(0, name, 2))
     model = model.to(device)
     model.tie_weights()  # which moving to a device in Python undoes
-    stream = Stream.of(model, np.random.default_rng(0).integers(0, 40, 500).astype(np.uint16))
+    stream = Stream.of(model, np.random.default_rng(0).integers(0, 40, 260).astype(np.uint16))
     figures = []
     if cell == "residual":
-        settings = Phase1Settings(batch_positions=100, max_iterations=4, tokens_per_step=300, noise_std=0)
+        settings = Phase1Settings(batch_positions=50, max_iterations=4, tokens_per_step=150, noise_std=0)
         figures += [step.loss for step in train_phase1(model, stream, settings, 0).history]
     else:
         settings = PredictionSettings(
@@ -52,7 +52,7 @@ def trained(device, cell, boundary):
         result = train_phase1(model, stream, settings, 0, heads, chunk_positions=64)
         figures += [epoch.train_nll_nats for epoch in result.history]
     for keep in ("recompute", "memory"):
-        kept = ContextSettings(segment_length=50, check_tokens=50, keep=keep)
+        kept = ContextSettings(segment_length=26, check_tokens=50, keep=keep)
         contexts, record = compute_contexts(model, stream, kept)
         assert record.loop_error < 1e-5
         figures.append(effective_rank(contexts))

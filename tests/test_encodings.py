@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from report_records import make_record
+from syntax import nodes
 from test_text import parquet
 
 import tandem
@@ -269,7 +270,7 @@ def test_no_other_place_decodes_files() -> None:
     root = Path(tandem.__file__).parent
     found = set()
     for path in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 reads = node.func.attr == "read_text"
                 opens = node.func.attr == "open" and not any(

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from syntax import nodes
 from warm import python
 
 import tandem
 
 ROOT = Path(tandem.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
 # From top to bottom. `records` and `settings` are schemas that every room may read.
 ROOMS = (
     ("shown",),
@@ -42,7 +43,7 @@ HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 def imported(path: Path) -> set[str]:
     """Names after `tandem.` that a file imports anywhere."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module)
         elif isinstance(node, ast.Import):
@@ -50,13 +51,12 @@ def imported(path: Path) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("tandem.")}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_upwards(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    below = {other for other in imported(path) if other != room and HEIGHT[other] >= HEIGHT[room]}
-    assert not below, f"{path.name} in room {room} imports {below}, which lie below it"
+def test_imports_go_upwards() -> None:
+    for path in SOURCES:
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room != "__init__":
+            below = {other for other in imported(path) if other != room and HEIGHT[other] >= HEIGHT[room]}
+            assert not below, f"{path.name} in room {room} imports {below}, which lie below it"
 
 
 def test_help_and_report_need_no_torch() -> None:
@@ -68,13 +68,12 @@ def test_help_and_report_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-SOURCES = sorted(ROOT.rglob("*.py"))
 SCRIPTS = [*sorted((ROOT.parents[1] / "bench").rglob("*.py")), ROOT.parents[1] / "bootstrap.py"]
 
 
 def calls(path: Path) -> list[ast.Call]:
     """All calls in a file."""
-    return [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    return [node for node in nodes(path) if isinstance(node, ast.Call)]
 
 
 def called(call: ast.Call) -> str:
@@ -98,10 +97,9 @@ def test_only_a_report_imports_plotting() -> None:
     subprocess.run([python(), "-c", code], env={**os.environ, "WITHOUT_TANDEM": "yes"}, check=True)
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.name)
-def test_no_file_is_read_in_the_encoding_of_the_machine(path: Path) -> None:
+def test_no_file_is_read_in_the_encoding_of_the_machine() -> None:
     """Ruff sees only files whose type it knows."""
-    for call in calls(path):
+    for path, call in ((file, call) for file in (*SOURCES, *SCRIPTS) for call in calls(file)):
         named = {keyword.arg for keyword in call.keywords}
         values = [node.value for node in call.args if isinstance(node, ast.Constant)]
         place = f"{path.name}:{call.lineno}"
@@ -145,7 +143,7 @@ def test_commands_to_type_are_quoted_in_one_place() -> None:
     """`shown.command` quotes what stands in a command; an f-string does not."""
     typed = re.compile(r"tandem [a-z]+ [^`;]*\{\}|--[a-z][a-z.-]*[ =]\{\}")
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.JoinedStr):
                 assert not typed.search(shown_parts(node)), f"{path.name}:{node.lineno}"
 
@@ -161,10 +159,9 @@ READ = {"checkpoints", "evaluate", "machine", "run_dir"}
 """Of experiment/, what reads model folders and says what machine this is; nothing there trains."""
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "audit").glob("*.py")), ids=lambda path: path.name)
-def test_the_audit_shares_nothing_with_what_it_audits(path: Path) -> None:
+def test_the_audit_shares_nothing_with_what_it_audits() -> None:
     """Objectives and baselines are asked by their registry alone, as where another package brings one."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in (node for path in (ROOT / "audit").glob("*.py") for node in nodes(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             _, room, *rest = [*node.module.split("."), ""]
             assert room != "training", node.module

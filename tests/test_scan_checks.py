@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import TOKENS, block_and_stream
+from blocks import block_and_stream
 
 from tandem.contexts import PIECE_TOKENS, Contexts, Stream, compute_contexts, linear, linear_contexts
 from tandem.contexts.job import ContextJob
 from tandem.errors import ScanError
 from tandem.group import ALONE, Group
 from tandem.settings import ContextSettings
+
+TOKENS = 3000
 
 
 @pytest.mark.parametrize("keep", ["memory", "recompute"])
@@ -29,7 +31,7 @@ def test_a_linear_scan_whose_chunks_do_not_follow_on_each_other_is_an_error(
         real(states, *arguments)
 
     monkeypatch.setattr(linear, "_fill_chunk", wrong)
-    model, stream = block_and_stream(cell="gated")
+    model, stream = block_and_stream(tokens=TOKENS, cell="gated")
     stream = Stream.of(model, stream.ids[:].repeat(repeats))
     with pytest.raises(ScanError, match="differ from the sequential loop"):
         compute_contexts(model, stream, ContextSettings(segment_length=200, keep=keep))
@@ -42,7 +44,7 @@ def test_edges_between_chunks_are_checked_wherever_there_are_any(
     cut: linear.Cut, processes: int, held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "ON_CPU", cut)
-    model, _ = block_and_stream(cell="gated")
+    model, _ = block_and_stream(tokens=TOKENS, cell="gated")
     lengths = torch.randint(2, 200_000, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     for length in (*lengths, 2049, 2050, 4097, 16_385, 65_536, 65_537, 131_072, 1_000_000):
         stream = Stream.of(model, torch.ones(length, dtype=torch.long))
@@ -79,7 +81,7 @@ def test_segments_of_segments_that_start_wrong_are_an_error(
 ) -> None:
     """With the cut of GPUs, on 42,000, 72,000 and 201,000 tokens."""
     monkeypatch.setattr(linear, "ON_CPU", linear.ON_GPU)
-    model, stream = block_and_stream(cell="gated")
+    model, stream = block_and_stream(tokens=TOKENS, cell="gated")
     stream = Stream.of(model, stream.ids[:].repeat(repeats))
     settings = ContextSettings(segment_length=200, keep=keep)
     _, record = compute_contexts(model, stream, settings)
@@ -112,7 +114,7 @@ def test_a_gated_block_is_checked_on_what_there_is(
     tokens: int, cut: linear.Cut, check_tokens: int, checked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "ON_CPU", cut)
-    model, stream = block_and_stream("reset", cell="gated")
+    model, stream = block_and_stream("reset", tokens=TOKENS, cell="gated")
     _, record = compute_contexts(model, stream.first(tokens), ContextSettings(check_tokens=check_tokens))
     assert record.checked_tokens == checked
     assert record.loop_error <= 1e-5
@@ -132,7 +134,7 @@ def test_a_gated_block_is_checked_at_both_ends_and_across_chunks(
         states[1 + wrong_at] += 0.01
 
     monkeypatch.setattr(linear.LinearScan, "fill", wrong)
-    model, stream = block_and_stream(cell="gated")
+    model, stream = block_and_stream(tokens=TOKENS, cell="gated")
     with pytest.raises(ScanError, match="differ from the sequential loop"):
         compute_contexts(model, stream, ContextSettings(segment_length=200, check_tokens=500))
 
@@ -140,7 +142,7 @@ def test_a_gated_block_is_checked_at_both_ends_and_across_chunks(
 def test_runs_that_are_checked_lie_across_edges_of_each_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ON_CPU", linear.Cut(1000, 200))
     monkeypatch.setattr(linear_contexts, "CHECKED_PLACES", 8)
-    model, stream = block_and_stream(cell="gated")
+    model, stream = block_and_stream(tokens=TOKENS, cell="gated")
     settings, group = ContextSettings(check_tokens=10), Group(0, 2)
     job = ContextJob(model, model.context_block, stream, settings, group, 0.0)
     runs = linear_contexts._checked_runs(job, Contexts.of(torch.zeros(TOKENS, 30)), group)

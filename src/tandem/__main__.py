@@ -1,10 +1,12 @@
 """`tandem` and `python -m tandem`: the way in, quiet when interrupted while the libraries still load."""
 
+import gc
 import sys
 
 
 def main() -> None:
     """Entry point of the command line."""
+    gc.set_threshold(10_000)  # the libraries make a million objects that stay; looking at them takes seconds
     try:
         from tandem.shown import tolerate_any_encoding
 
@@ -15,6 +17,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("tandem: interrupted\n")
         code = 130
+    gc.freeze()  # or the exit would look at them once more
     sys.exit(code)
 
 

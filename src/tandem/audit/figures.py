@@ -26,10 +26,10 @@ GAP_TOKENS = 500
 """The gap of a shorter validation text tells more of the text than of the model."""
 
 
-def figure_checks(subject: Subject, gaps: dict[str, float], quick: bool) -> Iterator[Check]:
+def figure_checks(subject: Subject, gaps: dict[str, float]) -> Iterator[Check]:
     """`counts`, `perplexity`, `training` and `gap` of one run; `gaps` in nats, of each baseline.
 
-    With `quick` the scores of single epochs are left out.
+    A quick audit leaves out the scores of single epochs.
     """
     yield counts_check(subject.prepared, subject.record)
     if subject.exact:
@@ -37,7 +37,7 @@ def figure_checks(subject: Subject, gaps: dict[str, float], quick: bool) -> Iter
     else:
         yield Check(name="perplexity", looked_at="validation figures", figure=INEXACT, status="skip")
     train_nll, error = _train_nll(subject)
-    yield _training(subject, train_nll, error, quick)
+    yield _training(subject, train_nll, error)
     yield gap_check(subject.record, train_nll, gaps)
 
 
@@ -157,14 +157,14 @@ def _train_nll(subject: Subject) -> tuple[float, float]:
     return float(losses.mean(dtype=np.float64)), float(losses.std(dtype=np.float64)) / math.sqrt(len(losses))
 
 
-def _training(subject: Subject, nll: float, error: float, quick: bool) -> Check:
+def _training(subject: Subject, nll: float, error: float) -> Check:
     record = subject.record.phase2
     assert record is not None
     limit = record.train_nll_nats + TRAIN_MARGIN + 4 * error
     figure = f"final NLL {nll:.3f}, in its best epoch {record.train_nll_nats:.3f} nats (limit {limit:.3f})"
-    if quick:
+    if subject.quick:
         figure += "; not checked: a quick audit leaves out the scores of single epochs"
-    wrong = [*_history(record), *(_epoch_scores(subject) if subject.exact and not quick else ())]
+    wrong = [*_history(record), *(_epoch_scores(subject) if subject.exact and not subject.quick else ())]
     every = len(subject.prepared.corpus.train) - 1
     for epoch in record.history[0 if record.history[0].epoch else 1 :]:
         if epoch.positions != every:

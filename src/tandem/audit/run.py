@@ -57,7 +57,8 @@ def audit(path: Path, on_progress: OnProgress = lambda _: None, quick: bool = Fa
     """Audit a run directory, or a model folder; the result is also written to its audit.json.
 
     With `quick`, of a run directory only the first seed of each configuration and baseline is recomputed.
-    The second reader of the text, `memory`, `heads` and the scores of single epochs are left out.
+    The second reader of the text, `memory`, `heads`, the scores of single epochs and the scanned half of
+    `causality` are left out.
 
     Raises RunDirError for a folder that is neither, that has nothing to audit or cannot be written to;
     DataError where the text is no longer there, or no longer what the runs were trained on.
@@ -273,7 +274,7 @@ class _Runs:
             wanted = prepared.settings.save_models
             return _record_checks(prepared, record, "no model is kept", "warn" if wanted else "skip")
         try:
-            subject = Subject.load(prepared, record, self.records, folder, self.contexts)
+            subject = Subject.load(prepared, record, self.records, folder, self.contexts, self.quick)
         except TandemError as error:
             return (Check(name="model", looked_at=SAVED_MODEL, figure=str(error), status="fail"),)
         if subject.saved_again is not None:
@@ -284,8 +285,8 @@ class _Runs:
             *_guarded(step_checks(subject), "steps"),
             *_guarded(behaviour_checks(subject), "behaviour"),
             *_guarded(context_checks(subject), "contexts"),
-            *_guarded(_measures(subject, self.quick), "measures"),
-            *_guarded(figure_checks(subject, self.gaps, self.quick), "figures"),
+            *_guarded(_measures(subject), "measures"),
+            *_guarded(figure_checks(subject, self.gaps), "figures"),
         )
 
 
@@ -322,9 +323,9 @@ def _record_checks(prepared: AuditInputs, record: RunRecord, why: str, status: S
     )
 
 
-def _measures(subject: Subject, quick: bool) -> Iterator[Check]:
+def _measures(subject: Subject) -> Iterator[Check]:
     """Made once for the runs that share phase 1 and contexts."""
-    yield from subject.contexts.checks(subject, "measures", lambda own: measure_checks(own, quick))
+    yield from subject.contexts.checks(subject, "measures", measure_checks)
 
 
 def _saved_check(subject: Subject) -> Check:

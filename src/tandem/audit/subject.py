@@ -90,6 +90,7 @@ class Subject:
     record      what the run wrote down; its results are there.
     siblings    records of all runs of the experiment, this one included.
     sample      of the contexts that the run read; none if it kept none.
+    quick       whether checks leave out what takes long.
     """
 
     prepared: AuditInputs
@@ -100,6 +101,7 @@ class Subject:
     tokenizer: PreTrainedTokenizerFast
     sample: ContextsSample | None
     contexts: ComputedContexts
+    quick: bool
 
     @classmethod
     def load(
@@ -109,11 +111,13 @@ class Subject:
         siblings: tuple[RunRecord, ...],
         folder: Path,
         contexts: ComputedContexts,
+        quick: bool = False,
     ) -> "Subject":
         """From a model folder. Raises RunDirError if the model cannot be read."""
         model, tokenizer = load_model(folder)
         model.to(prepared.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-        return cls(prepared, record, siblings, folder, model, tokenizer, load_sample(folder), contexts)
+        sample = load_sample(folder)
+        return cls(prepared, record, siblings, folder, model, tokenizer, sample, contexts, quick)
 
     @property
     def saved_again(self) -> str | None:
