@@ -156,6 +156,7 @@ def packed(folder: Path) -> Texts:
     ):
         put(folder / f"{number}.txt", pack(text.encode()))
     put(folder / "c.txt.gz", gzip.compress(b"nine"))
+    put(folder / "d.txt.zst", pyarrow.compress(b"ten", codec="zstd", asbytes=True))
     return folder, {}
 
 

@@ -31,6 +31,7 @@ ROOMS = (
     ("objectives",),
     ("baselines", "mixture"),
     ("experiment",),
+    ("scoring",),
     ("report",),
     ("audit",),
     ("cli",),
