@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import defects
+import pyarrow
 import pytest
 import torch
 from conftest import sentences, short, write_jsonl
