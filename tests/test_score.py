@@ -425,6 +425,16 @@ def test_the_command_writes_lines_and_says_how_fast(
     assert b"kept 11 of 11 documents" in capsysbinary.readouterr().err
 
 
+def test_threads(scorer: Scorer, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, threads = scorer._made_of[0], []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    assert run(["evaluate", model, "--data", str(corpus), "--threads", "2"]) == 0
+    assert run(["generate", model, "--prompt", "the", "--max-new-tokens", "1", "--threads", "3"]) == 0
+    assert run(["score", model, str(corpus), "--threads", "4"]) == 0
+    assert threads == [2, 3, 4]
+
+
 def test_a_single_text_is_no_list_of_texts(scorer: Scorer) -> None:
     with pytest.raises(TypeError, match="takes a list of texts"):
         scorer.score("text")

@@ -182,7 +182,7 @@ class Scorer:
         whole.update(tokenizer_fingerprint(plain(self.tokenizer)))
         for name, tensor in sorted(self.model.state_dict().items()):
             whole.update(name)
-            whole.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return whole.hexdigest()
 
     def score(self, texts: Iterable[str]) -> list[TextScore]:
