@@ -325,7 +325,7 @@ def test_what_went_wrong_is_mended_and_gone_on_with(
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no file": (["none.jsonl"], "there is no file or directory none.jsonl"),
+    "no file": (["none.jsonl"], "there is no file or directory none.jsonl; check the path"),
     "no text": (["other.jsonl"], r"other.jsonl, line 1 holds no document \(fields found: 'body'\)"),
     "no field": (["other.jsonl", "--text-field", "b"], r"line 1 has no field 'b' with a string in it"),
     "no string": (["number.jsonl", "--text-field", "text"], "number.jsonl, line 1 has no field 'text' with"),

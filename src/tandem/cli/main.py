@@ -172,7 +172,7 @@ def score(args: Sequence[str]) -> None:
     """tandem score MODEL [FILE…|-]"""
     arguments = parse("score", ScoreArguments, args)
     sources = arguments.files or ("-",)
-    _say_what_is_awaited("-" if "-" in (*sources, arguments.pairs) and not arguments.pairs else "")
+    _say_what_is_awaited(arguments.pairs or ("-" if "-" in sources else ""))
     _use_threads(arguments.threads)
     from tandem.cli.summary import print_pair_scores, print_scoring
     from tandem.scoring.files import Added, FileScoring, Limits

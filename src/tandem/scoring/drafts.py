@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from tandem.advice import named
 from tandem.errors import DataError, SettingsError
@@ -18,33 +18,20 @@ from tandem.shown import json_for
 Rows = list[dict[str, Any]]
 
 
-class Form(Protocol):
-    """A form of output files."""
-
-    def encode(self, rows: Rows) -> bytes:
-        """What is appended to a draft."""
-
-    def decode(self, file: IO[bytes]) -> Iterator[Rows]:
-        """The rows of a draft, in parts."""
-
-    def finish(self, draft: Path, path: Path) -> None:
-        """Make the file at `path` of a whole draft, and leave no draft. Raises DataError."""
-
-
 class JsonLines:
     """One object a line, in UTF-8."""
 
     def encode(self, rows: Rows) -> bytes:
-        """As of Form. A value that JSON lacks is written as text, and bytes in base 64."""
+        """What is appended to a draft. A value that JSON lacks is written as text, and bytes in base 64."""
         lines = (json_for("utf-8", json.dumps(row, ensure_ascii=False, default=_as_text)) for row in rows)
         return "".join(f"{line}\n" for line in lines).encode()
 
     def decode(self, file: IO[bytes]) -> Iterator[Rows]:
-        """As of Form."""
+        """The rows of a draft, in parts."""
         return ([json.loads(line)] for line in file)
 
     def finish(self, draft: Path, path: Path) -> None:
-        """As of Form."""
+        """Make the file at `path` of a whole draft, and leave no draft."""
         draft.replace(path)
 
 
@@ -63,7 +50,7 @@ class Parquet:
         self._arrow, self._parquet = pyarrow, parquet
 
     def encode(self, rows: Rows) -> bytes:
-        """As of Form."""
+        """As of JsonLines."""
         names = dict.fromkeys(name for row in rows for name in row)
         try:
             table = self._arrow.table({name: [row.get(name) for row in rows] for name in names})
@@ -76,11 +63,11 @@ class Parquet:
         return whole
 
     def decode(self, file: IO[bytes]) -> Iterator[Rows]:
-        """As of Form."""
+        """As of JsonLines."""
         return (table.to_pylist() for table in self._tables(file))
 
     def finish(self, draft: Path, path: Path) -> None:
-        """As of Form. A column that a window lacks is null there."""
+        """As of JsonLines. A column that a window lacks is null there. Raises DataError."""
         with draft.open("rb") as file, atomic_write(path) as whole:
             schemas = [table.schema for table in self._tables(file)] or [self._arrow.schema([])]
             try:
@@ -104,6 +91,7 @@ class Parquet:
                 yield stream.read_all()
 
 
+Form = JsonLines | Parquet
 FORMS: dict[str, type[Form]] = {".jsonl": JsonLines, ".parquet": Parquet}
 
 

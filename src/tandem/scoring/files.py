@@ -171,7 +171,8 @@ class FileScoring:
             on_progress(f"going on after {before[0]:,} documents that were scored before")
         for window in windows(rows, lambda row: len(row.text)):
             done = self._scored(window)
-            ranks.extend(_ranks(done))
+            if self.limits.keep_quantile is not None:
+                ranks.extend(_ranks(done))
             self._write(done, drafts, counts)
             for row in window:
                 digest.update(fingerprint("text", row.text).encode())

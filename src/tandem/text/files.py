@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from tandem.decoding import PARQUET, STANDARD_INPUT, head, lines, opened, unpacked
-from tandem.errors import DataError, SettingsError
+from tandem.errors import DataError, MisfitError, SettingsError
 from tandem.text.listing import find_files, known_kind
 from tandem.text.places import user_path
 from tandem.text.reading import Reading
@@ -52,7 +52,11 @@ def read_records(sources: Sequence[str], reading: Reading, field: str) -> Iterat
     its first line begins with a brace. Raises DataError as `read_files`.
     """
     for source in sources:
-        for path in [STANDARD_INPUT] if source == "-" else find_files(source, reading):
+        try:
+            paths = [STANDARD_INPUT] if source == "-" else find_files(source, reading)
+        except MisfitError as error:
+            raise DataError(f"{error.said}; check the path") from None
+        for path in paths:
             reading.files, reading.place = reading.files + 1, str(path)
             with _standard_input() if source == "-" else _open_named(path) as file:
                 if _is_parquet(file, path):
