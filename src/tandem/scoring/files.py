@@ -4,7 +4,6 @@ What is finished is counted window by window in a small file beside the output. 
 on where it was, and its output is that of a run that never stopped.
 """
 
-import hashlib
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from tandem.advice import named
 from tandem.errors import DataError, RunDirError, SettingsError
-from tandem.fingerprint import fingerprint
+from tandem.fingerprint import Fingerprint, fingerprint
 from tandem.folders import atomic_write
 from tandem.patience import Pace
 from tandem.scoring.drafts import Draft, JsonLines, Rows, form_of
@@ -150,7 +149,7 @@ class FileScoring:
 
     def _run(self, drafts: list[Draft], counts: Counts, on_progress: Callable[[str], None]) -> Counts:
         """Score what is not finished yet."""
-        ranks, digest, reading = array("d"), hashlib.blake2b(digest_size=8), Reading(", ".join(self.sources))
+        ranks, digest, reading = array("d"), Fingerprint("scored"), Reading(", ".join(self.sources))
         rows = self._rows(reading)
         self._pass_over(rows, counts, digest)
         if self.limits.keep_quantile is not None:
@@ -175,7 +174,7 @@ class FileScoring:
                 ranks.extend(_ranks(done))
             self._write(done, drafts, counts)
             for row in window:
-                digest.update(fingerprint("text", row.text).encode())
+                digest.update(row.text)
             counts.read, counts.sizes = digest.hexdigest(), tuple(draft.size for draft in drafts)
             self._count(counts)
             pace(how_far)
@@ -302,11 +301,11 @@ class FileScoring:
             with atomic_write(_counts_beside(self.output)) as draft:
                 draft.write_text(counts.model_dump_json(), "utf-8")
 
-    def _pass_over(self, rows: Iterator[Row], counts: Counts, digest: Any) -> None:
+    def _pass_over(self, rows: Iterator[Row], counts: Counts, digest: Fingerprint) -> None:
         """Read what was scored before. Raises DataError where it is not what it was."""
         for _ in range(counts.documents):
             if (row := next(rows, None)) is not None:
-                digest.update(fingerprint("text", row.text).encode())
+                digest.update(row.text)
         if counts.documents and digest.hexdigest() != counts.read:
             raise DataError(
                 f"the first {counts.documents:,} documents are no longer those that were scored before; put "
