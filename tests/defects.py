@@ -658,8 +658,8 @@ def duplicates_stay(patch: Patch) -> None:
 
 def last_row_lost(patch: Patch) -> None:
     """The last row of a parquet file is not read."""
-    real = files._parquet_rows
-    patch.setattr(files, "_parquet_rows", lambda *given: iter([*real(*given)][:-1]))
+    real = files._parquet_records
+    patch.setattr(files, "_parquet_records", lambda *given: iter([*real(*given)][:-1]))
 
 
 def last_file_lost(patch: Patch) -> None:
@@ -716,14 +716,14 @@ def undecodable_replaced(patch: Patch) -> None:
 def broken_lines_skipped(patch: Patch) -> None:
     """Lines that are no JSON are passed over in silence."""
 
-    def readable(lines: Any, *_: Any) -> Iterator[str]:
+    def readable(lines: Any, *_: Any) -> Iterator[tuple[object, str]]:
         for line in lines:
             try:
-                yield json.loads(line)["text"]
+                yield json.loads(line), "a line"
             except ValueError:
                 continue
 
-    patch.setattr(files, "_json_lines", readable)
+    patch.setattr(files, "_json_records", readable)
 
 
 def long_documents_cut(patch: Patch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import defects
+import pyarrow
 import pytest
 import torch
 from conftest import sentences, short, write_jsonl
@@ -156,6 +157,7 @@ def packed(folder: Path) -> Texts:
     ):
         put(folder / f"{number}.txt", pack(text.encode()))
     put(folder / "c.txt.gz", gzip.compress(b"nine"))
+    put(folder / "d.txt.zst", pyarrow.compress(b"ten", codec="zstd", asbytes=True))
     return folder, {}
 
 

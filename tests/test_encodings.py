@@ -9,6 +9,7 @@ import re
 import zipfile
 from pathlib import Path
 
+import pyarrow
 import pytest
 from conftest import sentences
 from hypothesis import given
@@ -37,7 +38,13 @@ ENCODINGS = {
     "utf-16-be": TEXT.encode("utf-16-be"),
     "utf-32 with a mark": TEXT.encode("utf-32"),
 }
-PACKED = {"": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+PACKED = {
+    "": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": lambda content: pyarrow.compress(content, codec="zstd", asbytes=True),
+}
 
 
 def put(path: Path, content: bytes) -> Path:
@@ -177,7 +184,7 @@ REFUSED = {
     "UTF-7": (b"+/v8-caf+AOk-", "is in UTF-7, not UTF-8; convert it first: `iconv -f UTF-7 -t UTF-8"),
     "ISO-2022-KR": ("한국".encode("iso2022-kr"), "is in ISO-2022-KR, not UTF-8"),
     "zip": (b"PK\x03\x04 and more", "is a zip archive or an office document, not text; unpack it"),
-    "zstd": (b"\x28\xb5\x2f\xfd more", "is packed with zstd, not text; unpack it with `zstd -d`"),
+    "bad zstd": (b"\x28\xb5\x2f\xfd more", "is no zstd file, or not a complete one"),
     "pdf": (b"%PDF-1.7 more", "is a PDF document, not text; .*pdftotext"),
     "tar": (gzip.compress(b"a".ljust(257, b"\0") + b"ustar"), "is a tar archive, not text"),
     "twice": (gzip.compress(gzip.compress(b"text")), "is packed twice"),

@@ -32,6 +32,7 @@ ROOMS = (
     ("objectives",),
     ("baselines", "mixture"),
     ("experiment",),
+    ("scoring",),
     ("report",),
     ("audit",),
     ("cli",),

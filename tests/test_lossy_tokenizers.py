@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,17 @@ def test_the_first_token_is_not_paid_for_but_what_is_lost_before_it_is() -> None
     assert (stream.lost.bytes, stream.scored_bytes) == (24, len(f"{CHINESE} block".encode()))
     stream = tokenized(words(lower=False), f"{CHINESE} the block", separator="")
     assert (stream.lost.bytes, stream.scored_bytes) == (24, len(f"{CHINESE}the block".encode()))
+
+
+@pytest.mark.parametrize("separator", ["eos", ""])
+@pytest.mark.parametrize("make", [dropping_bpe, word_piece, unigram])
+def test_documents_one_by_one_are_what_each_is_alone(make: Callable[[], Tokenizer], separator: str) -> None:
+    encoder = Encoder(make(), END, separator)
+    documents = [TEXTS[0], f"{CHINESE} {TEXTS[1]} {CHINESE}", TEXTS[2]]
+    for document, one in zip(documents, encoder.encode_each(documents), strict=True):
+        alone = encoder.encode_all([document], "", "text")
+        assert one.record() == alone.record()
+        assert len(encoder.spans(document)) == len(one) - (separator == "eos")
 
 
 def test_text_that_is_lost_whole_is_refused() -> None:

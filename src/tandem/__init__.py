@@ -10,12 +10,23 @@ from tandem.registration import register_when_imported
 
 if TYPE_CHECKING:
     from tandem.model import TandemCache, TandemConfig, TandemForCausalLM
+    from tandem.scoring.scorer import Scorer
 
-__all__ = ["TandemCache", "TandemConfig", "TandemForCausalLM"]
+MODEL_CLASSES = ["TandemCache", "TandemConfig", "TandemForCausalLM"]
+__all__ = ["TandemCache", "TandemConfig", "TandemForCausalLM", "load"]
+
+
+def load(folder: str, device: str = "auto") -> "Scorer":
+    """The model in a folder, to score texts with. Raises TandemError as `tandem evaluate` does."""
+    from pathlib import Path
+
+    from tandem.scoring.scorer import Scorer
+
+    return Scorer(Path(folder), device)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name in MODEL_CLASSES:
         from tandem import model
 
         return getattr(model, name)

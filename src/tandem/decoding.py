@@ -4,8 +4,8 @@
   by the zero bytes of their ASCII characters, which come in a regular pattern.
 - LF, CR LF and CR end a line, in any mixture, and are read as LF. Nothing else ends one: U+2028, U+0085 and
   form feeds are text.
-- gzip, bzip2 and xz are unpacked, whatever a file is called. Files of other kinds are named by what their
-  first bytes say.
+- gzip, bzip2, xz and zstd are unpacked, whatever a file is called. Files of other kinds are named by what
+  their first bytes say.
 - Other bytes are refused in one sentence: where the first one stands, the probable encoding, and the command
   that converts the file. No text is guessed.
 
@@ -23,8 +23,9 @@ import tempfile
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 from tandem.errors import DataError
@@ -38,17 +39,65 @@ FEWEST_CHARACTERS = 8
 GUESSED_CHARACTERS = 1 << 16
 """After the first byte that is not UTF-8, from which its encoding is guessed."""
 
+
+class ZstdFile(io.BufferedReader):
+    """What a zstd file holds, unpacked by pyarrow. Raises ImportError where that is not installed."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        super().__init__(_Unzstd(packed), SNIFFED_BYTES)
+
+
+class _Unzstd(io.RawIOBase):
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed, self._position = packed, 0
+        self._stream = self._opened()
+
+    def _opened(self) -> Any:
+        import pyarrow
+
+        # The library closes what it has read, which others may still read from its beginning.
+        lent = SimpleNamespace(read=self._packed.read, close=lambda: None, closed=False)
+        return pyarrow.CompressedInputStream(pyarrow.PythonFile(lent, "r"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._packed.seekable()
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._stream.read(len(buffer))
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """To the beginning, which is all that reading again needs."""
+        if offset or whence:
+            raise io.UnsupportedOperation("a zstd file is read from its beginning")
+        self._packed.seek(0)
+        self._stream, self._position = self._opened(), 0
+        return 0
+
+
+class Pipe(io.BufferedReader):
+    """What can be read once only, as it comes; `peek` looks at its first bytes."""
+
+
 _PACKED: tuple[tuple[bytes, str, Callable[[Any], Any], type], ...] = (
     (rb"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file), gzip.GzipFile),
     (rb"BZh[1-9]1AY&SY", "bzip2", bz2.BZ2File, bz2.BZ2File),
     (rb"\xfd7zXZ\x00", "xz", lzma.LZMAFile, lzma.LZMAFile),
+    (rb"\x28\xb5\x2f\xfd", "zstd", ZstdFile, ZstdFile),
 )
 """What first bytes match, the program that packs so, what unpacks it, and the type of that."""
 PARQUET = b"PAR1\x15"
 _NAMED = (
     (PARQUET, "a parquet file", "give it as a text source, whatever its name"),
     (b"PK\x03\x04", "a zip archive or an office document", "unpack it, or save its text as .txt"),
-    (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it with `zstd -d`"),
     (b"%PDF-", "a PDF document", "save its text as .txt, for example with `pdftotext`"),
 )
 """What else first bytes say, and what to do."""
@@ -100,10 +149,16 @@ def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def unpacked(raw: IO[bytes], path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
-    """As `opened`, of what is open already; `path` names it in errors."""
-    with nullcontext(raw) if raw.seekable() else tempfile.TemporaryFile() as file:
-        if file is not raw:  # a pipe is read once only
+def unpacked(
+    raw: IO[bytes], path: Path, gzipped: bool = False, as_it_comes: bool = False
+) -> Iterator[IO[bytes]]:
+    """As `opened`, of what is open already; `path` names it in errors.
+
+    A pipe is copied to a file first, as what is wrong with it is looked for in a second reading. Where it is
+    read `as_it_comes`, it may be endless, and errors say less.
+    """
+    with nullcontext(raw) if raw.seekable() else _piped(raw) if as_it_comes else _spooled() as file:
+        if not raw.seekable() and not as_it_comes:
             shutil.copyfileobj(raw, file)
             file.seek(0)
         start = head(file)
@@ -117,16 +172,42 @@ def unpacked(raw: IO[bytes], path: Path, gzipped: bool = False) -> Iterator[IO[b
             yield file
             return
         try:
-            with packed[2](file) as inner:
-                yield inner
+            with (
+                packed[2](file) as inner,
+                _piped(inner) if isinstance(file, Pipe) else nullcontext(inner) as unpacked_file,
+            ):
+                yield unpacked_file
+        except ImportError:
+            raise DataError(
+                f"{path} is packed with zstd, which needs pyarrow; install it with "
+                "`pip install tandem-lm[hub]`, or unpack the file with `zstd -d`"
+            ) from None
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DataError(torn) from None  # bzip2 says so by an OSError without a number
 
 
+def _spooled() -> AbstractContextManager[IO[bytes]]:
+    """Room for what can be read once only."""
+    return tempfile.TemporaryFile()
+
+
+@contextmanager
+def _piped(raw: Any) -> Iterator[IO[bytes]]:
+    """What can be read once only, and is left open."""
+    pipe = Pipe(getattr(raw, "raw", raw), SNIFFED_BYTES)
+    try:
+        yield pipe
+    finally:
+        if not pipe.closed:
+            pipe.detach()
+
+
 def head(file: IO[bytes]) -> bytes:
     """The first bytes of a file, which stays at its beginning."""
+    if isinstance(file, Pipe):
+        return file.peek(SNIFFED_BYTES)
     start = file.read(SNIFFED_BYTES)
     file.seek(0)
     return start
@@ -153,16 +234,23 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
     if encoding != "utf-8-sig":
         on_encoding(encoding.upper())
     text = io.TextIOWrapper(file, encoding, newline=None)
+    number = 0
     try:
-        yield from text
+        for line in text:
+            number += 1
+            yield line
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
             reason = f"is not whole {encoding.upper()} text ({error.reason}); save it as UTF-8"
             raise DataError(f"{path} {reason}") from None
+        if isinstance(file, Pipe):
+            where = f"{path} is not UTF-8 text soon after line {number:,}"
+            raise DataError(f"{where}; convert it first: `iconv -f ENCODING -t UTF-8`") from None
         raise DataError(_fault(file, path)) from None
     finally:
-        if not file.closed:
-            text.detach()  # else it would close the file, whose owner does
+        with suppress(ValueError):  # its owner has closed the file, or let go of the pipe
+            if not file.closed:
+                text.detach()  # else it would close the file, whose owner does
 
 
 def _packed(start: bytes) -> tuple[bytes, str, Callable[[Any], Any], type] | None:

@@ -27,7 +27,21 @@ from statistics import fmean
 from typing import IO, Any
 
 KINDS = (".txt", ".jsonl", ".parquet")
-PACKED = ((rb"\x1f\x8b", gzip.open), (rb"BZh[1-9]1AY&SY", bz2.open), (rb"\xfd7zXZ\x00", lzma.open))
+
+
+def _zstd_open(raw: Any, _mode: str) -> IO[bytes]:
+    """In memory, as the library's stream cannot go back."""
+    import pyarrow
+
+    return io.BytesIO(pyarrow.input_stream(raw, compression="zstd").read())
+
+
+PACKED = (
+    (rb"\x1f\x8b", gzip.open),
+    (rb"BZh[1-9]1AY&SY", bz2.open),
+    (rb"\xfd7zXZ\x00", lzma.open),
+    (rb"\x28\xb5\x2f\xfd", _zstd_open),
+)
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -80,7 +94,8 @@ def _files(path: Path) -> list[Path]:
 
 def _kind(path: Path) -> str:
     """One of KINDS; '' for any other file."""
-    return next((kind for kind in KINDS if path.name.lower().removesuffix(".gz").endswith(kind)), "")
+    name = re.sub(r"\.(gz|zst)$", "", path.name.lower())
+    return next((kind for kind in KINDS if name.endswith(kind)), "")
 
 
 def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:

@@ -94,10 +94,49 @@ class EvaluateArguments(OwnArguments):
     2,000 tokens. What it says is shown apart."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Round the weights to 8 bits, which is faster on a CPU, and the `auto` device is one."""
+    threads: Positive | None = None
+    """Threads of the CPU; none: one for each core."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     json_output: Json = False
     """Print JSON."""
+
+
+class ScoreArguments(OwnArguments):
+    """Score every document by itself, and write its figures beside its own fields; or score minimal pairs."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Model folder, as `tandem train` writes it."""
+    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """JSON lines, Parquet, or text with one document a line: files, folders, patterns, or `-`. Where none is
+    given, standard input is read."""
+    text_field: str | None = None
+    """Field or column that holds a text; none: `text`, or the contents of `messages`."""
+    output: Path | None = None
+    """File to write, .jsonl or .parquet; none: JSON lines on standard output. A stopped run goes on where it
+    was when the same command is given again."""
+    tokens: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Add `token_scores`: the characters and the surprisal of each token."""
+    words: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Add `word_scores`: the same of each word between white space, as a sum over its tokens."""
+    contrast: Path | None = None
+    """Another model folder; `contrast_bits_per_byte` is what MODEL needs more than that one."""
+    min_perplexity: float | None = None
+    """Keep documents of at least this perplexity."""
+    max_perplexity: float | None = None
+    """Keep documents of at most this perplexity."""
+    keep_quantile: float | None = None
+    """Keep this share of the documents: those of the lowest perplexity, or of the lowest contrast."""
+    rejected: Path | None = None
+    """File for the documents that are not kept, .jsonl or .parquet; none: they are left out."""
+    pairs: str | None = None
+    """Instead of FILES: minimal pairs, with `good` and `bad` (or BLiMP's names) and perhaps a `group`."""
+    threads: Positive | None = None
+    """Threads of the CPU; none: one for each core."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `mps`."""
+    json_output: Json = False
+    """Print the accuracies of --pairs as JSON."""
 
 
 class GenerateArguments(OwnArguments):
@@ -122,6 +161,8 @@ class GenerateArguments(OwnArguments):
     """Seed of the sampling."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Round the weights to 8 bits, which is faster on a CPU, and the `auto` device is one."""
+    threads: Positive | None = None
+    """Threads of the CPU; none: one for each core."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     json_output: Json = False
@@ -168,6 +209,7 @@ ARGUMENTS: dict[str, type[Any]] = {
     "experiment": ExperimentArguments,
     "train": TrainArguments,
     "evaluate": EvaluateArguments,
+    "score": ScoreArguments,
     "generate": GenerateArguments,
     "quantize": QuantizeArguments,
     "audit": AuditArguments,

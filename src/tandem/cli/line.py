@@ -16,11 +16,13 @@ OF_SETTINGS = ("train", "experiment", "config")
 """Commands whose own word stands before all options; that of the others stands anywhere."""
 PLACES = {
     **dict.fromkeys(OF_SETTINGS, "a preset or settings file"),
-    **dict.fromkeys(("evaluate", "generate", "quantize"), "a model folder"),
+    **dict.fromkeys(("evaluate", "score", "generate", "quantize"), "a model folder"),
     "audit": "a run directory or model folder",
     "report": "a run directory",
 }
 """By command, its own word: what it takes besides options."""
+SEVERAL = {"score": "files"}
+"""Commands that take more words after their own, and the argument that these are."""
 TEXTS = {
     **dict.fromkeys(OF_SETTINGS, "a text stands after --data.train"),
     "evaluate": "a text stands after --data",
@@ -61,6 +63,9 @@ def read(
     while rest:
         first, word = len(rest) == len(args), rest.pop(0)
         if not _is_option(word):
+            if own is not None and command in SEVERAL:
+                values.setdefault(SEVERAL[command], []).append(word)
+                continue
             if own is not None or (command in OF_SETTINGS and not first):
                 raise SettingsError(_stray(command, options, word, before))
             own, before = word, ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from tandem.advice import in_command
+from tandem.advice import in_command, named
 from tandem.cli.arguments import (
     AuditArguments,
     ConfigArguments,
@@ -20,6 +20,7 @@ from tandem.cli.arguments import (
     GenerateArguments,
     QuantizeArguments,
     ReportArguments,
+    ScoreArguments,
     TrainArguments,
     option_names,
     parse,
@@ -40,6 +41,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 AUDIT_FAILED = 1
 """Exit code of a command that did its work, and whose audit found a figure not to be trusted."""
+
+CONTINUED = {
+    "experiment": "; finished runs are kept, and the same command continues",
+    "score": "; with --output, the same command goes on where it was",
+}
+"""What becomes of a command that was interrupted."""
 
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
 
@@ -143,6 +150,7 @@ def evaluate(args: Sequence[str]) -> None:
     """tandem evaluate MODEL --data SOURCE"""
     arguments = parse("evaluate", EvaluateArguments, args)
     _say_what_is_awaited(arguments.data)
+    _use_threads(arguments.threads)
     from tandem.cli.summary import print_evaluation
     from tandem.experiment.evaluate import evaluate_model
 
@@ -160,6 +168,42 @@ def evaluate(args: Sequence[str]) -> None:
     _show(result, arguments.json_output, print_evaluation)
 
 
+def score(args: Sequence[str]) -> None:
+    """tandem score MODEL [FILE…|-]"""
+    arguments = parse("score", ScoreArguments, args)
+    sources = arguments.files or ("-",)
+    _say_what_is_awaited(arguments.pairs or ("-" if "-" in sources else ""))
+    _use_threads(arguments.threads)
+    from tandem.cli.summary import print_pair_scores, print_scoring
+    from tandem.scoring.files import Added, FileScoring, Limits
+    from tandem.scoring.pairs import score_pairs
+    from tandem.scoring.scorer import Scorer
+
+    tell, warn = _tell(arguments.json_output), _tell(quiet=False)
+    if arguments.pairs is not None:
+        given = arguments.model_fields_set - {"model", "pairs", "threads", "device", "json_output"}
+        if given:
+            names = " and ".join("files" if name == "files" else named(name) for name in sorted(given))
+            raise SettingsError(f"{named('pairs')} takes none of {names}; give one or the other")
+        scorer = Scorer(arguments.model, arguments.device, warn)
+        _show(score_pairs(scorer, arguments.pairs, tell), arguments.json_output, print_pair_scores)
+        return
+    limits = Limits(arguments.min_perplexity, arguments.max_perplexity, arguments.keep_quantile)
+    scorer = Scorer(arguments.model, arguments.device, warn)
+    other = None if arguments.contrast is None else Scorer(arguments.contrast, arguments.device, warn)
+    run = FileScoring(
+        scorer,
+        sources,
+        arguments.text_field,
+        arguments.output,
+        arguments.rejected,
+        limits,
+        Added(arguments.tokens, arguments.words, other),
+        sys.stdout.buffer,
+    )
+    print_scoring(ERR, run.run(tell), arguments.output, arguments.rejected)
+
+
 def generate(args: Sequence[str]) -> None:
     """tandem generate MODEL --prompt TEXT"""
     arguments = parse("generate", GenerateArguments, args)
@@ -168,6 +212,7 @@ def generate(args: Sequence[str]) -> None:
     prompt = arguments.prompt
     if arguments.prompt_file or source == "-":
         prompt = "".join(text_lines(source)).removesuffix("\n")
+    _use_threads(arguments.threads)
     from tandem.experiment.generate import generate_text
 
     result = generate_text(
@@ -227,6 +272,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "experiment": (experiment, "train and compare configurations over several seeds, and write the report"),
     "train": (train, "train one configuration into a model folder"),
     "evaluate": (evaluate, "score a model on text"),
+    "score": (score, "score and filter documents one by one, or minimal pairs"),
     "generate": (generate, "continue a prompt"),
     "quantize": (quantize, "copy a model with weights of 8 bits, a quarter of the size"),
     "audit": (audit, "check what an experiment or a model says of itself"),
@@ -284,8 +330,7 @@ def _run(args: Sequence[str]) -> int:
         own = [setting for one in reversed(OBJECTIVES.values()) for setting in one.memory_settings]
         return _fail(out_of_memory(error, *dict.fromkeys(own)))
     except KeyboardInterrupt:
-        rest = "; finished runs are kept, and the same command continues" if args[0] == "experiment" else ""
-        sys.stderr.write(f"tandem: interrupted{rest}\n")
+        sys.stderr.write(f"tandem: interrupted{CONTINUED.get(args[0], '')}\n")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
@@ -322,6 +367,15 @@ def _tell(quiet: bool) -> Callable[[str], None]:
 def _write_json(text: str) -> None:
     """To standard output, whole whatever its encoding."""
     _write(json_for(sys.stdout.encoding, text))
+
+
+def _use_threads(threads: int | None) -> None:
+    """Of the CPU, for torch and for the tokenizer."""
+    if threads is not None:
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _say_what_is_awaited(source: str) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # they import torch, and `tandem report` does without
     from tandem.experiment.checkpoints import QuantizedModel
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Evaluation, Mixture
+    from tandem.scoring.files import Counts
+    from tandem.scoring.pairs import PairScores
 
 STORAGE = {
     "memory": "held in memory",
@@ -110,6 +112,25 @@ def print_evaluation(console: Terminal, result: Evaluation) -> None:
             **_mixture(result.mixture),
         },
     )
+
+
+def print_scoring(console: Terminal, counts: Counts, output: Path | None, rejected: Path | None) -> None:
+    """How many documents were kept, where they are, and their mean."""
+    mean = "nothing to score" if not counts.tokens else f"{counts.nll_nats / counts.tokens:.4f} nats a token"
+    console.say(f"kept {counts.passed:,} of {counts.documents:,} documents ({mean} over all of them)")
+    for path in (output, rejected):
+        if path is not None:
+            console.say(f"{'output' if path == output else 'rejected'}: {path}")
+
+
+def print_pair_scores(console: Terminal, scores: PairScores) -> None:
+    """Accuracy by group, and over all pairs."""
+    groups = [*scores.groups, scores.overall] if len(scores.groups) > 1 else [scores.overall]
+    rows = [
+        (one.group, f"{one.pairs:,}", f"{one.accuracy:.1%}", f"{one.low:.1%} to {one.high:.1%}")
+        for one in groups
+    ]
+    console.table(("group", "pairs", "accuracy", "95% interval"), rows, right=range(1, 4))
 
 
 def print_quantized(console: Terminal, copied: QuantizedModel) -> None:

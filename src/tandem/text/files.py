@@ -1,17 +1,19 @@
-"""Documents in local files: `.txt`, `.jsonl` and `.parquet`, each also gzipped as `.gz`."""
+"""Documents in local files: `.txt`, `.jsonl` and `.parquet`, each also packed as `.gz` or `.zst`."""
 
+import codecs
 import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import IO
 
 from tandem.decoding import PARQUET, STANDARD_INPUT, head, lines, opened, unpacked
-from tandem.errors import DataError, SettingsError
+from tandem.errors import DataError, MisfitError, SettingsError
 from tandem.text.listing import find_files, known_kind
 from tandem.text.places import user_path
 from tandem.text.reading import Reading
@@ -34,15 +36,68 @@ def read_files(source: str, splitter: Splitter, reading: Reading) -> Iterator[st
     """
     for path in find_files(source, reading):
         reading.files, reading.place = reading.files + 1, str(path)
+        with _open_named(path) as file:
+            if _is_parquet(file, path):
+                yield from _texts(_parquet_records(file, path, text_column))
+                continue
+            text = lines(file, path, reading.encoded)
+            yield from splitter(text) if known_kind(path) == ".txt" else _texts(_json_records(text, path))
+
+
+def read_records(sources: Sequence[str], reading: Reading, field: str) -> Iterator[tuple[object, str]]:
+    """Records of files one after the other, and where each stands: JSON lines, rows of tables, lines of text.
+
+    A source is named as for `read_files`, or `-`: standard input, which is read as it comes. A line of text
+    is a record with this single `field`, also where it is blank. Standard input holds JSON lines where
+    its first line begins with a brace. Raises DataError as `read_files`.
+    """
+    for source in sources:
         try:
-            with opened(path, gzipped=path.name.lower().endswith(".gz")) as file:
-                if head(file).startswith(PARQUET) or known_kind(path) == ".parquet":
-                    yield from _parquet_rows(file, path)
+            paths = [STANDARD_INPUT] if source == "-" else find_files(source, reading)
+        except MisfitError as error:
+            raise DataError(f"{error.said}; check the path") from None
+        for path in paths:
+            reading.files, reading.place = reading.files + 1, str(path)
+            with _standard_input() if source == "-" else _open_named(path) as file:
+                if _is_parquet(file, path):
+                    yield from _parquet_records(file, path)
                     continue
+                kind = ".txt" if source == "-" else known_kind(path)
+                if source == "-" and head(file).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+                    kind = ".jsonl"
                 text = lines(file, path, reading.encoded)
-                yield from splitter(text) if known_kind(path) == ".txt" else _json_lines(text, path)
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+                if kind == ".txt":
+                    numbered = enumerate(text, start=1)
+                    yield from (({field: line.rstrip("\n")}, f"{path}, line {n}") for n, line in numbered)
+                else:
+                    yield from _json_records(text, path)
+
+
+@contextmanager
+def _open_named(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked. Raises DataError."""
+    try:
+        with opened(path, gzipped=path.name.lower().endswith(".gz")) as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _standard_input(as_it_comes: bool = True) -> Iterator[IO[bytes]]:
+    """Its bytes, unpacked. Raises DataError where it is closed."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise DataError("standard input is closed; give a file instead of -")
+    with unpacked(sys.stdin.buffer, STANDARD_INPUT, as_it_comes=as_it_comes) as file:
+        yield file
+
+
+def _is_parquet(file: IO[bytes], path: Path) -> bool:
+    return head(file).startswith(PARQUET) or known_kind(path) == ".parquet"
+
+
+def _texts(records: Iterable[tuple[object, str]]) -> Iterator[str]:
+    return (record_text(record, where) for record, where in records)
 
 
 def text_lines(source: str, on_encoding: Callable[[str], None] = lambda _: None) -> Iterator[str]:
@@ -52,9 +107,7 @@ def text_lines(source: str, on_encoding: Callable[[str], None] = lambda _: None)
     Raises DataError for a missing or unreadable file, or one that is not text.
     """
     if source == "-":
-        if sys.stdin is None or sys.stdin.closed:
-            raise DataError("standard input is closed; give a file instead of -")
-        with unpacked(sys.stdin.buffer, STANDARD_INPUT) as file:
+        with _standard_input(as_it_comes=False) as file:
             yield from lines(file, STANDARD_INPUT, on_encoding)
         return
     path = user_path(source)
@@ -103,7 +156,7 @@ def _sections(start: re.Pattern[str], lines: Iterable[str]) -> Iterator[str]:
     yield "".join(section)
 
 
-def _json_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
+def _json_records(lines: Iterable[str], path: Path) -> Iterator[tuple[object, str]]:
     for number, line in enumerate(lines, start=1):
         if line.isspace():
             continue
@@ -113,11 +166,12 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
         except (ValueError, RecursionError) as error:
             fault = getattr(error, "msg", type(error).__name__).removesuffix(" at")
             raise DataError(f"{where} is not valid JSON ({fault}); mend that line, or take it out") from None
+        yield record, where
 
-        yield record_text(record, where)
 
-
-def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[str]:
+def _parquet_records(
+    file: IO[bytes], path: Path, column_of: Callable[[Sequence[str], str], str] | None = None
+) -> Iterator[tuple[object, str]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -126,14 +180,15 @@ def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[str]:
             f"reading {path} needs pyarrow; install it with `pip install tandem-lm[hub]`"
         ) from None
     # Parquet is read from its end, which a packed stream cannot seek to cheaply.
-    seekable = file if isinstance(file, io.BufferedReader | io.BytesIO) else io.BytesIO(file.read())
+    seekable = file if type(file) in (io.BufferedReader, io.BytesIO) else io.BytesIO(file.read())
     try:
         table = parquet.ParquetFile(seekable)
-        column = text_column(table.schema_arrow.names, str(path))
+        names = table.schema_arrow.names
+        columns = names if column_of is None else [column_of(names, str(path))]
         number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=[column]):
+        for batch in table.iter_batches(batch_size=1024, columns=columns):
             for record in batch.to_pylist():
                 number += 1
-                yield record_text(record, f"{path}, row {number}")
+                yield record, f"{path}, row {number}"
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from None

@@ -18,7 +18,7 @@ from tandem.text.places import user_path
 from tandem.text.reading import Reading
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-KNOWN = ", ".join(SUFFIXES) + " (each may be gzipped as .gz)"
+KNOWN = ", ".join(SUFFIXES) + " (each may be packed as .gz or .zst)"
 
 
 def find_files(source: str, reading: Reading) -> list[Path]:
@@ -53,8 +53,8 @@ def find_files(source: str, reading: Reading) -> list[Path]:
 
 
 def known_kind(path: Path) -> str | None:
-    """The known suffix of a file's name, `.gz` apart."""
-    name = path.name.lower().removesuffix(".gz")
+    """The known suffix of a file's name, `.gz` and `.zst` apart."""
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 

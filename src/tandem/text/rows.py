@@ -13,19 +13,21 @@ def text_column(columns: Sequence[str], where: str) -> str:
     raise DataError(f"{where} has neither a column 'text' nor 'messages' (columns found: {found})")
 
 
-def record_text(record: object, where: str) -> str:
+def record_text(record: object, where: str, field: str | None = None) -> str:
     """The document in `record`: its `text`, or the contents of its `messages` joined by one newline.
 
-    `where` names the record in errors (file and line, or data set and row). Raises DataError if the record
-    has neither, or if the text cannot be written as UTF-8.
+    With `field` it is the string of that name. `where` names the record in errors (file and line, or data set
+    and row). Raises DataError if the record has none, or if the text cannot be written as UTF-8.
     """
     fields = record if isinstance(record, Mapping) else {}
-    contents: list[object] = [fields.get("text")]
-    if "text" not in fields and isinstance(messages := fields.get("messages"), list):
+    contents: list[object] = [fields.get(field or "text")]
+    if field is None and "text" not in fields and isinstance(messages := fields.get("messages"), list):
         contents = [one.get("content") if isinstance(one, Mapping) else None for one in messages]
     texts = [one for one in contents if isinstance(one, str)]
     if len(texts) < len(contents):
         found = ", ".join(map(repr, fields)) or "none"
+        if field is not None:
+            raise DataError(f"{where} has no field {field!r} with a string in it (fields found: {found})")
         raise DataError(
             f"{where} holds no document (fields found: {found}); give an object with a string 'text', or "
             "with 'messages', a list of objects that each have a string 'content'"

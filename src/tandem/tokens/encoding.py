@@ -7,6 +7,7 @@ alone. A tokenizer's added tokens that are not marked special are matched in tex
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
@@ -107,6 +108,43 @@ class Encoder:
                 else f"{source} gives {len(stream)} token(s), but predicting the next one takes at least 2; "
                 "add text"
             )
+        return self._without_first_token(stream, documents)
+
+    def encode_each(self, documents: Sequence[str]) -> list[TokenStream]:
+        """Every document as a stream of its own, as `encode_all` of it alone; none has too few tokens.
+
+        The separator is to be `eos` or empty.
+        """
+        assert not self._between
+        whole = self.encode(documents)
+        if whole.lost.bytes:
+            streams = [self.encode([document]) for document in documents]
+        else:
+            edges = pairwise([*whole.document_starts.tolist(), len(whole)])
+            start = whole.document_starts[:1]
+            streams = [
+                TokenStream(whole.ids[first:last], start, whole.document_bytes[n : n + 1], int(size))
+                for n, ((first, last), size) in enumerate(zip(edges, whole.document_bytes, strict=True))
+            ]
+        return [
+            self._without_first_token(stream, [document]) if len(stream) else stream
+            for stream, document in zip(streams, documents, strict=True)
+        ]
+
+    def spans(self, document: str) -> list[tuple[int, int]]:
+        """Where the characters of each token of a document begin and end, that before documents left out.
+
+        A tokenizer may leave spaces out of them; tokens that share a character all have it.
+        """
+        spans, begin = [], 0
+        for piece in self._cut(document):
+            offsets = self._tokenizer.encode(piece, add_special_tokens=False).offsets
+            spans += [(begin + first, begin + last) for first, last in offsets]
+            begin += len(piece)
+        return spans
+
+    def _without_first_token(self, stream: TokenStream, documents: Sequence[str]) -> TokenStream:
+        """With the bytes that are scored, of a stream that has any token."""
         if self._lead:
             return stream
         # Documents without a token may come before the first one that has any.
