@@ -253,7 +253,7 @@ def test_a_damaged_model_is_refused_not_scored(made: Made) -> None:
     refused("layer_norm_eps=None must be a number above 0", layer_norm_eps=None)
     refused("tokens", bos_token_id=100_000)
     refused("cannot be read", embed_dim=-1)
-    name = "token_block.layers.0.linear.weight"
+    name = "model.token_block.layers.0.linear.weight"
     save_file({**weights, name: weights[name] * math.nan}, folder / "model.safetensors", {"format": "pt"})
     refused("not finite")
     save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", {"format": "pt"})

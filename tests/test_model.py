@@ -152,9 +152,12 @@ def test_a_cache_does_what_caches_of_transformers_do(cell: str) -> None:
     assert cache.batch_size == 2
     cache.reset()
     assert (len(cache), cache.get_seq_length(), cache.is_initialized) == (0, 0, False)
-    # one of another kind cannot hold a context
+    # an empty one of the usual kind stands for none; one that holds something cannot hold a context
+    other = DynamicCache()
+    assert torch.equal(model(ids, past_key_values=other).logits, model(ids).logits)
+    other.update(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4), 0)
     with pytest.raises(ValueError, match="a DynamicCache, which cannot hold a context"):
-        model(ids, past_key_values=DynamicCache())
+        model(ids, past_key_values=other)
 
 
 def test_a_configuration_has_the_names_that_tools_read(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_phase_2_starts_where_phase_1_predicted(short_file: Path) -> None:
     assert deeper.phase2.validation.nll_nats == pytest.approx(shared.phase1.head_for(3).nll_nats, abs=0.3)
     # The contexts, the embedding and its norm are frozen, and what phase 1 left.
     for name, tensor in phase1_state(shared.model, OBJECTIVES["predictive"]).items():
-        assert torch.equal(tensor, deeper.model.state_dict()[name])
+        assert torch.equal(tensor, deeper.model.named_weights()[name])
 
 
 @pytest.mark.parametrize("projection", [False, True])

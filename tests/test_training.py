@@ -44,11 +44,11 @@ def split_of(model: TandemForCausalLM, stream: Stream) -> Split:
 
 
 def state(model: TandemForCausalLM) -> dict[str, torch.Tensor]:
-    return copy.deepcopy(model.state_dict())
+    return copy.deepcopy(model.named_weights())
 
 
 def changed(before: dict[str, torch.Tensor], model: TandemForCausalLM) -> set[str]:
-    after = model.state_dict()
+    after = model.named_weights()
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
@@ -303,7 +303,7 @@ def test_a_non_finite_loss_is_refused_with_the_last_good_values() -> None:
         NonFiniteLossError, match=r"phase 1 was stopped at iteration 2: .*no iteration before"
     ):
         train_phase1(broken, stream, Phase1Settings(batch_positions=300), seed=0)
-    kept = broken.state_dict()
+    kept = broken.named_weights()
     assert all(torch.equal(before[name].nan_to_num(7), kept[name].nan_to_num(7)) for name in before)
 
     poisoned = Split(train.stream, Contexts.of(torch.full_like(train.contexts.whole(), math.nan)))

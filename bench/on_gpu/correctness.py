@@ -127,7 +127,7 @@ def figures(recipe: str, device: torch.device) -> dict[str, Tensor]:
         new.load_state_dict(
             {
                 name: value
-                for name, value in model.state_dict().items()
+                for name, value in model.named_weights().items()
                 if not name.startswith("token_block.")
             },
             strict=False,

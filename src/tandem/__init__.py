@@ -9,11 +9,25 @@ from typing import TYPE_CHECKING, Any
 from tandem.registration import register_when_imported
 
 if TYPE_CHECKING:
-    from tandem.model import TandemCache, TandemConfig, TandemForCausalLM
+    from tandem.model import (
+        TandemCache,
+        TandemConfig,
+        TandemForCausalLM,
+        TandemForSequenceClassification,
+        TandemForTokenClassification,
+        TandemModel,
+    )
     from tandem.scoring.scorer import Scorer
 
-MODEL_CLASSES = ["TandemCache", "TandemConfig", "TandemForCausalLM"]
-__all__ = ["TandemCache", "TandemConfig", "TandemForCausalLM", "load"]
+__all__ = [
+    "TandemCache",
+    "TandemConfig",
+    "TandemForCausalLM",
+    "TandemForSequenceClassification",
+    "TandemForTokenClassification",
+    "TandemModel",
+    "load",
+]
 
 
 def load(folder: str, device: str = "auto") -> "Scorer":
@@ -26,7 +40,7 @@ def load(folder: str, device: str = "auto") -> "Scorer":
 
 
 def __getattr__(name: str) -> Any:
-    if name in MODEL_CLASSES:
+    if name in __all__:
         from tandem import model
 
         return getattr(model, name)

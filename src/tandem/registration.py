@@ -22,11 +22,16 @@ def _register_config() -> None:
 
 
 def _register_model() -> None:
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+    from transformers.models.auto import modeling_auto as auto
 
-    from tandem.model import TandemConfig, TandemForCausalLM
+    from tandem import model
 
-    AutoModelForCausalLM.register(TandemConfig, TandemForCausalLM)
+    auto.AutoModel.register(model.TandemConfig, model.TandemModel)
+    auto.AutoModelForCausalLM.register(model.TandemConfig, model.TandemForCausalLM)
+    auto.AutoModelForSequenceClassification.register(
+        model.TandemConfig, model.TandemForSequenceClassification
+    )
+    auto.AutoModelForTokenClassification.register(model.TandemConfig, model.TandemForTokenClassification)
 
 
 # What each module makes possible. Nothing that our own modules import may import one of the two in turn: it

@@ -7,14 +7,18 @@ import torch
 from torch import nn
 
 from tandem.fingerprint import Fingerprint
+from tandem.model import TandemModel
 
 SAMPLED = 8
 """Weights of each part that a record holds, evenly spaced over its largest tensor."""
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Children of the model by name; of one with `layers`, each layer."""
+    """Children of the model and of its base model by name; of one with `layers`, each layer."""
     for name, child in model.named_children():
+        if isinstance(child, TandemModel):
+            yield from parts_of(child)
+            continue
         layers = getattr(child, "layers", None)
         if isinstance(layers, nn.ModuleList):
             yield from ((f"{name}.layers.{number}", layer) for number, layer in enumerate(layers))

@@ -120,7 +120,8 @@ def _not_checked(name: str, why: str) -> Check:
 
 def loaded(model: TandemForCausalLM, heads: nn.ModuleDict, step: KeptStep) -> dict[str, nn.Parameter]:
     """The parameters that a step trained, by name, with the weights that it found."""
-    named = dict(model.named_parameters()) | dict(heads.named_parameters())
+    named = dict(heads.named_parameters())
+    named |= {name.removeprefix("model."): weight for name, weight in model.named_parameters()}
     rows = step.of("rows")
     trained: dict[str, nn.Parameter] = {}
     with torch.no_grad():
@@ -214,7 +215,7 @@ def _weights(
     best: int,
 ) -> Iterator[str]:
     """Whether the first step found the weights that the seed draws, and the best epoch left those saved."""
-    drawn = {**start.state_dict(), **heads}
+    drawn = {**start.named_weights(), **heads}
     first = kept_steps[0]
     if (first.epoch, first.step) == (1, 1):
         rows = first.of("rows")
@@ -225,7 +226,7 @@ def _weights(
             if not off <= 1e-4 * max(1.0, float(wanted.abs().max())):
                 yield f"{name} did not start from the weights of seed {subject.seed} (off by {off:.2g})"
                 break
-    saved = subject.model.state_dict()
+    saved = subject.model.named_weights()
     of_best = [step for step in kept_steps if step.epoch == best]
     if not of_best or of_best[-1].step != kept_steps[-1].step:
         return

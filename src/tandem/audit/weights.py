@@ -120,18 +120,18 @@ def _distances(subject: Subject) -> Iterator[str]:
     record, settings = subject.record, subject.prepared.settings
     assert record.phase2 is not None
     count, moved = len(subject.prepared.corpus.train) - 1, settings.embeddings.trained
-    saved = subject.model.state_dict()
+    saved = subject.model.named_weights()
     saved.pop("lm_head.weight", None)  # the embedding
     if record.phase2.best_epoch > 0:
         own = settings.phase2
         rates = _phase2_rates(own, count, record.phase2.best_epoch)
         trained = {name: saved[name] for name in saved if name.startswith("token_block.")}
-        yield from _too_far(trained, subject.initial.state_dict(), rates, own.weight_decay, "phase 2")
+        yield from _too_far(trained, subject.initial.named_weights(), rates, own.weight_decay, "phase 2")
     if record.phase1 is not None and settings.recipe in PHASE1_RATES and not moved:
         rates, decay = PHASE1_RATES[settings.recipe](settings, count, record.phase1)
         parts = tuple(f"{part}." for part in subject.objective.parts)
         trained = {name: saved[name] for name in saved if name.startswith(parts)}
-        yield from _too_far(trained, subject.phase1_start.state_dict(), rates, decay, "phase 1")
+        yield from _too_far(trained, subject.phase1_start.named_weights(), rates, decay, "phase 1")
 
 
 def _too_far(
@@ -277,7 +277,7 @@ def _parameters(subject: Subject) -> Check:
 
 def _counted(subject: Subject) -> Parameters:
     """Parameters of the saved model by part, and those of the parts that each phase is to train."""
-    children = dict(subject.model.named_children())
+    children = dict(subject.model.model.named_children())
     names = ("embedding", "embed_norm", "context_block", "token_block")
     counts = {name: sum(p.numel() for p in children[name].parameters()) for name in names}
     bias = subject.model.lm_head.bias

@@ -331,7 +331,8 @@ def _fault(
 ) -> str | None:
     """What is wrong with a loaded model: the library would fill in missing weights at random."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = (name[0] if isinstance(name, tuple) else name for name in loading.get(kind, ()))
+        found = (name[0] if isinstance(name, tuple) else name for name in loading.get(kind, ()))
+        names = (name.removeprefix("model.") for name in found)
         if wrong := sorted(name for name in names if name != "lm_head.weight"):
             return f"{kind.replace('_', ' ')} in its weights, such as {wrong[0]}"
     if (entries := vocab_size(tokenizer.backend_tokenizer)) > model.config.vocab_size:

@@ -70,7 +70,7 @@ def new_heads(prepared: TrainingInputs, context_layers: int, seed: int) -> nn.Mo
 def phase1_state(model: TandemForCausalLM, objective: Objective) -> dict[str, torch.Tensor]:
     """The weights that phase 1 leaves to phase 2; those of the output head are the embedding's."""
     left = tuple(f"{part}." for part in objective.parts)
-    weights = model.state_dict()
+    weights = model.named_weights()
     return {name: weights[name] for name in weights if name.startswith(left) and name != "lm_head.weight"}
 
 
@@ -80,9 +80,10 @@ def load_phase1_state(
     """Put what phase 1 left into a new model and new heads. Raises RuntimeError where it does not fit."""
     of_heads = {name: state[name] for name in state if heads and name.split(".")[0] in heads}
     own = {name: state[name] for name in state if name not in of_heads}
-    unknown = model.load_state_dict(own, strict=False).unexpected_keys
-    if unknown:
-        raise RuntimeError(f"phase 1 left {unknown[0]}, which the model does not have")
+    of_base = {name: own.pop(name) for name in list(own) if not name.startswith("lm_head.")}
+    for part, weights in ((model.model, of_base), (model, own)):
+        if unknown := part.load_state_dict(weights, strict=False).unexpected_keys:
+            raise RuntimeError(f"phase 1 left {unknown[0]}, which the model does not have")
     if heads:
         heads.load_state_dict(of_heads)
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from tandem.model.cell_tandem import sequential_contexts as sequential_contexts
     from tandem.model.configuration_tandem import TandemConfig as TandemConfig
     from tandem.model.modeling_tandem import TandemForCausalLM as TandemForCausalLM
+    from tandem.model.modeling_tandem import (
+        TandemForSequenceClassification as TandemForSequenceClassification,
+    )
+    from tandem.model.modeling_tandem import TandemForTokenClassification as TandemForTokenClassification
+    from tandem.model.modeling_tandem import TandemModel as TandemModel
     from tandem.model.modeling_tandem import TokenBlock as TokenBlock
 
 _FILES = {
@@ -21,6 +26,9 @@ _FILES = {
     "TandemCache": "cache",
     "TandemConfig": "configuration",
     "TandemForCausalLM": "modeling",
+    "TandemForSequenceClassification": "modeling",
+    "TandemForTokenClassification": "modeling",
+    "TandemModel": "modeling",
     "TokenBlock": "modeling",
     "sequential_contexts": "cell",
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cell_tandem import ContextBlock, Drop
+from .cell_tandem import ContextBlock, Drop, scanned
 from .configuration_tandem import TandemConfig
 
 Advance = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -64,6 +64,9 @@ class GatedContextBlock(ContextBlock):
     """
 
     scan = "linear"
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any
+    """Both are set by transformers."""
 
     def __init__(self, config: TandemConfig) -> None:
         depth, embed_dim = config.depths[0], config.embed_dim
@@ -131,7 +134,10 @@ class GatedContextBlock(ContextBlock):
         below: tuple[Tensor, ...] = ()
         for layer, state in zip(self.layers, context.chunk(len(self.layers), dim=-1), strict=True):
             read = torch.cat((embeds, *below), dim=-1) if below else embeds
-            keep, add = layer(read)
+            if self.gradient_checkpointing and self.training:
+                keep, add = self._gradient_checkpointing_func(layer, read)
+            else:
+                keep, add = layer(read)
             below = before, after = advance(keep, add, state)
             previous.append(before)
             current.append(after)
@@ -175,6 +181,10 @@ def linear_recurrence(keep: Tensor, add: Tensor, start: Tensor) -> Tensor:
 
     keep and add [T, ..., n], start [..., n] → [T, ..., n].
     """
+    if torch.compiler.is_compiling():
+        return scanned(lambda state, now: (state, torch.addcmul(now[1], now[0], state)), start, (keep, add))[
+            1
+        ]
     return _LinearRecurrence.apply(keep, add, start)
 
 

@@ -93,15 +93,42 @@ def sequential_contexts(
     context = token_embeds.new_zeros(batch, context_block.context_dim) if start is None else start
     if reset_mask is not None and frozen is not None:
         reset_mask = reset_mask & ~frozen
-    previous, current = [], []
+
+    def step(context: Tensor, embeds: Tensor, masks: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if "reset" in masks:
+            context = context.masked_fill(masks["reset"][:, None], 0.0)
+        after = context_block(context, embeds)
+        return context, torch.where(masks["frozen"][:, None], context, after) if "frozen" in masks else after
+
+    masks = {name: mask for name, mask in (("reset", reset_mask), ("frozen", frozen)) if mask is not None}
+    if torch.compiler.is_compiling():
+        inputs = token_embeds.transpose(0, 1), {name: mask.t() for name, mask in masks.items()}
+        previous, current = scanned(lambda context, now: step(context, *now), context, inputs)
+        return previous.transpose(0, 1), current.transpose(0, 1)
+    pairs = []
     for t in range(length):
-        if reset_mask is not None:
-            context = context.masked_fill(reset_mask[:, t, None], 0.0)
-        previous.append(context)
-        after = context_block(context, token_embeds[:, t])
-        context = after if frozen is None else torch.where(frozen[:, t, None], context, after)
-        current.append(context)
-    return torch.stack(previous, dim=1), torch.stack(current, dim=1)
+        pairs.append(step(context, token_embeds[:, t], {name: mask[:, t] for name, mask in masks.items()}))
+        context = pairs[-1][1]
+    before, after = zip(*pairs, strict=True)
+    return torch.stack(before, dim=1), torch.stack(after, dim=1)
 
 
-__all__ = ["ContextBlock", "Drop", "sequential_contexts"]
+def scanned(
+    step: Callable[[Tensor, Any], tuple[Tensor, Tensor]], state: Tensor, inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """States before and after every step, [T, ...] each, as one operation of a graph, whatever T is.
+
+    `step` gives both for a state and what each of `inputs` [T, ...] is in that step. The loop in Python would
+    stand in a graph once for each token.
+    """
+    from torch._higher_order_ops.scan import scan  # not public yet; imported by whoever compiles or exports
+
+    def body(state: Tensor, now: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        before, after = step(state, now)
+        return after.contiguous(), (before.clone(), after.clone())
+
+    before, after = scan(body, state.contiguous(), inputs)[1]
+    return before, after
+
+
+__all__ = ["ContextBlock", "Drop", "scanned", "sequential_contexts"]

@@ -46,8 +46,8 @@ class TandemConfig(PreTrainedConfig):
     bias_init_std: float = 0.01
     layer_norm_eps: float = 1e-5
     int8: bool = False
-    # The state has a fixed size, so no length is too long; tools that ask for a limit get a large one.
-    max_position_embeddings: int = 1 << 20
+    # The state has a fixed size, so no length is too long. Tools that cut text to windows read theirs here.
+    max_position_embeddings: int = 2048
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -63,6 +63,8 @@ class TandemConfig(PreTrainedConfig):
                 raise ValueError(
                     f"num_layers={self.num_layers} sets both depths, but {depth}={given}; give one of the two"
                 )
+        if self.max_position_embeddings == 1 << 20:  # of folders saved when this was the default
+            self.max_position_embeddings = type(self).max_position_embeddings
         self.num_layers = None  # said; kept, it could contradict a depth that is changed later
         for size in ("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers"):
             if not isinstance(getattr(self, size), int) or getattr(self, size) < 1:

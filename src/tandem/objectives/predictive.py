@@ -119,7 +119,8 @@ class Prediction(Objective):
         loss_of_targets = training_loss(
             token_counts, streams * window, own, draws, settings.phase2.chunk_positions
         )
-        parts = {name: part for name, part in model.named_children() if name in self.parts}
+        children = (*model.model.named_children(), *model.named_children())
+        parts = {name: part for name, part in children if name in self.parts}
         learners = nn.ModuleDict({**parts, **heads})
         history: list[PredictionEpoch] = []
 

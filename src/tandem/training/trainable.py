@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tandem.fingerprint import Fingerprint
+from tandem.model import TandemModel
 from tandem.records import PartRecord
 
 SAMPLED = 8
@@ -31,7 +32,7 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name.removeprefix("model.") for name, parameter in model.named_parameters()}
     trainable = Trainable({names[p]: p for part in chosen for p in part.parameters()})
     for part in chosen:
         part.requires_grad_(True)
@@ -60,6 +61,9 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
 def model_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The parts that the records speak of: embedding, embed_norm, head, and each layer of either block."""
     for name, child in model.named_children():
+        if isinstance(child, TandemModel):
+            yield from model_parts(child)
+            continue
         layers = getattr(child, "layers", None)
         if isinstance(layers, nn.ModuleList):
             yield from ((f"{name}.layers.{number}", layer) for number, layer in enumerate(layers))
