@@ -136,11 +136,11 @@ def test_habits_of_a_saved_tokenizer_change_no_figure(trained: Path, held: Path,
     model.save(str(folder / "tokenizer.json"))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8"))
-    habits = {"model_max_length": 4, "clean_up_tokenization_spaces": True, "padding_side": "right"}
+    habits = {"model_max_length": 4, "clean_up_tokenization_spaces": True, "padding_side": "left"}
     path.write_text(json.dumps({**config, **habits, "add_bos_token": True}), "utf-8")
     assert scored(folder, held).nll_nats == scored(trained, held).nll_nats
     _, tokenizer = load_model(folder)
-    assert tokenizer.padding_side == "left"
+    assert tokenizer.padding_side == "right"
     assert tokenizer.decode(tokenizer.encode("it 's a block , it is .")) == "it 's a block , it is ."
     prompt = "the context block folds what came before"
     ours, theirs = (

@@ -76,6 +76,13 @@ def test_every_class_reads_a_folder_of_today_and_of_before(cell: str, tmp_path: 
         {"format": "pt"},
     )
     config = json.loads((tmp_path / "before/config.json").read_text("utf-8"))
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_tandem.TandemConfig",
+        "AutoModel": "modeling_tandem.TandemModel",
+        "AutoModelForCausalLM": "modeling_tandem.TandemForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_tandem.TandemForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_tandem.TandemForTokenClassification",
+    }
     config["max_position_embeddings"] = 1 << 20
     (tmp_path / "before/config.json").write_text(json.dumps(config), "utf-8")
     wanted, state = model(ids).logits, model.model(ids).last_hidden_state
@@ -225,6 +232,9 @@ def test_a_state_is_read_once_saved_and_continued(cell: str, tmp_path: Path) -> 
     at_once, in_pieces = model.read(ids[:, :9]), model.read(ids[:, 5:9], state)
     torch.testing.assert_close(in_pieces.context, at_once.context)
     assert (state.tokens_before, in_pieces.tokens_before, in_pieces.get_seq_length()) == (5, 9, 0)
+    read = model.read("a text", tokenizer=lambda text, add_special_tokens: {"input_ids": ids[0, :5].tolist()})
+    assert torch.equal(read.context, state.context[:1])
+    assert model.read([]).context is None
     # on disk
     model.save_state(at_once, tmp_path / "state.safetensors")
     loaded = model.load_state(tmp_path / "state.safetensors")

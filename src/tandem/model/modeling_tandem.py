@@ -169,6 +169,16 @@ class TandemPreTrainedModel(PreTrainedModel):
         """Put another embedding [V, E] in its place."""
         self._base.embedding = value
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As of PreTrainedModel; every Auto class finds the code of its model in the folder."""
+        kinds: list[Any] = [TandemConfig, *TandemPreTrainedModel.__subclasses__()]
+        self.config.auto_map = {
+            kind._auto_class: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+            for kind in kinds
+            if kind.__module__ in (TandemConfig.__module__, __name__)
+        }
+        super().save_pretrained(*args, **kwargs)
+
     @property
     def _base(self) -> Any:
         return self.base_model

@@ -127,13 +127,14 @@ def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenize
     """`tokenizer` as transformers wants it, so that a model folder can hold it and AutoTokenizer load it.
 
     `eos` becomes its end-of-text token. It begins texts too, as Tandem puts it before each document, so
-    generation may start from it. It pads as well, on the left, where the state is frozen.
+    generation may start from it. It pads as well, on the right, where the state is frozen: programs that
+    score a padded batch then meet no prediction that was made before the text.
     """
     special = {} if eos is None else {"eos_token": eos, "bos_token": eos, "pad_token": eos}
     return PreTrainedTokenizerFast(
         tokenizer_object=plain(tokenizer),
         clean_up_tokenization_spaces=False,
-        padding_side="left",  # generation continues at the right end of a batch
+        padding_side="right",
         model_input_names=["input_ids", "attention_mask"],
         **special,
     )
