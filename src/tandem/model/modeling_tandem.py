@@ -209,16 +209,14 @@ class TandemPreTrainedModel(PreTrainedModel):
     ) -> TandemCache:
         """The state after a text, going on from `state`, which stays as it is; of a size that never grows.
 
-        text_or_ids: ids [T] or [B, T], or a text, of which `tokenizer` makes ids (none: the one in the folder
-        that the model was loaded from). Reading in pieces of ids equals reading at once.
+        text_or_ids: ids [T] or [B, T], or a text, of which `tokenizer` makes ids. Reading in pieces of ids
+        equals reading at once. Raises ValueError for a text without a tokenizer.
         Give it as `past_key_values` to `generate`, which leaves it as it is, or, as `copy.copy(state)`, to
         the model itself. A prediction needs its last token, so leave that to those.
         """
         if isinstance(text_or_ids, str):
             if tokenizer is None:
-                from transformers import AutoTokenizer
-
-                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path)
+                raise ValueError("a text needs the model's tokenizer; give it as `tokenizer`, or give ids")
             text_or_ids = tokenizer(text_or_ids, add_special_tokens=state is None)["input_ids"]
         ids = torch.atleast_2d(torch.as_tensor(text_or_ids, device=self.device))
         state = TandemCache() if state is None else copy.copy(state)
