@@ -180,7 +180,7 @@ class Scorer:
         """Of the model's weights and its tokenizer."""
         whole = Fingerprint("scorer")
         whole.update(tokenizer_fingerprint(plain(self.tokenizer)))
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in sorted(self.model.named_weights().items()):
             whole.update(name)
             whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return whole.hexdigest()
@@ -269,7 +269,7 @@ class Scorer:
             return np.empty(0), state if not row else State(state.cache, row[0])
         (losses,), context = self._losses([np.array(row)], state.cache.context)
         cache = TandemCache()
-        cache.store(context, state.cache.tokens_seen + len(row) - 1)
+        cache.context, cache.tokens_seen = context.clone(), state.cache.tokens_seen + len(row) - 1
         return losses, State(cache, row[-1])
 
     @torch.inference_mode()
