@@ -232,7 +232,8 @@ def test_a_state_is_read_once_saved_and_continued(cell: str, tmp_path: Path) -> 
     at_once, in_pieces = model.read(ids[:, :9]), model.read(ids[:, 5:9], state)
     torch.testing.assert_close(in_pieces.context, at_once.context)
     assert (state.tokens_before, in_pieces.tokens_before, in_pieces.get_seq_length()) == (5, 9, 0)
-    read = model.read("a text", tokenizer=lambda text, add_special_tokens: {"input_ids": ids[0, :5].tolist()})
+    words = {"input_ids": ids[0, :5].tolist()}
+    read = model.read("a text", tokenizer=lambda *_text, **_options: words)
     torch.testing.assert_close(read.context, state.context[:1])
     with pytest.raises(ValueError, match="a text needs the model's tokenizer"):
         model.read("a text")
