@@ -161,9 +161,13 @@ class Dispersion(Objective):
             parts=trainable.parts,
         )
 
+    def swept_tokens(self, settings: Settings, tokens: int) -> int:
+        """Those of a sweep."""
+        return min(settings.phase1.tokens_per_step or tokens, tokens)
+
     def misfits(self, settings: Settings, tokens: int) -> Iterator[MisfitError]:
         """A batch larger than what a sweep goes over, beside what any objective without heads refuses."""
-        swept, batch = min(settings.phase1.tokens_per_step or tokens, tokens), settings.phase1.batch_positions
+        swept, batch = self.swept_tokens(settings, tokens), settings.phase1.batch_positions
         if batch > swept:
             yield large_batch("phase1", batch, swept, swept)
         yield from super().misfits(settings, tokens)
@@ -175,7 +179,7 @@ class Dispersion(Objective):
 
     def audit(self, record: DispersionRecord, settings: Settings, tokens: int) -> Iterator[str]:
         """Tokens swept over, the end of the history, and the reason to stop."""
-        swept = min(settings.phase1.tokens_per_step or tokens, tokens)
+        swept = self.swept_tokens(settings, tokens)
         if record.tokens != swept:
             yield f"it swept {record.tokens} tokens instead of {swept}"
         last = record.history[-1]
