@@ -43,8 +43,8 @@ PART_TOKENS, PART_BATCHES = PIECE_TOKENS // 8, 4
 """Phase 2 is watched on a part of the text: at least so many tokens, and so many batches."""
 SWEPT_TOKENS = PIECE_TOKENS
 """Tokens that stand for all where a single step of phase 1 reads more than that."""
-FEW_TOKENS, MORE_TOKENS = PIECE_TOKENS, 3 * PIECE_TOKENS
-"""Two parts of a text, of which contexts are timed where it is longer than the second one."""
+CONTEXT_TOKENS = 3 * PIECE_TOKENS
+"""Tokens whose contexts stand for all of a longer text's."""
 ENDLESS = 1 << 20
 """Epochs of a training that the watch stops."""
 
@@ -180,18 +180,13 @@ def _work_of_models(prepared: TrainingInputs, runs: list[RunSpec]) -> _Work:
 def _timed_contexts(prepared: TrainingInputs, layers: int, seed: int) -> tuple[TrainedContexts, float]:
     """Contexts of both splits, and the seconds that they take; of a part of a long text, and of the whole."""
     tokens = len(prepared.corpus.train)
-
-    def timed(some: TrainingInputs) -> tuple[TrainedContexts, float]:
-        began = time.perf_counter()
-        return untrained_contexts(some, layers, seed), time.perf_counter() - began
-
-    if tokens <= MORE_TOKENS:
-        return timed(prepared)
-    # The difference leaves out what is the same for any text, such as the loop that checks the scan.
-    few_s = timed(_part(prepared, FEW_TOKENS))[1]
-    contexts, more_s = timed(_part(prepared, MORE_TOKENS))
-    a_token_s = max(0.0, more_s - few_s) / (MORE_TOKENS - FEW_TOKENS)
-    return contexts, more_s + (tokens - MORE_TOKENS) * a_token_s
+    long = tokens > CONTEXT_TOKENS
+    began = time.perf_counter()
+    contexts = untrained_contexts(_part(prepared, CONTEXT_TOKENS) if long else prepared, layers, seed)
+    seconds_s = time.perf_counter() - began
+    # In proportion, which is a little too much for what is the same for any text. The difference of two parts
+    # would be exact, but on a busy machine it may be nothing.
+    return contexts, seconds_s * max(1.0, tokens / CONTEXT_TOKENS)
 
 
 def _storage(prepared: TrainingInputs, contexts: TrainedContexts) -> Literal["memory", "disk", "recompute"]:
