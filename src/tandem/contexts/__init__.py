@@ -6,8 +6,8 @@ Shape letters: T tokens, C context_dim, E embed_dim, U distinct tokens, S segmen
 from tandem.contexts.context_store import PIECE_TOKENS as PIECE_TOKENS
 from tandem.contexts.context_store import Contexts as Contexts
 from tandem.contexts.context_store import Window as Window
+from tandem.contexts.jacobi import jacobi_read as jacobi_read
 from tandem.contexts.jacobi import jacobi_sweep as jacobi_sweep
-from tandem.contexts.jacobi import jacobi_update as jacobi_update
 from tandem.contexts.jacobi import previous_contexts as previous_contexts
 from tandem.contexts.memory import measure_memory as measure_memory
 from tandem.contexts.sample import ContextsSample as ContextsSample

@@ -5,38 +5,37 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tandem.contexts.stream import ResetMask, apply_resets
+from tandem.contexts.stream import Positions, ResetMask, apply_resets
 from tandem.model import ContextBlock
 
 
 def previous_contexts(
-    contexts: Tensor, positions: Tensor, reset_mask: ResetMask | None, lead: Tensor | None = None
+    contexts: Tensor, positions: Positions, reset_mask: ResetMask | None, lead: Tensor | None = None
 ) -> Tensor:
     """Contexts before the tokens at `positions` [n], as [n, C], from those after each token, [T, C].
 
-    Position 0 reads `lead` [C], or the last position's context (SPEC section 3). Zero where `reset_mask` [T].
+    Position 0 of a range reads `lead` [C], or the last position's context (SPEC section 3), as position 0 of
+    indices does. Zero where `reset_mask` [T].
     """
-    before = contexts[positions - 1]  # position 0 takes index -1, the last
-    if lead is not None:
-        before = torch.where((positions == 0)[:, None], lead, before)
+    if isinstance(positions, slice):
+        first = positions.start
+        start = contexts[first - 1] if first > 0 or lead is None else lead  # -1 is the last one
+        before = torch.cat((start[None], contexts[first : positions.stop - 1]))
+    else:
+        before = contexts[positions - 1]
     return apply_resets(before, reset_mask, positions)
 
 
-def jacobi_update(
-    context_block: ContextBlock,
+def jacobi_read(
     contexts: Tensor,
     positions: slice,
-    token_embeds: Callable[[slice], Tensor],
     reset_mask: ResetMask | None = None,
     noise: Callable[[Tensor], Tensor] | None = None,
     lead: Tensor | None = None,
 ) -> Tensor:
-    """New contexts [n, C] of some positions, with their graph; arguments as of `jacobi_sweep`."""
-    indices = torch.arange(positions.start, positions.stop, device=contexts.device)
-    read = previous_contexts(contexts, indices, reset_mask, lead)
-    if noise is not None:
-        read = read + noise(read)
-    return context_block(read, token_embeds(positions))
+    """What a sweep reads at some positions, [n, C]; arguments as of the two other functions."""
+    read = previous_contexts(contexts, positions, reset_mask, lead)
+    return read if noise is None else read.add_(noise(read))
 
 
 def jacobi_sweep(
@@ -56,4 +55,5 @@ def jacobi_sweep(
     length = len(contexts)
     for start in range(0, length, batch or length):
         positions = slice(start, min(start + (batch or length), length))
-        yield positions, jacobi_update(context_block, contexts, positions, token_embeds, reset_mask, noise)
+        read = jacobi_read(contexts, positions, reset_mask, noise)
+        yield positions, context_block(read, token_embeds(positions))

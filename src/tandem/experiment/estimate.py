@@ -1,7 +1,7 @@
 """What an experiment will take, before it is run: the work of its runs is begun, watched, and stopped.
 
-Text and tokens are prepared, and contexts computed, as for the run itself. Trainings that may end early are
-counted to their limit.
+Text and tokens are prepared, and contexts computed, as for the run itself. Of a large text, a part stands for
+the whole where work and memory grow with it. Trainings that may end early are counted to their limit.
 """
 
 import time
@@ -10,18 +10,27 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from tandem.contexts import PIECE_TOKENS
+from tandem.contexts import PIECE_TOKENS, held_in_memory
 from tandem.experiment.baseline import measured_against, run_baseline
-from tandem.experiment.contexts import bytes_on_disk
+from tandem.experiment.contexts import bytes_on_disk, kept_outside_memory, room_in_memory
 from tandem.experiment.grid import RunSpec, claims
 from tandem.experiment.machine import PeakMemory
-from tandem.experiment.pipeline import new_heads, score_head, train_contexts, train_tokens, untrained_contexts
+from tandem.experiment.pipeline import (
+    TrainedContexts,
+    new_heads,
+    score_head,
+    train_contexts,
+    train_tokens,
+    untrained_contexts,
+)
 from tandem.experiment.prepared import TrainingInputs
 from tandem.experiment.run_dir import disk_needed
+from tandem.objectives import OBJECTIVES
 from tandem.settings import Settings
 from tandem.tokens.store import TokenStream
 from tandem.training.progress import OnTick, Tick, silent
@@ -32,6 +41,10 @@ LEAST_TICKS = 3
 """Steps for which it is watched at least."""
 PART_TOKENS, PART_BATCHES = PIECE_TOKENS // 8, 4
 """Phase 2 is watched on a part of the text: at least so many tokens, and so many batches."""
+SWEPT_TOKENS = PIECE_TOKENS
+"""Tokens that stand for all where a single step of phase 1 reads more than that."""
+CONTEXT_TOKENS = 3 * PIECE_TOKENS
+"""Tokens whose contexts stand for all of a longer text's."""
 ENDLESS = 1 << 20
 """Epochs of a training that the watch stops."""
 
@@ -118,17 +131,20 @@ def _work_of_models(prepared: TrainingInputs, runs: list[RunSpec]) -> _Work:
     assert spec.seed is not None
     layers, seed, trained = spec.configuration.context_layers, spec.seed, spec.kind == "tandem"
     name = "".join(f"{part}, " for part in (spec.variant, None if trained else spec.kind) if part)
+    tokens, width = len(prepared.corpus.train), settings.model.context_dim
     seconds: dict[str, float] = {}
-    heads = nn.ModuleDict()
+    heads, swept = nn.ModuleDict(), 0
     if trained:
-        seconds[f"{name}C{layers}, phase 1"] = seconds_of(partial(train_contexts, prepared, layers, seed))
+        swept = OBJECTIVES[settings.recipe].swept_tokens(settings, tokens)
+        some = _part(prepared, SWEPT_TOKENS) if swept > SWEPT_TOKENS else prepared
+        times = max(1.0, swept / SWEPT_TOKENS)
+        seconds_s = times * seconds_of(partial(train_contexts, some, layers, seed))
+        seconds[f"{name}C{layers}, phase 1"] = seconds_s
         heads = new_heads(prepared, layers, seed)
-    began = time.perf_counter()
-    contexts = untrained_contexts(prepared, layers, seed)
-    contexts_s = time.perf_counter() - began
+    contexts, contexts_s = _timed_contexts(prepared, layers, seed)
 
     # All contexts stay in memory, if they are held there, while phase 2 is begun on a few.
-    storage = contexts.contexts.train.storage
+    storage = _storage(prepared, contexts)
     keep = settings.contexts.model_copy(update={"keep": storage})
     phase2 = settings.phase2.model_copy(update={"max_epochs": ENDLESS, "patience": ENDLESS})
     whole = replace(prepared, settings=settings.model_copy(update={"contexts": keep, "phase2": phase2}))
@@ -147,14 +163,40 @@ def _work_of_models(prepared: TrainingInputs, runs: list[RunSpec]) -> _Work:
         epochs_s = watch.epochs_s(settings.phase2.max_epochs)
         seconds[f"{name}{configuration.name}, phase 2"] = times * epochs_s
 
-    tokens, width = len(prepared.corpus.train), settings.model.context_dim
-    both = (tokens + len(prepared.corpus.validation)) * width * contexts.model.dtype.itemsize
+    number = width * contexts.model.dtype.itemsize
+    both = (tokens + len(prepared.corpus.validation)) * number
+    # What was begun on a part holds less than all of the text: a sweep's contexts and the ones before it.
+    unseen = 2 * max(0, swept - SWEPT_TOKENS) * number
+    if storage == "memory":
+        unseen = max(unseen, (tokens - len(contexts.train.stream)) * number)
     return _Work(
         seconds,
         # A trained embedding: all contexts are computed anew, beside those before and those of phase 1.
-        more_bytes=2 * both if settings.embeddings.trained else 0,
+        more_bytes=unseen + (2 * both if settings.embeddings.trained else 0),
         disk_bytes=bytes_on_disk(tokens, width) if storage == "disk" else 0,
     )
+
+
+def _timed_contexts(prepared: TrainingInputs, layers: int, seed: int) -> tuple[TrainedContexts, float]:
+    """Contexts of both splits, and the seconds that they take; of a part of a long text, and of the whole."""
+    tokens = len(prepared.corpus.train)
+    long = tokens > CONTEXT_TOKENS
+    began = time.perf_counter()
+    contexts = untrained_contexts(_part(prepared, CONTEXT_TOKENS) if long else prepared, layers, seed)
+    seconds_s = time.perf_counter() - began
+    # In proportion, which is a little too much for what is the same for any text. The difference of two parts
+    # would be exact, but on a busy machine it may be nothing.
+    return contexts, seconds_s * max(1.0, tokens / CONTEXT_TOKENS)
+
+
+def _storage(prepared: TrainingInputs, contexts: TrainedContexts) -> Literal["memory", "disk", "recompute"]:
+    """Where the contexts of the training text will be, of which those of a part may be there."""
+    tokens, settings, model = len(prepared.corpus.train), prepared.settings, contexts.model
+    if tokens == len(contexts.train.stream):
+        return contexts.contexts.train.storage
+    if held_in_memory(model, tokens, settings.contexts, room_in_memory(model, settings)):
+        return "memory"
+    return kept_outside_memory(model, tokens, settings)
 
 
 def _work_of_baseline(prepared: TrainingInputs, spec: RunSpec) -> _Work:

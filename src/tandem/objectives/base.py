@@ -83,6 +83,13 @@ class Objective(ABC):
         The processes do it together. Raises NonFiniteLossError before a non-finite step.
         """
 
+    def swept_tokens(self, settings: Settings, tokens: int) -> int:
+        """Tokens that a single step reads of a training text of so many, where it may read all of them.
+
+        Their contexts are in memory twice while it does. Zero for steps of a size that the text leaves alone.
+        """
+        return 0
+
     def new_heads(self, settings: Settings, new_token_block: NewTokenBlock) -> nn.ModuleDict:
         """Untrained TokenBlocks to train beside the model, by name; phase 2 may start from one."""
         from torch import nn
