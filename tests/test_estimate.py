@@ -91,18 +91,12 @@ def test_a_dry_run_is_of_one_process(
     assert "--dry-run times one process, so torchrun is not for it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("keep", ["memory", "disk", "recompute"])
-@pytest.mark.parametrize("recipe", ["original", "predictive"])
-def test_contexts_are_computed_as_often_as_was_estimated(
-    recipe: str, keep: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock on which a token of contexts takes a second, and nothing else any."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock on which a token of contexts takes a second, and nothing else any."""
     monkeypatch.setattr(estimate, "MOMENT_S", -1.0)  # where nothing is computed, this clock stands still
     monkeypatch.setattr(estimate, "PART_TOKENS", 0)
     monkeypatch.setattr(estimate, "PART_BATCHES", 7)
-    more = PREDICTIVE if recipe == "predictive" else {}
-    contexts = {"keep": keep, "segment_length": 64}  # shorter than the part of the validation text
-    settings = tiny(text_file, threads=1, **merged(more, {"contexts": contexts}))
     clock = [0.0]
     scan, fill = segments.SegmentScan.scan, linear.LinearScan._fill
 
@@ -117,6 +111,22 @@ def test_contexts_are_computed_as_often_as_was_estimated(
     monkeypatch.setattr(segments.SegmentScan, "scan", scanned)
     monkeypatch.setattr(linear.LinearScan, "_fill", filled)
     monkeypatch.setattr(linear_contexts, "_loop_error", lambda *_: 0.0)  # of a fixed size
+    return clock
+
+
+@pytest.mark.parametrize("keep", ["memory", "disk", "recompute"])
+@pytest.mark.parametrize("recipe", ["original", "predictive"])
+def test_contexts_are_computed_as_often_as_was_estimated(
+    recipe: str,
+    keep: str,
+    text_file: Path,
+    tmp_path: Path,
+    clock: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    more = PREDICTIVE if recipe == "predictive" else {}
+    contexts = {"keep": keep, "segment_length": 64}  # shorter than the part of the validation text
+    settings = tiny(text_file, threads=1, **merged(more, {"contexts": contexts}))
     with monkeypatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: clock[0])
         told = estimate_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())
@@ -129,6 +139,25 @@ def test_contexts_are_computed_as_often_as_was_estimated(
     assert told.seconds_s == pytest.approx(clock[0], rel=0.06)
     width = settings.model.context_dim
     assert told.context_disk_bytes == (2 * train.tokens * width if keep == "disk" else 0)
+
+
+def test_a_part_stands_for_a_long_text(
+    text_file: Path, tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contexts of a part are timed, and scaled; its memory is not, so what it lacks is counted."""
+    settings = tiny(text_file, threads=1, contexts={"keep": "memory", "segment_length": 64})
+    tokens, told = len(prepare(settings, lambda _: None).corpus.train), []
+    for part in (tokens, tokens // 2):
+        monkeypatch.setattr(estimate, "CONTEXT_TOKENS", part)
+        monkeypatch.setattr(estimate, "SWEPT_TOKENS", part)
+        clock[0] = 0.0
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "perf_counter", lambda: clock[0])
+            told.append(estimate_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher()))
+        work = estimate._work_of_models(prepare(settings, lambda _: None), plan(settings)[:1])
+        assert work.more_bytes == 2 * (tokens - part) * settings.model.context_dim * 4  # of a sweep
+    whole, half = told
+    assert half.seconds_s == pytest.approx(whole.seconds_s, rel=0.15)
 
 
 @pytest.mark.parametrize("command", ["experiment", "train"])

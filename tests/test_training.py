@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blocks import train_phase1
+from blocks import block_and_stream, train_phase1
 from torch.nn import functional as F
 
 from tandem import metrics
@@ -18,6 +18,8 @@ from tandem.cross_entropy import mean_nll, token_nll
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import convergence_rate, effective_rank, perplexity, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.model.cells_tandem import CELLS
+from tandem.objectives import original
 from tandem.objectives.original import oacd_loss
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings
 from tandem.tokens.store import TokenStream
@@ -112,6 +114,25 @@ def test_phase_1_changes_the_context_block_only() -> None:
     assert (result.iterations, result.stopped) == (5, "max_iterations")  # a spent budget is not convergence
     assert [entry.iteration for entry in result.history] == [2, 3, 4, 5]  # the random start was the first
     assert [tick.done for tick in ticks] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("boundary", ["carry", "reset"])
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_a_large_batch_of_phase_1_multiplies_each_distinct_token_once(
+    cell: str, boundary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Phase1Settings(max_iterations=5, batch_positions=400)
+    results = []
+    for most in (original.MANY_NUMBERS, 0):
+        monkeypatch.setattr(original, "MANY_NUMBERS", most)
+        model, stream = block_and_stream(boundary, tokens=900, cell=cell)
+        results.append((train_phase1(model, stream, settings).history, state(model)))
+    (history, weights), (other_history, other_weights) = results
+    for entry, other in zip(history, other_history, strict=True):
+        assert other.loss == pytest.approx(entry.loss, rel=1e-5)
+        assert other.grad_norm == pytest.approx(entry.grad_norm, rel=1e-4)
+    for name, weight in weights.items():
+        torch.testing.assert_close(other_weights[name], weight, rtol=0, atol=1e-4)
 
 
 def test_phase_1_lowers_its_loss_and_settles() -> None:
