@@ -34,7 +34,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -125,7 +125,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         for module in walk_packages([str(PACKAGE)], "tandem."):
             if not module.name.endswith("__main__"):
-                import_module(module.name)
+                with suppress(ImportError):  # a filter for another program, which is not here
+                    import_module(module.name)
         self._folder = folder
         self._text = folder / "text.jsonl"
         self._text.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()), "utf-8")

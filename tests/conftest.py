@@ -42,6 +42,7 @@ def pytest_collection_modifyitems() -> None:
 def pytest_runtestloop() -> None:
     """Tests may leave garbage; it is not looked for among what was imported."""
     gc.freeze()
+    gc.set_threshold(10_000)  # as the command does
     gc.enable()
 
 

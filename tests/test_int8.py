@@ -2,14 +2,15 @@
 
 import copy
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import PREDICTIVE, sentences, tiny, write_jsonl
 from transformers import AutoModelForCausalLM
+from warm import python
 
 from tandem.cli.main import run
 from tandem.contexts import Stream, compute_contexts
@@ -80,7 +81,7 @@ def test_a_copy_is_a_quarter_and_transformers_loads_it_alone(trained: Path, copi
         f"ids, expected = torch.load({str(copied.parent / 'expected.pt')!r})\n"
         "assert torch.equal(m(ids).logits, expected)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([python(), "-c", code], env={**os.environ, "WITHOUT_TANDEM": "yes"}, check=True)
 
 
 def test_generation_from_a_copy_is_that_of_the_rounded_model(trained: Path, copied: Path) -> None:

@@ -57,8 +57,8 @@ def audit(path: Path, on_progress: OnProgress = lambda _: None, quick: bool = Fa
     """Audit a run directory, or a model folder; the result is also written to its audit.json.
 
     With `quick`, of a run directory only the first seed of each configuration and baseline is recomputed.
-    The second reader of the text, `memory`, `heads`, the scores of single epochs and the scanned half of
-    `causality` are left out.
+    The second reader of the text, `ranks`, `memory`, `heads`, the scores of single epochs and the scanned
+    half of `causality` are left out.
 
     Raises RunDirError for a folder that is neither, that has nothing to audit or cannot be written to;
     DataError where the text is no longer there, or no longer what the runs were trained on.

@@ -324,9 +324,10 @@ class Subject:
         """Positions, ascending, whose contexts any check looks at; those of validation follow on training."""
         length = len(self.ids("train"))
         sampled = torch.empty(0, dtype=torch.int64) if self.sample is None else self.sample.train_at
+        ranked = () if self.quick else (self.rank_positions("train"),)
         train = torch.cat(
             (
-                *(sampled, self.rank_positions("train"), self.beginning),
+                *(sampled, *ranked, self.beginning),
                 *self.phase2_batches.values(),
                 *self._scored_training,
             )
