@@ -52,7 +52,7 @@ def test_text_of_others_stays_text() -> None:
     record = record.model_copy(update={"experiment": TRICKS})
     html = [MarkdownIt("gfm-like", {"linkify": False}).render(model_card(make_record(), "gated"))]
     html.append(MarkdownIt("gfm-like", {"linkify": False}).render(model_card(record, "gated")))
-    tags = [re.findall(r"<[^>]*>", page) for page in html]
+    tags = [re.findall(r"<[^!>][^>]*>", page) for page in html]
     assert tags[0] == tags[1]
     assert "&lt;b&gt;x&lt;/b&gt; [a](b) `c` | *d*" in html[1]
     assert not re.search(r"https?://l|www\.n|\\x1b\[1m$", escaped(TRICKS))

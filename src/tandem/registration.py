@@ -32,8 +32,6 @@ def _register_model() -> None:
         model.TandemConfig, model.TandemForSequenceClassification
     )
     auto.AutoModelForTokenClassification.register(model.TandemConfig, model.TandemForTokenClassification)
-    # `transformers serve` looks for the class that a folder names in the package itself.
-    sys.modules["transformers"].TandemForCausalLM = model.TandemForCausalLM  # type: ignore[attr-defined]
 
 
 # What each module makes possible. Nothing that our own modules import may import one of the two in turn: it
