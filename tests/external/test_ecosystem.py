@@ -236,7 +236,7 @@ from transformers import TrainingArguments
 
 folder, output = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 arguments = TrainingArguments(
     output, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no"
 )
