@@ -151,6 +151,8 @@ def test_another_model_is_not_written_over(
 ) -> None:
     model = tmp_path / "model"
     assert call(capsys, "train", preset, "--output", str(model))[0] == 0
+    assert "trust_remote_code=True" in (model / "README.md").read_text("utf-8")
+    (model / "README.md").write_text("mine\n", "utf-8")
     before = {path: path.read_bytes() for path in model.iterdir()}
     modes = {path.stat().st_mode for path in model.iterdir()}
     assert len(modes) == 1  # whoever may read the settings may read the weights
@@ -166,6 +168,7 @@ def test_another_model_is_not_written_over(
             assert f"{model} holds {says}, which would be lost" in err
         assert {path: path.read_bytes() for path in model.iterdir()} == before
     assert call(capsys, "train", preset, "--output", str(model))[0] == 0  # the same one may be made again
+    assert (model / "README.md").read_text("utf-8") == "mine\n"
     write_jsonl(text_file, sentences(61))
     assert "C1T1-seed0 of other text or tokens" in call(capsys, "train", preset, "--output", str(model))[2]
     (model / "record.json").unlink()
@@ -201,6 +204,8 @@ def test_an_experiment_keeps_its_precision(
     assert code == 0, err
     assert "training in bfloat16, as this experiment was begun" in err
     assert {record.environment.precision for record in read_records(run)} == {"bfloat16"}
+    for model in ("C1T1-seed0", "C1T1-seed1"):  # its card waited for the other one
+        assert "mean of 2 seeds, 95% interval" in (run / "models" / model / "README.md").read_text("utf-8")
     # Before manifests said so, the records did.
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     (run / "manifest.json").write_text(json.dumps({**manifest, "precision": None}), "utf-8")

@@ -71,6 +71,7 @@ def test_a_copy_is_a_quarter_and_transformers_loads_it_alone(trained: Path, copi
     names = {path.name for path in copied.iterdir()}
     assert {"settings.yaml", "record.json", "tokenizer.json", "quantized_tandem.py"} <= names
     assert not any("snapshots" in name or "sample" in name for name in names)
+    assert "rounded to 8 bits" in (copied / "README.md").read_text("utf-8")
     model, _ = load_model(copied)
     ids = torch.arange(40)[None] % model.config.vocab_size
     torch.save((ids, model(ids).logits.detach()), copied.parent / "expected.pt")

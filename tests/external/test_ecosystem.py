@@ -4,20 +4,30 @@ They take a minute, so they run where TANDEM_EXTERNAL is set: `TANDEM_EXTERNAL=1
 tests/external/test_ecosystem.py`. Packages that are not installed are skipped and named.
 """
 
+import json
+import math
 import os
+import random
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+import tandem
 from tandem import TandemConfig, TandemForCausalLM
+from tandem.experiment.evaluate import evaluate_model
+from tandem.scoring.pairs import score_pairs
 from tandem.tokens.tokenizer import to_transformers
 
 pytestmark = [
@@ -43,17 +53,41 @@ STEPS = {
 
 @pytest.fixture(params=["residual", "gated"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A model folder with a tokenizer."""
-    torch.manual_seed(1)
-    sizes = {"vocab_size": len(WORDS), "embed_dim": 12, "context_dim": 8, "context_layers": 2}
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    TandemForCausalLM(
-        TandemConfig(**sizes, token_layers=2, cell=request.param, output_bias=True, **ids)
-    ).save_pretrained(tmp_path / "model")
+    """A model folder with a tokenizer of words."""
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<s>"))
     tokenizer.pre_tokenizer = Whitespace()
-    to_transformers(tokenizer, "<s>").save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+    return saved(request.param, tokenizer, tmp_path / "model")
+
+
+@pytest.fixture(params=["residual", "gated"])
+def byte_folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A model folder whose tokens are bytes, so that they give back any text."""
+    characters = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE({character: number for number, character in enumerate(characters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>"])
+    return saved(request.param, tokenizer, tmp_path / "model")
+
+
+def saved(cell: str, tokenizer: Tokenizer, folder: Path) -> str:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": tokenizer.get_vocab_size(), "embed_dim": 12, "context_dim": 8, "context_layers": 2}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = TandemConfig(**sizes, token_layers=2, cell=cell, output_bias=True, **ids)
+    TandemForCausalLM(config).save_pretrained(folder)
+    to_transformers(tokenizer, "<s>").save_pretrained(folder)
+    return str(folder)
+
+
+def offline(place: Path) -> dict[str, str]:
+    """The environment of a program that may not ask the network, nor know this source."""
+    package = str(Path(tandem.__file__).parent.parent)
+    return {
+        **os.environ,
+        **{"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(place / "home")},
+        "PYTHONPATH": package,
+    }
 
 
 def learnt(trainer: Any) -> None:
@@ -193,3 +227,191 @@ def test_graphs(cell: str, boundary: str) -> None:
     out, wanted = graph(**inputs[1]), model(**inputs[1])
     torch.testing.assert_close(out.logits, wanted.logits)
     torch.testing.assert_close(out.past_key_values.context, wanted.past_key_values.context)
+
+
+LAUNCHED = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer
+from transformers import TrainingArguments
+
+folder, output = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+arguments = TrainingArguments(
+    output, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no"
+)
+trainer = Trainer(
+    model,
+    arguments,
+    train_dataset=[tokenizer(text) for text in ["the stone holds a gate", "the river and winter"] * 4],
+    data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+)
+trainer.train()
+assert trainer.state.global_step == 2
+trainer.save_model(output)
+"""
+
+
+def test_accelerate_launch(folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    (tmp_path / "launched.py").write_text(LAUNCHED, "utf-8")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    output = tmp_path / "out"
+    done = subprocess.run(
+        [*launch, *plain, str(tmp_path / "launched.py"), folder, str(output)],
+        env=offline(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (TandemForCausalLM.from_pretrained(place) for place in (folder, output))
+    assert not torch.equal(before.embedding.weight, after.embedding.weight)
+
+
+SERVE = """
+import tandem, transformers
+transformers.TandemForCausalLM = tandem.TandemForCausalLM
+from transformers.cli.transformers import app
+app()
+"""
+"""It serves classes that stand in the package itself, and no others."""
+
+
+def test_transformers_serve(folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "serve", folder, "--device", "cpu", "--port", str(port)],
+        env=offline(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    asked = urllib.request.Request(
+        f"http://localhost:{port}/v1/completions",
+        json.dumps({"model": folder, "prompt": "the stone", "max_tokens": 4}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        answer = None
+        while answer is None:
+            assert server.poll() is None, server.communicate()[1]
+            try:
+                with urllib.request.urlopen(asked) as response:
+                    answer = json.load(response)
+            except urllib.error.URLError as error:
+                if not isinstance(error.reason, ConnectionRefusedError):
+                    raise
+                time.sleep(0.5)
+        scorer = tandem.load(folder)
+        model, tokenizer = scorer.model, scorer.tokenizer
+        ids = tokenizer("the stone", return_tensors="pt").input_ids
+        wanted = tokenizer.decode(model.generate(ids, max_new_tokens=4)[0, 2:], skip_special_tokens=True)
+        assert answer["choices"][0]["text"] == wanted
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def harness_task(name: str, rows: list[dict[str, Any]], place: Path, **more: Any) -> None:
+    """A task file of the evaluation harness, with its data beside it."""
+    data = place / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    task = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    (place / f"{name}.yaml").write_text(json.dumps({**task, "test_split": "test", **more}), "utf-8")
+
+
+def test_evaluation_harness(byte_folder: str, tmp_path: Path) -> None:
+    """lm_eval as it is: every kind of task, with the batches that it finds itself."""
+    pytest.importorskip("lm_eval")
+    drawn = random.Random(1)
+    sentence = lambda: " ".join(drawn.choices(WORDS[1:], k=drawn.randint(3, 9)))  # noqa: E731
+    place, text = tmp_path / "tasks", " ".join(sentence() for _ in range(40))
+    place.mkdir()
+    pairs = [{"sentence_good": sentence(), "sentence_bad": sentence()} for _ in range(60)]
+    choices = [{"question": sentence(), "choices": [sentence(), "a", "the"], "answer": 0} for _ in range(8)]
+    rolling = [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")]
+    harness_task(
+        *("rolling", [{"text": text}], place),
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="{{text}}",
+        metric_list=rolling,
+    )
+    harness_task(
+        *("pairs", pairs, place),
+        output_type="multiple_choice",
+        target_delimiter="",
+        doc_to_text="",
+        doc_to_target=0,
+        doc_to_choice="{{[sentence_good, sentence_bad]}}",
+        metric_list=[{"metric": "acc"}],
+    )
+    harness_task(
+        *("choice", choices, place),
+        output_type="multiple_choice",
+        doc_to_text="{{question}}",
+        doc_to_target="answer",
+        doc_to_choice="choices",
+        metric_list=[{"metric": "acc"}],
+    )
+    harness_task(
+        *("generation", choices, place),
+        output_type="generate_until",
+        doc_to_text="{{question}}",
+        doc_to_target="{{choices[0]}}",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+        metric_list=[{"metric": "exact_match"}],
+    )
+    run = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "auto"]
+    tasks = ["--tasks", "rolling,pairs,choice,generation", "--include_path", str(place)]
+    output = ["--output_path", str(tmp_path / "results")]
+    done = subprocess.run(
+        [*run, "--model_args", f"pretrained={byte_folder},trust_remote_code=True", *tasks, *output],
+        env=offline(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = (tmp_path / "results").rglob("results_*.json")
+    results = json.loads(found.read_text("utf-8"))["results"]
+    assert results.keys() == {"rolling", "pairs", "choice", "generation"}
+
+    (tmp_path / "text.txt").write_text(text, "utf-8")
+    own = evaluate_model(Path(byte_folder), str(tmp_path / "text.txt"), device="cpu")
+    assert results["rolling"]["bits_per_byte,none"] == pytest.approx(own.bits_per_byte, rel=1e-4)
+    words = math.log(results["rolling"]["word_perplexity,none"]) * len(text.split())
+    assert words == pytest.approx(own.nll_nats * (own.tokens - 1), rel=1e-4)
+    scored = score_pairs(tandem.load(byte_folder), str(place / "pairs.jsonl"), lambda _: None)
+    assert results["pairs"]["acc,none"] == scored.overall.accuracy
+    assert 0 < scored.overall.accuracy < 1
+
+
+def test_minicons(byte_folder: str) -> None:
+    package = pytest.importorskip("minicons.scorer")
+    found = package.IncrementalLMScorer(byte_folder, "cpu").token_score(TEXTS, bos_token=True, surprisal=True)
+    scorer = tandem.load(byte_folder)
+    for text, tokens in zip(TEXTS, found, strict=True):
+        wanted = [token.nll_nats for token in scorer.tokens(text)]
+        assert [value for _, value in tokens][1:] == pytest.approx(wanted, abs=1e-4)
+
+
+@torch.no_grad()
+def test_surprisal(byte_folder: str) -> None:
+    """It takes the end-of-text token out of every distribution, as that pads."""
+    package = pytest.importorskip("surprisal")
+    found = package.AutoHuggingFaceModel.from_pretrained(byte_folder, "causal").surprise(TEXTS)
+    scorer = tandem.load(byte_folder)
+    for text, one in zip(TEXTS, found, strict=True):
+        ids = torch.tensor([[0, *scorer.tokenizer(text)["input_ids"]]])
+        logits = scorer.model(ids).logits[0, :-1]
+        logits[:, 0] = -math.inf
+        wanted = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").tolist()
+        assert one.surprisals[: len(wanted)].tolist() == pytest.approx(wanted, abs=1e-4)

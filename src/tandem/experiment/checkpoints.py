@@ -19,6 +19,7 @@ from tandem.advice import advice, named
 from tandem.contexts import ContextsSample
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, is_out_of_memory
+from tandem.experiment.card import CARD, has_foreign_card, model_card, write_card
 from tandem.experiment.machine import choose_device
 from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
 from tandem.experiment.prepared import TrainingInputs
@@ -122,11 +123,11 @@ def save_model(
     record: RunRecord,
     phase1: Snapshots | None = None,
 ) -> None:
-    """A Hugging Face model folder, with settings, record, a sample of its contexts, and snapshots.
+    """A Hugging Face model folder, with its card, settings, record, a sample of its contexts, and snapshots.
 
     Those of `phase1` too, where no run directory has them.
 
-    Files of other kinds in the folder stay.
+    Files of other kinds in the folder stay, and so does a README.md that Tandem did not write.
     """
     with _whole_folder(folder, CONFIG, {PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS}) as draft:
         with quiet_transformers():
@@ -140,6 +141,8 @@ def save_model(
             save_file({name: tensor.cpu() for name, tensor in trained.head.items()}, draft / PHASE1_HEAD)
         (draft / "settings.yaml").write_text(dump_settings(prepared.settings), "utf-8")
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+        if not has_foreign_card(folder):
+            write_card(draft, model_card(record, prepared.settings.model.cell))
 
 
 def save_baseline(
@@ -281,7 +284,7 @@ class QuantizedModel(BaseModel):
 
 
 def quantize_model(folder: Path, output: Path) -> QuantizedModel:
-    """Copy a model folder in 8-bit weights, with its tokenizer, settings and record.
+    """Copy a model folder in 8-bit weights, with its tokenizer, settings, record and card.
 
     What only training and the audit read is left out. Raises RunDirError for a `folder` that is no model or
     has such weights already, and for an `output` that holds anything it could be mixed up with.
@@ -298,9 +301,14 @@ def quantize_model(folder: Path, output: Path) -> QuantizedModel:
         with quiet_transformers():
             model.to_int8().save_pretrained(draft)
             tokenizer.save_pretrained(draft)
-        for name in (SETTINGS, RECORD):
+        written = (SETTINGS, RECORD, CARD) if has_foreign_card(folder) else (SETTINGS, RECORD)
+        for name in written:
             if (folder / name).is_file():
                 (draft / name).write_bytes((folder / name).read_bytes())
+        if has_foreign_card(output):
+            (draft / CARD).unlink(missing_ok=True)
+        elif (record := model_record(folder)) is not None and record.is_tandem and record.validation:
+            write_card(draft, model_card(record, model.config.cell, int8=True))  # not over a copied one
     before, after = (
         sum(path.stat().st_size for path in place.glob("model*.safetensors")) for place in (folder, output)
     )

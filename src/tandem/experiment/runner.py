@@ -24,6 +24,7 @@ from tandem.errors import (
     storage_reason,
 )
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
+from tandem.experiment.card import CARD, model_card, write_card
 from tandem.experiment.checkpoints import (
     check_no_other_model,
     load_phase1,
@@ -182,7 +183,23 @@ class _Grid:
                 self._watcher.preparing(f"waiting for other workers, who have {len(pending)} runs")
                 told = True
             time.sleep(WAIT_S)
-        return [self._records[spec.name] for spec in self._specs]
+        records = [self._records[spec.name] for spec in self._specs]
+        self._write_cards([record for record in records if record.is_tandem and record.validation])
+        return records
+
+    def _write_cards(self, records: list[RunRecord]) -> None:
+        """Once all seeds are there, the cards of models tell what they have together."""
+        for record in records:
+            settings = self._prepared[record.run].settings
+            others = [o for o in records if o.configuration == record.configuration and o.run != record.run]
+            if (folder := self._run_dir / "models" / record.run).is_dir() and settings.save_models and others:
+                try:
+                    write_card(folder, model_card(record, settings.model.cell, others))
+                except OSError as error:
+                    raise RunDirError(
+                        f"cannot write {CARD} to {folder} ({error.strerror or error}); everything recorded "
+                        "is kept; make room and give the same command again"
+                    ) from None
 
     def _pending(self) -> list[RunSpec]:
         """Runs that are still to be made.
