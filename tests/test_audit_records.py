@@ -643,6 +643,20 @@ BROKEN: dict[str, tuple[str, object, str, Callable[[Any], Any], str]] = {
         lambda names: {**names, "text_fingerprint": ""},
         "whether runs compare",
     ),
+    "power without the correction": (
+        "baselines",
+        analysis,
+        "holm_levels",
+        lambda _: lambda p: [None if one is None else 0.05 for one in p],
+        "power of C1T1 → C2T1",
+    ),
+    "power of twice as many seeds": (
+        "five seeds",
+        statistics.MeanSquares,
+        "error",
+        lambda real: lambda self, seeds: real(self, 2 * seeds if seeds != self.seeds else seeds),
+        "power of C1T1 → C2T1",
+    ),
     "the wrong head": (
         "variants",
         PredictionRecord,

@@ -4,14 +4,19 @@ Nothing of `tandem.report.statistics` is called here; its docstring has the form
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 STEP = 1e-6
 """Nats per token: the step in which losses are known."""
+Squares = tuple[float, float, float, int, int, float]
+"""Mean squares of seeds, of documents and of the rest; seeds, documents, and the step of losses."""
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
+"""Of integrals from -1 to 1."""
 
 
 # Numbers over seeds
@@ -58,6 +63,7 @@ class SeedTest(NamedTuple):
     interval: tuple[float, float] | None = None
     df: float | None = None
     p: float | None = None
+    squares: Squares | None = None
 
 
 class PairTest(NamedTuple):
@@ -69,6 +75,8 @@ class PairTest(NamedTuple):
     paired: float | None
     accuracy: SeedTest
     means: tuple[float, float] | None
+    power: tuple[float, float, int | None] | None
+    """The level, the smallest difference that the test could show, and seeds that show the one at hand."""
 
     @property
     def verdict(self) -> str:
@@ -104,7 +112,7 @@ def crossed_test(differences: dict[int, Any], tokens: Any, step: float = STEP) -
     if count < 2 or not all(np.isfinite(row).all() for row in rows):
         return known
     of_seeds = size * sum((delta - center) ** 2 for delta in by_seed.values()) / (count - 1)
-    variance, df = of_seeds, float(count - 1)
+    of_documents = rest = 0.0
     if size > 1:
         residuals = []
         for row, delta in zip(rows, by_seed.values(), strict=True):
@@ -113,19 +121,57 @@ def crossed_test(differences: dict[int, Any], tokens: Any, step: float = STEP) -
         means = sum(residuals) / count
         of_documents = count * float((means**2).sum()) / (size - 1)
         rest = sum(float(((row - means) ** 2).sum()) for row in residuals) / ((count - 1) * (size - 1))
-        alone = [(of_seeds, count - 1.0), (of_documents, size - 1.0)]
-        above = [one for one in alone if one[0] > rest]
-        if len(above) < 2:
-            variance, df = above[0] if above else max(alone)
-        else:
-            variance = of_seeds + of_documents - rest
-            squares = of_seeds**2 / (count - 1) + of_documents**2 / (size - 1)
-            squares += rest**2 / ((count - 1) * (size - 1))
-            df = max(variance**2 / squares, min(count, size) - 1.0)
-    error = max(math.sqrt(variance / (count * size)), step / math.sqrt(6 * count))
+    squares = (of_seeds, of_documents, rest, count, size, step)
+    error, df = _error(squares, count)
     half = float(stats.t.ppf(0.975, df)) * error
     p = float(2 * stats.t.sf(abs(center) / error, df)) if count >= 3 else None
-    return known._replace(interval=(center - half, center + half), df=df, p=p)
+    return known._replace(interval=(center - half, center + half), df=df, p=p, squares=squares)
+
+
+def _error(squares: Squares, seeds: int) -> tuple[float, float]:
+    """Standard error with so many seeds, and its degrees of freedom."""
+    of_seeds, of_documents, rest, count, size, step = squares
+    if of_documents > rest:  # the component of documents is counted once for every seed
+        of_documents += (of_documents - rest) / count * (seeds - count)
+    alone = [(of_seeds, seeds - 1.0)] + ([(of_documents, size - 1.0)] if size > 1 else [])
+    above = [one for one in alone if one[0] > rest]
+    if len(above) < 2:
+        variance, df = above[0] if above else max(alone)
+    else:
+        variance = of_seeds + of_documents - rest
+        of_squares = of_seeds**2 / (seeds - 1) + of_documents**2 / (size - 1)
+        of_squares += rest**2 / ((seeds - 1) * (size - 1))
+        df = max(variance**2 / of_squares, min(seeds, size) - 1.0)
+    return max(math.sqrt(variance / (seeds * size)), step / math.sqrt(6 * seeds)), df
+
+
+def _powers(tests: Sequence[SeedTest]) -> list[tuple[float, float, int | None] | None]:
+    """What each test of a family could show in four of five cases, given the p-values of the others."""
+    known = [test.p for test in tests if test.p is not None]
+    found: list[tuple[float, float, int | None] | None] = []
+    for test in tests:
+        if test.p is None or test.squares is None or test.difference is None:
+            found.append(None)
+            continue
+        others = sorted(known)
+        others.remove(test.p)
+        shown = 0
+        while shown < len(others) and others[shown] < 0.05 / (len(known) - shown):
+            shown += 1
+        level, squares, difference = 0.05 / (len(known) - shown), test.squares, abs(test.difference)
+        enough = bisect_left(range(3, 1001), 1, key=lambda s: int(_shows(squares, s, level) <= difference))
+        found.append((level, _shows(squares, squares[3], level), enough + 3 if enough < 998 else None))
+    return found
+
+
+def _shows(squares: Squares, seeds: int, level: float) -> float:
+    """The difference that a test shows in four of five cases; its own error varies, too."""
+    error, df = _error(squares, seeds)
+    limits = stats.t.isf(level / 2, df) * np.sqrt(stats.chi2.ppf((NODES + 1) / 2, df) / df)
+    highest = 2 * float(limits.max()) + 10
+    return error * float(
+        optimize.brentq(lambda shift: WEIGHTS @ special.ndtr(shift - limits) / 2 - 0.8, 0.0, highest)
+    )
 
 
 def paired_test(sides: Sequence[Mapping[int, float]], step: float = STEP) -> SeedTest:
@@ -160,10 +206,11 @@ def family_of(
         holm_corrected([test[0] for test in tests]),
         holm_corrected([test[1] for test in tests]),
     )
+    powers = _powers([test[0] for test in tests])
     return {
-        name: PairTest(effect, p, nll, paired_p, accuracy, means)
-        for name, p, paired_p, (effect, nll, accuracy, means) in zip(
-            names, corrected, paired, tests, strict=True
+        name: PairTest(effect, p, nll, paired_p, accuracy, means, power)
+        for name, p, paired_p, power, (effect, nll, accuracy, means) in zip(
+            names, corrected, paired, powers, tests, strict=True
         )
     }
 

@@ -14,7 +14,19 @@ import numpy as np
 from tandem.baselines import BASELINES
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ScanRecord, ValidationRecord
 from tandem.records.audit import Status
-from tandem.report.statistics import Effect, Verdict, crossed, holm, paired, perplexities, perplexity, spread
+from tandem.report.statistics import (
+    Effect,
+    Power,
+    Verdict,
+    crossed,
+    holm,
+    holm_levels,
+    paired,
+    perplexities,
+    perplexity,
+    power_of,
+    spread,
+)
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -194,6 +206,8 @@ class Comparison:
     """p of `nll`, Holm-corrected over the same family."""
     accuracy: Effect
     """Descriptive, over seeds."""
+    power: Power | None
+    """What `effect` can show, in its family; None where it has no p."""
 
     @property
     def verdict(self) -> Verdict:
@@ -207,8 +221,8 @@ class Comparison:
         return replace(self, a=self.b, b=self.a, **parts)
 
 
-def _compare(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparison, ...]:
-    """The comparisons of all pairs with results, as one family."""
+def compare_pairs(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparison, ...]:
+    """The comparisons of all pairs with results, as one family; the two may be of two experiments."""
     pairs = [(a, b) for a, b in pairs if a.validation and b.validation]
     scores = [_common(a, b) for a, b in pairs]
     tests = [_paired(both, lambda v: v.nll_nats) for both in scores]
@@ -216,8 +230,9 @@ def _compare(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparis
     corrected, paired_p = holm([e.p for e in effects]), holm([t.p for t in tests])
 
     accuracies = [_paired(both, lambda v: v.accuracy) for both in scores]
+    powers = map(power_of, effects, holm_levels([e.p for e in effects]))
     names = [a.name for a, _ in pairs], [b.name for _, b in pairs]
-    return tuple(map(Comparison, *names, effects, corrected, tests, paired_p, accuracies))
+    return tuple(map(Comparison, *names, effects, corrected, tests, paired_p, accuracies, powers))
 
 
 def _common(a: ModelResult, b: ModelResult) -> Scores:
@@ -396,10 +411,10 @@ class Analysis:
         """Of all records, shared work counted only where it was done."""
         self.seconds_alone = math.fsum(r.seconds_alone_s for r in records)
         """Of all records, had every run been made alone."""
-        self.comparisons = _compare(combinations(self.configurations, 2)) if self.comparable else ()
+        self.comparisons = compare_pairs(combinations(self.configurations, 2)) if self.comparable else ()
         """Every pair of configurations, corrected as one family."""
         against = product(self.baselines, self.configurations)
-        self.baseline_comparisons = _compare(against) if self.comparable else ()
+        self.baseline_comparisons = compare_pairs(against) if self.comparable else ()
         """Every configuration (`b`) against every baseline (`a`), corrected as one family."""
 
     def compare(self, a: str, b: str) -> Comparison | None:

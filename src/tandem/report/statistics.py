@@ -36,14 +36,24 @@ either factor gives.
 Satterthwaite, F. E. (1946). An approximate distribution of estimates of variance components. Biometrics
 Bull. 2, 110–114. Cochran, W. G. (1977). Sampling Techniques, 3rd ed., sections 6.4 and 6.17 (ratios).
 `bench/false_positives.py` holds the rule to its nominal 5%.
+
+Power. With S' seeds instead of S, MS_seed and MS_e stay as they are expected to be, and MS_doc grows with its
+component, σ² = (MS_doc − MS_e) / S, to MS_doc + (S' − S) σ² (a negative σ² is none). They give a standard
+error and degrees of freedom by the rule above; with S' = S those of the report. A true difference of λ
+standard errors is shown with the probability that a noncentral t of this λ exceeds the critical value. The
+level is the one that Holm's correction leaves to a pair, given the p-values of all others.
+
+Westfall, J., Kenny, D. A. & Judd, C. M. (2014). Statistical power and optimal design in experiments in
+which samples of participants respond to samples of stimuli. J. Exp. Psychol. Gen. 143, 2020–2045.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +69,10 @@ CONFIDENCE = 0.95
 """Level of every interval."""
 RESOLUTION = 1e-6
 """Nats per token. A smaller difference is rounding of single-precision arithmetic."""
+POWER = 0.8
+"""Probability of showing a true difference that `power_of` plans for."""
+MOST_SEEDS = 1000
+"""More seeds are not looked for."""
 Interval = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
@@ -122,6 +136,29 @@ def t_interval(center: float, standard_error: float, df: float) -> Interval:
 # The difference of two models
 
 
+class MeanSquares(NamedTuple):
+    """Mean squares of a difference over seeds × documents, in nats² of documents, and what they are of.
+
+    One document has only that of seeds.
+    """
+
+    seed: float
+    document: float
+    rest: float
+    seeds: int
+    documents: int
+    resolution: float
+    """Nats per token, as `estimate` takes it."""
+
+    def error(self, seeds: int) -> tuple[float, float]:
+        """The standard error in nats per token, and its degrees of freedom, with so many seeds."""
+        more = max(0.0, self.document - self.rest) * (seeds / self.seeds - 1)
+        documents = self.document + more
+        variance, df = _variance(self.seed, documents, self.rest, seeds - 1, self.documents - 1)
+        least = self.resolution / math.sqrt(6 * seeds)
+        return max(math.sqrt(variance / (seeds * self.documents)), least), df
+
+
 @dataclass(frozen=True)
 class Effect:
     """The difference b − a of two models, of validation NLL in nats per token unless it is said otherwise."""
@@ -138,6 +175,8 @@ class Effect:
     """Degrees of freedom of `interval` and `p`."""
     p: float | None = None
     """Two-sided, uncorrected; None below three seeds, or without an interval."""
+    squares: MeanSquares | None = None
+    """What `interval` comes from."""
     means: tuple[float, float] | None = None
     """Of a and of b over common seeds, where `paired` compares them."""
 
@@ -173,6 +212,7 @@ class CrossedEstimate:
     difference: float
     standard_error: float
     df: float
+    squares: MeanSquares
 
     @property
     def p(self) -> float:
@@ -202,20 +242,14 @@ def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: flo
     by_seed = differences.sum(axis=1) / total
     difference = float(by_seed.mean())
     of_seeds = documents * float(np.square(by_seed - difference).sum()) / (seeds - 1)
-    if documents == 1:
-        variance, df = of_seeds, seeds - 1.0
-    else:
+    of_documents, rest = 0.0, 0.0
+    if documents > 1:
         residuals = (documents - 1) * (differences - by_seed[:, None] * tokens) / (total - tokens)
-        of_documents = residuals.mean(axis=0)
-        variance, df = _variance(
-            of_seeds,
-            seeds * float(np.square(of_documents).sum()) / (documents - 1),
-            float(np.square(residuals - of_documents).sum()) / ((seeds - 1) * (documents - 1)),
-            seeds - 1,
-            documents - 1,
-        )
-    least = resolution / math.sqrt(6 * seeds)
-    return CrossedEstimate(difference, max(math.sqrt(variance / (seeds * documents)), least), df)
+        means = residuals.mean(axis=0)
+        of_documents = seeds * float(np.square(means).sum()) / (documents - 1)
+        rest = float(np.square(residuals - means).sum()) / ((seeds - 1) * (documents - 1))
+    squares = MeanSquares(of_seeds, of_documents, rest, seeds, documents, resolution)
+    return CrossedEstimate(difference, *squares.error(seeds), squares)
 
 
 def _variance(
@@ -249,7 +283,7 @@ def crossed(
         return effect
     found = estimate(of_documents, tokens[scored], resolution)
     p = found.p if len(by_seed) >= MIN_SEEDS else None
-    return replace(effect, interval=found.interval, df=found.df, p=p)
+    return replace(effect, interval=found.interval, df=found.df, p=p, squares=found.squares)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = RESOLUTION) -> Effect:
@@ -278,3 +312,52 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         running = max(running, min(1.0, p * (len(tested) - rank)))
         corrected[place] = running
     return corrected
+
+
+# What could have been shown
+
+
+class Power(NamedTuple):
+    """What a comparison can show, with probability `POWER`."""
+
+    level: float
+    """The p below which it is shown, given all others of its family."""
+    detectable: float
+    """The smallest true difference that its seeds and documents show, nats per token."""
+    seeds: int | None
+    """Seeds that show the difference at hand, if it is the true one; None: more than `MOST_SEEDS`."""
+
+
+def holm_levels(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p below which Holm's correction shows each of a family, the others being what they are."""
+    tested = sorted(p for p in p_values if p is not None)
+
+    def level(p: float) -> float:
+        others, size = list(tested), len(tested)
+        others.remove(p)
+        unshown = (rank for rank, other in enumerate(others) if other * (size - rank) >= ALPHA)
+        return ALPHA / (size - next(unshown, size - 1))
+
+    return [None if p is None else level(p) for p in p_values]
+
+
+def power_of(effect: Effect, level: float | None) -> Power | None:
+    """The power of the test behind an effect; None where there was no test."""
+    squares = effect.squares
+    if squares is None or effect.difference is None or level is None:
+        return None
+    difference = abs(effect.difference)
+
+    def detectable(seeds: int) -> float:
+        error, df = squares.error(seeds)
+        return error * _noncentrality(df, level)
+
+    enough = range(MIN_SEEDS, MOST_SEEDS + 1)
+    found = bisect_left(enough, True, key=lambda seeds: detectable(seeds) <= difference)
+    return Power(level, detectable(squares.seeds), enough[found] if found < len(enough) else None)
+
+
+def _noncentrality(df: float, level: float) -> float:
+    """Of the t whose chance to exceed the two-sided critical value of `level` is `POWER`."""
+    critical = float(special.stdtrit(df, 1 - level / 2))
+    return float(special.nctdtrinc(df, 1 - POWER, critical))
