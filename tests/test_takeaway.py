@@ -99,11 +99,8 @@ def test_levels_are_what_holm_leaves_to_each() -> None:
     rng = np.random.default_rng(2)
     for size in (1, 2, 5, 9):
         for _ in range(50):
-            p: list[float | None] = [*(rng.random(size) ** 4).tolist(), None]
-            levels = holm_levels(p)
-            assert levels[-1] is None
-            for place, level in enumerate(levels[:-1]):
-                assert level is not None
+            p: list[float | None] = [*(rng.random(size) ** 4).tolist()]
+            for place, level in enumerate(holm_levels(p)):
                 below, above = ([*p[:place], level * by, *p[place + 1 :]] for by in (1 - 1e-9, 1 + 1e-9))
                 assert (holm(below)[place] or 0) < ALPHA <= (holm(above)[place] or 0)
 
@@ -195,7 +192,7 @@ def test_latex_has_the_best_in_bold_and_intervals_below(tmp_path: Path) -> None:
     assert r"\pm" not in found["KN-5"][1]
     assert "C1T2\\textsuperscript{" in text
     assert r"95\% interval over seeds $\times$ documents" in text
-    assert text.count(r"\midrule") == 3  # configurations, baselines, and the control, a variant's too
+    assert text.count(r"\midrule") == 2  # below the heads, and before the baselines
 
 
 def test_what_the_audit_failed_is_marked(tmp_path: Path) -> None:
@@ -204,7 +201,6 @@ def test_what_the_audit_failed_is_marked(tmp_path: Path) -> None:
     text = write_report(run_dir, only="latex")[0].read_text("utf-8")
     assert r"C1T1 $\dagger$" in text
     assert "the audit failed for this run" in text
-    assert text.startswith("% The audit failed")
     assert "C1T1,tandem,original,,1,1,40210540,5,True," in write_report(run_dir, only="csv")[0].read_text(
         "utf-8"
     )
@@ -254,9 +250,7 @@ def test_records_are_a_flat_table(tmp_path: Path) -> None:
 
 def test_records_without_pandas_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(
-        RunDirError, match=r"needs pandas; install it with `pip install 'tandem-lm\[pandas\]'`"
-    ):
+    with pytest.raises(RunDirError, match=r"needs pandas: `pip install 'tandem-lm\[pandas\]'`"):
         tandem.records(tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'recordz'"):
         _ = tandem.recordz
@@ -320,10 +314,10 @@ def test_what_does_not_compare_is_one_sentence(tmp_path: Path, capsys: pytest.Ca
     for args, said in (
         ((grid, other), "do not have the same text"),
         ((grid, deeper), "no configuration or baseline with results in common"),
-        ((grid, mixed), "differ in data or settings"),
+        ((grid, mixed), "has records of several data or settings"),
         ((grid, tmp_path / "none"), "there is no run directory"),
-        ((grid,), "needs two run directories, not 1"),
-        ((grid, grid, grid), "needs two run directories, not 3"),
+        ((grid,), "give two run directories to compare, not 1"),
+        ((grid, grid, grid), "give two run directories to compare, not 3"),
     ):
         code, _, err = call(capsys, "compare", *map(str, args))
         assert code == 2

@@ -15,6 +15,8 @@ STEP = 1e-6
 """Nats per token: the step in which losses are known."""
 Squares = tuple[float, float, float, int, int, float]
 """Mean squares of seeds, of documents and of the rest; seeds, documents, and the step of losses."""
+Power = tuple[float, float, int | None]
+"""The level, the smallest difference that a test could show, and seeds that show the one at hand."""
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 """Of integrals from -1 to 1."""
 
@@ -75,8 +77,7 @@ class PairTest(NamedTuple):
     paired: float | None
     accuracy: SeedTest
     means: tuple[float, float] | None
-    power: tuple[float, float, int | None] | None
-    """The level, the smallest difference that the test could show, and seeds that show the one at hand."""
+    power: Power | None
 
     @property
     def verdict(self) -> str:
@@ -145,21 +146,20 @@ def _error(squares: Squares, seeds: int) -> tuple[float, float]:
     return max(math.sqrt(variance / (seeds * size)), step / math.sqrt(6 * seeds)), df
 
 
-def _powers(tests: Sequence[SeedTest]) -> list[tuple[float, float, int | None] | None]:
+def _powers(tests: Sequence[SeedTest]) -> list[Power | None]:
     """What each test of a family could show in four of five cases, given the p-values of the others."""
     known = [test.p for test in tests if test.p is not None]
-    found: list[tuple[float, float, int | None] | None] = []
+    found: list[Power | None] = []
     for test in tests:
-        if test.p is None or test.squares is None or test.difference is None:
+        others, shown, squares = sorted(known), 0, test.squares
+        if test.p is None or squares is None:
             found.append(None)
             continue
-        others = sorted(known)
         others.remove(test.p)
-        shown = 0
         while shown < len(others) and others[shown] < 0.05 / (len(known) - shown):
             shown += 1
-        level, squares, difference = 0.05 / (len(known) - shown), test.squares, abs(test.difference)
-        enough = bisect_left(range(3, 1001), 1, key=lambda s: int(_shows(squares, s, level) <= difference))
+        level, size = 0.05 / (len(known) - shown), abs(test.difference or 0.0)
+        enough = bisect_left(range(3, 1001), -size, key=lambda s: -_shows(squares, s, level))
         found.append((level, _shows(squares, squares[3], level), enough + 3 if enough < 998 else None))
     return found
 
@@ -168,10 +168,8 @@ def _shows(squares: Squares, seeds: int, level: float) -> float:
     """The difference that a test shows in four of five cases; its own error varies, too."""
     error, df = _error(squares, seeds)
     limits = stats.t.isf(level / 2, df) * np.sqrt(stats.chi2.ppf((NODES + 1) / 2, df) / df)
-    highest = 2 * float(limits.max()) + 10
-    return error * float(
-        optimize.brentq(lambda shift: WEIGHTS @ special.ndtr(shift - limits) / 2 - 0.8, 0.0, highest)
-    )
+    missed = lambda shift: WEIGHTS @ special.ndtr(limits - shift) / 2 - 0.2  # noqa: E731
+    return error * float(optimize.brentq(missed, 0.0, 2 * limits.max() + 10))
 
 
 def paired_test(sides: Sequence[Mapping[int, float]], step: float = STEP) -> SeedTest:
@@ -202,15 +200,12 @@ def family_of(
         means = tuple(mean_of([v.nll_nats for v in side.values()]) for side in sides) if common else None
         names.append((a, b))
         tests.append((_by_documents(common) or nll, nll, accuracy, means))
-    corrected, paired = (
-        holm_corrected([test[0] for test in tests]),
-        holm_corrected([test[1] for test in tests]),
-    )
-    powers = _powers([test[0] for test in tests])
+    effects, nlls = ([test[place] for test in tests] for place in (0, 1))
+    families = holm_corrected(effects), holm_corrected(nlls), _powers(effects)
     return {
-        name: PairTest(effect, p, nll, paired_p, accuracy, means, power)
-        for name, p, paired_p, power, (effect, nll, accuracy, means) in zip(
-            names, corrected, paired, powers, tests, strict=True
+        name: PairTest(effect, p, nll, paired, accuracy, means, power)
+        for name, (effect, nll, accuracy, means), p, paired, power in zip(
+            names, tests, *families, strict=True
         )
     }
 

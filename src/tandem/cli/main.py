@@ -276,9 +276,7 @@ def compare(args: Sequence[str]) -> None:
     from tandem.cli.summary import print_comparison
     from tandem.report.experiments import compare_experiments
 
-    if len(arguments.others) != 1:
-        raise SettingsError(f"`tandem compare` needs two run directories, not {1 + len(arguments.others)}")
-    compared = compare_experiments(arguments.run_dir, arguments.others[0])
+    compared = compare_experiments(arguments.run_dir, *arguments.others)
     if arguments.json_output:
         _write_json(to_json(compared.as_json(), inf_nan_mode="null").decode())
     else:

@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING, get_args
 
 from tandem.cli.terminal import Part, Terminal
 from tandem.objectives import OBJECTIVES
-from tandem.records import (
-    AuditRecord,
-    DataRecord,
-    RunRecord,
-    perplexity,
-    read_audit,
-    read_manifest,
-    read_records,
-)
+from tandem.records import AuditRecord, DataRecord, RunRecord, read_audit, read_manifest, read_records
 from tandem.records.audit import Status
 from tandem.report import summary_rows, wording
+from tandem.report.statistics import perplexity
 from tandem.shown import command
 
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
@@ -139,15 +132,15 @@ def print_comparison(console: Terminal, found: ComparedExperiments) -> None:
     """What two experiments have in common, the second against the first."""
     rows = []
     for c in found.comparisons:
-        before, after = (wording.perplexity_text(perplexity(nll)) for nll in c.nll.means or (None, None))
-        interval = wording.interval_text(c.effect.interval)
-        interval += " (seeds only)" if c.effect.basis == "seeds" and c.effect.interval else ""
         name = c.b + (" †" if c.b in found.untrusted else "")
-        shown = (c.verdict.replace("_", " "), *wording.power_texts(c.power))
-        rows.append((name, before, after, wording.nats_text(c.effect.difference), interval,
-                     wording.p_text(c.corrected_p), *shown))  # fmt: skip
-    heads = ("", "first PPL", "second PPL", "nats/token", "95% interval", "p (Holm)", "second is")
-    console.table((*heads, "could show", "seeds needed"), rows, right=range(1, 6))
+        before, after = map(
+            wording.perplexity_text, map(perplexity, c.nll.means) if c.nll.means else (None,) * 2
+        )
+        figures = wording.nats_text(c.effect.difference), wording.interval_text(c.effect.interval)
+        judged = wording.p_text(c.corrected_p), c.verdict.replace("_", " "), *wording.power_texts(c.power)
+        rows.append((name, before, after, *figures, c.effect.basis.replace("_", " × "), *judged))
+    heads = ("", "first PPL", "second PPL", "nats/token", "95% interval", "over", "p (Holm)", "second is")
+    console.table((*heads, "could show", "seeds needed"), rows, right=range(1, 5))
     console.print()
     for place, run_dir, only in zip(("first", "second"), found.run_dirs, found.only, strict=True):
         console.say(f"{place}: {run_dir}" + (f", which alone has {', '.join(only)}" if only else ""))

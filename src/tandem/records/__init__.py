@@ -1,9 +1,7 @@
-"""Schemas of all that is written down, and how it is written and read.
-
-`tandem.records(RUN_DIR)` calls this module itself, and gives `tandem.records.table.records_table`.
-"""
+"""Schemas of all that is written down, and how it is written and read; called, `table.records_table`."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,12 +38,8 @@ from tandem.records.run import perplexity as perplexity
 
 
 class _Callable(ModuleType):
-    """A module that is called: the function and the package of this name are one."""
-
     def __call__(self, run_dir: str | Path) -> Any:
-        from tandem.records.table import records_table
-
-        return records_table(run_dir)
+        return import_module("tandem.records.table").records_table(run_dir)
 
 
 sys.modules[__name__].__class__ = _Callable

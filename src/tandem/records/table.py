@@ -23,18 +23,12 @@ def records_table(run_dir: str | Path) -> "pd.DataFrame":
     try:
         import pandas as pd
     except ImportError:
-        raise RunDirError(
-            "tandem.records needs pandas; install it with `pip install 'tandem-lm[pandas]'`"
-        ) from None
-    columns: dict[str, list[Any]] = {}
-    rows = []
-    for record in read_experiment(Path(run_dir)):
-        cells = [*_cells(RunRecord, record)]
-        columns |= {name: kinds for name, kinds, _ in cells}
-        rows.append({name: value for name, _, value in cells})
-    with_gaps = {"Int64": int, "boolean": bool}  # other types of whole numbers and of bool have no gaps
-    dtypes = {name: d for name, kinds in columns.items() for d, kind in with_gaps.items() if kind in kinds}
-    return pd.DataFrame(rows, columns=[*columns]).astype(dtypes)
+        raise RunDirError("tandem.records needs pandas: `pip install 'tandem-lm[pandas]'`") from None
+    runs = [[*_cells(RunRecord, record)] for record in read_experiment(Path(run_dir))]
+    rows = [{name: value for name, _, value in run} for run in runs]
+    with_gaps = {int: "Int64", bool: "boolean"}  # numpy's own have none
+    kinds = {name: with_gaps[kind] for run in runs for name, of, _ in run for kind in of if kind in with_gaps}
+    return pd.DataFrame(rows).astype(kinds)
 
 
 def _cells(kind: type[Record], record: Record | None, path: str = "") -> Iterator[tuple[str, list[Any], Any]]:

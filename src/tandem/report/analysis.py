@@ -14,19 +14,8 @@ import numpy as np
 from tandem.baselines import BASELINES
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ScanRecord, ValidationRecord
 from tandem.records.audit import Status
-from tandem.report.statistics import (
-    Effect,
-    Power,
-    Verdict,
-    crossed,
-    holm,
-    holm_levels,
-    paired,
-    perplexities,
-    perplexity,
-    power_of,
-    spread,
-)
+from tandem.report import statistics
+from tandem.report.statistics import Effect, Verdict, crossed, holm, paired, perplexities, perplexity, spread
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -206,7 +195,7 @@ class Comparison:
     """p of `nll`, Holm-corrected over the same family."""
     accuracy: Effect
     """Descriptive, over seeds."""
-    power: Power | None
+    power: statistics.Power | None
     """What `effect` can show, in its family; None where it has no p."""
 
     @property
@@ -230,8 +219,8 @@ def compare_pairs(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Com
     corrected, paired_p = holm([e.p for e in effects]), holm([t.p for t in tests])
 
     accuracies = [_paired(both, lambda v: v.accuracy) for both in scores]
-    powers = map(power_of, effects, holm_levels([e.p for e in effects]))
     names = [a.name for a, _ in pairs], [b.name for _, b in pairs]
+    powers = statistics.powers(effects)
     return tuple(map(Comparison, *names, effects, corrected, tests, paired_p, accuracies, powers))
 
 

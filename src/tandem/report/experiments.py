@@ -34,39 +34,33 @@ class ComparedExperiments(NamedTuple):
         return {"run_dirs": self.run_dirs, "models": models, "only": self.only}
 
 
-def compare_experiments(first: Path, second: Path) -> ComparedExperiments:
-    """The second experiment against the first.
+def compare_experiments(*run_dirs: Path) -> ComparedExperiments:
+    """The second of two experiments against the first.
 
-    Raises RunDirError where a directory has no records or mixed ones, where their texts or tokens differ, and
-    where they have nothing in common.
+    Raises RunDirError where there are not two, where one has no records or mixed ones, where their texts or
+    tokens differ, and where they have nothing in common.
     """
-    a, b = (_analysis(run_dir) for run_dir in (first, second))
-    (of_a, *_), (of_b, *_) = a.data, b.data
-    for what, name in (("text", "text_fingerprint"), ("tokens", "tokens_fingerprint")):
-        if (one := getattr(of_a, name)) != (other := getattr(of_b, name)):
+    if len(run_dirs) != 2:
+        raise RunDirError(f"give two run directories to compare, not {len(run_dirs)}")
+    both = [Analysis(read_experiment(d), read_manifest(d), read_audit(d)) for d in run_dirs]
+    for run_dir, one in zip(run_dirs, both, strict=True):
+        if not one.comparable:
             raise RunDirError(
-                f"{first} and {second} do not have the same {what} ({one} and {other}), so their losses do "
-                f"not compare; give two experiments on the same {what}"
+                f"{run_dir} has records of several data or settings; give one experiment's directory"
             )
-    ours, theirs = ({name: m for name, m in one.models.items() if m.validation} for one in (a, b))
+    which = " and ".join(map(str, run_dirs))
+    for what, name in (("text", "text_fingerprint"), ("tokens", "tokens_fingerprint")):
+        first, second = (getattr(next(iter(one.data)), name) for one in both)
+        if first != second:
+            differ = f"{which} do not have the same {what} ({first} and {second}), so losses do not compare"
+            raise RunDirError(f"{differ}; give two experiments on the same {what}")
+    ours, theirs = ({name: m for name, m in one.models.items() if m.validation} for one in both)
     common = [name for name in ours if name in theirs]
     if not common:
-        raise RunDirError(
-            f"{first} and {second} have no configuration or baseline with results in common; "
-            "give two experiments that share one"
-        )
+        raise RunDirError(f"{which} have no configuration or baseline with results in common; give others")
     return ComparedExperiments(
-        (first, second),
+        (run_dirs[0], run_dirs[1]),
         compare_pairs((ours[name], theirs[name]) for name in common),
         ([name for name in ours if name not in common], [name for name in theirs if name not in common]),
-        frozenset(name for name in common if a.untrusted(name) or b.untrusted(name)),
+        frozenset(name for name in common if any(one.untrusted(name) for one in both)),
     )
-
-
-def _analysis(run_dir: Path) -> Analysis:
-    analysis = Analysis(read_experiment(run_dir), read_manifest(run_dir), read_audit(run_dir))
-    if not analysis.comparable:
-        raise RunDirError(
-            f"records of {run_dir} differ in data or settings; give the directory of one experiment"
-        )
-    return analysis

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from tandem.errors import RunDirError, storage_reason
 from tandem.folders import atomic_write
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_experiment, read_manifest
-from tandem.report import findings, provenance, results, sentences
+from tandem.report import findings, provenance, results
 from tandem.report.analysis import Analysis
 from tandem.report.markdown import Report, bullets
 from tandem.report.tables import csv_table, latex_table
@@ -84,9 +84,7 @@ def _files(analysis: Analysis, texts: Texts, only: Format | None) -> dict[str, s
     if only == "csv":
         return {"report.csv": csv_table(analysis)}
     if only == "latex":
-        messages = (*sentences.audit_warnings(analysis), *sentences.warnings(analysis))
-        notes = [plain(texts.say(message)) for message in messages]
-        return {f"report{texts.suffix}.tex": latex_table(Report(analysis, texts, frozenset()), notes)}
+        return {f"report{texts.suffix}.tex": latex_table(Report(analysis, texts, frozenset()))}
     # The only import of matplotlib, which is slow. Where no home folder can be written, it would warn.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from tandem.report.figures import draw_figures

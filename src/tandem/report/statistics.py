@@ -37,11 +37,10 @@ Satterthwaite, F. E. (1946). An approximate distribution of estimates of varianc
 Bull. 2, 110–114. Cochran, W. G. (1977). Sampling Techniques, 3rd ed., sections 6.4 and 6.17 (ratios).
 `bench/false_positives.py` holds the rule to its nominal 5%.
 
-Power. With S' seeds instead of S, MS_seed and MS_e stay as they are expected to be, and MS_doc grows with its
-component, σ² = (MS_doc − MS_e) / S, to MS_doc + (S' − S) σ² (a negative σ² is none). They give a standard
-error and degrees of freedom by the rule above; with S' = S those of the report. A true difference of λ
-standard errors is shown with the probability that a noncentral t of this λ exceeds the critical value. The
-level is the one that Holm's correction leaves to a pair, given the p-values of all others.
+Power. With S' seeds, MS_seed and MS_e are expected as they are, and MS_doc as MS_doc + (S' − S) σ², where
+σ² = (MS_doc − MS_e) / S, or 0. They give a standard error and degrees of freedom by the rule above. A true
+difference of λ standard errors is shown with the probability that a noncentral t of this λ exceeds the
+critical value. The level is the one that Holm's correction leaves to a pair, given all other p-values.
 
 Westfall, J., Kenny, D. A. & Judd, C. M. (2014). Statistical power and optimal design in experiments in
 which samples of participants respond to samples of stimuli. J. Exp. Psychol. Gen. 143, 2020–2045.
@@ -70,7 +69,7 @@ CONFIDENCE = 0.95
 RESOLUTION = 1e-6
 """Nats per token. A smaller difference is rounding of single-precision arithmetic."""
 POWER = 0.8
-"""Probability of showing a true difference that `power_of` plans for."""
+"""Probability of showing a true difference."""
 MOST_SEEDS = 1000
 """More seeds are not looked for."""
 Interval = tuple[float, float]
@@ -137,10 +136,7 @@ def t_interval(center: float, standard_error: float, df: float) -> Interval:
 
 
 class MeanSquares(NamedTuple):
-    """Mean squares of a difference over seeds × documents, in nats² of documents, and what they are of.
-
-    One document has only that of seeds.
-    """
+    """MS_seed, MS_doc and MS_e (0 of one document), their S and D, and `resolution` as in `estimate`."""
 
     seed: float
     document: float
@@ -148,13 +144,11 @@ class MeanSquares(NamedTuple):
     seeds: int
     documents: int
     resolution: float
-    """Nats per token, as `estimate` takes it."""
 
     def error(self, seeds: int) -> tuple[float, float]:
         """The standard error in nats per token, and its degrees of freedom, with so many seeds."""
-        more = max(0.0, self.document - self.rest) * (seeds / self.seeds - 1)
-        documents = self.document + more
-        variance, df = _variance(self.seed, documents, self.rest, seeds - 1, self.documents - 1)
+        document = self.document + max(0.0, self.document - self.rest) * (seeds / self.seeds - 1)
+        variance, df = _variance(self.seed, document, self.rest, seeds - 1, self.documents - 1)
         least = self.resolution / math.sqrt(6 * seeds)
         return max(math.sqrt(variance / (seeds * self.documents)), least), df
 
@@ -314,11 +308,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-# What could have been shown
-
-
 class Power(NamedTuple):
-    """What a comparison can show, with probability `POWER`."""
+    """What a comparison can show with probability `POWER`."""
 
     level: float
     """The p below which it is shown, given all others of its family."""
@@ -328,36 +319,32 @@ class Power(NamedTuple):
     """Seeds that show the difference at hand, if it is the true one; None: more than `MOST_SEEDS`."""
 
 
-def holm_levels(p_values: Sequence[float | None]) -> list[float | None]:
+def holm_levels(p_values: Sequence[float]) -> list[float]:
     """The p below which Holm's correction shows each of a family, the others being what they are."""
-    tested = sorted(p for p in p_values if p is not None)
-
-    def level(p: float) -> float:
-        others, size = list(tested), len(tested)
-        others.remove(p)
-        unshown = (rank for rank, other in enumerate(others) if other * (size - rank) >= ALPHA)
-        return ALPHA / (size - next(unshown, size - 1))
-
-    return [None if p is None else level(p) for p in p_values]
+    tested, levels = sorted(p_values), []
+    for place in map(tested.index, p_values):
+        others = enumerate(tested[:place] + tested[place + 1 :])
+        unshown = (rank for rank, other in others if other * (len(tested) - rank) >= ALPHA)
+        levels.append(ALPHA / (len(tested) - next(unshown, len(tested) - 1)))
+    return levels
 
 
-def power_of(effect: Effect, level: float | None) -> Power | None:
-    """The power of the test behind an effect; None where there was no test."""
-    squares = effect.squares
-    if squares is None or effect.difference is None or level is None:
+def powers(effects: Sequence[Effect]) -> list[Power | None]:
+    """Of each test of a family; None where there was none."""
+    levels = iter(holm_levels([effect.p for effect in effects if effect.p is not None]))
+    return [None if effect.p is None else power_of(effect, next(levels)) for effect in effects]
+
+
+def power_of(effect: Effect, level: float) -> Power | None:
+    """The power of a test at this level; None where the effect has no interval."""
+    squares, difference = effect.squares, abs(effect.difference or 0.0)
+    if squares is None:
         return None
-    difference = abs(effect.difference)
 
     def detectable(seeds: int) -> float:
         error, df = squares.error(seeds)
-        return error * _noncentrality(df, level)
+        return error * float(special.nctdtrinc(df, 1 - POWER, special.stdtrit(df, 1 - level / 2)))
 
     enough = range(MIN_SEEDS, MOST_SEEDS + 1)
     found = bisect_left(enough, True, key=lambda seeds: detectable(seeds) <= difference)
     return Power(level, detectable(squares.seeds), enough[found] if found < len(enough) else None)
-
-
-def _noncentrality(df: float, level: float) -> float:
-    """Of the t whose chance to exceed the two-sided critical value of `level` is `POWER`."""
-    critical = float(special.stdtrit(df, 1 - level / 2))
-    return float(special.nctdtrinc(df, 1 - POWER, critical))

@@ -11,7 +11,7 @@ from typing import Any
 from tandem.report.analysis import Analysis, Comparison, ModelResult
 from tandem.report.markdown import Column, Report
 from tandem.report.results import ACCURACY, BITS, PARAMS, PERPLEXITY, summary_columns
-from tandem.report.statistics import Interval
+from tandem.report.statistics import Effect, Interval
 from tandem.report.wording import interval_text, nats_text, p_text, perplexity_text
 from tandem.shown import one_line
 
@@ -37,7 +37,7 @@ LATEX = {
     **{"–": r"\textendash{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}"},
 }
 """What stands for a character, so that none acts as a command."""
-TABLE = Template(r"""$notes% \usepackage{booktabs}
+TABLE = Template(r"""% \usepackage{booktabs}
 \begin{table}
 \centering
 \caption{$caption}
@@ -54,15 +54,11 @@ $below\end{table}
 
 def comparison_figures(c: Comparison | None) -> dict[str, Any]:
     """The figures of a comparison by their names in tables; differences are second less first."""
-    effect, power = c and c.effect, c and c.power
-    return {
-        "common_seeds": effect and len(effect.by_seed),
-        "difference_nats": effect and effect.difference,
-        **_bounds("difference_nats", effect and effect.interval),
-        **{"basis": effect and effect.basis, "df": effect and effect.df},
-        **{"p": effect and effect.p, "p_holm": c and c.corrected_p, "verdict": c and str(c.verdict)},
-        **{"detectable_nats": power and power.detectable, "seeds_needed": power and power.seeds},
-    }
+    effect, power = (c.effect, c.power) if c else (Effect({}), None)
+    row = {"difference_nats": effect.difference} | _bounds("difference_nats", effect.interval)
+    row |= {"basis": c and effect.basis, "common_seeds": c and len(effect.by_seed), "df": effect.df}
+    row |= {"p": effect.p, "p_holm": c and c.corrected_p, "verdict": c and str(c.verdict)}
+    return row | {"detectable_nats": power and power.detectable, "seeds_needed": power and power.seeds}
 
 
 def _bounds(name: str, interval: Interval | None) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def csv_table(analysis: Analysis) -> str:
 
 
 def _row(analysis: Analysis, m: ModelResult) -> dict[str, Any]:
-    c = analysis.choice and analysis.compare(analysis.choice.best.name, m.name)
+    c = analysis.compare(analysis.choice.best.name, m.name) if analysis.choice else None
     names = ("name", "kind", "recipe", "variant", "context_layers", "token_layers", "total_parameters")
     row = {name: getattr(m, name) for name in names}
     row |= {"runs": len(m.runs), "audit_failed": analysis.untrusted(m.name)}
@@ -99,11 +95,10 @@ def latex(text: str) -> str:
     return "".join(LATEX.get(sign, sign) for sign in one_line(text)).replace("--", "-{}-")
 
 
-def latex_table(report: Report, notes: Sequence[str]) -> str:
+def latex_table(report: Report) -> str:
     """A table for the package booktabs: a row for each configuration, then for each baseline.
 
-    Figures are mean ± standard deviation, and the best mean of each is bold, a baseline's included. Intervals
-    stand below the table, `notes` in comments above it.
+    Figures are mean ± standard deviation; the best mean of each is bold, even a baseline's.
     """
     models, texts = [*report.analysis.models.values()], report.texts
     columns = [PARAMS, *BEST, summary_columns(report)[-1]]
@@ -124,7 +119,6 @@ def latex_table(report: Report, notes: Sequence[str]) -> str:
     if any(report.analysis.untrusted(m.name) for m in models):
         below.append(latex(texts("audit.mark")))
     return TABLE.substitute(
-        notes="".join(f"% {' '.join(note.split())}\n" for note in notes),
         caption=latex(texts("latex.caption", experiment=report.analysis.experiment)),
         right="r" * len(columns),
         heads=" & ".join(map(latex, [texts("column.config"), *map(report.head, columns)])) + r" \\",
@@ -145,7 +139,7 @@ def _intervals(report: Report, m: ModelResult) -> str:
     texts, choice, said = report.texts, report.analysis.choice, []
     if m.perplexity and m.perplexity.interval:
         said.append(texts("latex.interval", interval=interval_text(m.perplexity.interval, perplexity_text)))
-    c = choice and report.analysis.compare(choice.best.name, m.name)
+    c = report.analysis.compare(choice.best.name, m.name) if choice else None
     if c and c.effect.interval:
         figures = {"difference": nats_text(c.effect.difference), "interval": interval_text(c.effect.interval)}
         said.append(texts(f"latex.{c.effect.basis}", name=c.a, p=p_text(c.corrected_p), **figures))
