@@ -36,7 +36,7 @@ def report_check(records: Sequence[RunRecord], manifest: Manifest | None) -> Che
     """`report`: every number that the report works out of these records, failed ones included."""
     said, ours = Analysis(records, manifest), _Figures(records, manifest)
     found = [*_whole(said, ours), *_models(said, ours), *_depths(said, ours)]
-    found += [*_pairs(said, ours), *_selected(said, ours), *_choice(said, ours), *_powers(said, ours)]
+    found += [*_pairs(said, ours), *_selected(said, ours), *_choice(said, ours)]
     wrong = [f"{name} is {_text(a)}, recomputed {_text(b)}" for name, a, b in found if not _same(a, b)]
     shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
     return Check(
@@ -247,15 +247,9 @@ def _pairs(said: Analysis, ours: _Figures) -> Iterator[Finding]:
             yield f"corrected p of {pair}", c.corrected_p, right.corrected
             yield f"corrected paired p of {pair}", c.paired_p, right.paired
             yield f"means of {pair}", c.nll.means, right.means
-            yield f"verdict of {pair}", str(c.verdict), right.verdict
+            judged = (str(c.verdict), c.power), (right.verdict, right.power)
+            yield f"verdict of {pair}, and its power", *judged
     yield from _speeds(said, ours)
-
-
-def _powers(said: Analysis, ours: _Figures) -> Iterator[Finding]:
-    for comparisons, family in zip((said.comparisons, said.baseline_comparisons), ours.families, strict=True):
-        for c in comparisons:
-            if right := family.get((c.a, c.b)):
-                yield f"power of {c.a} → {c.b} (level, difference, seeds)", c.power, right.power
 
 
 def _speeds(said: Analysis, ours: _Figures) -> Iterator[Finding]:

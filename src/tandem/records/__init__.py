@@ -2,7 +2,6 @@
 
 import sys
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -38,7 +37,7 @@ from tandem.records.run import perplexity as perplexity
 
 
 class _Callable(ModuleType):
-    def __call__(self, run_dir: str | Path) -> Any:
+    def __call__(self, run_dir: Any) -> Any:
         return import_module("tandem.records.table").records_table(run_dir)
 
 

@@ -10,27 +10,23 @@ from tandem.report.tables import comparison_figures
 
 
 class ComparedExperiments(NamedTuple):
-    """Two experiments, and every configuration and baseline that both have results of."""
+    """Two experiments: every configuration and baseline that both have, the second's against the first's.
+
+    comparisons  one family; both models of each have one name.
+    only         names that the first and the second alone have results of.
+    untrusted    names compared of which the audit failed for a run.
+    """
 
     run_dirs: tuple[Path, Path]
     comparisons: tuple[Comparison, ...]
-    """Of each model by its name: the second experiment's against the first's, all as one family."""
     only: tuple[list[str], list[str]]
-    """What the first and the second alone have results of."""
     untrusted: frozenset[str]
-    """Models compared of which the audit failed for a run."""
 
     def as_json(self) -> dict[str, Any]:
         """All figures; losses are over the common seeds, in nats per token."""
-        models = [
-            {
-                "name": c.b,
-                "audit_failed": c.b in self.untrusted,
-                "nll_nats": c.nll.means,
-                **comparison_figures(c),
-            }
-            for c in self.comparisons
-        ]
+        failed = [{"name": c.b, "audit_failed": c.b in self.untrusted} for c in self.comparisons]
+        figures = [{"nll_nats": c.nll.means} | comparison_figures(c) for c in self.comparisons]
+        models = [one | other for one, other in zip(failed, figures, strict=True)]
         return {"run_dirs": self.run_dirs, "models": models, "only": self.only}
 
 
@@ -45,9 +41,7 @@ def compare_experiments(*run_dirs: Path) -> ComparedExperiments:
     both = [Analysis(read_experiment(d), read_manifest(d), read_audit(d)) for d in run_dirs]
     for run_dir, one in zip(run_dirs, both, strict=True):
         if not one.comparable:
-            raise RunDirError(
-                f"{run_dir} has records of several data or settings; give one experiment's directory"
-            )
+            raise RunDirError(f"{run_dir} has records of several data or settings; give another one")
     which = " and ".join(map(str, run_dirs))
     for what, name in (("text", "text_fingerprint"), ("tokens", "tokens_fingerprint")):
         first, second = (getattr(next(iter(one.data)), name) for one in both)

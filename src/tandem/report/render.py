@@ -23,7 +23,6 @@ _PARSER = MarkdownIt("commonmark", {"html": False}).enable("table")
 _PARSER.validateLink = lambda url: url.startswith(("#", "figures/"))  # type: ignore[method-assign]
 
 Format = Literal["md", "html", "csv", "latex"]
-"""What a report is written as: its text, its page, every model's figures, a table."""
 Section = Callable[[Report], Iterable[str]]
 """Gives the blocks of a section, its heading first; none: there is no such section in this report."""
 SECTIONS: list[Section] = [

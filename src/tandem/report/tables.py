@@ -15,16 +15,8 @@ from tandem.report.statistics import Effect, Interval
 from tandem.report.wording import interval_text, nats_text, p_text, perplexity_text
 from tandem.shown import one_line
 
-FIGURES = {
-    **{
-        "nll_nats": "nll",
-        "perplexity": "perplexity",
-        "bits_per_byte": "bits_per_byte",
-        "accuracy": "accuracy",
-    },
-    **{"effective_rank": "effective_rank", "train_perplexity": "train_perplexity"},
-    **{"best_epoch": "best_epoch", "seconds_alone_s": "seconds_alone"},
-}
+SAME = ["perplexity", "bits_per_byte", "accuracy", "effective_rank", "train_perplexity", "best_epoch"]
+FIGURES = {"nll_nats": "nll", "seconds_alone_s": "seconds_alone", **dict(zip(SAME, SAME, strict=True))}
 """Names of columns in CSV, and of the figures over seeds in them; of perplexities the mean is geometric."""
 BEST = {PERPLEXITY: ("perplexity", 1), BITS: ("bits_per_byte", 1), ACCURACY: ("accuracy", -1)}
 """Columns in LaTeX whose best mean is bold: their figure, and the sign that makes the best the lowest."""
@@ -66,10 +58,7 @@ def _bounds(name: str, interval: Interval | None) -> dict[str, Any]:
 
 
 def csv_table(analysis: Analysis) -> str:
-    """A row for each configuration and baseline, in plain numbers; a figure that does not exist is empty.
-
-    The comparison is that of the row's model with `compared_with`, the configuration of lowest perplexity.
-    """
+    """A row for each model, in plain numbers, and its comparison with what has the lowest perplexity."""
     rows = [_row(analysis, model) for model in analysis.models.values()]
     written = io.StringIO()
     table = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
@@ -115,16 +104,14 @@ def latex_table(report: Report) -> str:
         return " & ".join([name, *(cell(column, m) for column in columns)]) + r" \\"
 
     groups = ["\n".join(map(row, group)) for _, group in groupby(models, lambda m: (m.baseline, m.variant))]
-    below = [f"{marks[name]} {latex(text)}" for name, text in said.items()]
-    if any(report.analysis.untrusted(m.name) for m in models):
-        below.append(latex(texts("audit.mark")))
+    below = [f"{marks[name]} {latex(text)}\\par\n" for name, text in said.items()]
+    below += [latex(texts("audit.mark")) + "\n"] * any(report.analysis.untrusted(m.name) for m in models)
     return TABLE.substitute(
         caption=latex(texts("latex.caption", experiment=report.analysis.experiment)),
         right="r" * len(columns),
         heads=" & ".join(map(latex, [texts("column.config"), *map(report.head, columns)])) + r" \\",
         rows="\n\\midrule\n".join(groups),
-        below="\\par\\smallskip\\raggedright\\footnotesize\n" * bool(below)
-        + "".join(f"{line}\\par\n" for line in below),
+        below="".join(["\\par\\smallskip\\raggedright\\footnotesize\n"] * bool(below) + below),
     )
 
 
@@ -141,6 +128,8 @@ def _intervals(report: Report, m: ModelResult) -> str:
         said.append(texts("latex.interval", interval=interval_text(m.perplexity.interval, perplexity_text)))
     c = report.analysis.compare(choice.best.name, m.name) if choice else None
     if c and c.effect.interval:
-        figures = {"difference": nats_text(c.effect.difference), "interval": interval_text(c.effect.interval)}
-        said.append(texts(f"latex.{c.effect.basis}", name=c.a, p=p_text(c.corrected_p), **figures))
+        difference = f"{nats_text(c.effect.difference)} {interval_text(c.effect.interval)}"
+        said.append(
+            texts(f"latex.{c.effect.basis}", name=c.a, p=p_text(c.corrected_p), difference=difference)
+        )
     return texts("sentence_separator").join(said)
