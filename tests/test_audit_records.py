@@ -644,11 +644,11 @@ BROKEN: dict[str, tuple[str, object, str, Callable[[Any], Any], str]] = {
         "whether runs compare",
     ),
     "power without the correction": (
-        "five seeds",
+        "baselines",
         statistics,
         "holm_levels",
         lambda _: lambda p: [0.05] * len(p),
-        "verdict of C1T1 → C1T2, and its power",
+        "verdict of KN-5 → C1T1, and its power",
     ),
     "another power": ("baselines", statistics, "POWER", lambda _: 0.7, "and its power is"),
     "the wrong head": (

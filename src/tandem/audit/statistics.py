@@ -15,8 +15,6 @@ STEP = 1e-6
 """Nats per token: the step in which losses are known."""
 Squares = tuple[float, float, float, int, int, float]
 """Mean squares of seeds, of documents and of the rest; seeds, documents, and the step of losses."""
-Power = tuple[float, float, int | None]
-"""The level, the smallest difference that a test could show, and seeds that show the one at hand."""
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 """Of integrals from -1 to 1."""
 
@@ -77,7 +75,7 @@ class PairTest(NamedTuple):
     paired: float | None
     accuracy: SeedTest
     means: tuple[float, float] | None
-    power: Power | None
+    power: tuple[float, int | None] | None
 
     @property
     def verdict(self) -> str:
@@ -146,22 +144,17 @@ def _error(squares: Squares, seeds: int) -> tuple[float, float]:
     return max(math.sqrt(variance / (seeds * size)), step / math.sqrt(6 * seeds)), df
 
 
-def _powers(tests: Sequence[SeedTest]) -> list[Power | None]:
-    """What each test of a family could show in four of five cases, given the p-values of the others."""
-    known = [test.p for test in tests if test.p is not None]
-    found: list[Power | None] = []
-    for test in tests:
-        others, shown, squares = sorted(known), 0, test.squares
-        if test.p is None or squares is None:
-            found.append(None)
-            continue
-        others.remove(test.p)
-        while shown < len(others) and others[shown] < 0.05 / (len(known) - shown):
-            shown += 1
-        level, size = 0.05 / (len(known) - shown), abs(test.difference or 0.0)
-        enough = bisect_left(range(3, 1001), -size, key=lambda s: -_shows(squares, s, level))
-        found.append((level, _shows(squares, squares[3], level), enough + 3 if enough < 998 else None))
-    return found
+def _power(test: SeedTest, known: Sequence[float]) -> tuple[float, int | None] | None:
+    """What a test could show in four of five cases, given all p-values of its family, its own included."""
+    if test.p is None or test.squares is None:
+        return None
+    others, shown, squares = sorted(known), 0, test.squares
+    others.remove(test.p)
+    while shown < len(others) and others[shown] < 0.05 / (len(known) - shown):
+        shown += 1
+    level, size = 0.05 / (len(known) - shown), abs(test.difference or 0.0)
+    enough = bisect_left(range(3, 1001), -size, key=lambda seeds: -_shows(squares, seeds, level))
+    return _shows(squares, squares[3], level), enough + 3 if enough < 998 else None
 
 
 def _shows(squares: Squares, seeds: int, level: float) -> float:
@@ -201,7 +194,8 @@ def family_of(
         names.append((a, b))
         tests.append((_by_documents(common) or nll, nll, accuracy, means))
     effects, nlls = ([test[place] for test in tests] for place in (0, 1))
-    families = holm_corrected(effects), holm_corrected(nlls), _powers(effects)
+    known = [test.p for test in effects if test.p is not None]
+    families = holm_corrected(effects), holm_corrected(nlls), [_power(test, known) for test in effects]
     return {
         name: PairTest(effect, p, nll, paired, accuracy, means, power)
         for name, (effect, nll, accuracy, means), p, paired, power in zip(

@@ -132,21 +132,19 @@ def print_comparison(console: Terminal, found: ComparedExperiments) -> None:
     """What two experiments have in common, the second against the first."""
     rows = []
     for c in found.comparisons:
-        name = c.b + (" †" if c.b in found.untrusted else "")
-        before, after = map(
-            wording.perplexity_text, map(perplexity, c.nll.means) if c.nll.means else (None,) * 2
-        )
-        figures = wording.nats_text(c.effect.difference), wording.interval_text(c.effect.interval)
+        means = [wording.perplexity_text(perplexity(nll)) for nll in c.nll.means or ()] or [wording.NONE] * 2
+        basis = c.effect.basis.replace("_", " × ")
+        figures = wording.nats_text(c.effect.difference), wording.interval_text(c.effect.interval), basis
         judged = wording.p_text(c.corrected_p), c.verdict.replace("_", " "), *wording.power_texts(c.power)
-        rows.append((name, before, after, *figures, c.effect.basis.replace("_", " × "), *judged))
-    heads = ("", "first PPL", "second PPL", "nats/token", "95% interval", "over", "p (Holm)", "second is")
+        rows.append((c.b + " †" * (c.b in found.untrusted), *means, *figures, *judged))
+    heads = ("", "first PPL", "second PPL", "nats/token", "95% interval", "over", "p (Holm)", "verdict")
     console.table((*heads, "could show", "seeds needed"), rows, right=range(1, 5))
     console.print()
     for place, run_dir, only in zip(("first", "second"), found.run_dirs, found.only, strict=True):
         console.say(f"{place}: {run_dir}" + (f", which alone has {', '.join(only)}" if only else ""))
     if found.untrusted:
         console.say("†: the audit failed for one of its runs")
-    console.say("no audit computes these differences again; `tandem audit` checks each experiment")
+    console.say("second against first, over the seeds of both; no audit computes these differences again")
 
 
 def print_quantized(console: Terminal, copied: QuantizedModel) -> None:

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 def records_table(run_dir: str | Path) -> "pd.DataFrame":
     """A row for each run, in the order in which they were recorded.
 
-    A column is called by its place in `records.jsonl`, such as `validation.nll_nats`, its unit included.
-    Histories, parts of models and the scores of single documents are left out. What a run does not have is
-    missing. Raises RunDirError where pandas is not installed, and where there are no records.
+    A column is called by its place in `records.jsonl`, such as `validation.nll_nats`. Histories, parts of
+    models and scores of documents are left out. Raises RunDirError without pandas, and without records.
     """
     try:
         import pandas as pd

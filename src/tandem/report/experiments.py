@@ -20,14 +20,12 @@ class ComparedExperiments(NamedTuple):
     run_dirs: tuple[Path, Path]
     comparisons: tuple[Comparison, ...]
     only: tuple[list[str], list[str]]
-    untrusted: frozenset[str]
+    untrusted: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """All figures; losses are over the common seeds, in nats per token."""
-        failed = [{"name": c.b, "audit_failed": c.b in self.untrusted} for c in self.comparisons]
-        figures = [{"nll_nats": c.nll.means} | comparison_figures(c) for c in self.comparisons]
-        models = [one | other for one, other in zip(failed, figures, strict=True)]
-        return {"run_dirs": self.run_dirs, "models": models, "only": self.only}
+        models = [{"name": c.b, "nll_nats": c.nll.means, **comparison_figures(c)} for c in self.comparisons]
+        return {**self._asdict(), "comparisons": models}
 
 
 def compare_experiments(*run_dirs: Path) -> ComparedExperiments:
@@ -39,15 +37,15 @@ def compare_experiments(*run_dirs: Path) -> ComparedExperiments:
     if len(run_dirs) != 2:
         raise RunDirError(f"give two run directories to compare, not {len(run_dirs)}")
     both = [Analysis(read_experiment(d), read_manifest(d), read_audit(d)) for d in run_dirs]
-    for run_dir, one in zip(run_dirs, both, strict=True):
-        if not one.comparable:
-            raise RunDirError(f"{run_dir} has records of several data or settings; give another one")
+    if mixed := [str(d) for d, one in zip(run_dirs, both, strict=True) if not one.comparable]:
+        raise RunDirError(f"{mixed[0]} has records of several data or settings; give another one")
     which = " and ".join(map(str, run_dirs))
     for what, name in (("text", "text_fingerprint"), ("tokens", "tokens_fingerprint")):
         first, second = (getattr(next(iter(one.data)), name) for one in both)
         if first != second:
-            differ = f"{which} do not have the same {what} ({first} and {second}), so losses do not compare"
-            raise RunDirError(f"{differ}; give two experiments on the same {what}")
+            raise RunDirError(
+                f"{which} differ in {what} ({first}, {second}); losses compare on the same {what}"
+            )
     ours, theirs = ({name: m for name, m in one.models.items() if m.validation} for one in both)
     common = [name for name in ours if name in theirs]
     if not common:
@@ -56,5 +54,5 @@ def compare_experiments(*run_dirs: Path) -> ComparedExperiments:
         (run_dirs[0], run_dirs[1]),
         compare_pairs((ours[name], theirs[name]) for name in common),
         ([name for name in ours if name not in common], [name for name in theirs if name not in common]),
-        frozenset(name for name in common if any(one.untrusted(name) for one in both)),
+        [name for name in common if any(one.untrusted(name) for one in both)],
     )

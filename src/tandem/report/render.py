@@ -90,10 +90,9 @@ def _files(analysis: Analysis, texts: Texts, only: Format | None) -> dict[str, s
 
     figures = draw_figures(analysis, texts)
     document = Document(analysis, texts, figures.keys())
-    drawn = {f"figures/{name}{texts.suffix}.svg": svg for name, svg in figures.items()}
-    markdown = {f"report{texts.suffix}.md": str(document)} if only != "html" else {}
     page = {f"report{texts.suffix}.html": render_html(document, figures)} if only != "md" else {}
-    return markdown | page | (drawn if only != "html" else {})
+    drawn = {f"figures/{name}{texts.suffix}.svg": svg for name, svg in figures.items()}
+    return page if only == "html" else {f"report{texts.suffix}.md": str(document), **page, **drawn}
 
 
 def summary_rows(

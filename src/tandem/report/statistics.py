@@ -311,8 +311,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 class Power(NamedTuple):
     """What a comparison can show with probability `POWER`."""
 
-    level: float
-    """The p below which it is shown, given all others of its family."""
     detectable: float
     """The smallest true difference that its seeds and documents show, nats per token."""
     seeds: int | None
@@ -335,11 +333,10 @@ def powers(effects: Sequence[Effect]) -> list[Power | None]:
     return [None if effect.p is None else power_of(effect, next(levels)) for effect in effects]
 
 
-def power_of(effect: Effect, level: float) -> Power | None:
-    """The power of a test at this level; None where the effect has no interval."""
+def power_of(effect: Effect, level: float) -> Power:
+    """The power of the test behind an effect at this level."""
     squares, difference = effect.squares, abs(effect.difference or 0.0)
-    if squares is None:
-        return None
+    assert squares is not None, "an effect without an interval has no test"
 
     def detectable(seeds: int) -> float:
         error, df = squares.error(seeds)
@@ -347,4 +344,4 @@ def power_of(effect: Effect, level: float) -> Power | None:
 
     enough = range(MIN_SEEDS, MOST_SEEDS + 1)
     found = bisect_left(enough, True, key=lambda seeds: detectable(seeds) <= difference)
-    return Power(level, detectable(squares.seeds), enough[found] if found < len(enough) else None)
+    return Power(detectable(squares.seeds), enough[found] if found < len(enough) else None)

@@ -24,9 +24,8 @@ LATEX = {
     **{sign: rf"\{sign}" for sign in "{}#$%&_"},
     **{sign: f"{{{sign}}}" for sign in "[]*"},  # after the end of a row they would belong to it
     **{"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"},
+    **{"<": "$<$", ">": "$>$", "|": "$|$", "`": r"\textasciigrave{}", "–": r"\textendash{}", '"': "''"},
     **{"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "∞": r"$\infty$", "†": r"$\dagger$"},
-    **{"–": r"\textendash{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}"},
 }
 """What stands for a character, so that none acts as a command."""
 TABLE = Template(r"""% \usepackage{booktabs}
@@ -59,11 +58,9 @@ def _bounds(name: str, interval: Interval | None) -> dict[str, Any]:
 
 def csv_table(analysis: Analysis) -> str:
     """A row for each model, in plain numbers, and its comparison with what has the lowest perplexity."""
-    rows = [_row(analysis, model) for model in analysis.models.values()]
-    written = io.StringIO()
-    table = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    rows, written = [_row(analysis, model) for model in analysis.models.values()], io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
+    table.writerows([rows[0], *(row.values() for row in rows)])
     return written.getvalue()
 
 
@@ -71,12 +68,12 @@ def _row(analysis: Analysis, m: ModelResult) -> dict[str, Any]:
     c = analysis.compare(analysis.choice.best.name, m.name) if analysis.choice else None
     names = ("name", "kind", "recipe", "variant", "context_layers", "token_layers", "total_parameters")
     row = {name: getattr(m, name) for name in names}
-    row |= {"runs": len(m.runs), "audit_failed": analysis.untrusted(m.name)}
+    row |= {"runs": len(m.runs), "audit_failed": analysis.untrusted(m.name), "compared_with": c and c.a}
     for name, of in FIGURES.items():
         figure = getattr(m, of)
         row |= {f"{name}_mean": figure and figure.mean, f"{name}_sd": figure and figure.sd}
         row |= _bounds(name, figure and figure.interval)
-    return row | {"compared_with": c and c.a} | comparison_figures(c)
+    return row | comparison_figures(c)
 
 
 def latex(text: str) -> str:
@@ -85,10 +82,7 @@ def latex(text: str) -> str:
 
 
 def latex_table(report: Report) -> str:
-    """A table for the package booktabs: a row for each configuration, then for each baseline.
-
-    Figures are mean ± standard deviation; the best mean of each is bold, even a baseline's.
-    """
+    """A table for booktabs: mean ± standard deviation, the best mean of a column bold, also a baseline's."""
     models, texts = [*report.analysis.models.values()], report.texts
     columns = [PARAMS, *BEST, summary_columns(report)[-1]]
     best = {column: _lowest(models, *of) for column, of in BEST.items()}
