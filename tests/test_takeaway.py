@@ -22,6 +22,7 @@ from report_records import (
 )
 
 import tandem
+from tandem.audit import statistics as audit_statistics
 from tandem.cli.main import run
 from tandem.errors import RunDirError
 from tandem.records import RunRecord
@@ -32,6 +33,7 @@ from tandem.report.statistics import (
     ALPHA,
     MOST_SEEDS,
     Effect,
+    _noncentrality,
     crossed,
     estimate,
     holm,
@@ -71,6 +73,15 @@ def test_the_smallest_difference_is_shown_in_four_of_five_cases() -> None:
         samples = rng.normal(power.detectable, 1.0, (20_000, seeds))
         p = [estimate(sample[:, None], np.array([1])).p for sample in samples[:4000]]
         assert np.mean(np.array(p) < level) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("df", [1, 1.3, 2, 3.9, 4, 30, 500])
+@pytest.mark.parametrize("pairs", [1, 28, 5000])
+def test_the_audit_finds_the_same_power(df: float, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other integrals, also where few degrees of freedom meet a strict level."""
+    monkeypatch.setattr(audit_statistics, "_error", lambda *_: (1.0, df))
+    theirs = audit_statistics._shows((1.0, 0.0, 0.0, 3, 1, 0.0), 3, ALPHA / pairs)
+    assert _noncentrality(df, ALPHA / pairs) == pytest.approx(theirs, rel=5e-6)
 
 
 def test_documents_limit_what_seeds_can_show() -> None:

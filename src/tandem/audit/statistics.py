@@ -160,9 +160,18 @@ def _power(test: SeedTest, known: Sequence[float]) -> tuple[float, int | None] |
 def _shows(squares: Squares, seeds: int, level: float) -> float:
     """The difference that a test shows in four of five cases; its own error varies, too."""
     error, df = _error(squares, seeds)
-    limits = stats.t.isf(level / 2, df) * np.sqrt(stats.chi2.ppf((NODES + 1) / 2, df) / df)
-    missed = lambda shift: WEIGHTS @ special.ndtr(limits - shift) / 2 - 0.2  # noqa: E731
-    return error * float(optimize.brentq(missed, 0.0, 2 * limits.max() + 10))
+    critical = stats.t.isf(level / 2, df)
+    # Where the error varies little, the integral is over it, else over the normal distribution.
+    limits = critical * np.sqrt(stats.chi2.ppf((NODES + 1) / 2, df) / df)
+    density = 9 * stats.norm.pdf(9 * NODES)
+
+    def missed(shift: float) -> float:
+        if df >= 4:
+            return float(WEIGHTS @ special.ndtr(limits - shift)) / 2 - 0.2
+        squares = df * (np.maximum(9 * NODES + shift, 0) / critical) ** 2
+        return 0.8 - float((WEIGHTS * density) @ special.chdtr(df, squares))
+
+    return error * float(optimize.brentq(missed, 0.0, 4 * critical + 20))
 
 
 def paired_test(sides: Sequence[Mapping[int, float]], step: float = STEP) -> SeedTest:

@@ -56,7 +56,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import optimize, special
 
 from tandem.records import perplexity as perplexity
 
@@ -72,6 +72,9 @@ POWER = 0.8
 """Probability of showing a true difference."""
 MOST_SEEDS = 1000
 """More seeds are not looked for."""
+NORMAL = np.linspace(-8, 8, 401)
+WEIGHTS = np.exp(-np.square(NORMAL) / 2) / np.exp(-np.square(NORMAL) / 2).sum()
+"""Of the standard normal distribution, for integrals over it."""
 Interval = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
@@ -340,8 +343,21 @@ def power_of(effect: Effect, level: float) -> Power:
 
     def detectable(seeds: int) -> float:
         error, df = squares.error(seeds)
-        return error * float(special.nctdtrinc(df, 1 - POWER, special.stdtrit(df, 1 - level / 2)))
+        return error * _noncentrality(df, level)
 
     enough = range(MIN_SEEDS, MOST_SEEDS + 1)
     found = bisect_left(enough, True, key=lambda seeds: detectable(seeds) <= difference)
     return Power(detectable(squares.seeds), enough[found] if found < len(enough) else None)
+
+
+def _noncentrality(df: float, level: float) -> float:
+    """Of the t that exceeds the two-sided critical value of `level` with probability `POWER`."""
+    critical = float(special.stdtrit(df, 1 - level / 2))
+    if df >= 4:
+        return float(special.nctdtrinc(df, 1 - POWER, critical))
+
+    def excess(shift: float) -> float:  # SciPy's own is inexact here, or does not end
+        ratios = np.square(np.maximum(NORMAL + shift, 0.0) / critical)
+        return float(WEIGHTS @ special.gammainc(df / 2, df / 2 * ratios)) - POWER
+
+    return float(optimize.brentq(excess, 0.0, 4 * critical + 20))
