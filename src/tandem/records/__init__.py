@@ -1,4 +1,4 @@
-"""Schemas of all that is written down, and how it is written and read; called, `table.records_table`."""
+"""Schemas of all records, and how they are written and read. `tandem.records(RUN_DIR)` calls this module."""
 
 import sys
 from importlib import import_module
