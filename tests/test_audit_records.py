@@ -643,6 +643,14 @@ BROKEN: dict[str, tuple[str, object, str, Callable[[Any], Any], str]] = {
         lambda names: {**names, "text_fingerprint": ""},
         "whether runs compare",
     ),
+    "power without the correction": (
+        "baselines",
+        statistics,
+        "holm_levels",
+        lambda _: lambda p: [0.05] * len(p),
+        "verdict of KN-5 → C1T1, and its power",
+    ),
+    "another power": ("baselines", statistics, "POWER", lambda _: 0.7, "and its power is"),
     "the wrong head": (
         "variants",
         PredictionRecord,

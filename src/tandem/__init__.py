@@ -4,6 +4,7 @@ The model classes load on first use, so that `import tandem` and `tandem --help`
 Auto classes know them in any case.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tandem.registration import register_when_imported
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         TandemForTokenClassification,
         TandemModel,
     )
+    from tandem.records.table import records_table as records
     from tandem.scoring.scorer import Scorer
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "TandemForTokenClassification",
     "TandemModel",
     "load",
+    "records",
 ]
 
 
@@ -40,6 +43,8 @@ def load(folder: str, device: str = "auto") -> "Scorer":
 
 
 def __getattr__(name: str) -> Any:
+    if name == "records":
+        return import_module("tandem.records")
     if name in __all__:
         from tandem import model
 

@@ -247,7 +247,8 @@ def _pairs(said: Analysis, ours: _Figures) -> Iterator[Finding]:
             yield f"corrected p of {pair}", c.corrected_p, right.corrected
             yield f"corrected paired p of {pair}", c.paired_p, right.paired
             yield f"means of {pair}", c.nll.means, right.means
-            yield f"verdict of {pair}", str(c.verdict), right.verdict
+            judged = (str(c.verdict), c.power), (right.verdict, right.power)
+            yield f"verdict of {pair}, and its power", *judged
     yield from _speeds(said, ours)
 
 

@@ -4,14 +4,19 @@ Nothing of `tandem.report.statistics` is called here; its docstring has the form
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 STEP = 1e-6
 """Nats per token: the step in which losses are known."""
+Squares = tuple[float, float, float, int, int, float]
+"""Mean squares of seeds, of documents and of the rest; seeds, documents, and the step of losses."""
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
+"""Of integrals from -1 to 1."""
 
 
 # Numbers over seeds
@@ -58,6 +63,7 @@ class SeedTest(NamedTuple):
     interval: tuple[float, float] | None = None
     df: float | None = None
     p: float | None = None
+    squares: Squares | None = None
 
 
 class PairTest(NamedTuple):
@@ -69,6 +75,7 @@ class PairTest(NamedTuple):
     paired: float | None
     accuracy: SeedTest
     means: tuple[float, float] | None
+    power: tuple[float, int | None] | None
 
     @property
     def verdict(self) -> str:
@@ -104,7 +111,7 @@ def crossed_test(differences: dict[int, Any], tokens: Any, step: float = STEP) -
     if count < 2 or not all(np.isfinite(row).all() for row in rows):
         return known
     of_seeds = size * sum((delta - center) ** 2 for delta in by_seed.values()) / (count - 1)
-    variance, df = of_seeds, float(count - 1)
+    of_documents = rest = 0.0
     if size > 1:
         residuals = []
         for row, delta in zip(rows, by_seed.values(), strict=True):
@@ -113,19 +120,58 @@ def crossed_test(differences: dict[int, Any], tokens: Any, step: float = STEP) -
         means = sum(residuals) / count
         of_documents = count * float((means**2).sum()) / (size - 1)
         rest = sum(float(((row - means) ** 2).sum()) for row in residuals) / ((count - 1) * (size - 1))
-        alone = [(of_seeds, count - 1.0), (of_documents, size - 1.0)]
-        above = [one for one in alone if one[0] > rest]
-        if len(above) < 2:
-            variance, df = above[0] if above else max(alone)
-        else:
-            variance = of_seeds + of_documents - rest
-            squares = of_seeds**2 / (count - 1) + of_documents**2 / (size - 1)
-            squares += rest**2 / ((count - 1) * (size - 1))
-            df = max(variance**2 / squares, min(count, size) - 1.0)
-    error = max(math.sqrt(variance / (count * size)), step / math.sqrt(6 * count))
+    squares = (of_seeds, of_documents, rest, count, size, step)
+    error, df = _error(squares, count)
     half = float(stats.t.ppf(0.975, df)) * error
     p = float(2 * stats.t.sf(abs(center) / error, df)) if count >= 3 else None
-    return known._replace(interval=(center - half, center + half), df=df, p=p)
+    return known._replace(interval=(center - half, center + half), df=df, p=p, squares=squares)
+
+
+def _error(squares: Squares, seeds: int) -> tuple[float, float]:
+    """Standard error with so many seeds, and its degrees of freedom."""
+    of_seeds, of_documents, rest, count, size, step = squares
+    if of_documents > rest:  # the component of documents is counted once for every seed
+        of_documents += (of_documents - rest) / count * (seeds - count)
+    alone = [(of_seeds, seeds - 1.0)] + ([(of_documents, size - 1.0)] if size > 1 else [])
+    above = [one for one in alone if one[0] > rest]
+    if len(above) < 2:
+        variance, df = above[0] if above else max(alone)
+    else:
+        variance = of_seeds + of_documents - rest
+        of_squares = of_seeds**2 / (seeds - 1) + of_documents**2 / (size - 1)
+        of_squares += rest**2 / ((seeds - 1) * (size - 1))
+        df = max(variance**2 / of_squares, min(seeds, size) - 1.0)
+    return max(math.sqrt(variance / (seeds * size)), step / math.sqrt(6 * seeds)), df
+
+
+def _power(test: SeedTest, known: Sequence[float]) -> tuple[float, int | None] | None:
+    """What a test could show in four of five cases, given all p-values of its family, its own included."""
+    if test.p is None or test.squares is None:
+        return None
+    others, shown, squares = sorted(known), 0, test.squares
+    others.remove(test.p)
+    while shown < len(others) and others[shown] < 0.05 / (len(known) - shown):
+        shown += 1
+    level, size = 0.05 / (len(known) - shown), abs(test.difference or 0.0)
+    enough = bisect_left(range(3, 1001), -size, key=lambda seeds: -_shows(squares, seeds, level))
+    return _shows(squares, squares[3], level), enough + 3 if enough < 998 else None
+
+
+def _shows(squares: Squares, seeds: int, level: float) -> float:
+    """The difference that a test shows in four of five cases; its own error varies, too."""
+    error, df = _error(squares, seeds)
+    critical = stats.t.isf(level / 2, df)
+    # Where the error varies little, the integral is over it, else over the normal distribution.
+    limits = critical * np.sqrt(stats.chi2.ppf((NODES + 1) / 2, df) / df)
+    density = 9 * stats.norm.pdf(9 * NODES)
+
+    def missed(shift: float) -> float:
+        if df >= 4:
+            return float(WEIGHTS @ special.ndtr(limits - shift)) / 2 - 0.2
+        squares = df * (np.maximum(9 * NODES + shift, 0) / critical) ** 2
+        return 0.8 - float((WEIGHTS * density) @ special.chdtr(df, squares))
+
+    return error * float(optimize.brentq(missed, 0.0, 4 * critical + 20))
 
 
 def paired_test(sides: Sequence[Mapping[int, float]], step: float = STEP) -> SeedTest:
@@ -156,14 +202,13 @@ def family_of(
         means = tuple(mean_of([v.nll_nats for v in side.values()]) for side in sides) if common else None
         names.append((a, b))
         tests.append((_by_documents(common) or nll, nll, accuracy, means))
-    corrected, paired = (
-        holm_corrected([test[0] for test in tests]),
-        holm_corrected([test[1] for test in tests]),
-    )
+    effects, nlls = ([test[place] for test in tests] for place in (0, 1))
+    known = [test.p for test in effects if test.p is not None]
+    families = holm_corrected(effects), holm_corrected(nlls), [_power(test, known) for test in effects]
     return {
-        name: PairTest(effect, p, nll, paired_p, accuracy, means)
-        for name, p, paired_p, (effect, nll, accuracy, means) in zip(
-            names, corrected, paired, tests, strict=True
+        name: PairTest(effect, p, nll, paired, accuracy, means, power)
+        for name, (effect, nll, accuracy, means), p, paired, power in zip(
+            names, tests, *families, strict=True
         )
     }
 

@@ -201,8 +201,21 @@ class ReportArguments(OwnArguments):
     """Run directory of an experiment."""
     lang: Literal["en", "ja"] = "en"
     """Language of the report."""
+    only: Annotated[Literal["md", "html", "csv", "latex"] | None, tyro.conf.arg(name="format")] = None
+    """Write this alone: text, page, every model's figures, or a table for LaTeX; none: text and page."""
     json_output: Json = False
     """Print the paths of the report's files as JSON."""
+
+
+class CompareArguments(OwnArguments):
+    """Compare two experiments on the same text: every configuration and baseline that both have."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Run directory of the first experiment."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run directory of the second one."""
+    json_output: Json = False
+    """Print the comparison as JSON."""
 
 
 ARGUMENTS: dict[str, type[Any]] = {
@@ -214,6 +227,7 @@ ARGUMENTS: dict[str, type[Any]] = {
     "quantize": QuantizeArguments,
     "audit": AuditArguments,
     "report": ReportArguments,
+    "compare": CompareArguments,
     "config": ConfigArguments,
 }
 """What each command takes."""

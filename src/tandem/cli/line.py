@@ -19,9 +19,10 @@ PLACES = {
     **dict.fromkeys(("evaluate", "score", "generate", "quantize"), "a model folder"),
     "audit": "a run directory or model folder",
     "report": "a run directory",
+    "compare": "two run directories",
 }
 """By command, its own word: what it takes besides options."""
-SEVERAL = {"score": "files"}
+SEVERAL = {"score": "files", "compare": "others"}
 """Commands that take more words after their own, and the argument that these are."""
 TEXTS = {
     **dict.fromkeys(OF_SETTINGS, "a text stands after --data.train"),

@@ -10,10 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from tandem.advice import in_command, named
 from tandem.cli.arguments import (
     AuditArguments,
+    CompareArguments,
     ConfigArguments,
     EvaluateArguments,
     ExperimentArguments,
@@ -261,11 +263,24 @@ def report(args: Sequence[str]) -> None:
     from tandem.cli.summary import print_summary
     from tandem.report.render import write_report
 
-    files = write_report(arguments.run_dir, arguments.lang)
+    files = write_report(arguments.run_dir, arguments.lang, arguments.only)
     if arguments.json_output:
         _write_json(json.dumps([str(path) for path in files], ensure_ascii=False))
     else:
         print_summary(OUT, arguments.run_dir, arguments.lang, files)
+
+
+def compare(args: Sequence[str]) -> None:
+    """tandem compare RUN_DIR RUN_DIR"""
+    arguments = parse("compare", CompareArguments, args)
+    from tandem.cli.summary import print_comparison
+    from tandem.report.experiments import compare_experiments
+
+    compared = compare_experiments(arguments.run_dir, *arguments.others)
+    if arguments.json_output:
+        _write_json(to_json(compared.as_json(), inf_nan_mode="null").decode())
+    else:
+        print_comparison(OUT, compared)
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -276,7 +291,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "generate": (generate, "continue a prompt"),
     "quantize": (quantize, "copy a model with weights of 8 bits, a quarter of the size"),
     "audit": (audit, "check what an experiment or a model says of itself"),
-    "report": (report, "rebuild an experiment's report from its records"),
+    "report": (report, "rebuild an experiment's report from its records, also as CSV or for LaTeX"),
+    "compare": (compare, "compare two experiments on the same text"),
     "config": (config, "list the presets, or print one with all its settings"),
 }
 

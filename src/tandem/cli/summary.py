@@ -7,22 +7,17 @@ from typing import TYPE_CHECKING, get_args
 
 from tandem.cli.terminal import Part, Terminal
 from tandem.objectives import OBJECTIVES
-from tandem.records import (
-    AuditRecord,
-    DataRecord,
-    RunRecord,
-    read_audit,
-    read_manifest,
-    read_records,
-)
+from tandem.records import AuditRecord, DataRecord, RunRecord, read_audit, read_manifest, read_records
 from tandem.records.audit import Status
-from tandem.report import summary_rows
+from tandem.report import summary_rows, wording
+from tandem.report.statistics import perplexity
 from tandem.shown import command
 
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
     from tandem.experiment.checkpoints import QuantizedModel
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Evaluation, Mixture
+    from tandem.report.experiments import ComparedExperiments
     from tandem.scoring.files import Counts
     from tandem.scoring.pairs import PairScores
 
@@ -43,7 +38,7 @@ def print_summary(console: Terminal, run_dir: Path, lang: str, report: list[Path
     if records:
         console.say(f"text: {_text(records[0].data)}")
     for path in report:
-        if path.suffix in {".html", ".md"}:
+        if path.suffix != ".svg":
             console.say(f"report: {path}")
 
 
@@ -131,6 +126,25 @@ def print_pair_scores(console: Terminal, scores: PairScores) -> None:
         for one in groups
     ]
     console.table(("group", "pairs", "accuracy", "95% interval"), rows, right=range(1, 4))
+
+
+def print_comparison(console: Terminal, found: ComparedExperiments) -> None:
+    """What two experiments have in common, the second against the first."""
+    rows = []
+    for c in found.comparisons:
+        means = [wording.perplexity_text(perplexity(nll)) for nll in c.nll.means or ()] or [wording.NONE] * 2
+        basis = c.effect.basis.replace("_", " × ")
+        figures = wording.nats_text(c.effect.difference), wording.interval_text(c.effect.interval), basis
+        judged = wording.p_text(c.corrected_p), c.verdict.replace("_", " "), *wording.power_texts(c.power)
+        rows.append((c.b + " †" * (c.b in found.untrusted), *means, *figures, *judged))
+    heads = ("", "first PPL", "second PPL", "nats/token", "95% interval", "over", "p (Holm)", "verdict")
+    console.table((*heads, "could show", "seeds needed"), rows, right=range(1, 5))
+    console.print()
+    for place, run_dir, only in zip(("first", "second"), found.run_dirs, found.only, strict=True):
+        console.say(f"{place}: {run_dir}" + (f", which alone has {', '.join(only)}" if only else ""))
+    if found.untrusted:
+        console.say("†: the audit failed for one of its runs")
+    console.say("second against first, over the seeds of both; no audit computes these differences again")
 
 
 def print_quantized(console: Terminal, copied: QuantizedModel) -> None:

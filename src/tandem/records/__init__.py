@@ -1,4 +1,9 @@
-"""Schemas of all that is written down, and how it is written and read."""
+"""Schemas of all records, and how they are written and read. `tandem.records(RUN_DIR)` calls this module."""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from tandem.records.audit import AuditRecord as AuditRecord
 from tandem.records.audit import Check as Check
@@ -7,6 +12,7 @@ from tandem.records.audit import read_audit as read_audit
 from tandem.records.audit import write_audit as write_audit
 from tandem.records.files import Manifest as Manifest
 from tandem.records.files import append_record as append_record
+from tandem.records.files import read_experiment as read_experiment
 from tandem.records.files import read_manifest as read_manifest
 from tandem.records.files import read_records as read_records
 from tandem.records.files import records_path as records_path
@@ -28,3 +34,11 @@ from tandem.records.run import TrainingRecord as TrainingRecord
 from tandem.records.run import Unbounded as Unbounded
 from tandem.records.run import ValidationRecord as ValidationRecord
 from tandem.records.run import perplexity as perplexity
+
+
+class _Callable(ModuleType):
+    def __call__(self, run_dir: Any) -> Any:
+        return import_module("tandem.records.table").records_table(run_dir)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tandem.advice import advice
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError
-from tandem.folders import MANIFEST, RECORDS, atomic_write
+from tandem.folders import MANIFEST, RECORDS, atomic_write, check_reading
 from tandem.records.run import Precision, Record, RunRecord
 
 Whole = TypeVar("Whole", bound=Record)
@@ -79,6 +79,14 @@ def read_records(run_dir: Path) -> list[RunRecord]:
             ) from None
         latest[record.run] = record
     return list(latest.values())
+
+
+def read_experiment(run_dir: Path) -> list[RunRecord]:
+    """The records of a run directory. Raises RunDirError where it is none, or has none, or a damaged one."""
+    check_reading(run_dir, "run directory")
+    if records := read_records(run_dir):
+        return records
+    raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
 
 
 def write_whole(path: Path, record: Record) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from tandem.baselines import BASELINES
 from tandem.records import AuditRecord, Check, Manifest, RunRecord, ScanRecord, ValidationRecord
 from tandem.records.audit import Status
+from tandem.report import statistics
 from tandem.report.statistics import Effect, Verdict, crossed, holm, paired, perplexities, perplexity, spread
 
 Key = TypeVar("Key", bound=Hashable)
@@ -194,6 +195,8 @@ class Comparison:
     """p of `nll`, Holm-corrected over the same family."""
     accuracy: Effect
     """Descriptive, over seeds."""
+    power: statistics.Power | None
+    """What `effect` can show, in its family; None where it has no p."""
 
     @property
     def verdict(self) -> Verdict:
@@ -207,8 +210,8 @@ class Comparison:
         return replace(self, a=self.b, b=self.a, **parts)
 
 
-def _compare(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparison, ...]:
-    """The comparisons of all pairs with results, as one family."""
+def compare_pairs(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparison, ...]:
+    """The comparisons of all pairs with results, as one family; the two may be of two experiments."""
     pairs = [(a, b) for a, b in pairs if a.validation and b.validation]
     scores = [_common(a, b) for a, b in pairs]
     tests = [_paired(both, lambda v: v.nll_nats) for both in scores]
@@ -217,7 +220,8 @@ def _compare(pairs: Iterable[tuple[ModelResult, ModelResult]]) -> tuple[Comparis
 
     accuracies = [_paired(both, lambda v: v.accuracy) for both in scores]
     names = [a.name for a, _ in pairs], [b.name for _, b in pairs]
-    return tuple(map(Comparison, *names, effects, corrected, tests, paired_p, accuracies))
+    powers = statistics.powers(effects)
+    return tuple(map(Comparison, *names, effects, corrected, tests, paired_p, accuracies, powers))
 
 
 def _common(a: ModelResult, b: ModelResult) -> Scores:
@@ -396,10 +400,10 @@ class Analysis:
         """Of all records, shared work counted only where it was done."""
         self.seconds_alone = math.fsum(r.seconds_alone_s for r in records)
         """Of all records, had every run been made alone."""
-        self.comparisons = _compare(combinations(self.configurations, 2)) if self.comparable else ()
+        self.comparisons = compare_pairs(combinations(self.configurations, 2)) if self.comparable else ()
         """Every pair of configurations, corrected as one family."""
         against = product(self.baselines, self.configurations)
-        self.baseline_comparisons = _compare(against) if self.comparable else ()
+        self.baseline_comparisons = compare_pairs(against) if self.comparable else ()
         """Every configuration (`b`) against every baseline (`a`), corrected as one family."""
 
     def compare(self, a: str, b: str) -> Comparison | None:

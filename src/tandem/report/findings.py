@@ -73,6 +73,8 @@ def _effects_table(
         Column("df", lambda c: wording.number(c.effect.df, 1 if (c.effect.df or 0) < 100 else 0)),
         Column("p", lambda c: wording.p_text(c.corrected_p)),
         word_column("verdict", lambda c: texts(f"verdict.{c.verdict}", name=c.b)),
+        Column("detectable", lambda c: wording.power_texts(c.power)[0]),
+        Column("seeds_needed", lambda c: wording.power_texts(c.power)[1]),
     ]
     return report.table(name, columns, comparisons, longest=longest)
 

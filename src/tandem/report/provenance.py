@@ -14,7 +14,7 @@ from tandem.report.wording import NONE, code, literal
 
 DEFINITIONS = (
     "config variant baseline params phase1 rank perplexity bits accuracy "
-    "plus_minus interval verdict efficiency time"
+    "plus_minus interval verdict power efficiency time"
 )
 """Keys of the definitions in order; those of `phase1` are its recipes'."""
 

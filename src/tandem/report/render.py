@@ -6,21 +6,23 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from string import Template
+from typing import Literal
 
 from markdown_it import MarkdownIt
 
 from tandem.errors import RunDirError, storage_reason
-from tandem.folders import atomic_write, check_reading
-from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_manifest, read_records
+from tandem.folders import atomic_write
+from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_experiment, read_manifest
 from tandem.report import findings, provenance, results
 from tandem.report.analysis import Analysis
 from tandem.report.markdown import Report, bullets
+from tandem.report.tables import csv_table, latex_table
 from tandem.report.wording import Texts, literal, read_resource
 
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("table")
 _PARSER.validateLink = lambda url: url.startswith(("#", "figures/"))  # type: ignore[method-assign]
 
-
+Format = Literal["md", "html", "csv", "latex"]
 Section = Callable[[Report], Iterable[str]]
 """Gives the blocks of a section, its heading first; none: there is no such section in this report."""
 SECTIONS: list[Section] = [
@@ -51,30 +53,18 @@ class Document:
         return "\n\n".join([f"# {self.title}", self.subtitle, *self.sections.values()]) + "\n"
 
 
-def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
+def write_report(run_dir: Path, lang: str = "en", only: Format | None = None) -> list[Path]:
     """Write the report of the records in `run_dir`, and return the files written.
 
     `en` writes report.md and report.html, `ja` report.ja.md and report.ja.html, each with its figures under
-    figures/. The same records always give the same bytes. Raises RunDirError for an unknown language, for a
-    directory that is missing, unwritable or without records, and for a damaged record, manifest or audit.
+    figures/. `only` writes one format: the text with its figures, the page, report.csv, or report.tex. The
+    same records always give the same bytes. Raises RunDirError for an unknown language, for a directory that
+    is missing, unwritable or without records, and for a damaged record, manifest or audit.
     """
     texts = Texts(lang)
-    check_reading(run_dir, "run directory")
-    records = read_records(run_dir)
-    if not records:
-        raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
-    # The only import of matplotlib, which is slow. Where no home folder can be written, it would warn.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from tandem.report.figures import draw_figures
-
+    records = read_experiment(run_dir)
     analysis = Analysis(records, read_manifest(run_dir), read_audit(run_dir))
-    figures = draw_figures(analysis, texts)
-    document = Document(analysis, texts, figures.keys())
-    files = {
-        run_dir / f"report{texts.suffix}.md": str(document),
-        run_dir / f"report{texts.suffix}.html": render_html(document, figures),
-        **{run_dir / "figures" / f"{name}{texts.suffix}.svg": svg for name, svg in figures.items()},
-    }
+    files = {run_dir / name: text for name, text in _files(analysis, texts, only).items()}
     try:
         for path, content in files.items():
             path.parent.mkdir(exist_ok=True)
@@ -86,6 +76,23 @@ def write_report(run_dir: Path, lang: str = "en") -> list[Path]:
             "make room or mend the place, and give the command again"
         ) from None
     return list(files)
+
+
+def _files(analysis: Analysis, texts: Texts, only: Format | None) -> dict[str, str]:
+    """The files of the report by their names."""
+    if only == "csv":
+        return {"report.csv": csv_table(analysis)}
+    if only == "latex":
+        return {f"report{texts.suffix}.tex": latex_table(Report(analysis, texts, frozenset()))}
+    # The only import of matplotlib, which is slow. Where no home folder can be written, it would warn.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from tandem.report.figures import draw_figures
+
+    figures = draw_figures(analysis, texts)
+    document = Document(analysis, texts, figures.keys())
+    page = {f"report{texts.suffix}.html": render_html(document, figures)} if only != "md" else {}
+    drawn = {f"figures/{name}{texts.suffix}.svg": svg for name, svg in figures.items()}
+    return page if only == "html" else {f"report{texts.suffix}.md": str(document), **page, **drawn}
 
 
 def summary_rows(

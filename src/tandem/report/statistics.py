@@ -36,18 +36,27 @@ either factor gives.
 Satterthwaite, F. E. (1946). An approximate distribution of estimates of variance components. Biometrics
 Bull. 2, 110–114. Cochran, W. G. (1977). Sampling Techniques, 3rd ed., sections 6.4 and 6.17 (ratios).
 `bench/false_positives.py` holds the rule to its nominal 5%.
+
+Power. With S' seeds, MS_seed and MS_e are expected as they are, and MS_doc as MS_doc + (S' − S) σ², where
+σ² = (MS_doc − MS_e) / S, or 0. They give a standard error and degrees of freedom by the rule above. A true
+difference of λ standard errors is shown with the probability that a noncentral t of this λ exceeds the
+critical value. The level is the one that Holm's correction leaves to a pair, given all other p-values.
+
+Westfall, J., Kenny, D. A. & Judd, C. M. (2014). Statistical power and optimal design in experiments in
+which samples of participants respond to samples of stimuli. J. Exp. Psychol. Gen. 143, 2020–2045.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import optimize, special
 
 from tandem.records import perplexity as perplexity
 
@@ -59,6 +68,13 @@ CONFIDENCE = 0.95
 """Level of every interval."""
 RESOLUTION = 1e-6
 """Nats per token. A smaller difference is rounding of single-precision arithmetic."""
+POWER = 0.8
+"""Probability of showing a true difference."""
+MOST_SEEDS = 1000
+"""More seeds are not looked for."""
+NORMAL = np.linspace(-8, 8, 401)
+WEIGHTS = np.exp(-np.square(NORMAL) / 2) / np.exp(-np.square(NORMAL) / 2).sum()
+"""Of the standard normal distribution, for integrals over it."""
 Interval = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
@@ -122,6 +138,24 @@ def t_interval(center: float, standard_error: float, df: float) -> Interval:
 # The difference of two models
 
 
+class MeanSquares(NamedTuple):
+    """MS_seed, MS_doc and MS_e (0 of one document), their S and D, and `resolution` as in `estimate`."""
+
+    seed: float
+    document: float
+    rest: float
+    seeds: int
+    documents: int
+    resolution: float
+
+    def error(self, seeds: int) -> tuple[float, float]:
+        """The standard error in nats per token, and its degrees of freedom, with so many seeds."""
+        document = self.document + max(0.0, self.document - self.rest) * (seeds / self.seeds - 1)
+        variance, df = _variance(self.seed, document, self.rest, seeds - 1, self.documents - 1)
+        least = self.resolution / math.sqrt(6 * seeds)
+        return max(math.sqrt(variance / (seeds * self.documents)), least), df
+
+
 @dataclass(frozen=True)
 class Effect:
     """The difference b − a of two models, of validation NLL in nats per token unless it is said otherwise."""
@@ -138,6 +172,8 @@ class Effect:
     """Degrees of freedom of `interval` and `p`."""
     p: float | None = None
     """Two-sided, uncorrected; None below three seeds, or without an interval."""
+    squares: MeanSquares | None = None
+    """What `interval` comes from."""
     means: tuple[float, float] | None = None
     """Of a and of b over common seeds, where `paired` compares them."""
 
@@ -173,6 +209,7 @@ class CrossedEstimate:
     difference: float
     standard_error: float
     df: float
+    squares: MeanSquares
 
     @property
     def p(self) -> float:
@@ -202,20 +239,14 @@ def estimate(differences: Floats, tokens: npt.NDArray[np.int64], resolution: flo
     by_seed = differences.sum(axis=1) / total
     difference = float(by_seed.mean())
     of_seeds = documents * float(np.square(by_seed - difference).sum()) / (seeds - 1)
-    if documents == 1:
-        variance, df = of_seeds, seeds - 1.0
-    else:
+    of_documents, rest = 0.0, 0.0
+    if documents > 1:
         residuals = (documents - 1) * (differences - by_seed[:, None] * tokens) / (total - tokens)
-        of_documents = residuals.mean(axis=0)
-        variance, df = _variance(
-            of_seeds,
-            seeds * float(np.square(of_documents).sum()) / (documents - 1),
-            float(np.square(residuals - of_documents).sum()) / ((seeds - 1) * (documents - 1)),
-            seeds - 1,
-            documents - 1,
-        )
-    least = resolution / math.sqrt(6 * seeds)
-    return CrossedEstimate(difference, max(math.sqrt(variance / (seeds * documents)), least), df)
+        means = residuals.mean(axis=0)
+        of_documents = seeds * float(np.square(means).sum()) / (documents - 1)
+        rest = float(np.square(residuals - means).sum()) / ((seeds - 1) * (documents - 1))
+    squares = MeanSquares(of_seeds, of_documents, rest, seeds, documents, resolution)
+    return CrossedEstimate(difference, *squares.error(seeds), squares)
 
 
 def _variance(
@@ -249,7 +280,7 @@ def crossed(
         return effect
     found = estimate(of_documents, tokens[scored], resolution)
     p = found.p if len(by_seed) >= MIN_SEEDS else None
-    return replace(effect, interval=found.interval, df=found.df, p=p)
+    return replace(effect, interval=found.interval, df=found.df, p=p, squares=found.squares)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], resolution: float = RESOLUTION) -> Effect:
@@ -278,3 +309,55 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         running = max(running, min(1.0, p * (len(tested) - rank)))
         corrected[place] = running
     return corrected
+
+
+class Power(NamedTuple):
+    """What a comparison can show with probability `POWER`."""
+
+    detectable: float
+    """The smallest true difference that its seeds and documents show, nats per token."""
+    seeds: int | None
+    """Seeds that show the difference at hand, if it is the true one; None: more than `MOST_SEEDS`."""
+
+
+def holm_levels(p_values: Sequence[float]) -> list[float]:
+    """The p below which Holm's correction shows each of a family, the others being what they are."""
+    tested, levels = sorted(p_values), []
+    for place in map(tested.index, p_values):
+        others = enumerate(tested[:place] + tested[place + 1 :])
+        unshown = (rank for rank, other in others if other * (len(tested) - rank) >= ALPHA)
+        levels.append(ALPHA / (len(tested) - next(unshown, len(tested) - 1)))
+    return levels
+
+
+def powers(effects: Sequence[Effect]) -> list[Power | None]:
+    """Of each test of a family; None where there was none."""
+    levels = iter(holm_levels([effect.p for effect in effects if effect.p is not None]))
+    return [None if effect.p is None else power_of(effect, next(levels)) for effect in effects]
+
+
+def power_of(effect: Effect, level: float) -> Power:
+    """The power of the test behind an effect at this level."""
+    squares, difference = effect.squares, abs(effect.difference or 0.0)
+    assert squares is not None, "an effect without an interval has no test"
+
+    def detectable(seeds: int) -> float:
+        error, df = squares.error(seeds)
+        return error * _noncentrality(df, level)
+
+    enough = range(MIN_SEEDS, MOST_SEEDS + 1)
+    found = bisect_left(enough, True, key=lambda seeds: detectable(seeds) <= difference)
+    return Power(detectable(squares.seeds), enough[found] if found < len(enough) else None)
+
+
+def _noncentrality(df: float, level: float) -> float:
+    """Of the t that exceeds the two-sided critical value of `level` with probability `POWER`."""
+    critical = float(special.stdtrit(df, 1 - level / 2))
+    if df >= 4:
+        return float(special.nctdtrinc(df, 1 - POWER, critical))
+
+    def excess(shift: float) -> float:  # SciPy's own is inexact here, or does not end
+        ratios = np.square(np.maximum(NORMAL + shift, 0.0) / critical)
+        return float(WEIGHTS @ special.gammainc(df / 2, df / 2 * ratios)) - POWER
+
+    return float(optimize.brentq(excess, 0.0, 4 * critical + 20))

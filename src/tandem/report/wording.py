@@ -14,7 +14,7 @@ from typing import Union
 import yaml
 
 from tandem.errors import RunDirError
-from tandem.report.statistics import Interval, Spread, perplexity
+from tandem.report.statistics import MOST_SEEDS, Interval, Power, Spread, perplexity
 from tandem.shown import one_line
 
 LANGUAGES = ("en", "ja")
@@ -178,6 +178,13 @@ def bytes_text(value: int | None) -> str:
 def p_text(p: float | None) -> str:
     """A p-value."""
     return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def power_texts(power: Power | None) -> tuple[str, str]:
+    """What could be shown, in nats per token, and the seeds that the difference at hand needs."""
+    if power is None:
+        return NONE, NONE
+    return number(power.detectable, 4), f">{MOST_SEEDS:,}" if power.seeds is None else number(power.seeds)
 
 
 def interval_text(interval: Interval | None, text: Callable[[float], str] = nats_text) -> str:
