@@ -21,6 +21,7 @@ from tandem.shown import command
 
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
     from tandem.experiment.checkpoints import QuantizedModel
+    from tandem.experiment.doctor import Checkup
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Evaluation, Mixture
     from tandem.scoring.files import Counts
@@ -137,6 +138,33 @@ def print_quantized(console: Terminal, copied: QuantizedModel) -> None:
     """Where the copy is, and what it takes."""
     sizes = f"{copied.output_bytes / 1e6:,.1f} MB instead of {copied.model_bytes / 1e6:,.1f} MB"
     console.say(f"{copied.output} holds the model with weights of 8 bits: {sizes}")
+
+
+def print_checkup(console: Terminal, found: Checkup) -> None:
+    """What this machine has, and what is missing."""
+    machine, speedup = found.environment, found.bfloat16_speedup
+    memory = machine.device_memory_bytes or found.free_bytes
+    lacking = {extra: " ".join(packages) for extra, packages in found.missing.items() if packages}
+    slower = machine.precision == "float32" and speedup > 1.2
+    advised = "; `--precision bfloat16` trains with it" if slower else ""
+    there = ", ".join(extra for extra in found.missing if extra not in lacking) or "none"
+    _print_pairs(
+        console,
+        {
+            "tandem": f"{machine.tandem}, code {machine.code_fingerprint[:12]}",
+            "python": f"{machine.python}, torch {machine.torch}, transformers {machine.transformers}",
+            "platform": machine.platform,
+            "device": f"{machine.device} ({machine.device_name})",
+            "cores": f"{machine.cpu_count}, of which torch uses {machine.threads} ({machine.cpu_capability})",
+            "memory": f"{memory / 1e9:.1f} GB, of which {found.free_bytes / 1e9:.1f} GB are free",
+            "bf16": f"{speedup:.1f} times as fast as float32{advised}",
+            "extras": there,
+            **{
+                f"no {extra}": f"{packages} not installed: {command('pip', 'install', f'tandem-lm[{extra}]')}"
+                for extra, packages in lacking.items()
+            },
+        },
+    )
 
 
 def _lost(result: Evaluation) -> dict[str, str]:

@@ -1,0 +1,67 @@
+"""A quick start of `tandem generate`: most of what transformers imports is for other uses."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+UNUSED = ("accelerate", "scipy", "sklearn")
+"""What transformers imports where it is installed, for other models or for training."""
+COMPILER = "torch._dynamo"
+"""The compiler of torch. It takes seconds to import, and is asked for decorators only."""
+ATTENTION = f"{COMPILER}._trace_wrapped_higher_order_op"
+"""A part of it that transformers imports, for attention that Tandem does not have."""
+
+
+class _CompilerLater(ModuleType):
+    """In the compiler's place until anybody asks for more than its decorators."""
+
+    __file__ = None
+
+    @staticmethod
+    def disable(function: Any = None, *_: object, **__: object) -> Any:
+        """What the decorators do to a function that is not compiled; without one, a decorator."""
+        return _CompilerLater.disable if function is None else function
+
+    assume_constant_result = allow_in_graph = disable
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER]
+        return getattr(import_module(COMPILER), name)
+
+
+def import_transformers() -> None:
+    """Import what a model needs, as if `UNUSED`, the compiler and torch.distributed were not installed.
+
+    Only where nothing is imported yet: a process that does more than run one model on one device needs them.
+    """
+    if {"torch", "transformers"} & set(sys.modules):
+        return
+    sys.modules[COMPILER] = _CompilerLater(COMPILER)
+    # Another version of transformers may ask for more. Then the regular import goes on from there.
+    with suppress(Exception), _without_unused():
+        import_module("transformers.generation.utils")
+        import_module("transformers.modeling_utils")
+
+
+@contextmanager
+def _without_unused() -> Iterator[None]:
+    """Within the block they cannot be imported, and torch says that it is not distributed."""
+    import torch.distributed
+
+    attention: Any = ModuleType(ATTENTION)
+    attention.TransformGetItemToIndex = None
+    absent: dict[str, Any] = {name: None for name in UNUSED if name not in sys.modules}
+    absent[ATTENTION] = attention
+    is_available = torch.distributed.is_available
+    sys.modules.update(absent)
+    torch.distributed.is_available = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_available = is_available
+        for name in absent:
+            del sys.modules[name]
