@@ -90,9 +90,7 @@ def test_a_doctor_says_what_there_is(
     assert run(["doctor"]) == 0
     said = capsys.readouterr().out
     assert found.environment.torch in said
-    assert "no hub         no_such.package is not installed: pip install 'tandem-lm[hub]'" in said
-    assert run(["doctor", "me"]) == 2
-    assert "`tandem doctor` takes options alone" in capsys.readouterr().err
+    assert "no hub         no_such.package not installed: pip install 'tandem-lm[hub]'" in said
 
 
 def test_no_colour_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

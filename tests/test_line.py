@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from warm import python
 from tandem.baselines import BASELINES
 from tandem.cli.arguments import (
     AuditArguments,
+    CompletionArguments,
     ConfigArguments,
+    DoctorArguments,
     EvaluateArguments,
     ExperimentArguments,
     GenerateArguments,
@@ -38,6 +41,8 @@ KINDS: dict[str, type[Any]] = {
     "generate": GenerateArguments,
     "audit": AuditArguments,
     "report": ReportArguments,
+    "doctor": DoctorArguments,
+    "completion": CompletionArguments,
 }
 
 
@@ -156,6 +161,9 @@ MISTAKES = {
     "generate --prompt x": "`tandem generate` needs a model folder",
     "audit": "`tandem audit` needs a run directory or model folder",
     "report --lang ja": "`tandem report` needs a run directory",
+    "completion": "`tandem completion` needs a shell (bash, zsh or fish)",
+    "completion csh": "shell 'csh' is not possible: it must be 'bash', 'zsh' or 'fish'",
+    "doctor m": "m belongs to no option: `tandem doctor` takes options alone",
     # Not what the command takes.
     "train orignal": "no preset or settings file 'orignal'; did you mean 'original'? (presets: demo, ",
     "train none.yaml": "no settings file none.yaml; `tandem config` lists the presets",
@@ -304,6 +312,24 @@ def test_a_long_prompt_comes_through_a_pipe(model: Path) -> None:
     done = piped(text, "generate", str(model), "--prompt", "-", "--max-new-tokens", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prompt"] == text.decode()
+
+
+def test_a_quick_start_leaves_out_what_is_for_other_uses(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    """A fresh process, in which nothing is imported yet, writes the same."""
+    args = ["generate", str(model), "--prompt", "the context", "--max-new-tokens", "5"]
+    assert run(args) == 0
+    code = (
+        "import sys\n"
+        "from tandem.cli.main import run\n"
+        f"assert run({args!r}) == 0\n"
+        "assert not {'scipy', 'accelerate', 'torch.distributed.tensor', 'sympy'} & set(sys.modules)\n"
+        "import torch, torch.distributed, scipy\n"  # where they are asked for, they are there
+        "assert torch.distributed.is_available() and torch._dynamo.optimize\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (capsys.readouterr().out, "")
 
 
 def test_a_text_to_score_comes_from_standard_input(

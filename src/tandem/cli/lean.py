@@ -45,6 +45,8 @@ def import_transformers() -> None:
     with suppress(Exception), _without_unused():
         import_module("transformers.generation.utils")
         import_module("transformers.modeling_utils")
+        embedding: Any = import_module("torch.nn").Embedding
+        embedding.reset_parameters = lambda _: None  # weights are read; drawing some first imports sympy
 
 
 @contextmanager
