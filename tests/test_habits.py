@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tandem.cli import lean
 from tandem.cli.arguments import ARGUMENTS
 from tandem.cli.completion import script
 from tandem.cli.main import run
-from tandem.cli.terminal import Terminal
+from tandem.cli.summary import print_checkup
+from tandem.cli.terminal import OUT, Terminal
 from tandem.cli.usage import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,16 +83,28 @@ def test_a_doctor_says_what_there_is(
         'Numpy; extra == "hub"',
         'x; extra == "dev"',
     ]
+    monkeypatch.setattr(doctor, "PRODUCTS", 1)
     monkeypatch.setattr(doctor.metadata, "requires", lambda _: lines)
     assert run(["doctor", "--json"]) == 0
     found = doctor.Checkup.model_validate_json(capsys.readouterr().out)
     assert found.missing == {"hub": ("no_such.package",)}
     assert 0 < found.free_bytes <= (found.environment.device_memory_bytes or 0)
     assert found.bfloat16_speedup > 0
-    assert run(["doctor"]) == 0
+    print_checkup(OUT, found)
     said = capsys.readouterr().out
     assert found.environment.torch in said
     assert "no hub         no_such.package not installed: pip install 'tandem-lm[hub]'" in said
+
+
+def test_the_compiler_comes_when_more_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "COMPILER", "colorsys")  # any module
+    stand_in = lean._CompilerLater("colorsys")
+    monkeypatch.setitem(sys.modules, "colorsys", stand_in)
+    assert stand_in.disable(recursive=False)(len) is stand_in.allow_in_graph(len) is len
+    from colorsys import rgb_to_hsv
+
+    assert rgb_to_hsv(1, 1, 1) == (0, 0, 1)
+    assert sys.modules["colorsys"] is not stand_in
 
 
 def test_no_colour_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,8 +325,8 @@ def test_a_quick_start_leaves_out_what_is_for_other_uses(
         "from tandem.cli.main import run\n"
         f"assert run({args!r}) == 0\n"
         "assert not {'scipy', 'accelerate', 'torch.distributed.tensor', 'sympy'} & set(sys.modules)\n"
-        "import torch, torch.distributed, scipy\n"  # where they are asked for, they are there
-        "assert torch.distributed.is_available() and torch._dynamo.optimize\n"
+        "import torch.distributed, scipy\n"  # where they are asked for, they are there
+        "assert torch.distributed.is_available()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (capsys.readouterr().out, "")
