@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tandem.cli import lean
-from tandem.cli.arguments import ARGUMENTS
 from tandem.cli.completion import script
 from tandem.cli.main import run
 from tandem.cli.summary import print_checkup
@@ -66,7 +65,7 @@ def test_bash_completes() -> None:
 def test_every_shell_is_told_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["completion", shell]) == 0
     told = capsys.readouterr().out
-    assert all(re.search(rf"\b{command}\b", told) for command in ARGUMENTS)
+    assert all(re.search(rf"\b{command}\b", told) for command in COMMANDS)
     assert "phase2.batch-positions" in told
     if there := shutil.which(shell):
         assert subprocess.run([there, "-n"], input=told, text=True, check=False).returncode == 0
@@ -87,13 +86,13 @@ def test_a_doctor_says_what_there_is(
     monkeypatch.setattr(doctor.metadata, "requires", lambda _: lines)
     assert run(["doctor", "--json"]) == 0
     found = doctor.Checkup.model_validate_json(capsys.readouterr().out)
-    assert found.missing == {"hub": ("no_such.package",)}
+    assert found.missing == {"hub": ["no_such.package"]}
     assert 0 < found.free_bytes <= (found.environment.device_memory_bytes or 0)
     assert found.bfloat16_speedup > 0
     print_checkup(OUT, found)
     said = capsys.readouterr().out
     assert found.environment.torch in said
-    assert "no hub         no_such.package not installed: pip install 'tandem-lm[hub]'" in said
+    assert "extra hub      no_such.package not installed: pip install 'tandem-lm[hub]'" in said
 
 
 def test_the_compiler_comes_when_more_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

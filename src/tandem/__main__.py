@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -12,28 +13,20 @@ def main() -> None:
         from tandem.shown import tolerate_any_encoding
 
         tolerate_any_encoding()
-        text = answer(sys.argv[1:])
-        code = 0 if text is not None and _printed(text) else _run()
+        code = -1
+        with suppress(OSError):  # the command line says what is wrong
+            if (text := answer(sys.argv[1:])) is not None:
+                print(text, flush=True)
+                code = 0
+        if code < 0:
+            from tandem.cli.main import run
+
+            code = run(sys.argv[1:])
     except KeyboardInterrupt:
         sys.stderr.write("tandem: interrupted\n")
         code = 130
     gc.freeze()  # or the exit would look at them once more
     sys.exit(code)
-
-
-def _printed(text: str) -> bool:
-    """Whether it could be written; if not, the command line says why."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        return False
-    return True
-
-
-def _run() -> int:
-    from tandem.cli.main import run
-
-    return run(sys.argv[1:])
 
 
 if __name__ == "__main__":

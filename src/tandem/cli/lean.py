@@ -1,8 +1,7 @@
 """A quick start of `tandem generate`: most of what transformers imports is for other uses."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -11,8 +10,6 @@ UNUSED = ("accelerate", "scipy", "sklearn")
 """What transformers imports where it is installed, for other models or for training."""
 COMPILER = "torch._dynamo"
 """The compiler of torch. It takes seconds to import, and is asked for decorators only."""
-ATTENTION = f"{COMPILER}._trace_wrapped_higher_order_op"
-"""A part of it that transformers imports, for attention that Tandem does not have."""
 
 
 class _CompilerLater(ModuleType):
@@ -41,29 +38,17 @@ def import_transformers() -> None:
     if {"torch", "transformers"} & set(sys.modules):
         return
     sys.modules[COMPILER] = _CompilerLater(COMPILER)
-    # Another version of transformers may ask for more. Then the regular import goes on from there.
-    with suppress(Exception), _without_unused():
+    distributed: Any = import_module("torch.distributed")
+    attention: Any = ModuleType(f"{COMPILER}._trace_wrapped_higher_order_op")
+    attention.TransformGetItemToIndex = None  # for attention, which Tandem does not have
+    absent: Any = {n: None for n in UNUSED if n not in sys.modules} | {attention.__name__: attention}
+    is_available, distributed.is_available = distributed.is_available, lambda: False
+    sys.modules.update(absent)
+    with suppress(Exception):  # where another version asks for more, the regular import goes on from there
         import_module("transformers.generation.utils")
         import_module("transformers.modeling_utils")
         embedding: Any = import_module("torch.nn").Embedding
         embedding.reset_parameters = lambda _: None  # weights are read; drawing some first imports sympy
-
-
-@contextmanager
-def _without_unused() -> Iterator[None]:
-    """Within the block they cannot be imported, and torch says that it is not distributed."""
-    import torch.distributed
-
-    attention: Any = ModuleType(ATTENTION)
-    attention.TransformGetItemToIndex = None
-    absent: dict[str, Any] = {name: None for name in UNUSED if name not in sys.modules}
-    absent[ATTENTION] = attention
-    is_available = torch.distributed.is_available
-    sys.modules.update(absent)
-    torch.distributed.is_available = lambda: False
-    try:
-        yield
-    finally:
-        torch.distributed.is_available = is_available
-        for name in absent:
-            del sys.modules[name]
+    distributed.is_available = is_available
+    for name in absent:
+        del sys.modules[name]

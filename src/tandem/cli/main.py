@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tandem.advice import in_command, named
+from tandem.cli import usage
 from tandem.cli.arguments import (
     AuditArguments,
     CompletionArguments,
@@ -30,8 +31,6 @@ from tandem.cli.arguments import (
 from tandem.cli.lean import import_transformers
 from tandem.cli.line import no_such_command
 from tandem.cli.terminal import ERR, OUT
-from tandem.cli.usage import COMMANDS as SUMMARIES
-from tandem.cli.usage import HELP, answer
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
 from tandem.objectives import OBJECTIVES
@@ -290,8 +289,7 @@ def completion(args: Sequence[str]) -> None:
     _write(script(arguments.shell))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {name: globals()[name] for name in SUMMARIES}
-"""Every command, by its name."""
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {name: globals()[name] for name in usage.COMMANDS}
 
 
 def run(args: Sequence[str]) -> int:
@@ -313,9 +311,9 @@ def _run(args: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         check_arguments(args)
-        if (text := answer(args)) is not None:
+        if (text := usage.answer(args)) is not None:
             _write(text)
-        elif args[0] in HELP:
+        elif args[0] in usage.HELP:
             COMMANDS[args[1]](["--help"])
         elif args[0] in COMMANDS:
             COMMANDS[args[0]](args[1:])

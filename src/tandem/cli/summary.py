@@ -142,29 +142,21 @@ def print_quantized(console: Terminal, copied: QuantizedModel) -> None:
 
 def print_checkup(console: Terminal, found: Checkup) -> None:
     """What this machine has, and what is missing."""
-    machine, speedup = found.environment, found.bfloat16_speedup
-    memory = machine.device_memory_bytes or found.free_bytes
-    lacking = {extra: " ".join(packages) for extra, packages in found.missing.items() if packages}
-    slower = machine.precision == "float32" and speedup > 1.2
-    advised = "; `--precision bfloat16` trains with it" if slower else ""
-    there = ", ".join(extra for extra in found.missing if extra not in lacking) or "none"
-    _print_pairs(
-        console,
-        {
-            "tandem": f"{machine.tandem}, code {machine.code_fingerprint[:12]}",
-            "python": f"{machine.python}, torch {machine.torch}, transformers {machine.transformers}",
-            "platform": machine.platform,
-            "device": f"{machine.device} ({machine.device_name})",
-            "cores": f"{machine.cpu_count}, of which torch uses {machine.threads} ({machine.cpu_capability})",
-            "memory": f"{memory / 1e9:.1f} GB, of which {found.free_bytes / 1e9:.1f} GB are free",
-            "bf16": f"{speedup:.1f} times as fast as float32{advised}",
-            "extras": there,
-            **{
-                f"no {extra}": f"{packages} not installed: {command('pip', 'install', f'tandem-lm[{extra}]')}"
-                for extra, packages in lacking.items()
-            },
-        },
-    )
+    here, speedup = found.environment, found.bfloat16_speedup
+    said = {
+        "tandem": f"{here.tandem}, code {here.code_fingerprint[:12]}",
+        "python": f"{here.python}, torch {here.torch}, transformers {here.transformers}; {here.platform}",
+        "device": f"{here.device} ({here.device_name}, {here.cpu_capability})",
+        "cores": f"{here.cpu_count}, of which torch uses {here.threads}",
+        "memory": f"{(here.device_memory_bytes or 0) / 1e9:.1f} GB, {found.free_bytes / 1e9:.1f} GB free",
+        "bf16": f"{speedup:.1f} times as fast as float32",
+    }
+    if speedup > 1.2 and here.precision == "float32":
+        said["bf16"] += "; `--precision bfloat16` trains with it"
+    for extra, lacking in found.missing.items():
+        fetch = f"not installed: {command('pip', 'install', f'tandem-lm[{extra}]')}"
+        said[f"extra {extra}"] = f"{' and '.join(lacking)} {fetch}" if lacking else "installed"
+    _print_pairs(console, said)
 
 
 def _lost(result: Evaluation) -> dict[str, str]:

@@ -15,9 +15,7 @@ COMMANDS = {
     "doctor": "say what this machine has for Tandem, and what is missing",
     "completion": "print a script by which a shell completes commands and options",
 }
-"""Every command, and what it does."""
-HELP = {"-h", "--help", "help"}
-"""First words that ask for help, with a command or without."""
+HELP = {"-h", "--help", "help"}  # with a command or without
 
 
 def answer(args: Sequence[str]) -> str | None:

@@ -10,8 +10,7 @@ from pydantic import BaseModel
 from tandem.experiment.machine import choose_device, environment, free_memory, uses_bfloat16
 from tandem.records import Environment
 
-PRODUCTS = 5
-"""Products of matrices that are timed; the fastest counts."""
+PRODUCTS = 5  # of matrices, that are timed; the fastest counts
 
 
 class Checkup(BaseModel):
@@ -25,7 +24,7 @@ class Checkup(BaseModel):
 
     environment: Environment
     free_bytes: int
-    missing: dict[str, tuple[str, ...]]
+    missing: dict[str, list[str]]
     bfloat16_speedup: float
 
 
@@ -40,30 +39,23 @@ def examine() -> Checkup:
     )
 
 
-def missing_packages() -> dict[str, tuple[str, ...]]:
+def missing_packages() -> dict[str, list[str]]:
     """The packages of each extra that are not installed, by the extra; `dev` is for Tandem's own tests."""
-    installed = {_plain(found.name) for found in metadata.distributions()}
-    missing: dict[str, tuple[str, ...]] = {}
+    missing: dict[str, list[str]] = {}
     for line in metadata.requires("tandem-lm") or ():
-        named = re.match(r"""([\w.-]+).*;\s*extra == ["'](\w+)["']""", line)
-        if named and named[2] != "dev":
-            missing[named[2]] = missing.get(named[2], ()) + (named[1],) * (_plain(named[1]) not in installed)
+        found = re.match(r"""([\w.-]+).*;\s*extra == ["'](?!dev)(\w+)["']""", line)
+        if found:
+            lacking = missing.setdefault(found[2], [])
+            lacking += [] if any(metadata.distributions(name=found[1])) else [found[1]]
     return missing
-
-
-def _plain(package: str) -> str:
-    """A package's name as all its spellings have it."""
-    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _product_s(device: torch.device, dtype: torch.dtype) -> float:
     """Seconds of a product of two square matrices."""
-    size = 512 if device.type == "cpu" else 4096
+    size, times_s = 512 if device.type == "cpu" else 4096, []
     matrix = torch.rand(size, size, device=device).to(dtype)
-
-    def once() -> float:
+    for _ in range(PRODUCTS):
         began = time.perf_counter()
         float((matrix @ matrix)[0, 0])  # which waits for the device
-        return time.perf_counter() - began
-
-    return min(once() for _ in range(PRODUCTS))
+        times_s.append(time.perf_counter() - began)
+    return min(times_s)
