@@ -149,7 +149,7 @@ def print_checkup(console: Terminal, found: Checkup) -> None:
         "device": f"{here.device} ({here.device_name}, {here.cpu_capability})",
         "cores": f"{here.cpu_count}, of which torch uses {here.threads}",
         "memory": f"{(here.device_memory_bytes or 0) / 1e9:.1f} GB, {found.free_bytes / 1e9:.1f} GB free",
-        "bf16": f"{speedup:.1f} times as fast as float32",
+        "bf16": f"{speedup:.2g} times as fast as float32",
     }
     if speedup > 1.2 and here.precision == "float32":
         said["bf16"] += "; `--precision bfloat16` trains with it"
