@@ -220,6 +220,8 @@ def test_commands_from_training_to_text(
     assert code == 0, err
     assert "C1T2" in out
     assert "bits per byte" in out
+    assert "phase 2" in err
+    assert not {"\x1b", "\r"} & set(err)  # a log in a file is plain lines
     kept = load_settings(str(tmp_path / "model" / "settings.yaml"))
     assert (kept.configurations, kept.seeds) == (((1, 2),), (0,))
     code, out, _ = call(capsys, "evaluate", model, "--data", str(held), "--json")

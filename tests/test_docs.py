@@ -171,7 +171,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _install(made: Path) -> None:
     sources = made / "sources"
     sources.mkdir(parents=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     shutil.copytree(
         ROOT / "src" / "tandem", sources / "src" / "tandem", ignore=shutil.ignore_patterns("__pycache__")

@@ -15,7 +15,9 @@ from warm import python
 from tandem.baselines import BASELINES
 from tandem.cli.arguments import (
     AuditArguments,
+    CompletionArguments,
     ConfigArguments,
+    DoctorArguments,
     EvaluateArguments,
     ExperimentArguments,
     GenerateArguments,
@@ -38,6 +40,8 @@ KINDS: dict[str, type[Any]] = {
     "generate": GenerateArguments,
     "audit": AuditArguments,
     "report": ReportArguments,
+    "doctor": DoctorArguments,
+    "completion": CompletionArguments,
 }
 
 
@@ -156,6 +160,9 @@ MISTAKES = {
     "generate --prompt x": "`tandem generate` needs a model folder",
     "audit": "`tandem audit` needs a run directory or model folder",
     "report --lang ja": "`tandem report` needs a run directory",
+    "completion": "`tandem completion` needs a shell (bash, zsh or fish)",
+    "completion csh": "shell 'csh' is not possible: it must be 'bash', 'zsh' or 'fish'",
+    "doctor m": "m belongs to no option: `tandem doctor` takes options alone",
     # Not what the command takes.
     "train orignal": "no preset or settings file 'orignal'; did you mean 'original'? (presets: demo, ",
     "train none.yaml": "no settings file none.yaml; `tandem config` lists the presets",

@@ -1,6 +1,7 @@
 """Command-line arguments: settings of a preset, each of which can be overridden, and a command's own."""
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -218,6 +219,20 @@ class CompareArguments(OwnArguments):
     """Print the comparison as JSON."""
 
 
+class DoctorArguments(OwnArguments):
+    """Say what this machine has for Tandem: versions, device, memory, extras, and whether bf16 is faster."""
+
+    json_output: Json = False
+    """Print JSON."""
+
+
+class CompletionArguments(OwnArguments):
+    """Print a script by which a shell completes commands, presets and options."""
+
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
+    """Shell that will read the script."""
+
+
 ARGUMENTS: dict[str, type[Any]] = {
     "experiment": ExperimentArguments,
     "train": TrainArguments,
@@ -229,6 +244,8 @@ ARGUMENTS: dict[str, type[Any]] = {
     "report": ReportArguments,
     "compare": CompareArguments,
     "config": ConfigArguments,
+    "doctor": DoctorArguments,
+    "completion": CompletionArguments,
 }
 """What each command takes."""
 NAMED_OTHERWISE = ("help", "json_output", "all_baselines")
@@ -268,7 +285,7 @@ def parse(command: str, kind: type[Arguments], args: Sequence[str]) -> Arguments
         _help(f"tandem {command}", kind)
     own, given = read(command, _options(kind), args)
     try:
-        return kind(**{next(iter(kind.model_fields)): own}, **given)
+        return kind(**({} if own is None else {next(iter(kind.model_fields)): own}), **given)
     except ValidationError as error:
         raise SettingsError(sentence(error, shown_as=named)) from None
 
@@ -278,6 +295,8 @@ def _help(prog: str, kind: type[Any], default: Settings | None = None) -> NoRetu
     for name in hidden_settings(kind):  # tyro looks at annotations alone, which pydantic has read long ago
         kind.__annotations__[name] = Annotated[kind.model_fields[name].annotation, tyro.conf.Suppress]
     extra: dict[str, Any] = {} if default is None else {"default": default}
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"  # which tyro knows
     tyro.cli(kind, prog=prog, args=["--help"], **extra)
     raise SystemExit(0)
 

@@ -20,8 +20,10 @@ PLACES = {
     "audit": "a run directory or model folder",
     "report": "a run directory",
     "compare": "two run directories",
+    "doctor": "",
+    "completion": "a shell (bash, zsh or fish)",
 }
-"""By command, its own word: what it takes besides options."""
+"""By command, its own word: what it takes besides options; empty for nothing."""
 SEVERAL = {"score": "files", "compare": "others"}
 """Commands that take more words after their own, and the argument that these are."""
 TEXTS = {
@@ -67,7 +69,7 @@ def read(
             if own is not None and command in SEVERAL:
                 values.setdefault(SEVERAL[command], []).append(word)
                 continue
-            if own is not None or (command in OF_SETTINGS and not first):
+            if own is not None or not PLACES[command] or (command in OF_SETTINGS and not first):
                 raise SettingsError(_stray(command, options, word, before))
             own, before = word, ""
             continue
@@ -148,7 +150,8 @@ def _wrong(option: Option, name: str, given: list[str]) -> str | None:
 def _stray(command: str, options: Mapping[str, Option], word: str, before: str) -> str:
     """What to say of a word that is neither a value of the option before it nor the command's own word."""
     text, option = TEXTS.get(command, ""), options.get(before.replace("_", "-"))
-    place = f"`tandem {command}` takes one word besides options, {PLACES[command]}"
+    own = f"one word besides options, {PLACES[command]}" if PLACES[command] else "options alone"
+    place = f"`tandem {command}` takes {own}"
     if (name := f"--{word.partition('=')[0]}".replace("_", "-")) in options:
         why = f"options begin with two hyphens, as in {name}"
     elif command in OF_SETTINGS and (word in preset_names() or Path(word).suffix in {".yaml", ".yml"}):
@@ -196,7 +199,7 @@ def _missing(
     command: str, options: Mapping[str, Option], own: str | None, values: dict[str, Any]
 ) -> str | None:
     """What the command cannot do without, or has in two ways."""
-    if own is None and command not in OF_SETTINGS:
+    if own is None and PLACES[command] and command not in OF_SETTINGS:
         return f"`tandem {command}` needs {PLACES[command]}"
     what, ways = NEEDED.get(command, ("", ()))
     given = [way for way in ways if options[way].key in values]

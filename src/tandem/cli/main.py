@@ -6,17 +6,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import to_json
 
 from tandem.advice import in_command, named
+from tandem.cli import usage
 from tandem.cli.arguments import (
     AuditArguments,
     CompareArguments,
+    CompletionArguments,
     ConfigArguments,
+    DoctorArguments,
     EvaluateArguments,
     ExperimentArguments,
     GenerateArguments,
@@ -283,17 +285,29 @@ def compare(args: Sequence[str]) -> None:
         print_comparison(OUT, compared)
 
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "experiment": (experiment, "train and compare configurations over several seeds, and write the report"),
-    "train": (train, "train one configuration into a model folder"),
-    "evaluate": (evaluate, "score a model on text"),
-    "score": (score, "score and filter documents one by one, or minimal pairs"),
-    "generate": (generate, "continue a prompt"),
-    "quantize": (quantize, "copy a model with weights of 8 bits, a quarter of the size"),
-    "audit": (audit, "check what an experiment or a model says of itself"),
-    "report": (report, "rebuild an experiment's report from its records, also as CSV or for LaTeX"),
-    "compare": (compare, "compare two experiments on the same text"),
-    "config": (config, "list the presets, or print one with all its settings"),
+def doctor(args: Sequence[str]) -> None:
+    """tandem doctor"""
+    arguments = parse("doctor", DoctorArguments, args)
+    from tandem.cli.summary import print_checkup
+    from tandem.experiment.doctor import examine
+
+    _show(examine(), arguments.json_output, print_checkup)
+
+
+def completion(args: Sequence[str]) -> None:
+    """tandem completion bash|zsh|fish"""
+    arguments = parse("completion", CompletionArguments, args)
+    from tandem.cli.completion import script
+
+    _write(script(arguments.shell))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    function.__name__: function
+    for function in (
+        *(experiment, train, evaluate, score, generate, quantize),
+        *(audit, report, compare, config, doctor, completion),
+    )
 }
 
 
@@ -316,17 +330,14 @@ def _run(args: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         check_arguments(args)
-        if not args or args[0] in {"-h", "--help", "help"}:
-            if args[1:] and args[1] in COMMANDS:
-                COMMANDS[args[1]][0](["--help"])
-            _usage()
-            return 0
-        if args[0] in {"-V", "--version"}:
-            OUT.say(f"tandem {metadata.version('tandem-lm')}")
-            return 0
-        if args[0] not in COMMANDS:
+        if (text := usage.answer(args)) is not None:
+            _write(text)
+        elif args[0] in usage.HELP:
+            COMMANDS[args[1]](["--help"])
+        elif args[0] in COMMANDS:
+            COMMANDS[args[0]](args[1:])
+        else:
             raise SettingsError(no_such_command(args[0], list(COMMANDS)))
-        COMMANDS[args[0]][0](args[1:])
         return 0
     except TandemError as error:
         return _fail(str(error))
@@ -356,15 +367,6 @@ def _drop_output() -> None:
     """Point standard output nowhere, so that the exit stays quiet."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _usage() -> None:
-    OUT.say("usage: tandem COMMAND …")
-    OUT.print()
-    for name, (_, summary) in COMMANDS.items():
-        OUT.say(f"  {name:12}{summary}")
-    OUT.print()
-    OUT.say("`tandem COMMAND --help` lists every setting with its default and unit.")
 
 
 def _show(result: BaseModel, as_json: bool, printed: Callable[..., None], *more: object) -> None:

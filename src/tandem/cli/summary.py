@@ -15,6 +15,7 @@ from tandem.shown import command
 
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
     from tandem.experiment.checkpoints import QuantizedModel
+    from tandem.experiment.doctor import Checkup
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Evaluation, Mixture
     from tandem.report.experiments import ComparedExperiments
@@ -151,6 +152,25 @@ def print_quantized(console: Terminal, copied: QuantizedModel) -> None:
     """Where the copy is, and what it takes."""
     sizes = f"{copied.output_bytes / 1e6:,.1f} MB instead of {copied.model_bytes / 1e6:,.1f} MB"
     console.say(f"{copied.output} holds the model with weights of 8 bits: {sizes}")
+
+
+def print_checkup(console: Terminal, found: Checkup) -> None:
+    """What this machine has, and what is missing."""
+    here, speedup = found.environment, found.bfloat16_speedup
+    said = {
+        "tandem": f"{here.tandem}, code {here.code_fingerprint[:12]}",
+        "python": f"{here.python}, torch {here.torch}, transformers {here.transformers}; {here.platform}",
+        "device": f"{here.device} ({here.device_name}, {here.cpu_capability})",
+        "cores": f"{here.cpu_count}, of which torch uses {here.threads}",
+        "memory": f"{(here.device_memory_bytes or 0) / 1e9:.1f} GB, {found.free_bytes / 1e9:.1f} GB free",
+        "bf16": f"{speedup:.2g} times as fast as float32",
+    }
+    if speedup > 1.2 and here.precision == "float32":
+        said["bf16"] += "; `--precision bfloat16` trains with it"
+    for extra, lacking in found.missing.items():
+        fetch = f"not installed: {command('pip', 'install', f'tandem-lm[{extra}]')}"
+        said[f"extra {extra}"] = f"{' and '.join(lacking)} {fetch}" if lacking else "installed"
+    _print_pairs(console, said)
 
 
 def _lost(result: Evaluation) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """What runs leave on disk beside their records: phase 1, which several share, and model folders."""
 
+from __future__ import annotations
+
 import json
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -16,23 +18,27 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from tandem.advice import advice, named
-from tandem.contexts import ContextsSample
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, is_out_of_memory
 from tandem.experiment.card import CARD, has_foreign_card, model_card, write_card
 from tandem.experiment.machine import choose_device
-from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
-from tandem.experiment.prepared import TrainingInputs
 from tandem.fingerprint import fingerprint
 from tandem.folders import CONFIG, RECORD, SETTINGS, atomic_write, check_reading, check_writing
 from tandem.model import TandemForCausalLM
 from tandem.model.quantized_tandem import multiplies_int8
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Phase1Record, RunRecord
-from tandem.settings import dump_settings
+from tandem.settings import DataSettings, Settings, dump_settings, load_settings
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
-from tandem.training.snapshots import Snapshots
 
+if TYPE_CHECKING:  # what trains is not needed to load a model
+    from tandem.contexts import ContextsSample
+    from tandem.experiment.pipeline import SavedPhase1, TrainedTokens
+    from tandem.experiment.prepared import TrainingInputs
+    from tandem.training.snapshots import Snapshots
+
+READ_SECTIONS = ("data", "contexts", "phase2")
+"""Of a model's settings, what is read when it is scored; all that Tandem ever wrote have them."""
 WEIGHTS = "model.safetensors"
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
@@ -208,6 +214,8 @@ def model_record(folder: Path) -> RunRecord | None:
 
 def load_sample(folder: Path) -> ContextsSample | None:
     """The sample of contexts in a model folder; none where there is none that can be read."""
+    from tandem.contexts import ContextsSample
+
     with suppress(OSError, SafetensorError, TypeError):
         return ContextsSample.load(folder / CONTEXTS_SAMPLE)
     return None
@@ -327,6 +335,43 @@ def _load_tokenizer(folder: Path, model: TandemForCausalLM) -> PreTrainedTokeniz
     named = (mark[0] if isinstance(mark, list) and mark else mark for mark in marks)
     own = (tokenizer.id_to_token(mark) for mark in named if isinstance(mark, int) and mark >= 0)
     return to_transformers(tokenizer, next((token for token in own if token is not None), eos))
+
+
+def model_settings(folder: Path) -> Settings | None:
+    """The settings a saved model was trained with; none for a folder without them.
+
+    Raises SettingsError where they cannot be read, or are not whole.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        return None
+    mend = "put back the one that `tandem train` wrote, with a Tandem no older than that"
+    try:
+        settings = load_settings(str(path))
+    except SettingsError as error:
+        raise SettingsError(f"{error}; {mend}") from None
+    if missing := [name for name in READ_SECTIONS if name not in settings.model_fields_set]:
+        raise SettingsError(f"{path} is empty or not whole: it has no section '{missing[0]}'; {mend}")
+    return settings
+
+
+def settings_for(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, on_warning: Callable[[str], None]
+) -> tuple[Settings, bool]:
+    """The settings of a saved model, and whether they are its own.
+
+    For a folder without them, as `save_pretrained` makes it, they are defaults that fit any model, and
+    `on_warning` is told which. Raises SettingsError as `model_settings`.
+    """
+    if (own := model_settings(folder)) is not None:
+        return own, True
+    mark = tokenizer.eos_token
+    between = "a blank line stands between documents" if mark is None else f"{mark} begins each document"
+    on_warning(
+        f"{folder} has no settings.yaml, so how its training text was read is not known; taken instead: a "
+        f".txt file is one document, {between}, and its recipe is left open"
+    )
+    return Settings(data=DataSettings(separator="\n\n" if mark is None else "eos")), False
 
 
 def unused_ids(model: TandemForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:

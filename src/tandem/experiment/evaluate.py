@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
-from transformers import PreTrainedTokenizerFast
 
 from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import SettingsError
-from tandem.experiment.checkpoints import load_for_inference, model_record, unused_ids
+from tandem.experiment.checkpoints import load_for_inference, model_record, settings_for, unused_ids
 from tandem.experiment.machine import free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
 from tandem.metrics import Score, bits_per_byte, effective_rank, hidden_parts, perplexity, score_stream
@@ -20,15 +19,12 @@ from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
 from tandem.objectives import OBJECTIVES
 from tandem.records import Unbounded
-from tandem.settings import DataSettings, Settings, load_settings
+from tandem.settings import DataSettings, Settings
 from tandem.text.places import counted_from
 from tandem.text.recorded import folder_of, read_recorded, whereabouts
 from tandem.text.splits import Splits, split_documents
 from tandem.tokens.prepare import tokenize, tokenize_for_evaluation
 from tandem.tokens.store import TokenStream
-
-READ_SECTIONS = ("data", "contexts", "phase2")
-"""Of a model's settings, what is read when it is scored; all that Tandem ever wrote have them."""
 
 
 class Mixture(BaseModel):
@@ -189,40 +185,3 @@ def _mixture(
         bits_per_byte=bits_per_byte(float(mixed.losses.sum()), tokens),
         weights=dict(zip(names, mixed.weights, strict=True)),
     )
-
-
-def model_settings(folder: Path) -> Settings | None:
-    """The settings a saved model was trained with; none for a folder without them.
-
-    Raises SettingsError where they cannot be read, or are not whole.
-    """
-    path = folder / SETTINGS
-    if not path.exists():
-        return None
-    mend = "put back the one that `tandem train` wrote, with a Tandem no older than that"
-    try:
-        settings = load_settings(str(path))
-    except SettingsError as error:
-        raise SettingsError(f"{error}; {mend}") from None
-    if missing := [name for name in READ_SECTIONS if name not in settings.model_fields_set]:
-        raise SettingsError(f"{path} is empty or not whole: it has no section '{missing[0]}'; {mend}")
-    return settings
-
-
-def settings_for(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, on_warning: Callable[[str], None]
-) -> tuple[Settings, bool]:
-    """The settings of a saved model, and whether they are its own.
-
-    For a folder without them, as `save_pretrained` makes it, they are defaults that fit any model, and
-    `on_warning` is told which. Raises SettingsError as `model_settings`.
-    """
-    if (own := model_settings(folder)) is not None:
-        return own, True
-    mark = tokenizer.eos_token
-    between = "a blank line stands between documents" if mark is None else f"{mark} begins each document"
-    on_warning(
-        f"{folder} has no settings.yaml, so how its training text was read is not known; taken instead: a "
-        f".txt file is one document, {between}, and its recipe is left open"
-    )
-    return Settings(data=DataSettings(separator="\n\n" if mark is None else "eos")), False

@@ -18,8 +18,7 @@ from transformers import (
 
 from tandem.advice import named
 from tandem.errors import SettingsError
-from tandem.experiment.checkpoints import load_for_inference, unused_ids
-from tandem.experiment.evaluate import settings_for
+from tandem.experiment.checkpoints import load_for_inference, settings_for, unused_ids
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.tokenizer import plain
