@@ -70,7 +70,8 @@ def test_no_message_writes_an_option_out() -> None:
     for path in ROOT.rglob("*.py"):
         if path.relative_to(ROOT).parts[0] in ("cli", "advice.py"):
             continue
-        for text, line in strings(path):
+        parts = ((part, line) for text, line in strings(path) for part in text.splitlines())
+        for text, line in parts:
             whole = re.search(r"tandem (\w+)", text)
             command = "train" if path.name == "findings.py" else whole[1] if whole else ""
             there = {*option_names(command).values(), *OF_SYSTEM, "--baselines"} if command else set()

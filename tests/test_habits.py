@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tandem.cli.completion import script
 from tandem.cli import main
+from tandem.cli.completion import script
 from tandem.cli.main import run
 from tandem.cli.summary import print_checkup
 from tandem.cli.terminal import OUT, Terminal
