@@ -15,9 +15,10 @@ the package computes: both phases in bf16 on GPUs that have it, else in single; 
 **FLOP**: 2 for each multiplication and addition of a matrix product, nothing else. With C, E, V, L context
 layers, T token layers, N tokens, U distinct tokens, M validation tokens, B a batch:
 
-    phase 1     an iteration: N · (3L − 1) · 2C(C + E)
+    phase 1     an iteration: N · (3L − 1) · 2C²
                   (a product forward, one for the gradient of the weights, and above the first layer one for
                   that of what it reads)
+                  + U' · L · 4CE    (U': distinct tokens of each batch; two products)
     contexts    (1 + burn-in / 512) · N · L · 2C²            what is recurrent, in segments of 512 tokens
                   + U · L · 2CE                              what each distinct token adds
                   + 2048 · L · 2C(C + E)                     the loop that it is compared with

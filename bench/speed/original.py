@@ -17,7 +17,7 @@ from tandem.experiment.machine import PeakMemory, uses_bfloat16
 from tandem.group import Execution
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.objectives import OBJECTIVES, Phase1Inputs
-from tandem.objectives.original import DispersionRecord
+from tandem.objectives.original import DispersionRecord, windows_of
 from tandem.records import ScanRecord
 from tandem.settings import Configuration, Settings, load_settings
 from tandem.training.phase2 import Split, train_token_block
@@ -115,16 +115,17 @@ def _product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float 
     return 2 * size**3 / fastest
 
 
-def phase1_work(layers: int, tokens: int, iterations: int, precision: str) -> Work:
-    """So many sweeps over so many tokens."""
-    wide = C + E
-    # Concatenation, product, GELU, sum, LayerNorm; the same backwards.
-    forward, backward = 3 * wide + 8 * C, 7 * C + wide
-    of_layers = layers * (forward + backward) + (layers - 1) * (C + wide)
-    # Embeddings and their norm; noise, contexts read and kept, the loss, the convergence rate.
-    others = 4 * E + (6 + 4 + 6 + 6) * C
-    sweeps = tokens * iterations
-    return Work(sweeps * (3 * layers - 1) * 2 * C * wide, 4 * sweeps * (of_layers + others), precision)
+def phase1_work(layers: int, tokens: int, distinct: int, iterations: int, precision: str) -> Work:
+    """So many sweeps over so many tokens; `distinct` ones in each batch, added up over the batches."""
+    # What the token adds, product, GELU, sum, LayerNorm; the same backwards.
+    of_layers = layers * (11 * C + 10 * C) + (layers - 1) * 2 * C
+    # Noise, contexts read and kept, the loss, the convergence rate.
+    others = (6 + 4 + 6 + 6) * C
+    # Embeddings, their norm and product of each distinct token; and the gradient of its weights.
+    of_tokens = 4 * E + layers * 2 * (C + E)
+    flop = tokens * (3 * layers - 1) * 2 * C * C + distinct * layers * 2 * 2 * C * E
+    moved = tokens * (of_layers + others) + distinct * of_tokens
+    return Work(iterations * flop, 4 * iterations * moved, precision)
 
 
 def contexts_work(layers: int, tokens: int, distinct: int, record: ScanRecord) -> Work:
@@ -232,7 +233,9 @@ class OriginalScale:
         )
         result, seconds, peak = self._timed(lambda: OBJECTIVES["original"].train(inputs))
         assert isinstance(result, DispersionRecord)
-        work = phase1_work(layers, result.tokens, result.iterations - 1, self.precision)
+        batches = windows_of(inputs.stream, settings).ids[:].split(settings.batch_positions)
+        distinct = sum(len(batch.unique()) for batch in batches)
+        work = phase1_work(layers, result.tokens, distinct, result.iterations - 1, self.precision)
         projected = seconds * (self.scale if how == "literal" else 1)
         note = f"{result.iterations} iterations of {result.tokens:,} tokens, {result.stopped}"
         phase, depth = f"phase 1, {how}", Configuration(layers)
