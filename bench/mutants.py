@@ -60,7 +60,13 @@ from sentences import WORDS, sentences
 
 PACKAGE = Path(tandem.__file__).parent
 FILES = (
-    *("training/*.py", "objectives/*.py", "model/cell*.py", "model/modeling_tandem.py"),
+    *(
+        "training/*.py",
+        "objectives/*.py",
+        "model/cell*.py",
+        "model/modeling_tandem.py",
+        "model/token_block_tandem.py",
+    ),
     *("cross_entropy.py", "metrics.py", "patience.py", "contexts/*.py"),
     *("experiment/pipeline.py", "experiment/prepared.py", "experiment/contexts.py", "experiment/runner.py"),
     *("tokens/*.py", "text/splits.py", "text/documents.py", "text/rows.py"),

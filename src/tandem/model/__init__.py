@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from tandem.model.modeling_tandem import TandemForTokenClassification as TandemForTokenClassification
     from tandem.model.modeling_tandem import TandemModel as TandemModel
-    from tandem.model.modeling_tandem import TokenBlock as TokenBlock
+    from tandem.model.token_block_tandem import TokenBlock as TokenBlock
 
 _FILES = {
     "ContextBlock": "cell",
@@ -29,7 +29,7 @@ _FILES = {
     "TandemForSequenceClassification": "modeling",
     "TandemForTokenClassification": "modeling",
     "TandemModel": "modeling",
-    "TokenBlock": "modeling",
+    "TokenBlock": "token_block",
     "sequential_contexts": "cell",
 }
 

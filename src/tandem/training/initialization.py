@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tandem.model import TandemForCausalLM
-from tandem.model.modeling_tandem import TokenBlock, TokenLayer
+from tandem.model.token_block_tandem import TokenBlock, TokenLayer
 
 START_SIZES = ("embeddings.norm", "model.weight_init_std")
 """What to lower where the very first step is not finite, as no weight had moved yet."""
