@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from tandem.errors import TandemError
 from tandem.shown import one_line, tolerate_any_encoding
+from tandem.stopping import Stopped, stopping_gently
 
 CLAIMS = "claims"
 """The folder of the locks within that folder; it may be deleted when nobody works there."""
@@ -125,7 +126,10 @@ def _help(work: Callable[..., None], *given: Any) -> None:
     """A helper's whole life. What stops it stops the others too, or only concerns its own process."""
     tolerate_any_encoding()
     try:
-        work(*given)
+        with stopping_gently():
+            work(*given)
+    except Stopped as stop:  # its training is saved
+        raise SystemExit(128 + stop.number) from None
     except TandemError as error:
         sys.stderr.write(f"tandem: a worker stopped: {one_line(str(error))}\n")
         raise SystemExit(2) from None

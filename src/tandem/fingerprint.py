@@ -56,7 +56,7 @@ def fingerprint(kind: str, *parts: Part) -> str:
     return whole.hexdigest()
 
 
-def _blocks(array: np.ndarray) -> Iterator[bytes]:
+def _blocks(array: np.ndarray) -> Iterator[bytes | memoryview]:
     """The bytes of an array. A memory-mapped one is read from its file, whose pages then take no memory."""
     if isinstance(array, np.memmap) and isinstance(getattr(array, "base", None), mmap.mmap):  # no part of one
         with Path(str(array.filename)).open("rb") as file:
@@ -64,4 +64,4 @@ def _blocks(array: np.ndarray) -> Iterator[bytes]:
             while block := file.read(BLOCK_BYTES):
                 yield block
     else:
-        yield np.ascontiguousarray(array).tobytes()
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

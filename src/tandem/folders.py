@@ -12,15 +12,26 @@ from tandem.advice import advice
 from tandem.errors import RunDirError, StorageError
 
 Kind = Literal[
-    "absent", "file", "empty", "run directory", "model folder", "baseline", "foreign model", "cache", "other"
+    "absent",
+    "file",
+    "empty",
+    "run directory",
+    "model folder",
+    "unfinished",
+    "baseline",
+    "foreign model",
+    "cache",
+    "other",
 ]
 Wanted = Literal["run directory", "model folder"]
 MANIFEST, RECORDS = "manifest.json", "records.jsonl"
+CHECKPOINTS = "checkpoints"
+"""Folder of trainings that have not ended, in a run directory or a model folder."""
 CONFIG, RECORD, SETTINGS = "config.json", "record.json", "settings.yaml"
 WRITTEN: dict[Wanted, tuple[str, ...]] = {
     "run directory": (
         *(MANIFEST, RECORDS, "audit.json", "report.md", "report.html", "report.ja.md", "report.ja.html"),
-        *("figures", "models", "phase1", "failures", "workers"),
+        *("figures", "models", "phase1", "failures", "workers", CHECKPOINTS),
     ),
     "model folder": (
         *(CONFIG, RECORD, SETTINGS, "model.safetensors", "generation_config.json", "tokenizer.json"),
@@ -104,8 +115,12 @@ def look(path: Path) -> Found:
         return Found(path, "foreign model", f"a folder with a model of type '{kind}', not a Tandem model")
     if (path / "corpus.json").is_file() or any(path.glob("corpora/*/corpus.json")):
         return Found(path, "cache", "a cache of prepared text")
-    if all(entry.name == "claims" for entry in _entries(path)):
+    inside = {entry.name for entry in _entries(path)}
+    if inside <= {"claims"}:
         return Found(path, "empty", "an empty folder")
+    if inside <= {"claims", CHECKPOINTS}:
+        said = "a folder with a training that has not ended, which the same `tandem train` continues"
+        return Found(path, "unfinished", said)
     return Found(path, "other", "a folder that holds neither records nor a model of its own")
 
 
@@ -138,7 +153,7 @@ def check_writing(path: Path, wanted: Wanted) -> None:
     found, other = look(path), ("give another {}", "output")
     if (around := _around(path)) is not None:
         said = f"lies in {around.path}, {around.what}, which is no place for a {wanted}"
-    elif found.kind in ("absent", "empty", wanted):
+    elif found.kind in ("absent", "empty", wanted) or (found.kind, wanted) == ("unfinished", "model folder"):
         return
     elif found.kind != "other":
         said = f"is {found.what}, which is no place for a {wanted}"

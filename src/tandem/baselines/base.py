@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tandem.objectives.base import new_snapshots
+from tandem.objectives.base import new_snapshots, no_checkpoint
 from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.settings import Configuration, Settings
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tandem.group import Execution
     from tandem.metrics import Score
+    from tandem.training.checkpoint import Checkpoint
     from tandem.training.progress import OnTick
     from tandem.training.snapshots import Snapshots
 
@@ -41,6 +42,7 @@ class BaselineInputs:
     seed              None where it is not `seeded`.
     on_tick           is told of progress.
     snapshots         keeps a few steps for the audit, where the baseline tells it of its steps.
+    checkpoint        keeps the training, where the baseline names its parts and tells it of its steps.
     """
 
     train: Ids
@@ -53,6 +55,7 @@ class BaselineInputs:
     execution: Execution
     on_tick: OnTick
     snapshots: Snapshots = field(default_factory=new_snapshots)
+    checkpoint: Checkpoint = field(default_factory=no_checkpoint)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tandem.contexts import Tokens
+    from tandem.training.checkpoint import Cursor
 
 
 class Gpt2Baseline(NetworkBaseline):
@@ -68,7 +69,7 @@ class Gpt2Baseline(NetworkBaseline):
         return math.ceil(windows / own.batch_windows), windows * min(own.window, tokens - 1)
 
     def losses(
-        self, model: Any, ids: Tokens, inputs: BaselineInputs, draws: torch.Generator
+        self, model: Any, ids: Tokens, inputs: BaselineInputs, draws: torch.Generator, cursor: Cursor
     ) -> Iterator[Step]:
         """One pass over the windows from a random offset, in random order."""
         import torch
@@ -80,7 +81,7 @@ class Gpt2Baseline(NetworkBaseline):
         starts = window_starts(len(ids), own.window, offset)
         starts = starts[torch.randperm(len(starts), generator=draws)].to(ids.device)
         within = torch.arange(min(own.window, len(ids) - 1), device=ids.device)
-        for batch in starts.split(own.batch_windows):
+        for batch in starts.split(own.batch_windows)[cursor.steps :]:
             positions = batch[:, None] + within
             targets = ids[positions + 1].flatten()
             read = {"inputs": ids[positions], "targets": targets, "random": random_state(ids.device)}

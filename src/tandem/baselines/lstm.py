@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tandem.contexts import Tokens
+    from tandem.training.checkpoint import Cursor
 
     State = tuple[Tensor, Tensor]
 
@@ -74,14 +75,16 @@ class LstmBaseline(NetworkBaseline):
         ids: Tokens,
         inputs: BaselineInputs,
         draws: torch.Generator,  # noqa: ARG002
+        cursor: Cursor,
     ) -> Iterator[Step]:
         """`window` tokens of every stream a step, the state carried on without its gradient."""
         from tandem.cross_entropy import mean_nll
 
         own, chunk = inputs.settings.baselines.lstm, inputs.settings.phase2.chunk_positions
         tokens, targets, valid = side_by_side(ids, own.streams)
-        state: State | None = None
-        for start in range(0, len(tokens), own.window):
+        before = cursor.carried
+        state: State | None = (before["h"], before["c"]) if before else None
+        for start in range(cursor.steps * own.window, len(tokens), own.window):
             part = slice(start, start + own.window)
             real = valid[part]
             read = {"inputs": tokens[part], "targets": targets[part][real]}
@@ -91,7 +94,7 @@ class LstmBaseline(NetworkBaseline):
                 hidden, (h, c) = read_tokens(model, tokens[part], state)
                 loss = mean_nll(hidden[real], self.embedding(model), targets[part][real], chunk)
             state = (h.detach(), c.detach())
-            yield Step(loss, int(real.sum()), read)
+            yield Step(loss, int(real.sum()), read, {"h": h.detach(), "c": c.detach()})
 
     def hidden_parts(self, model: Any, ids: Tensor | Tokens, chunk_positions: int) -> Iterator[Tensor]:
         """All read as one stream from a zero state."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tandem.advice import advice
@@ -20,14 +20,19 @@ if TYPE_CHECKING:
     from tandem.contexts import Tokens
     from tandem.metrics import Score
     from tandem.records import TrainingRecord
+    from tandem.training.checkpoint import Cursor, Stopwatch
 
 
 class Step(NamedTuple):
-    """A step of training: its mean NLL in nats, with gradient, how many tokens it predicts, what it read."""
+    """A step of training: its mean NLL in nats, with gradient, how many tokens it predicts, what it read.
+
+    carried    tensors that the next step of the epoch goes on from.
+    """
 
     loss: Tensor
     tokens: int
     read: Mapping[str, Tensor]
+    carried: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class NetworkBaseline(Baseline):
@@ -64,11 +69,12 @@ class NetworkBaseline(Baseline):
 
     @abstractmethod
     def losses(
-        self, model: Any, ids: Tokens, inputs: BaselineInputs, draws: torch.Generator
+        self, model: Any, ids: Tokens, inputs: BaselineInputs, draws: torch.Generator, cursor: Cursor
     ) -> Iterator[Step]:
-        """The steps of one epoch on ids [T].
+        """The steps of one epoch on ids [T] that `cursor` has not behind it.
 
-        `inputs.execution` says how a step is computed; `draws` is the training's own generator.
+        `inputs.execution` says how a step is computed; `draws` is the training's own generator, as it was at
+        the start of the epoch.
         """
 
     @abstractmethod
@@ -81,9 +87,10 @@ class NetworkBaseline(Baseline):
     def fit(self, inputs: BaselineInputs) -> Fitted:
         """See Baseline. Training is on one process, scoring in float32."""
         from tandem.contexts import Tokens
+        from tandem.training.checkpoint import Stopwatch
         from tandem.training.initialization import seeded
 
-        began, settings, device = time.perf_counter(), inputs.settings, inputs.device
+        clock, settings, device = Stopwatch(), inputs.settings, inputs.device
         chunk = settings.phase2.chunk_positions
         assert inputs.seed is not None
 
@@ -94,14 +101,14 @@ class NetworkBaseline(Baseline):
         validation = Tokens(inputs.validation, device)
         with seeded(device, inputs.seed, self._name):
             model = self.build(settings, inputs.vocab_size, width).to(device)
-            score, record = self._train(model, inputs, lambda: self.score(model, validation, chunk))
+            score, record = self._train(model, inputs, clock, lambda: self.score(model, validation, chunk))
         embedding = self.embedding(model).numel()
         return Fitted(
             score,
             embedding,
             total(width) - embedding,
             record,
-            time.perf_counter() - began,
+            clock.seconds_s,
             lambda ids: self.score(model, Tokens(ids, device), chunk),
             model.state_dict(),
         )
@@ -130,7 +137,7 @@ class NetworkBaseline(Baseline):
         return self.section.removeprefix("baselines.")
 
     def _train(
-        self, model: nn.Module, inputs: BaselineInputs, score: Callable[[], Score]
+        self, model: nn.Module, inputs: BaselineInputs, clock: Stopwatch, score: Callable[[], Score]
     ) -> tuple[Score, TrainingRecord]:
         """Train all parameters in place by AdamW; the model ends with the weights of its best epoch.
 
@@ -140,6 +147,7 @@ class NetworkBaseline(Baseline):
         import torch
 
         from tandem.contexts import Tokens
+        from tandem.training.checkpoint import Cursor, Draws
         from tandem.training.initialization import generator_for
         from tandem.training.monitor import TrainingMonitor
         from tandem.training.optimizer import adamw, clip_gradients, cosine_share
@@ -150,29 +158,42 @@ class NetworkBaseline(Baseline):
         epoch_steps, epoch_tokens = self.epoch_size(inputs.settings, len(ids))
         steps = epoch_steps * own.max_epochs
         monitor = TrainingMonitor(self.title, f"{self.section}.lr", own.max_epochs, inputs.on_tick, [model])
-        parameters, snapshots = list(model.parameters()), inputs.snapshots
+        parameters, snapshots, cursor = list(model.parameters()), inputs.snapshots, Cursor()
         optimizer = adamw(parameters, own.weight_decay, own.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_share(step, steps, round(steps * self.warm_up))
         )
         snapshots.follow(dict(model.named_parameters()), optimizer, epoch_steps)
-        for epoch in range(1, own.max_epochs + 1):
+        inputs.checkpoint.resume(
+            weights=model,
+            optimizer=optimizer,
+            schedule=schedule,
+            dropout=Draws(inputs.device),
+            monitor=monitor,
+            snapshots=snapshots,
+            clock=clock,
+            cursor=cursor,
+        )
+        while cursor.epoch <= own.max_epochs:
             model.train()
-            loss_sum, seen = 0.0, 0
-            for step, (loss, tokens, read) in enumerate(self.losses(model, ids, inputs, draws), start=1):
+            draws.set_state(cursor.begin(draws.get_state))
+            for loss, tokens, read, carried in self.losses(model, ids, inputs, draws, cursor):
+                step = cursor.steps + 1
                 optimizer.zero_grad()
                 loss.backward()
                 nll, gradient_norm = float(loss.detach()), clip_gradients(parameters, own.max_grad_norm)
                 monitor.check_finite(nll, gradient_norm, f"step {step}")
-                with snapshots.step(epoch, step, nll, gradient_norm, partial(dict, read)):
+                with snapshots.step(cursor.epoch, step, nll, gradient_norm, partial(dict, read)):
                     optimizer.step()
                 schedule.step()
-                loss_sum += nll * tokens
-                seen += tokens
-                monitor.step(seen / epoch_tokens, loss_sum / seen)
+                cursor.add(nll * tokens, tokens)
+                cursor.carried = dict(carried)
+                inputs.checkpoint.after_step()
+                monitor.step(cursor.seen / epoch_tokens, cursor.mean_loss)
             model.eval()
-            if monitor.end_epoch(loss_sum / seen, score(), seen):
+            if monitor.end_epoch(cursor.mean_loss, score(), cursor.seen):
                 snapshots.best_epoch()
+            cursor.end_epoch()
         return monitor.restore_best(), monitor.record()
 
 

@@ -67,6 +67,8 @@ class TrainArguments(Settings):
     """Seed of this training."""
     variant: str | None = None
     """Which of the `variants` in the settings file to train; none: the settings without them."""
+    force_new: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train anew, where the same training has ended already or was stopped."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Prepare the text, print what the training would take (time, memory, disk), and train nothing."""
     json_output: Json = False

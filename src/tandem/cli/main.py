@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,7 +37,8 @@ from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_m
 from tandem.launch import process_rank, processes
 from tandem.objectives import OBJECTIVES
 from tandem.settings import check_arguments, dump_settings, load_extensions, load_settings, preset_names
-from tandem.shown import holds_all_text, json_for, one_line
+from tandem.shown import command, holds_all_text, json_for, one_line
+from tandem.stopping import Stopped, stopping_gently
 from tandem.text.files import text_lines
 
 # While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
@@ -47,10 +49,11 @@ AUDIT_FAILED = 1
 """Exit code of a command that did its work, and whose audit found a figure not to be trusted."""
 
 CONTINUED = {
-    "experiment": "; finished runs are kept, and the same command continues",
+    "experiment": "; the same command continues where it was: {}",
+    "train": "; the same command continues where it was: {}",
     "score": "; with --output, the same command goes on where it was",
 }
-"""What becomes of a command that was interrupted."""
+"""What becomes of a command that was interrupted; {} is that command."""
 
 # torch and transformers are imported by the commands that need them, so that --help answers at once.
 
@@ -145,7 +148,7 @@ def train(args: Sequence[str]) -> None:
         _show(estimate, arguments.json_output, print_estimate)
         return
     with ProgressView(ERR) as view:
-        record = train_one(settings, configuration, arguments.seed, folder, view)
+        record = train_one(settings, configuration, arguments.seed, folder, view, arguments.force_new)
     if process_rank() == 0:
         _show(record, arguments.json_output, print_run, folder)
 
@@ -314,7 +317,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def run(args: Sequence[str]) -> int:
     """Run one command; returns the exit code.
 
-    0, 1 where the audit fails, 2 for anything the user can mend, 130 when interrupted.
+    0, 1 where the audit fails, 2 for anything the user can mend, 130 and 143 (by SIGTERM) when interrupted.
     """
     try:
         load_extensions()
@@ -335,7 +338,8 @@ def _run(args: Sequence[str]) -> int:
         elif args[0] in usage.HELP:
             COMMANDS[args[1]](["--help"])
         elif args[0] in COMMANDS:
-            COMMANDS[args[0]](args[1:])
+            with stopping_gently():
+                COMMANDS[args[0]](args[1:])
         else:
             raise SettingsError(no_such_command(args[0], list(COMMANDS)))
         return 0
@@ -356,9 +360,11 @@ def _run(args: Sequence[str]) -> int:
             raise
         own = [setting for one in reversed(OBJECTIVES.values()) for setting in one.memory_settings]
         return _fail(out_of_memory(error, *dict.fromkeys(own)))
-    except KeyboardInterrupt:
-        sys.stderr.write(f"tandem: interrupted{CONTINUED.get(args[0], '')}\n")
-        return 130
+    except KeyboardInterrupt as stop:
+        goes_on = CONTINUED.get(args[0], "").format(command("tandem", *args))
+        if process_rank() == 0:
+            sys.stderr.write(f"tandem: interrupted{goes_on}\n")
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
 

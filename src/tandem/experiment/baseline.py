@@ -11,6 +11,7 @@ from tandem.experiment.prepared import TrainingInputs, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.metrics import validation_record
 from tandem.records import Parameters
+from tandem.training.checkpoint import Checkpoint
 from tandem.training.progress import OnTick, silent
 from tandem.training.snapshots import Snapshots
 
@@ -21,14 +22,19 @@ def run_baseline(
     seed: int | None,
     on_tick: OnTick,
     snapshots: Snapshots | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[dict[str, Any], Mapping[str, Tensor] | None]:
     """Train and score a baseline; returns the fields of its record that hold results, and its weights.
 
-    An n-gram model has no weights. A few steps are kept in `snapshots`.
+    An n-gram model has no weights. A few steps are kept in `snapshots`; what `checkpoint` has is continued.
     Raises NonFiniteLossError, or SettingsError where the parameters allowed are too few.
     """
-    inputs = baseline_inputs(prepared, seed, on_tick)
-    fitted = BASELINES[kind].fit(inputs if snapshots is None else replace(inputs, snapshots=snapshots))
+    inputs = replace(
+        baseline_inputs(prepared, seed, on_tick),
+        snapshots=Snapshots() if snapshots is None else snapshots,
+        checkpoint=checkpoint or Checkpoint(),
+    )
+    fitted = BASELINES[kind].fit(inputs)
     total = fitted.embedding_parameters + fitted.other_parameters
     results = {
         "parameters": Parameters(

@@ -113,6 +113,15 @@ def load_phase1(path: Path, fingerprint: str, objective: Objective) -> SavedPhas
         return None
 
 
+def phase1_snapshots(path: Path) -> Snapshots:
+    """Those beside a kept phase 1; empty where there are none that can be read."""
+    from tandem.training.snapshots import Snapshots
+
+    with suppress(OSError, SafetensorError, KeyError, ValueError):
+        return Snapshots.load(path.with_name(f"{path.stem}-{SNAPSHOTS}"))
+    return Snapshots()
+
+
 def open_as_new_files(*paths: Path) -> None:
     """Give files the permissions that new ones get here: safetensors keeps its own from all but the owner."""
     with tempfile.TemporaryDirectory(dir=paths[0].parent) as place:
@@ -182,10 +191,13 @@ def _whole_folder(folder: Path, last: str, stale: set[str]) -> Iterator[Path]:
             (folder / name).unlink(missing_ok=True)
 
 
-def check_no_other_model(folder: Path, prepared: TrainingInputs, run: str) -> None:
-    """RunDirError where the folder holds a model of anything but this run, with these settings and tokens."""
+def finished_model(folder: Path, prepared: TrainingInputs, run: str) -> RunRecord | None:
+    """The record of the model in a folder, none where none is there.
+
+    RunDirError where it is of anything but this run, with these settings and tokens.
+    """
     if not (folder / CONFIG).exists():
-        return
+        return None
     record = model_record(folder)
     if record is None:
         there = "a model whose record cannot be read"
@@ -198,7 +210,7 @@ def check_no_other_model(folder: Path, prepared: TrainingInputs, run: str) -> No
     elif record.environment.precision != prepared.precision:
         there = f"a {run} that was trained in {record.environment.precision}"
     else:
-        return
+        return record
     raise RunDirError(
         f"{folder} holds {there}, which would be lost"
         + advice(("give another {}", "output"), "remove that folder")

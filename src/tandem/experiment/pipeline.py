@@ -14,6 +14,7 @@ from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective, Phase1Inputs
 from tandem.records import ContextsRecord, Parameters, Phase1Record
 from tandem.settings import Configuration, Settings
+from tandem.training.checkpoint import Checkpoint
 from tandem.training.initialization import start_from_head
 from tandem.training.phase2 import Split, TrainedTokenBlock, train_token_block
 from tandem.training.progress import OnTick, silent
@@ -94,17 +95,28 @@ def train_contexts(
     seed: int,
     on_tick: OnTick = silent,
     saved: SavedPhase1 | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedContexts:
     """Phase 1 (or its `saved` result), then the contexts of both splits by the scan.
 
-    Raises NonFiniteLossError or ScanError.
+    What `checkpoint` has of this phase 1 is continued. Raises NonFiniteLossError or ScanError, and Stopped.
     """
     settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, Configuration(context_layers=context_layers), seed)
     heads = new_heads(prepared, context_layers, seed)
     text, snapshots = streams(prepared, model), Snapshots()
     if saved is None:
-        inputs = Phase1Inputs(model, heads, text[0], settings, seed, on_tick, prepared.execution, snapshots)
+        inputs = Phase1Inputs(
+            model,
+            heads,
+            text[0],
+            settings,
+            seed,
+            on_tick,
+            prepared.execution,
+            snapshots,
+            checkpoint or Checkpoint(),
+        )
         phase1 = objective.train(inputs)
     else:
         weights, phase1 = saved
@@ -140,10 +152,12 @@ def train_tokens(
     configuration: Configuration,
     seed: int,
     on_tick: OnTick = silent,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedTokens:
     """Phase 2 of one configuration on the contexts of its phase 1; `shared` stays as it is.
 
-    Raises NonFiniteLossError; ScanError where contexts are recomputed for a trained embedding.
+    What `checkpoint` has of it is continued. Raises NonFiniteLossError; Stopped; ScanError where contexts
+    are recomputed for a trained embedding.
     """
     settings, objective = prepared.settings, OBJECTIVES[prepared.settings.recipe]
     model = new_model(prepared, configuration, seed)
@@ -173,6 +187,7 @@ def train_tokens(
         on_tick=on_tick,
         execution=prepared.execution,
         snapshots=snapshots,
+        checkpoint=checkpoint,
     )
     return TrainedTokens(model, phase2, head, snapshots)
 

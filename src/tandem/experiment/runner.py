@@ -26,10 +26,11 @@ from tandem.errors import (
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.card import CARD, model_card, write_card
 from tandem.experiment.checkpoints import (
-    check_no_other_model,
+    finished_model,
     load_phase1,
     phase1_fingerprint,
     phase1_path,
+    phase1_snapshots,
     save_baseline,
     save_model,
     save_phase1,
@@ -49,6 +50,7 @@ from tandem.experiment.pipeline import (
     untrained_contexts,
 )
 from tandem.experiment.prepared import TrainingInputs, in_precision, prepare, prepare_variants
+from tandem.experiment.resuming import PHASE1, check_same_training, checkpoint_of, remove_checkpoints
 from tandem.experiment.run_dir import (
     alone_in,
     check_disk,
@@ -59,12 +61,15 @@ from tandem.experiment.run_dir import (
     open_run_dir,
     run_dir_of,
 )
+from tandem.folders import CHECKPOINTS
 from tandem.group import process_group
 from tandem.metrics import validation_record
 from tandem.objectives import OBJECTIVES
 from tandem.records import RunRecord, read_records
 from tandem.settings import Configuration, Settings, load_extensions
+from tandem.stopping import until_saved
 from tandem.text.places import source_folder
+from tandem.training.checkpoint import Checkpoint
 from tandem.training.progress import Watcher
 from tandem.training.snapshots import Snapshots
 
@@ -122,7 +127,7 @@ def estimate_one(
     set_up_process(settings)
     settings = OBJECTIVES[settings.recipe].for_one_run(settings, configuration.token_layers)
     prepared, spec = prepare(settings, watcher.preparing), tandem_run(configuration, seed)
-    check_no_other_model(folder, prepared, spec.name)
+    finished_model(folder, prepared, spec.name)
     check_disk_for_contexts(prepared)
     watcher.preparing(TIMING)
     return estimated({None: prepared}, settings, [spec])
@@ -228,8 +233,12 @@ class _Grid:
             specs = claims(self._pending()).get(claim, [])
             get_contexts = cache(self._contexts_of)  # the runs of a claim share them
             for spec in specs:
-                record = self._run(spec, get_contexts)
-                keep_record(self._run_dir, record)
+                checkpoint = self._checkpoint(spec.name, self._prepared[spec.name], spec.seed, spec.kind)
+                with until_saved():
+                    record = self._run(spec, get_contexts, checkpoint)
+                    keep_record(self._run_dir, record)
+                    if record.status == "finished":  # what failed goes on from there when it is tried again
+                        checkpoint.remove()
                 self._add(record)
         return True
 
@@ -245,7 +254,14 @@ class _Grid:
         if record.run in self._prepared:
             self._watcher.run_finished(record)
 
-    def _run(self, spec: RunSpec, get_contexts: Callable[..., TrainedContexts]) -> RunRecord:
+    def _checkpoint(
+        self, training: str, prepared: TrainingInputs, seed: int | None, kind: str = "tandem"
+    ) -> Checkpoint:
+        return checkpoint_of(self._run_dir, training, prepared, seed, self._watcher.preparing, kind)
+
+    def _run(
+        self, spec: RunSpec, get_contexts: Callable[..., TrainedContexts], checkpoint: Checkpoint
+    ) -> RunRecord:
         """One run, to its record; it does not raise for what only concerns this run."""
         prepared, watcher = self._prepared[spec.name], self._watcher
         watcher.run_started(spec.name)
@@ -253,7 +269,9 @@ class _Grid:
         try:
             if spec.configuration is None:
                 snapshots = Snapshots()
-                results, weights = run_baseline(prepared, spec.kind, spec.seed, watcher.tick, snapshots)
+                results, weights = run_baseline(
+                    prepared, spec.kind, spec.seed, watcher.tick, snapshots, checkpoint
+                )
                 peak = memory.read()
                 record = _record(prepared, spec, status="finished", peak_memory_bytes=peak, **results)
                 if prepared.settings.save_models and weights is not None:
@@ -262,7 +280,9 @@ class _Grid:
             assert spec.seed is not None
             shared_by = (spec.kind, spec.variant, spec.configuration.context_layers, spec.seed)
             contexts = get_contexts(*shared_by)
-            trained = train_tokens(prepared, contexts, spec.configuration, spec.seed, watcher.tick)
+            trained = train_tokens(
+                prepared, contexts, spec.configuration, spec.seed, watcher.tick, checkpoint
+            )
             paid = any(
                 record.phase1_computed_here
                 and record.status == "finished"
@@ -292,14 +312,34 @@ class _Grid:
         if kind in BASELINES:  # the control of phase 1
             return untrained_contexts(prepared, context_layers, seed)
         path = phase1_path(self._run_dir, variant, context_layers, seed)
-        inputs = phase1_fingerprint(prepared, context_layers, seed)
-        objective = OBJECTIVES[prepared.settings.recipe]
-        saved = load_phase1(path, inputs, objective)
-        trained = train_contexts(prepared, context_layers, seed, self._watcher.tick, saved)
-        if saved is None and trained.phase1 is not None:
+        checkpoint = self._checkpoint(f"{PHASE1}-{path.stem}", prepared, seed)
+        return _phase1(path, prepared, context_layers, seed, self._watcher, checkpoint)
+
+
+def _phase1(
+    path: Path,
+    prepared: TrainingInputs,
+    context_layers: int,
+    seed: int,
+    watcher: Watcher,
+    checkpoint: Checkpoint,
+) -> TrainedContexts:
+    """A phase 1 with its contexts: kept in `path`, or trained now and kept there."""
+    inputs = phase1_fingerprint(prepared, context_layers, seed)
+    objective, group = OBJECTIVES[prepared.settings.recipe], prepared.execution.group
+    saved = load_phase1(path, inputs, objective)
+    if not group.agrees(saved is not None, prepared.device):
+        saved = None
+    with until_saved():
+        trained = train_contexts(prepared, context_layers, seed, watcher.tick, saved, checkpoint)
+        if saved is not None:
+            return replace(trained, snapshots=phase1_snapshots(path))
+        assert trained.phase1 is not None
+        if group.leads:
             state = phase1_state(trained.model, objective) | trained.heads.state_dict()
             save_phase1(path, state, trained.phase1, inputs, trained.snapshots)
-        return trained
+        checkpoint.remove()
+    return trained
 
 
 def _failed(
@@ -372,12 +412,18 @@ def _record(prepared: TrainingInputs, spec: RunSpec, **results: Any) -> RunRecor
 
 
 def train_one(
-    settings: Settings, configuration: Configuration, seed: int, folder: Path, watcher: Watcher
+    settings: Settings,
+    configuration: Configuration,
+    seed: int,
+    folder: Path,
+    watcher: Watcher,
+    force_new: bool = False,
 ) -> RunRecord:
     """Train one configuration with one seed into a model folder. Raises whatever stops it.
 
-    Processes that `torchrun` started train it together; each returns the record, and the first one saves.
-    Phase 1 then trains what this configuration needs of it only.
+    What a stopped training left there is continued, and of a finished one the record is returned; with
+    `force_new` both are trained anew. Processes that `torchrun` started train it together; each returns the
+    record, and the first one saves. Phase 1 then trains what this configuration needs of it only.
     """
     check_output(folder, "model folder", settings.data)
     set_up_process(settings)
@@ -392,24 +438,39 @@ def train_one(
         spec = tandem_run(configuration, seed)
         watcher.planned(folder, [spec.name], 0)
         refused: TandemError | None = None
+        phases = [
+            checkpoint_of(folder, training, prepared, seed, watcher.preparing)
+            for training in (f"{PHASE1}-{spec.name}", spec.name)
+        ]
         if group.leads:
             try:
                 claim.enter_context(alone_in(folder))
-                check_no_other_model(folder, prepared, spec.name)
+                finished_model(folder, prepared, spec.name)
+                if force_new:
+                    remove_checkpoints(folder)
+                check_same_training(folder, *phases)
                 check_disk(folder, {None: prepared}, [spec])
                 check_disk_for_contexts(prepared)
             except TandemError as error:
                 refused = error
         if not group.agrees(refused is None, prepared.device):  # all leave, not the first one alone
             raise refused or RunDirError(f"{folder} cannot take the model; the first process says why")
+        finished = None if force_new else finished_model(folder, prepared, spec.name)
+        if group.agrees(finished is not None, prepared.device) and finished is not None:
+            watcher.preparing(f"{folder} is finished{advice(('train it anew with {}', 'force_new'))}")
+            return finished
         watcher.run_started(spec.name)
         memory = PeakMemory(prepared.device)
-        contexts = train_contexts(prepared, configuration.context_layers, seed, watcher.tick)
-        trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick)
-        record = make_record(prepared, spec, contexts, trained, True, memory)
-        if group.leads:
+        path = folder / CHECKPOINTS / f"{PHASE1}.safetensors"
+        contexts = _phase1(path, prepared, configuration.context_layers, seed, watcher, phases[0])
+        with until_saved():
+            trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick, phases[1])
+            record = make_record(prepared, spec, contexts, trained, True, memory)
+            if not group.leads:
+                return record
             try:
                 save_model(folder, trained, prepared, record, contexts.snapshots)
+                remove_checkpoints(folder)
             except Exception as error:
                 if not is_out_of_storage(error):
                     raise

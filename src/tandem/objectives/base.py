@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     from tandem.group import Execution
     from tandem.metrics import Score
     from tandem.model import TandemForCausalLM, TokenBlock
+    from tandem.training.checkpoint import Checkpoint
     from tandem.training.snapshots import Snapshots
 
 NewTokenBlock = Callable[[int], "TokenBlock"]
 """The TokenBlock of this many layers that the run's seed draws, on the model's device."""
+
+
+def no_checkpoint() -> Checkpoint:
+    """Written nowhere."""
+    from tandem.training.checkpoint import Checkpoint
+
+    return Checkpoint()
 
 
 def new_snapshots() -> Snapshots:
@@ -46,6 +54,7 @@ class Phase1Inputs:
     on_tick      is told of progress.
     execution    the processes that train together, and their precision.
     snapshots    keeps a few steps for the audit, where the objective tells it of its steps.
+    checkpoint   keeps the training, where the objective names its parts and tells it of its steps.
     """
 
     model: TandemForCausalLM
@@ -56,6 +65,7 @@ class Phase1Inputs:
     on_tick: OnTick
     execution: Execution
     snapshots: Snapshots = field(default_factory=new_snapshots)
+    checkpoint: Checkpoint = field(default_factory=no_checkpoint)
 
 
 class Objective(ABC):

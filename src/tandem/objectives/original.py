@@ -8,8 +8,7 @@ through time. The loss of a batch rewards dispersion around a centroid that is h
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -21,9 +20,11 @@ from tandem.settings import Phase1Settings, Settings
 from tandem.training.progress import Tick
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from tandem.contexts import Stream
+    from tandem.group import Group
     from tandem.model import TandemForCausalLM
 
 
@@ -77,12 +78,13 @@ class Dispersion(Objective):
 
         from tandem.contexts import jacobi_read
         from tandem.metrics import convergence_rate
+        from tandem.training.checkpoint import Draws, History, Stopwatch
         from tandem.training.gradients import GradientAccumulator
         from tandem.training.initialization import generator_for
         from tandem.training.optimizer import clip_gradients
         from tandem.training.trainable import training_only
 
-        began, model, execution = time.perf_counter(), inputs.model, inputs.execution
+        clock, model, execution = Stopwatch(), inputs.model, inputs.execution
         group, phase1 = execution.group, inputs.settings.phase1
         block, size = model.context_block, phase1.batch_positions
         stream = windows_of(inputs.stream, phase1)
@@ -92,12 +94,8 @@ class Dispersion(Objective):
         # From here on positions are those of the process's own batches, which follow on each other.
         shard = slice(own.start * size, min(own.stop * size, len(stream)))
         ids, resets = stream.ids[shard], None if stream.resets is None else stream.resets[shard]
-        draws = generator_for(inputs.seed, "phase1 start", len(block.layers))
-        # Under no name of its own, the draw is freed here: it may take gigabytes.
-        contexts = torch.randn((len(stream), block.context_dim), generator=draws)[shard] * phase1.start_std
-        contexts = contexts.to(model.device)
-        noise = _Noise(model, phase1, inputs.seed)
-        history: list[Phase1Iteration] = []
+        noise, history = _Noise(model, phase1, inputs.seed), History(Phase1Iteration)
+        swept = _SweptContexts(group, batches, size, shard, model.device)
 
         def update(read: Tensor, positions: slice) -> Tensor:
             """New contexts [n, C] with their graph, of what positions read, [n, C]."""
@@ -120,7 +118,26 @@ class Dispersion(Objective):
             optimizer = torch.optim.Adam(trainable.parameters, lr=phase1.lr)
             if group.size == 1:  # else what a step read is spread over the processes
                 inputs.snapshots.follow(trainable.named, optimizer, 1)
-            for iteration in range(2, phase1.max_iterations + 1):  # the random start was the first
+            if not inputs.checkpoint.resume(
+                group,
+                weights=trainable,
+                optimizer=optimizer,
+                noise=Draws(noise.generator),
+                snapshots=inputs.snapshots,
+                history=history,
+                contexts=swept,
+                clock=clock,
+            ):
+                draws = generator_for(inputs.seed, "phase1 start", len(block.layers))
+                # Under no name of its own, the draw is freed here: it may take gigabytes.
+                start = (
+                    torch.randn((len(stream), block.context_dim), generator=draws)[shard] * phase1.start_std
+                )
+                swept.own = start.to(model.device)
+                del start
+            contexts = swept.own
+            while not _ended(history, phase1):
+                iteration = len(history) + 2  # the random start was the first
                 # Before the shard comes the one before it; before the first the last (SPEC section 3).
                 lead = group.joined(contexts[-1:], group.size)[group.rank - 1]
                 sweep = Sweep(contexts, torch.empty_like(contexts), lead)
@@ -134,7 +151,7 @@ class Dispersion(Objective):
                     optimizer.step()
                 still = round(convergence_rate(contexts, sweep.after, phase1.convergence_mse) * len(contexts))
                 rate = int(group.total(torch.tensor(still, device=model.device))) / len(stream)
-                contexts = sweep.after
+                contexts = swept.own = sweep.after
                 del sweep  # before the next one is made: contexts are large
                 history.append(
                     Phase1Iteration(
@@ -142,21 +159,21 @@ class Dispersion(Objective):
                         loss=loss,
                         grad_norm=gradient_norm,
                         convergence_rate=rate,
-                        seconds_s=time.perf_counter() - began,
+                        seconds_s=clock.seconds_s,
                     )
                 )
                 metrics = {"loss": loss, "converged": rate}
                 inputs.on_tick(Tick("phase 1", iteration, phase1.max_iterations, "iteration", metrics))
-                if rate >= phase1.convergence_stop:
-                    break
+                inputs.checkpoint.after_step()
 
         # An exhausted budget (`max_iterations`) is not called converged.
+        rate = history[-1].convergence_rate
         return DispersionRecord(
-            iterations=iteration,
+            iterations=history[-1].iteration,
             stopped="converged" if rate >= phase1.convergence_stop else "max_iterations",
             convergence_rate=rate,
             tokens=len(stream),
-            seconds_s=time.perf_counter() - began,
+            seconds_s=clock.seconds_s,
             history=tuple(history),
             parts=trainable.parts,
         )
@@ -255,6 +272,33 @@ def windows_of(stream: Stream, settings: Phase1Settings) -> Stream:
     return stream if tokens >= len(stream) else stream.windows(tokens, settings.batch_positions)
 
 
+class _SweptContexts:
+    """The contexts of all positions of a sweep, of which a process has those of its batches.
+
+    own    [n, C], those of its `shard` of the positions.
+    """
+
+    own: Tensor
+
+    def __init__(self, group: Group, batches: int, size: int, shard: slice, device: torch.device) -> None:
+        self._group, self._batches, self._size = group, batches, size
+        self._shard, self._device = shard, device
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Those of all processes, with zeros up to the end of the last batch."""
+        if self._group.size == 1:
+            return {"contexts": self.own}
+        count = math.ceil(len(self.own) / self._size)
+        padded = self.own.new_zeros(count * self._size, self.own.shape[1])
+        padded[: len(self.own)] = self.own
+        whole = self._group.joined(padded.view(count, self._size, -1), self._batches)
+        return {"contexts": whole.flatten(0, 1)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Set the own ones."""
+        self.own = state["contexts"][self._shard].to(self._device)
+
+
 class _Noise:
     """The noise that is added to the contexts which a sweep reads."""
 
@@ -266,13 +310,13 @@ class _Noise:
         block = model.context_block
         self._std, self._width, self._batch = settings.noise_std, block.context_dim, settings.batch_positions
         seed = generator_for(seed, "phase1 noise", len(block.layers)).initial_seed()
-        self._generator = torch.Generator(model.device).manual_seed(seed)
-        self._draw = partial(torch.randn, generator=self._generator, device=model.device)
+        self.generator = torch.Generator(model.device).manual_seed(seed)
+        self._draw = partial(torch.randn, generator=self.generator, device=model.device)
 
     @property
     def state(self) -> Tensor:
         """Of the random numbers, uint8."""
-        return self._generator.get_state()
+        return self.generator.get_state()
 
     def draw(self, contexts: Tensor) -> Tensor:
         """For contexts [n, C]."""
@@ -283,6 +327,14 @@ class _Noise:
         """Draw what other processes need for these positions: a sweep has the same noise for any number."""
         for first in range(0, positions, self._batch):
             self._draw((min(self._batch, positions - first), self._width))
+
+
+def _ended(history: Sequence[Phase1Iteration], settings: Phase1Settings) -> bool:
+    """Whether most contexts no longer move, or no further iteration may be made."""
+    if not history:
+        return False
+    last = history[-1]
+    return last.convergence_rate >= settings.convergence_stop or last.iteration >= settings.max_iterations
 
 
 def _check_finite(loss: float, gradient_norm: float, history: list[Phase1Iteration]) -> None:

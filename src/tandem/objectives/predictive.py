@@ -10,7 +10,6 @@ depth on the contexts that are left, and may start from a head.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -99,13 +98,14 @@ class Prediction(Objective):
 
         from tandem.cross_entropy import training_loss
         from tandem.metrics import perplexity
+        from tandem.training.checkpoint import Cursor, Draws, History, Stopwatch
         from tandem.training.dropout import DropoutMasks
         from tandem.training.gradients import GradientAccumulator
         from tandem.training.initialization import generator_for
         from tandem.training.optimizer import adamw, clip_gradients, linear_share
         from tandem.training.trainable import training_only
 
-        began, model, heads, stream = time.perf_counter(), inputs.model, inputs.heads, inputs.stream
+        clock, model, heads, stream = Stopwatch(), inputs.model, inputs.heads, inputs.stream
         execution, settings, seed = inputs.execution, inputs.settings, inputs.seed
         own, count = settings.prediction, len(stream) - 1
         window, streams = own.window, min(own.streams, count)
@@ -122,7 +122,7 @@ class Prediction(Objective):
         children = (*model.model.named_children(), *model.named_children())
         parts = {name: part for name, part in children if name in self.parts}
         learners = nn.ModuleDict({**parts, **heads})
-        history: list[PredictionEpoch] = []
+        cursor, history = Cursor(group=execution.group), History(PredictionEpoch)
 
         with training_only(learners, learners) as trainable:
             gradients = GradientAccumulator(trainable.parameters, execution)
@@ -133,11 +133,24 @@ class Prediction(Objective):
             )
             if execution.group.size == 1:  # else what a step read is spread over the processes
                 inputs.snapshots.follow(trainable.named, optimizer, epoch_steps)
-            for epoch in range(1, own.max_epochs + 1):
-                loss_sum = norm_sum = 0.0
-                seen = position_sum = 0
-                contexts = None  # of all streams; a process has those of its own share
-                for step, positions in enumerate(windows(count, streams, window, draws), start=1):
+            inputs.checkpoint.resume(
+                execution.group,
+                weights=trainable,
+                optimizer=optimizer,
+                schedule=schedule,
+                draws=Draws(draws),
+                dropout=dropout,
+                micro_batches=gradients,
+                snapshots=inputs.snapshots,
+                history=history,
+                clock=clock,
+                cursor=cursor,
+            )
+            while cursor.epoch <= own.max_epochs:
+                start = cursor.begin(partial(first_position, count, draws))
+                for positions in windows(count, streams, window, start, cursor.steps):
+                    # Of all streams; a process has those of its own share.
+                    contexts = cursor.carried.get("contexts")
                     after = torch.empty(
                         streams, model.config.context_dim, device=model.device, dtype=model.dtype
                     )
@@ -146,32 +159,33 @@ class Prediction(Objective):
                     forward = partial(_forward, model, heads, batch, loss_of_rows, dropout.next_step(streams))
                     loss = gradients.backward(forward, streams)
                     gradient_norm = clip_gradients(trainable.parameters, own.max_grad_norm)
-                    _check_finite(loss, gradient_norm, history, step)
-                    with inputs.snapshots.step(epoch, step, loss, gradient_norm, batch.read):
+                    _check_finite(loss, gradient_norm, history, cursor.steps + 1)
+                    with inputs.snapshots.step(
+                        cursor.epoch, cursor.steps + 1, loss, gradient_norm, batch.read
+                    ):
                         optimizer.step()
                     schedule.step()
-                    contexts = batch.after
-                    loss_sum += loss
-                    norm_sum += gradient_norm
-                    seen += positions.numel()
-                    position_sum += int(positions.sum())
-                    done = epoch - 1 + step / epoch_steps
-                    metrics = {"train PPL": perplexity(loss_sum / step), **gradients.metrics}
+                    cursor.add(loss, positions.numel(), gradient_norm, int(positions.sum()))
+                    cursor.carried["contexts"] = batch.after
+                    done = cursor.epoch - 1 + cursor.steps / epoch_steps
+                    metrics = {"train PPL": perplexity(cursor.loss_sum / cursor.steps), **gradients.metrics}
                     inputs.on_tick(Tick("phase 1", done, own.max_epochs, "epoch", metrics))
+                    inputs.checkpoint.after_step()
                 history.append(
                     PredictionEpoch(
-                        epoch=epoch,
-                        train_nll_nats=loss_sum / step,
-                        grad_norm=norm_sum / step,
-                        positions=seen,
-                        position_sum=position_sum,
-                        seconds_s=time.perf_counter() - began,
+                        epoch=cursor.epoch,
+                        train_nll_nats=cursor.loss_sum / cursor.steps,
+                        grad_norm=cursor.norm_sum / cursor.steps,
+                        positions=cursor.seen,
+                        position_sum=cursor.position_sum,
+                        seconds_s=clock.seconds_s,
                     )
                 )
+                cursor.end_epoch()
         return PredictionRecord(
             epochs=len(history),
             tokens=len(stream),
-            seconds_s=time.perf_counter() - began,
+            seconds_s=clock.seconds_s,
             history=tuple(history),
             parts=trainable.parts,
             micro_batches=gradients.micro_batches,
@@ -296,8 +310,15 @@ def _forward(
     return torch.stack(losses).mean()
 
 
-def windows(count: int, streams: int, window: int, draws: torch.Generator) -> Iterator[Tensor]:
-    """One pass over positions 0..count-1: positions [streams, window or fewer] of every step.
+def first_position(count: int, draws: torch.Generator) -> int:
+    """Where the first stream of an epoch starts, of positions 0..count-1."""
+    import torch
+
+    return int(torch.randint(count, (), generator=draws))
+
+
+def windows(count: int, streams: int, window: int, start: int, done: int = 0) -> Iterator[Tensor]:
+    """One pass over positions 0..count-1: positions [streams, window or fewer] of every step after `done`.
 
     Stream b reads on where it stopped. The streams start at a random place and go round the end of the text,
     so that windows are cut elsewhere in every epoch; a few positions are read twice where `count` is no
@@ -306,9 +327,8 @@ def windows(count: int, streams: int, window: int, draws: torch.Generator) -> It
     import torch
 
     length = math.ceil(count / streams)
-    start = int(torch.randint(count, (), generator=draws))
     starts = start + length * torch.arange(streams)
-    for first in range(0, length, window):
+    for first in range(done * window, length, window):
         yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
 
 

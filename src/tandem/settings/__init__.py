@@ -8,6 +8,7 @@ from tandem.settings.experiment import Configuration as Configuration
 from tandem.settings.experiment import Settings as Settings
 from tandem.settings.experiment import add_section as add_section
 from tandem.settings.experiment import chosen_variant as chosen_variant
+from tandem.settings.experiment import counted_settings as counted_settings
 from tandem.settings.experiment import settings_fingerprint as settings_fingerprint
 from tandem.settings.files import dump_settings as dump_settings
 from tandem.settings.files import load_extensions as load_extensions

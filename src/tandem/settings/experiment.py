@@ -69,6 +69,9 @@ class Settings(Section):
     else a new one."""
     output: Annotated[str, Field(min_length=1)] | None = None
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
+    checkpoint_every: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """Seconds between two checkpoints of a training, from which the same command continues it after any stop.
+    They are more where writing would take over 2% of the time. 0: one after every step."""
     save_models: bool = True
     """Keep the model of every run under RUN_DIR/models."""
     data: sections.DataSettings = sections.DataSettings()
@@ -194,13 +197,18 @@ def _added_at_top() -> list[str]:
 
 
 def settings_fingerprint(values: Mapping[str, Any]) -> str:
-    """The fingerprint of settings as they were written down, whatever version of Tandem wrote them.
+    """The fingerprint of settings as they were written down, whatever version of Tandem wrote them."""
+    return fingerprint("settings", counted_settings(values))
+
+
+def counted_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings as they were written down, those that a run's result depends on.
 
     An added section counts where it differs from its defaults: installing a package changes no fingerprint.
     """
     apart = {
         *("name", "description", "output", "save_models", "device", "precision", "threads"),
-        *("workers", "executor", "seeds", "configurations", "baselines", "variants"),
+        *("checkpoint_every", "workers", "executor", "seeds", "configurations", "baselines", "variants"),
         *(name for name, kind in Settings.subsections().items() if not kind.changes_results),
     }
     counted = {name: value for name, value in values.items() if name not in apart}
@@ -212,4 +220,4 @@ def settings_fingerprint(values: Mapping[str, Any]) -> str:
         if isinstance(around, Mapping) and around.get(key) == section().model_dump(mode="json"):
             without = {other: value for other, value in around.items() if other != key}
             counted = counted | {outer: without} if outer else without
-    return fingerprint("settings", counted)
+    return counted

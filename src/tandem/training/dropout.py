@@ -6,6 +6,7 @@ NumPy's SFC64 gives 16 random bits an element in a fraction of that. On other de
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,19 @@ class Dropout:
             return lambda x: self._drop(x, rows, count)
 
         return of_rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the random numbers, on the CPU and on a device."""
+        on_device = None if self._on_device is None else self._on_device.get_state()
+        device = None if self._on_device is None else str(self._on_device.device)
+        return {"draws": self._draws.bit_generator.state, "on_device": on_device, "device": device}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set them."""
+        self._draws.bit_generator.state = state["draws"]
+        if state["on_device"] is not None:
+            self._on_device = torch.Generator(state["device"])
+            self._on_device.set_state(state["on_device"])
 
     def _drop(self, x: Tensor, rows: slice, count: int) -> Tensor:
         shape = [1 if dim == self._along else size for dim, size in enumerate((count, *x.shape[1:]))]
@@ -113,3 +127,12 @@ class DropoutMasks:
         """
         steps = {name: dropout.step(rows) for name, dropout in self._dropouts.items()}
         return lambda part: Masks(**{name: of_rows(part) for name, of_rows in steps.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the random numbers of each."""
+        return {name: dropout.state_dict() for name, dropout in self._dropouts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set them."""
+        for name, dropout in self._dropouts.items():
+            dropout.load_state_dict(state[name])

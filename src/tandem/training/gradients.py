@@ -33,6 +33,14 @@ class GradientAccumulator:
             for parameter in self._parameters:
                 distributed.broadcast(parameter.detach(), 0)
 
+    def state_dict(self) -> dict[str, int]:
+        """The number of micro-batches, on which rounding depends."""
+        return {"micro_batches": self.micro_batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Set it."""
+        self.micro_batches = state["micro_batches"]
+
     @property
     def metrics(self) -> dict[str, float]:
         """The number of micro-batches, for progress, where there is more than one."""

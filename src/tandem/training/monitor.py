@@ -1,14 +1,15 @@
 """What every training by epochs keeps and tells: history, progress, the best epoch, non-finite losses."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import Score, perplexity
 from tandem.records import Epoch, PartRecord, TrainingRecord
+from tandem.training.checkpoint import History, Stopwatch
 from tandem.training.progress import OnTick, Tick
 
 
@@ -30,12 +31,12 @@ class TrainingMonitor:
     modules: Sequence[nn.Module]
     patience: int | None = None
     first_epoch: int = 1
-    history: list[Epoch] = field(default_factory=list)
+    history: History[Epoch] = field(default_factory=lambda: History(Epoch))
     best_epoch: Epoch | None = None
     best_score: Score | None = None
     _weights: list[dict[str, Tensor]] = field(default_factory=list)
     _metrics: Mapping[str, float] = field(default_factory=dict)
-    _began: float = field(default_factory=time.perf_counter)
+    _clock: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def epoch(self) -> int:
@@ -66,7 +67,7 @@ class TrainingMonitor:
             train_nll_nats=train_nll,
             validation_nll_nats=score.nll_nats,
             validation_accuracy=score.accuracy,
-            seconds_s=self._seconds(),
+            seconds_s=self._clock.seconds_s,
             positions=positions,
             position_sum=position_sum,
         )
@@ -105,11 +106,29 @@ class TrainingMonitor:
             stopped="patience" if self.out_of_patience else "max_epochs",
             train_nll_nats=self.best_epoch.train_nll_nats,
             train_perplexity=perplexity(self.best_epoch.train_nll_nats),
-            seconds_s=self._seconds(),
+            seconds_s=self._clock.seconds_s,
             history=tuple(self.history),
             parts=parts,
             micro_batches=micro_batches,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, the best epoch with its score and weights, and the seconds so far."""
+        return {
+            "history": self.history.state_dict(),
+            "best_epoch": self.best_epoch and self.best_epoch.epoch,
+            "best_score": None if self.best_score is None else vars(self.best_score),
+            "weights": self._weights,
+            "clock": self._clock.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.history.load_state_dict(state["history"])
+        self.best_epoch = next((epoch for epoch in self.history if epoch.epoch == state["best_epoch"]), None)
+        self.best_score = None if state["best_score"] is None else Score(**state["best_score"])
+        self._weights = state["weights"]
+        self._clock.load_state_dict(state["clock"])
 
     def check_finite(self, loss: float, gradient_norm: float, where: str) -> None:
         """Raises NonFiniteLossError, with the last good values, where either is not finite."""
@@ -122,9 +141,6 @@ class TrainingMonitor:
             )
         stopped = f"{self.title} was stopped at epoch {self.epoch}, {where}"
         NonFiniteLossError.check(loss, gradient_norm, stopped, last, self.lr_setting)
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._began
 
     def _tell(self, epochs: float, metrics: dict[str, float]) -> None:
         self.on_tick(Tick(self.title, epochs, self.max_epochs, "epoch", {**metrics, **self._metrics}))

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import TrainingRecord
 from tandem.settings import Phase2Settings
+from tandem.training.checkpoint import Checkpoint, Cursor, Draws
 from tandem.training.dropout import DropoutMasks, StepMasks
 from tandem.training.gradients import GradientAccumulator
 from tandem.training.initialization import generator_for
@@ -75,6 +77,51 @@ class TrainedTokenBlock(NamedTuple):
     sample: ContextsSample
 
 
+class _Samples:
+    """A sample of the contexts that the best epoch read, and the embedding that this epoch's came from.
+
+    Only where the embedding moves, and contexts with it, has either to be remembered.
+    """
+
+    def __init__(self, model: TandemForCausalLM, moving: bool) -> None:
+        self._weight, self._moving = model.embedding.weight, moving
+        self._embedding: Tensor | None = None
+        self._best: ContextsSample | None = None
+        self.moved()
+
+    def moved(self) -> None:
+        """Contexts were computed again."""
+        self._embedding = self._weight.detach().clone() if self._moving else None
+
+    def best_epoch(self, train: Split, validation: Split) -> None:
+        """The epoch that read these is the best one so far."""
+        if self._moving:
+            self._best = ContextsSample.of(train.contexts, validation.contexts)
+
+    def best(self, train: Split, validation: Split) -> ContextsSample:
+        """Of the best epoch; these are of the last one."""
+        return self._best or ContextsSample.of(train.contexts, validation.contexts)
+
+    @contextmanager
+    def of_the_epoch(self) -> Iterator[None]:
+        """Within the block the embedding is the one that this epoch's contexts came from."""
+        with torch.no_grad():
+            now = self._weight.clone()
+            assert self._embedding is not None
+            self._weight.copy_(self._embedding)
+            yield
+            self._weight.copy_(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both."""
+        return {"embedding": self._embedding, "best": self._best and vars(self._best)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set both."""
+        self._embedding = state["embedding"]
+        self._best = state["best"] and ContextsSample(**state["best"])
+
+
 Refresh = Callable[[], tuple[Split, Split]]
 
 
@@ -89,6 +136,7 @@ def train_token_block(
     on_tick: OnTick = silent,
     execution: Execution = PLAIN,
     snapshots: Snapshots | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedTokenBlock:
     """Train model.token_block in place; it ends with the weights of the epoch that validates best.
 
@@ -99,7 +147,8 @@ def train_token_block(
     gives those of both splits again before every epoch and every validation. With `keep_start` the weights
     at the start count as epoch 0; its training NLL is exact, on as much of the text as is validated on.
     The processes of `execution` share the positions of every batch. A few steps are kept in `snapshots`.
-    Raises NonFiniteLossError before a non-finite step would reach the weights.
+    What `checkpoint` has of this training is continued. Raises NonFiniteLossError before a non-finite step
+    would reach the weights, Stopped where a signal asks to stop.
     """
     modules: list[nn.Module] = [model.token_block] + ([] if refresh is None else [model.embedding])
     first_epoch = 0 if keep_start else 1
@@ -108,16 +157,14 @@ def train_token_block(
     )
     chunk, group = settings.chunk_positions, execution.group
     predicted = len(train.stream) - 1
+    negatives, order = generator_for(seed, "phase2 negatives"), generator_for(seed, "phase2 order")
     loss_of_targets = training_loss(
-        train.stream.ids.counts(model.config.vocab_size),
-        settings.batch_positions,
-        settings,
-        generator_for(seed, "phase2 negatives"),
-        chunk,
+        train.stream.ids.counts(model.config.vocab_size), settings.batch_positions, settings, negatives, chunk
     )
-    order, dropout = generator_for(seed, "phase2 order"), DropoutMasks(settings, seed, "phase2")
+    dropout = DropoutMasks(settings, seed, "phase2")
     snapshots = Snapshots() if snapshots is None else snapshots
-    sample = best_sample = None
+    checkpoint = Checkpoint() if checkpoint is None else checkpoint
+    cursor, samples = Cursor(first_epoch), _Samples(model, moving=refresh is not None)
 
     with training_only(model, *modules) as trainable:
         gradients = GradientAccumulator(trainable.parameters, execution)
@@ -131,41 +178,55 @@ def train_token_block(
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shares[settings.schedule])
         snapshots.follow(trainable.named, optimizer, epoch_steps)
 
-        for epoch in range(first_epoch, settings.max_epochs + 1):
-            loss_sum, seen, position_sum = 0.0, 0, 0
-            for step, batch in enumerate(_batches(train, settings, order) if epoch else (), start=1):
+        resumed = checkpoint.resume(
+            group,
+            weights=trainable,
+            optimizer=optimizer,
+            schedule=schedule,
+            negatives=Draws(negatives),
+            dropout=dropout,
+            micro_batches=gradients,
+            monitor=monitor,
+            samples=samples,
+            snapshots=snapshots,
+            cursor=cursor,
+        )
+        if resumed and refresh is not None and monitor.history:
+            with samples.of_the_epoch():
+                train, validation = refresh()
+
+        while cursor.epoch <= settings.max_epochs and not monitor.out_of_patience:
+            order.set_state(cursor.begin(order.get_state))
+            for batch in _batches(train, settings, order, cursor.steps) if cursor.epoch else ():
                 loss_of_rows, masks_of_rows = loss_of_targets(batch.targets), dropout.next_step(len(batch))
                 forward = partial(_forward, model, batch, loss_of_rows, masks_of_rows)
                 loss = gradients.backward(forward, len(batch))
                 gradient_norm = clip_gradients(trainable.parameters, settings.max_grad_norm)
-                monitor.check_finite(loss, gradient_norm, f"step {step}")
+                monitor.check_finite(loss, gradient_norm, f"step {cursor.steps + 1}")
                 read = partial(batch.read, SHOWN if refresh is None else len(batch))
-                with snapshots.step(epoch, step, loss, gradient_norm, read):
+                with snapshots.step(cursor.epoch, cursor.steps + 1, loss, gradient_norm, read):
                     optimizer.step()
                 schedule.step()
-                loss_sum += loss * len(batch)
-                seen += len(batch)
-                position_sum += int(batch.positions.sum())
-                monitor.step(seen / predicted, loss_sum / seen, gradients.metrics)
-            if epoch > 0:
-                train_nll = loss_sum / seen
+                cursor.add(loss * len(batch), len(batch), positions=int(batch.positions.sum()))
+                monitor.step(cursor.seen / predicted, cursor.mean_loss, gradients.metrics)
+                checkpoint.after_step()
+            if cursor.epoch > 0:
+                train_nll = cursor.mean_loss
             else:
                 beginning = train.stream.first(len(validation.stream))
                 train_nll = score_stream(model, beginning, train.contexts, chunk, group=group).nll_nats
             if refresh is not None:
                 train, validation = refresh()
-                sample = None
+                samples.moved()
             score = score_stream(model, validation.stream, validation.contexts, chunk, group=group)
-            if monitor.end_epoch(train_nll, score, seen, position_sum):
+            if monitor.end_epoch(train_nll, score, cursor.seen, cursor.position_sum):
                 snapshots.best_epoch()
-                sample = best_sample = sample or ContextsSample.of(train.contexts, validation.contexts)
-            if monitor.out_of_patience:
-                break
+                samples.best_epoch(train, validation)
+            cursor.end_epoch()
         score = monitor.restore_best()
 
-    assert best_sample is not None  # some epoch is the best: one that is not finite has raised
     training = monitor.record(trainable.parts, gradients.micro_batches)
-    return TrainedTokenBlock(training, score, best_sample)
+    return TrainedTokenBlock(training, score, samples.best(train, validation))
 
 
 def _forward(
@@ -179,8 +240,8 @@ def _forward(
     return loss(hidden, model.lm_head.weight, model.lm_head.bias, rows)
 
 
-def _batches(train: Split, settings: Phase2Settings, order: torch.Generator) -> Iterator[Batch]:
-    """The batches of an epoch: all positions that have a next token.
+def _batches(train: Split, settings: Phase2Settings, order: torch.Generator, done: int) -> Iterator[Batch]:
+    """The batches of an epoch, without the first `done`: all positions that have a next token.
 
     The text is read in pieces of about PIECE_TOKENS tokens, whether contexts are in memory or computed again.
     So both give the same batches. With `shuffle` a piece consists of blocks from all over the text, drawn for
@@ -200,9 +261,14 @@ def _batches(train: Split, settings: Phase2Settings, order: torch.Generator) -> 
         positions = torch.cat([torch.arange(first, last) for first, last in runs])
         if settings.shuffle:
             positions = positions[torch.randperm(len(positions), generator=order)]
+        parts = positions.to(train.stream.ids.device).split(size)
+        if done >= len(parts):
+            done -= len(parts)
+            continue
         contexts = train.contexts.windows(runs)
-        for part in positions.to(train.stream.ids.device).split(size):
+        for part in parts[done:]:
             yield Batch(train.stream, contexts, part)
+        done = 0
 
 
 def block_tokens(batch_positions: int) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -105,15 +106,49 @@ class Snapshots:
 
     def save(self, path: Path) -> None:
         """Write them, one or more, as safetensors; their numbers stand in the file's metadata as JSON."""
-        same: dict[int, str] = {}  # two labels may be of one step
-        tensors: dict[str, Tensor] = {}
-        numbers = {}
+        state = self.state_dict()
+        save_file(
+            {
+                f"{label}/{name}": tensor
+                for label, of in state["tensors"].items()
+                for name, tensor in of.items()
+            },
+            path,
+            {"steps": json.dumps(state["steps"]), "epochs": json.dumps(state["epochs"])},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Snapshots":
+        """Read them back; they are not added to. Raises OSError or SafetensorError."""
+        loaded = cls()
+        tensors: dict[str, dict[str, Tensor]] = {}
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            for name in file.keys():  # noqa: SIM118
+                label, _, key = name.partition("/")
+                tensors.setdefault(label, {})[key] = file.get_tensor(name)
+        steps, epochs = json.loads(metadata["steps"]), json.loads(metadata["epochs"])
+        loaded.load_state_dict({"steps": steps, "tensors": tensors, "epochs": epochs, "steps_done": 0})
+        return loaded
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers of each step, its tensors where no label before is of the same step, and the sums."""
+        same: dict[int, str] = {}
+        steps, tensors = {}, {}
         for label, (of_step, of_tensors) in self._steps.items():
             first = same.setdefault(id(of_tensors), label)
-            numbers[label] = {**of_step, "same_as": first}
+            steps[label] = {**of_step, "same_as": first}
             if first == label:
-                tensors |= {f"{label}/{name}": tensor for name, tensor in of_tensors.items()}
-        save_file(tensors, path, {"steps": json.dumps(numbers), "epochs": json.dumps(self._joins)})
+                tensors[label] = of_tensors
+        return {"steps": steps, "tensors": tensors, "epochs": self._joins, "steps_done": self._steps_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set them."""
+        self._steps, self._joins, self._steps_done = {}, state["epochs"], state["steps_done"]
+        for label, numbers in state["steps"].items():
+            first = numbers.pop("same_as")
+            of_step = numbers if first == label else self._steps[first][0]
+            self._steps[label] = (of_step, state["tensors"][first])
 
     def _fingerprint(self) -> str:
         weights = (parameter.detach().float().cpu().numpy() for parameter in self._named.values())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +18,31 @@ SAMPLED = 8
 class Trainable:
     """What a phase trains, and, once it has ended, what it did to every part of the model."""
 
-    def __init__(self, named: dict[str, nn.Parameter]) -> None:
+    def __init__(self, model: nn.Module, named: dict[str, nn.Parameter]) -> None:
         self.named, self.parameters = named, list(named.values())
+        self._model, self._reached = model, dict[str, bool]()
         self.parts: tuple[PartRecord, ...] = ()
+
+    def reached(self) -> dict[str, bool]:
+        """Of each part, whether the latest step's gradient reached all of it."""
+        if self._reached and all(parameter.grad is None for parameter in self.parameters):
+            return self._reached  # no step was made since the training was taken up
+        return {
+            name: all(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
+            for name, part in model_parts(self._model)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights by name, and what the gradient reached."""
+        weights = {name: parameter.detach() for name, parameter in self.named.items()}
+        return {"weights": weights, "reached": self.reached()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the weights, in place."""
+        self._reached = state["reached"]
+        for name, parameter in self.named.items():
+            parameter.copy_(state["weights"][name])
 
 
 @contextmanager
@@ -33,14 +56,14 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
     names = {parameter: name.removeprefix("model.") for name, parameter in model.named_parameters()}
-    trainable = Trainable({names[p]: p for part in chosen for p in part.parameters()})
+    trainable = Trainable(model, {names[p]: p for part in chosen for p in part.parameters()})
     for part in chosen:
         part.requires_grad_(True)
     before, start = part_fingerprints(model), part_samples(model)
     ours = set(trainable.parameters)
     try:
         yield trainable
-        after = part_fingerprints(model)
+        after, reached = part_fingerprints(model), trainable.reached()
         trainable.parts = tuple(
             PartRecord(
                 part=name,
@@ -48,7 +71,7 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
                 before=before[name],
                 after=after[name],
                 start=start[name],
-                gradient=all(p.grad is not None and bool(p.grad.any()) for p in part.parameters()),
+                gradient=reached[name],
             )
             for name, part in model_parts(model)
         )

@@ -1,0 +1,312 @@
+"""A training that was stopped goes on where it was, to the same weights bit for bit.
+
+A training names its parts, each with `state_dict` and `load_state_dict` as torch's optimizers have them.
+After a step, all of them are written to one file if it is time: tensors as safetensors, the rest as JSON in
+its metadata. The file is removed once what the training gives is saved.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tandem.errors import storage_reason
+from tandem.fingerprint import fingerprint
+from tandem.folders import atomic_write
+from tandem.group import ALONE, Group
+from tandem.records import Record
+from tandem.stopping import Stopped, look_after_steps, stop_requested
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+SCHEMA = 1
+"""Of what trainings write; a checkpoint of another one is not continued."""
+MOST_SHARE = 0.02
+"""Of a training's time, that writing checkpoints may take."""
+
+
+class Stateful(Protocol):
+    """A part of a training: what it gives, it takes back (torch.distributed.checkpoint.stateful.Stateful)."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+@dataclass
+class Checkpoint:
+    """Of one training.
+
+    path         where it is written; none: nowhere, and nothing is taken up.
+    identity     all that the training depends on, by name, as JSON has it.
+    every_s      seconds between two of them, or more where writing would take over MOST_SHARE of the time; 0:
+                 after every step, whatever that takes.
+    on_warning   is told, once, that one could not be written: the training goes on.
+    """
+
+    path: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    every_s: float = 60.0
+    on_warning: Callable[[str], None] = lambda _: None
+    _parts: dict[str, Stateful] = field(default_factory=dict)
+    _group: Group = ALONE
+    _next: float = 0.0
+    _warned: bool = False
+
+    def resume(self, group: Group = ALONE, **parts: Stateful) -> bool:
+        """Follow a training of these parts, and set them to what was written; whether anything was.
+
+        The processes of `group` read the same file, and the first one writes it.
+        """
+        self._parts, self._group = parts, group
+        self._next = time.monotonic() + self.every_s
+        if self.path is not None:
+            look_after_steps()
+        read = self._read()
+        if not group.agrees(read is not None, torch.device("cpu")) or read is None:
+            return False
+        for name, part in parts.items():
+            part.load_state_dict(read[name])
+        return True
+
+    def after_step(self) -> None:
+        """Write all parts if it is time; where a signal asked to stop, write them and raise Stopped."""
+        if self.path is None:
+            return
+        number = stop_requested()
+        due = number is not None or time.monotonic() >= self._next
+        if self._group.size > 1:  # all together, once any of them is to
+            anywhere = self._group.total(torch.tensor([float(due), float(number is not None)]))
+            due = bool(anywhere[0])
+            number = number or (signal.SIGTERM if anywhere[1] else None)
+        if due:
+            self._write()
+        if number is not None:
+            raise Stopped(number)
+
+    def remove(self) -> None:
+        """Where there is one; an empty folder around it, too."""
+        if self.path is not None and self._group.leads:
+            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.parent.rmdir()
+
+    def found(self) -> dict[str, Any] | None:
+        """The identity of the training whose checkpoint lies there; none where none does that can be read."""
+        if self.path is None:
+            return None
+        metadata = _metadata(self.path)
+        return None if metadata is None else json.loads(metadata["identity"])
+
+    def _read(self) -> dict[str, Any] | None:
+        if self.path is None or self.found() != json.loads(json.dumps(self.identity)):
+            return None
+        return read_tree(self.path)
+
+    def _write(self) -> None:
+        assert self.path is not None
+        began = time.monotonic()
+        tree = {name: part.state_dict() for name, part in self._parts.items()}
+        try:
+            if self._group.leads:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_tree(self.path, tree, {"identity": json.dumps(self.identity)})
+        except Exception as error:  # of a full disk the library raises an error of its own
+            if not self._warned:
+                self.on_warning(
+                    f"cannot write the checkpoint {self.path} ({storage_reason(error)}); training goes on"
+                )
+                self._warned = True
+        now = time.monotonic()
+        self._next = now + (max(self.every_s, (now - began) / MOST_SHARE) if self.every_s else 0.0)
+
+
+@dataclass
+class Cursor:
+    """Where a training by epochs is, and its sums over the epoch so far.
+
+    steps      that are done in the epoch.
+    drawn      from which the order of the epoch follows.
+    carried    tensors [count, …] that go from step to step beside the weights; a process of `group` has those
+               of its share.
+    """
+
+    epoch: int = 1
+    steps: int = 0
+    loss_sum: float = 0.0
+    norm_sum: float = 0.0
+    seen: int = 0
+    position_sum: int = 0
+    drawn: Any = None
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    group: Group = ALONE
+
+    def begin(self, draw: Callable[[], Any]) -> Any:
+        """Of an epoch: what its order follows from, drawn now or when the epoch was begun."""
+        if self.drawn is None:
+            self.drawn = draw()
+        return self.drawn
+
+    def add(self, loss: float, count: int, gradient_norm: float = 0.0, positions: int = 0) -> None:
+        """Count a step: the sum of its losses, over so many, and the sum of its positions."""
+        self.steps += 1
+        self.loss_sum += loss
+        self.norm_sum += gradient_norm
+        self.seen += count
+        self.position_sum += positions
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the epoch so far."""
+        return self.loss_sum / self.seen
+
+    def end_epoch(self) -> None:
+        """The next one begins, with sums of zero."""
+        self.epoch, self.steps, self.seen, self.position_sum = self.epoch + 1, 0, 0, 0
+        self.loss_sum = self.norm_sum = 0.0
+        self.drawn, self.carried = None, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        for tensor in self.carried.values():
+            self.group.complete(tensor)
+        return {name: value for name, value in vars(self).items() if name != "group"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+class History(list[RecordType]):
+    """The records of what is behind a training, in order."""
+
+    def __init__(self, kind: type[RecordType]) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": [record.model_dump() for record in self]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self[:] = [self._kind.model_validate(record) for record in state["records"]]
+
+
+class Stopwatch:
+    """Seconds of a training, with those before it was stopped."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds_s(self) -> float:
+        """Since it was made, without the time in between."""
+        return time.perf_counter() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds_s": self.seconds_s}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._began = time.perf_counter() - state["seconds_s"]
+
+
+@dataclass
+class Draws:
+    """The state of random numbers: of a generator of torch, or of its global one for a device."""
+
+    source: torch.Generator | torch.device
+
+    def state_dict(self) -> dict[str, Any]:
+        if isinstance(self.source, torch.Generator):
+            return {"state": self.source.get_state()}
+        return {"state": _global(self.source).get_rng_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self.source, torch.Generator):
+            self.source.set_state(state["state"])
+        else:
+            _global(self.source).set_rng_state(state["state"])
+
+
+def _global(device: torch.device) -> Any:
+    return torch.random if device.type == "cpu" else getattr(torch, device.type)
+
+
+def write_tree(path: Path, tree: Any, metadata: Mapping[str, str]) -> None:
+    """Write mappings and lists of tensors, NumPy arrays, numbers and strings, atomically, with a checksum.
+
+    What was there stays until the new file has been read back.
+    """
+    tensors: dict[str, Tensor] = {}
+    packed = json.dumps(_pack(tree, tensors))
+    whole = {"schema": str(SCHEMA), "tree": packed, **metadata}
+    whole["checksum"] = _checksum(whole, tensors)
+    with atomic_write(path) as draft:
+        save_file(tensors, draft, whole)
+        if read_tree(draft) is None:
+            raise OSError("what was written cannot be read back")
+
+
+def read_tree(path: Path) -> Any:
+    """What `write_tree` wrote; none where there is nothing, or it is damaged. Tuples come back as lists."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        checksum = metadata.pop("checksum", None)
+        if metadata.get("schema") != str(SCHEMA) or checksum != _checksum(metadata, tensors):
+            return None
+        return _unpack(json.loads(metadata["tree"]), tensors)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return found if "identity" in found else None
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    names = sorted(tensors)
+    bits = (tensors[name].contiguous().view(-1).view(torch.uint8).numpy() for name in names)
+    described = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in names]
+    return fingerprint("checkpoint", dict(metadata), json.dumps(described), *bits)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """As JSON has it: a mapping as its pairs, since its keys may be numbers; tensors go to `tensors`."""
+    if isinstance(value, Tensor | np.ndarray):
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        tensor = tensor.detach().cpu().contiguous()
+        # The library takes no two that share memory.
+        if any(tensor.data_ptr() == other.data_ptr() for other in tensors.values()):
+            tensor = tensor.clone()
+        tensors[name := str(len(tensors))] = tensor
+        return {"tensor": name, "numpy": isinstance(value, np.ndarray)}
+    if isinstance(value, Mapping):
+        return {"pairs": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_pack(item, tensors) for item in value]
+    return value
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "pairs" in value:
+        return {key: _unpack(item, tensors) for key, item in value["pairs"]}
+    tensor = tensors[value["tensor"]]
+    return tensor.numpy() if value["numpy"] else tensor
