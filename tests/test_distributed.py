@@ -16,12 +16,13 @@ from tandem.settings import Configuration, Settings, dump_settings
 from tandem.training.progress import Watcher
 
 WATCHED = """
-import json, sys
+import contextlib, json, os, signal, sys
 from pathlib import Path
 from tandem.experiment.runner import train_one
 from tandem.training.progress import Watcher
 from tandem.launch import process_rank
 from tandem.settings import Configuration, load_settings
+from tandem.stopping import Stopped, stopping_gently
 from tandem.training.gradients import GradientAccumulator
 
 ticks, steps, backward = [], [], GradientAccumulator.backward
@@ -35,6 +36,8 @@ def watched(self, forward, rows):
 
     loss = backward(self, forward_of_part, rows)
     steps.append([loss, rows, own])
+    if len(steps) == last and process_rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)  # one of them alone
     return loss
 
 GradientAccumulator.backward = watched
@@ -43,8 +46,9 @@ class Noting(Watcher):
     def tick(self, tick):
         ticks.append([tick.phase, tick.done, dict(tick.figures)])
 
-settings, folder = sys.argv[1:]
-train_one(load_settings(settings), Configuration(2, 2), 0, Path(folder), Noting())
+settings, folder, last = *sys.argv[1:3], int(sys.argv[3])
+with contextlib.suppress(Stopped), stopping_gently():
+    train_one(load_settings(settings), Configuration(2, 2), 0, Path(folder), Noting())
 Path(f"{settings}.{process_rank()}").write_text(json.dumps([ticks, steps]), "utf-8")
 """
 
@@ -61,14 +65,19 @@ def launched(processes: int, script: Path, *arguments: object) -> str:
 
 def trained(processes: int, settings: Settings, folder: Path) -> tuple[list[list[Any]], RunRecord]:
     """Of each process its ticks and steps: of each step its loss, its rows, and those that were its own."""
-    folder.mkdir()
+    told = told_of(processes, settings, folder)
+    record = RunRecord.model_validate_json((folder / "model" / "record.json").read_text("utf-8"))
+    return told, record
+
+
+def told_of(processes: int, settings: Settings, folder: Path, last: int = 0) -> list[list[Any]]:
+    """Of each process its ticks and steps; a signal comes to the second process in step `last`, if any."""
+    folder.mkdir(exist_ok=True)
     script, file = folder / "watched.py", folder / "settings.yaml"
     script.write_text(WATCHED, "utf-8")
     file.write_text(dump_settings(settings), "utf-8")
-    launched(processes, script, file, folder / "model")
-    told = [json.loads(Path(f"{file}.{rank}").read_text("utf-8")) for rank in range(processes)]
-    record = RunRecord.model_validate_json((folder / "model" / "record.json").read_text("utf-8"))
-    return told, record
+    launched(processes, script, file, folder / "model", last)
+    return [json.loads(Path(f"{file}.{rank}").read_text("utf-8")) for rank in range(processes)]
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -111,6 +120,16 @@ def test_two_processes_train_as_one_does(recipe: str, text_file: Path, tmp_path:
     for (_, _, figures), (_, _, figures_of_two) in zip(ticks, ticks_of_two, strict=True):
         assert figures == pytest.approx(figures_of_two, rel=1e-5)
     assert figures_of(record) == pytest.approx(figures_of(record_of_two), rel=1e-5, abs=1e-6)
+
+    # Stopped in either phase, and continued: the same weights bit for bit.
+    done = 0
+    for last in (5, len(steps) - 8 - 5, 0):
+        told = told_of(2, settings, tmp_path / "torn", last)
+        done += len(told[0][1])
+        assert len(told[1][1]) == len(told[0][1]) == (last or len(told[0][1]))
+    assert done == len(steps)
+    torn, whole = (tmp_path / name / "model" / "model.safetensors" for name in ("torn", "2"))
+    assert torn.read_bytes() == whole.read_bytes()
 
 
 def figures_of(record: RunRecord) -> dict[str, float]:

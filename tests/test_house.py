@@ -20,6 +20,7 @@ ROOMS = (
     ("advice",),
     ("errors", "fingerprint", "launch"),
     ("model",),  # its names of cells are those of a setting
+    ("stopping",),
     ("claims", "decoding", "folders", "group", "patience"),
     ("settings", "records"),
     ("text",),

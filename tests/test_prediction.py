@@ -16,7 +16,7 @@ from tandem.cross_entropy import SampledSoftmax, training_loss
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
-from tandem.objectives.predictive import windows
+from tandem.objectives.predictive import first_position, windows
 from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
 from tandem.training.dropout import Dropout, DropoutMasks, Masks
 from tandem.training.initialization import generator_for
@@ -58,12 +58,17 @@ def model_and_stream(cell: str = "gated", tokens: int = 1200) -> tuple[TandemFor
 )
 def test_windows_read_every_position_in_order(count: int, streams: int, window: int, seed: int) -> None:
     streams = min(streams, count)
-    made = list(windows(count, streams, window, torch.Generator().manual_seed(seed)))
+    start = first_position(count, torch.Generator().manual_seed(seed))
+    made = list(windows(count, streams, window, start))
     read = torch.cat(made, dim=1)
     assert set(read.flatten().tolist()) == set(range(count))
     assert read.numel() < count + streams
     assert all(part.shape[0] == streams and part.shape[1] <= window for part in made)
     assert torch.equal(read[:, 1:], (read[:, :-1] + 1) % count)  # each stream reads on where it stopped
+    done = len(made) // 2
+    rest = list(windows(count, streams, window, start, done))
+    assert all(map(torch.equal, rest, made[done:]))
+    assert len(rest) == len(made) - done
 
 
 def test_a_sample_of_everything_is_the_whole_softmax() -> None:
@@ -193,7 +198,7 @@ def test_the_first_step_is_the_plain_loss_of_its_first_windows() -> None:
     model, stream = model_and_stream()
     settings = PredictionSettings(max_epochs=1, streams=4, window=2000, **PLAIN)
     draws = generator_for(3, "prediction", 2)
-    (at,) = windows(len(stream) - 1, 4, 2000, draws)
+    (at,) = windows(len(stream) - 1, 4, 2000, first_position(len(stream) - 1, draws))
     with torch.no_grad():
         embeds = model.embed(stream.ids[at])
         previous, current = sequential_contexts(model.context_block, embeds)
@@ -219,7 +224,8 @@ def test_contexts_are_carried_from_window_to_window(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(model.context_block, "unroll", watched)
     settings = PredictionSettings(max_epochs=1, streams=4, window=7, lr=1e-12, **PLAIN)
     train_phase1(model, stream, settings, 0)
-    at = torch.cat(list(windows(len(stream) - 1, 4, 7, generator_for(0, "prediction", 2))), dim=1)
+    start = first_position(len(stream) - 1, generator_for(0, "prediction", 2))
+    at = torch.cat(list(windows(len(stream) - 1, 4, 7, start)), dim=1)
     with torch.no_grad():
         _, whole = sequential_contexts(model.context_block, model.embed(stream.ids[at]))
     torch.testing.assert_close(torch.cat(seen, dim=1), whole, rtol=0, atol=1e-5)

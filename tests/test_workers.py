@@ -158,7 +158,7 @@ def test_an_interrupt_stops_all_workers_in_one_sentence(text_file: Path, tmp_pat
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.rstrip().splitlines()[-1].startswith("tandem: interrupted; finished runs are kept")
+    assert told.rstrip().splitlines()[-1].startswith("tandem: interrupted; the same command continues ")
     assert "Traceback" not in told
     until = time.monotonic() + 30
     while group_lives(process.pid):

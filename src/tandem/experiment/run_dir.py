@@ -17,6 +17,7 @@ from tandem.experiment.grid import RunSpec
 from tandem.experiment.prepared import TrainingInputs, total_parameters
 from tandem.fingerprint import fingerprint
 from tandem.folders import Wanted, check_writing
+from tandem.objectives import OBJECTIVES
 from tandem.records import (
     Manifest,
     Precision,
@@ -206,7 +207,23 @@ def disk_needed(prepared: Mapping[str | None, TrainingInputs], specs: Sequence[R
         size = parameters_allowed(reference)
         networks = sum(BASELINES[spec.kind].sized for spec in specs if spec.configuration is None)
         sizes_on_disk.append(networks * (4 * size + min(96 * size, BUDGET_BYTES)))
-    return sum(sizes_on_disk) + RECORDS_BYTES
+    return (
+        sum(sizes_on_disk) + RECORDS_BYTES + reference.settings.workers * _checkpoint_bytes(prepared.values())
+    )
+
+
+def _checkpoint_bytes(prepared: Iterable[TrainingInputs]) -> int:
+    """What the largest checkpoint of these takes, about, while the one before it is still there.
+
+    It has weights, two moments of each, and those of the best epoch; and the contexts of a sweep.
+    """
+    sizes = []
+    for inputs in prepared:
+        settings = inputs.settings
+        weights = max(total_parameters(inputs, configuration) for configuration in settings.grid)
+        swept = OBJECTIVES[settings.recipe].swept_tokens(settings, len(inputs.corpus.train))
+        sizes.append(16 * weights + 4 * swept * settings.model.context_dim + BUDGET_BYTES)
+    return 2 * max(sizes)
 
 
 def check_disk(folder: Path, prepared: Mapping[str | None, TrainingInputs], specs: Sequence[RunSpec]) -> None:

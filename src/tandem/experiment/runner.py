@@ -323,8 +323,12 @@ def _phase1(
     seed: int,
     watcher: Watcher,
     checkpoint: Checkpoint,
+    needed: bool = True,
 ) -> TrainedContexts:
-    """A phase 1 with its contexts: kept in `path`, or trained now and kept there."""
+    """A phase 1 with its contexts: kept in `path`, or trained now and kept there.
+
+    Where it is not `needed` again, a file that cannot be written is said, and no error.
+    """
     inputs = phase1_fingerprint(prepared, context_layers, seed)
     objective, group = OBJECTIVES[prepared.settings.recipe], prepared.execution.group
     saved = load_phase1(path, inputs, objective)
@@ -335,10 +339,17 @@ def _phase1(
         if saved is not None:
             return replace(trained, snapshots=phase1_snapshots(path))
         assert trained.phase1 is not None
-        if group.leads:
-            state = phase1_state(trained.model, objective) | trained.heads.state_dict()
+        if not group.leads:
+            return trained
+        state = phase1_state(trained.model, objective) | trained.heads.state_dict()
+        try:
             save_phase1(path, state, trained.phase1, inputs, trained.snapshots)
-        checkpoint.remove()
+        except Exception as error:
+            if needed or not is_out_of_storage(error):
+                raise
+            watcher.preparing(f"cannot write phase 1 to {path} ({storage_reason(error)}); training goes on")
+        else:
+            checkpoint.remove()
     return trained
 
 
@@ -462,7 +473,9 @@ def train_one(
         watcher.run_started(spec.name)
         memory = PeakMemory(prepared.device)
         path = folder / CHECKPOINTS / f"{PHASE1}.safetensors"
-        contexts = _phase1(path, prepared, configuration.context_layers, seed, watcher, phases[0])
+        contexts = _phase1(
+            path, prepared, configuration.context_layers, seed, watcher, phases[0], needed=False
+        )
         with until_saved():
             trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick, phases[1])
             record = make_record(prepared, spec, contexts, trained, True, memory)

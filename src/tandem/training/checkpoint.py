@@ -48,7 +48,7 @@ class Checkpoint:
     """Of one training.
 
     path         where it is written; none: nowhere, and nothing is taken up.
-    identity     all that the training depends on, by name, as JSON has it.
+    identity     all that the training depends on, by name, as JSON gives it back.
     every_s      seconds between two of them, or more where writing would take over MOST_SHARE of the time; 0:
                  after every step, whatever that takes.
     on_warning   is told, once, that one could not be written: the training goes on.
@@ -74,6 +74,9 @@ class Checkpoint:
             look_after_steps()
         read = self._read()
         if not group.agrees(read is not None, torch.device("cpu")) or read is None:
+            if self.path is not None and self.path.exists() and group.leads:
+                why = "damaged" if self.found() in (None, self.identity) else "of other settings or text"
+                self.on_warning(f"the checkpoint {self.path} is {why}, so this training begins anew")
             return False
         for name, part in parts.items():
             part.load_state_dict(read[name])
@@ -105,13 +108,13 @@ class Checkpoint:
         """The identity of the training whose checkpoint lies there; none where none does that can be read."""
         if self.path is None:
             return None
-        metadata = _metadata(self.path)
-        return None if metadata is None else json.loads(metadata["identity"])
+        with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(self.path, "pt") as file:
+            identity: dict[str, Any] = json.loads(file.metadata()["identity"])
+            return identity
+        return None
 
     def _read(self) -> dict[str, Any] | None:
-        if self.path is None or self.found() != json.loads(json.dumps(self.identity)):
-            return None
-        return read_tree(self.path)
+        return None if self.path is None or self.found() != self.identity else read_tree(self.path)
 
     def _write(self) -> None:
         assert self.path is not None
@@ -266,15 +269,6 @@ def read_tree(path: Path) -> Any:
         return _unpack(json.loads(metadata["tree"]), tensors)
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-
-
-def _metadata(path: Path) -> dict[str, str] | None:
-    try:
-        with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
-    return found if "identity" in found else None
 
 
 def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

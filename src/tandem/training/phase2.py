@@ -80,13 +80,13 @@ class TrainedTokenBlock(NamedTuple):
 class _Samples:
     """A sample of the contexts that the best epoch read, and the embedding that this epoch's came from.
 
-    Only where the embedding moves, and contexts with it, has either to be remembered.
+    best    the sample; one is enough where the embedding does not move, and contexts with it.
     """
 
     def __init__(self, model: TandemForCausalLM, moving: bool) -> None:
         self._weight, self._moving = model.embedding.weight, moving
         self._embedding: Tensor | None = None
-        self._best: ContextsSample | None = None
+        self.best: ContextsSample | None = None
         self.moved()
 
     def moved(self) -> None:
@@ -95,12 +95,8 @@ class _Samples:
 
     def best_epoch(self, train: Split, validation: Split) -> None:
         """The epoch that read these is the best one so far."""
-        if self._moving:
-            self._best = ContextsSample.of(train.contexts, validation.contexts)
-
-    def best(self, train: Split, validation: Split) -> ContextsSample:
-        """Of the best epoch; these are of the last one."""
-        return self._best or ContextsSample.of(train.contexts, validation.contexts)
+        if self._moving or self.best is None:
+            self.best = ContextsSample.of(train.contexts, validation.contexts)
 
     @contextmanager
     def of_the_epoch(self) -> Iterator[None]:
@@ -114,12 +110,12 @@ class _Samples:
 
     def state_dict(self) -> dict[str, Any]:
         """Both."""
-        return {"embedding": self._embedding, "best": self._best and vars(self._best)}
+        return {"embedding": self._embedding, "best": self.best and vars(self.best)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set both."""
         self._embedding = state["embedding"]
-        self._best = state["best"] and ContextsSample(**state["best"])
+        self.best = state["best"] and ContextsSample(**state["best"])
 
 
 Refresh = Callable[[], tuple[Split, Split]]
@@ -225,8 +221,9 @@ def train_token_block(
             cursor.end_epoch()
         score = monitor.restore_best()
 
+    assert samples.best is not None  # some epoch is the best: one that is not finite has raised
     training = monitor.record(trainable.parts, gradients.micro_batches)
-    return TrainedTokenBlock(training, score, samples.best(train, validation))
+    return TrainedTokenBlock(training, score, samples.best)
 
 
 def _forward(
