@@ -21,7 +21,7 @@ from test_text import parquet
 
 import tandem
 from tandem import decoding
-from tandem.decoding import read_text
+from tandem.decoding import lines, read_text, unpacked
 from tandem.errors import DataError, SettingsError, TandemError
 from tandem.experiment.checkpoints import model_record
 from tandem.settings import load_settings
@@ -259,8 +259,11 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     thread = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(TEXT.encode("utf-16"),))
     thread.start()
-    assert read_text(tmp_path / "pipe") == TEXT
+    with (tmp_path / "pipe").open("rb") as raw, unpacked(raw, tmp_path / "pipe") as file:
+        assert "".join(lines(file, tmp_path / "pipe")) == TEXT
     thread.join()
+    with pytest.raises(DataError, match="is a named pipe, not a file"):
+        read_text(tmp_path / "pipe")  # standard input may be one, a file is none
 
 
 OWN = {

@@ -8,8 +8,11 @@
   their first bytes say.
 - Other bytes are refused in one sentence: where the first one stands, the probable encoding, and the command
   that converts the file. No text is guessed.
+- Devices and named pipes are refused before they are opened, as they may be endless or never answer. A file
+  that changes while it is read is refused too.
 
-A file is read once, in constant memory; one that is refused is read again up to its fault.
+A file is read once, in constant memory; one that is refused is read again up to its fault. No line may be
+longer than a limit.
 """
 
 import bz2
@@ -17,8 +20,10 @@ import codecs
 import gzip
 import io
 import lzma
+import os
 import re
 import shutil
+import stat
 import tempfile
 import unicodedata
 import zlib
@@ -33,6 +38,10 @@ from tandem.shown import command
 
 STANDARD_INPUT = Path("standard input")
 """How messages call it."""
+WHOLE_BYTES = 1 << 28
+"""A file that is read whole, such as a tokenizer, may have so many bytes (256 MiB), unpacked."""
+_HANDED_OVER = ("/dev/fd", "/dev/stdin")
+"""Where a shell hands over what it has opened itself, as in `<(zcat x.gz)`."""
 SNIFFED_BYTES = 1 << 14
 """From so many bytes the encoding is told."""
 FEWEST_CHARACTERS = 8
@@ -129,23 +138,59 @@ _COMMON = (
 """Encodings that are told apart, their commonest characters, and how often those stand in ordinary text."""
 
 
-def read_text(path: Path) -> str:
-    """All of a small file, its lines ended by LF.
+def read_text(path: Path, longest: int = WHOLE_BYTES) -> str:
+    """All of a small file, its lines ended by LF; `longest` is the most bytes that it may have.
 
-    Raises OSError where it cannot be read, DataError where it is no text.
+    Raises OSError where it cannot be read, DataError where it is no text or has more.
     """
     with opened(path) as file:
-        return "".join(lines(file, path))
+        text, size = io.StringIO(), 0
+        for line in lines(file, path, longest=longest):
+            size += len(line)
+            if size > longest:
+                raise DataError(f"{path} has more than {longest:,} characters, which is too many")
+            text.write(line)
+        return text.getvalue()
 
 
 @contextmanager
 def opened(path: Path, gzipped: bool = False) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked where they are packed; `gzipped`: they must be.
 
-    Raises DataError where they cannot be unpacked, OSError where the file cannot be read.
+    Raises DataError where they cannot be unpacked, where the path is no file, or where the file changed
+    within the block. Raises OSError where the file cannot be read.
     """
-    with path.open("rb") as raw, unpacked(raw, path, gzipped) as file:
-        yield file
+    check_regular(path)
+    with path.open("rb") as raw:
+        before = _state(raw)
+
+        def check_unchanged() -> None:
+            if _state(raw) != before:
+                raise DataError(f"{path} changed while it was read; give the command again when it is whole")
+
+        try:
+            with unpacked(raw, path, gzipped) as file:
+                yield file
+        except DataError:
+            check_unchanged()  # which would be the reason
+            raise
+        check_unchanged()
+
+
+def check_regular(path: Path) -> None:
+    """Raises DataError for a device, a named pipe or a socket, which is not opened; OSError as `stat`."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or str(path).startswith(_HANDED_OVER):
+        return  # a folder is refused where it is opened
+    kinds = {stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+    kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
+    raise DataError(f"{path} is {kind}, not a file; save what is to be read as a file")
+
+
+def _state(raw: IO[bytes]) -> tuple[int, int] | None:
+    """Size and time of change of an open file; none for what is no file."""
+    found = os.fstat(raw.fileno())
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 @contextmanager
@@ -213,11 +258,18 @@ def head(file: IO[bytes]) -> bytes:
     return start
 
 
-def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+def lines(
+    file: IO[bytes],
+    path: Path,
+    on_encoding: Callable[[str], None] = lambda _: None,
+    longest: int = WHOLE_BYTES,
+    mend: str = "",
+) -> Iterator[str]:
     """The lines of a text file that stands at its beginning, each ended by LF but perhaps the last.
 
     `path` names it in errors; `on_encoding` is told of one other than UTF-8. Raises DataError where it is no
-    text of an encoding that is read.
+    text of an encoding that is read, or where a line has more than `longest` bytes of UTF-8. That message
+    ends with `mend`.
     """
     start = head(file)
     if kind := next((kind for kind in _NAMED if start.startswith(kind[0])), None):
@@ -236,8 +288,10 @@ def lines(file: IO[bytes], path: Path, on_encoding: Callable[[str], None] = lamb
     text = io.TextIOWrapper(file, encoding, newline=None)
     number = 0
     try:
-        for line in text:
+        while line := text.readline(longest + 1):
             number += 1
+            if 4 * len(line) > longest and len(line.encode()) > longest:
+                raise DataError(f"{path}, line {number:,} is longer than {longest:,} bytes{mend}")
             yield line
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":

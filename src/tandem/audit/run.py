@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from tandem.advice import written_settings
 from tandem.audit.baselines import NGRAMS, baseline_checks, consistency_check, refit_check, unchecked
@@ -34,7 +33,7 @@ from tandem.fingerprint import fingerprint
 from tandem.folders import check_reading
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
 from tandem.records.audit import Status
-from tandem.settings import Settings, settings_fingerprint
+from tandem.settings import Settings, read_yaml, settings_fingerprint
 from tandem.text.places import counted_from
 from tandem.text.recorded import as_it_was, changed, folder_of, read_recorded, whereabouts
 from tandem.tokens.embeddings import MADE_HERE, pretrained
@@ -113,8 +112,8 @@ def audit_run_dir(
 def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     """Every check of one trained model, from its folder alone. Raises as `audit` does."""
     try:
-        written = yaml.safe_load(read_text(folder / "settings.yaml"))
-    except (OSError, DataError, yaml.YAMLError):
+        written = read_yaml(read_text(folder / "settings.yaml"), "settings.yaml")
+    except (OSError, DataError, SettingsError):
         written = None
     record = model_record(folder)
     settings = model_settings(folder) if isinstance(written, dict) else None

@@ -15,7 +15,7 @@ from tandem.cli.line import read
 from tandem.cli.options import Option, options_of
 from tandem.errors import SettingsError
 from tandem.folders import look
-from tandem.settings import Positive, Seed, Settings, load_settings, preset_names, sentence
+from tandem.settings import Depth, Place, Positive, Seed, Settings, load_settings, preset_names, sentence
 from tandem.shown import command as typed
 from tandem.text.listing import known_kind
 from tandem.text.recorded import named_from_here
@@ -56,12 +56,12 @@ class ExperimentArguments(Settings):
 class TrainArguments(Settings):
     """Train one configuration into a model folder."""
 
-    output: Annotated[str, Field(min_length=1)] | None = None
+    output: Annotated[Place, Field(min_length=1)] | None = None
     """Model folder; none: `models/NAME-CONFIGURATION-seedSEED`."""
 
-    context_layers: Positive | None = None
+    context_layers: Depth | None = None
     """Layers of the ContextBlock; none: those of the first of the settings' `configurations`."""
-    token_layers: Positive | None = None
+    token_layers: Depth | None = None
     """Layers of the TokenBlock; none: those of the first of the settings' `configurations`."""
     seed: Seed = 0
     """Seed of this training."""

@@ -39,7 +39,7 @@ from tandem.objectives import OBJECTIVES
 from tandem.settings import check_arguments, dump_settings, load_extensions, load_settings, preset_names
 from tandem.shown import command, holds_all_text, json_for, one_line
 from tandem.stopping import Stopped, stopping_gently
-from tandem.text.files import text_lines
+from tandem.text.files import whole_text
 
 # While it waits for a thread, OpenMP spins for milliseconds, which beside another busy process slows training
 # down many times (measured in LOG.md). Read when torch loads; undisturbed runs are as fast with it.
@@ -218,7 +218,7 @@ def generate(args: Sequence[str]) -> None:
     _say_what_is_awaited(source)
     prompt = arguments.prompt
     if arguments.prompt_file or source == "-":
-        prompt = "".join(text_lines(source)).removesuffix("\n")
+        prompt = whole_text(source).removesuffix("\n")
     _use_threads(arguments.threads)
     from tandem.experiment.generate import generate_text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, is_out_of_memory
 from tandem.experiment.card import CARD, has_foreign_card, model_card, write_card
 from tandem.experiment.machine import choose_device
+from tandem.experiment.model_folder import HEAD, WEIGHTS, check_weights, read_config, read_json
 from tandem.fingerprint import fingerprint
 from tandem.folders import CONFIG, RECORD, SETTINGS, atomic_write, check_reading, check_writing
 from tandem.model import TandemForCausalLM
@@ -39,7 +39,8 @@ if TYPE_CHECKING:  # what trains is not needed to load a model
 
 READ_SECTIONS = ("data", "contexts", "phase2")
 """Of a model's settings, what is read when it is scored; all that Tandem ever wrote have them."""
-WEIGHTS = "model.safetensors"
+REASON_CHARACTERS = 500
+"""A message gives so much of what a library says."""
 CONTEXTS_SAMPLE = "contexts_sample.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 """What a tokenizer is read from; one of them is enough."""
@@ -246,15 +247,25 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
     Whatever the folder says: weights are in float32, text is neither cut nor padded, decoding tidies nothing,
     and generation follows its arguments alone. The embedding may have more rows than the tokenizer entries.
     """
+    with _as_damage(folder):
+        values = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     check_reading(folder, "model folder")
-    try:
-        config = json.loads(read_text(folder / CONFIG))
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        if kind != "tandem":
+    with _as_damage(folder):
+        if (kind := values.get("model_type")) != "tandem":
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
+        config = read_config(folder)
+        check_weights(folder, config)
         with quiet_transformers():
             loaded: Any = TandemForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                config=config,
+                dtype=torch.float32,
+                generation_config=GenerationConfig(),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
             model: TandemForCausalLM = loaded[0]
         tokenizer = _load_tokenizer(folder, model)
@@ -262,6 +273,14 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
         model.generation_config = GenerationConfig(bos_token_id=mark, eos_token_id=mark, pad_token_id=mark)
         if fault := _fault(model, tokenizer, loaded[1]):
             raise ValueError(fault)
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _as_damage(folder: Path) -> Iterator[None]:
+    """Within the block an error means that the model in `folder` cannot be read."""
+    try:
+        yield
     except RunDirError:
         raise
     except Exception as error:  # of damaged files the libraries raise whatever they come upon
@@ -269,9 +288,8 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
             raise
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise RunDirError(
-            f"the model in {folder} cannot be read ({reason}); train or copy it again"
+            f"the model in {folder} cannot be read ({reason[:REASON_CHARACTERS]}); train or copy it again"
         ) from None
-    return model.eval(), tokenizer
 
 
 def load_for_inference(
@@ -398,11 +416,12 @@ def _fault(
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         found = (name[0] if isinstance(name, tuple) else name for name in loading.get(kind, ()))
         names = (name.removeprefix("model.") for name in found)
-        if wrong := sorted(name for name in names if name != "lm_head.weight"):
+        if wrong := sorted(name for name in names if name != HEAD or not model.config.tie_word_embeddings):
             return f"{kind.replace('_', ' ')} in its weights, such as {wrong[0]}"
     if (entries := vocab_size(tokenizer.backend_tokenizer)) > model.config.vocab_size:
         return f"its tokenizer has {entries} entries and its embedding {model.config.vocab_size} rows"
-    marks = [model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id]
+    named = (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id)
+    marks = [mark for marks in named for mark in (marks if isinstance(marks, list) else [marks])]
     if any(isinstance(mark, int) and not 0 <= mark < model.config.vocab_size for mark in marks):
         return f"its config.json names tokens {marks} that its vocabulary does not have"
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):

@@ -1,8 +1,16 @@
 """Configuration of the two-block language model."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 from .cells_tandem import CELLS
+
+LARGEST = {
+    **{"vocab_size": 1 << 24, "embed_dim": 1 << 20, "context_dim": 1 << 20},
+    **{"context_layers": 1 << 10, "token_layers": 1 << 10},
+}
+"""The largest sizes: a file that names larger ones would fill the memory, or build layers for hours."""
 
 
 class TandemConfig(PreTrainedConfig):
@@ -24,8 +32,9 @@ class TandemConfig(PreTrainedConfig):
     layer_norm_eps    of all LayerNorms.
     int8              whether embedding and linear layers have 8-bit weights, for inference alone.
 
-    Raises ValueError for sizes below 1, an epsilon that is not above 0, or contradictory depths. Also for an
-    unknown cell or boundary, a reset without `bos_token_id`, or what the cell cannot have.
+    Raises ValueError for sizes below 1 or beyond LARGEST, an epsilon that is not above 0, or contradictory
+    depths. Also for an unknown cell or boundary, a reset without `bos_token_id`, what the cell cannot have,
+    or a kernel that a hub would be asked for.
     """
 
     model_type = "tandem"
@@ -66,11 +75,19 @@ class TandemConfig(PreTrainedConfig):
         if self.max_position_embeddings == 1 << 20:  # of folders saved when this was the default
             self.max_position_embeddings = type(self).max_position_embeddings
         self.num_layers = None  # said; kept, it could contradict a depth that is changed later
-        for size in ("vocab_size", "embed_dim", "context_dim", "context_layers", "token_layers"):
+        for size, largest in LARGEST.items():
             if not isinstance(getattr(self, size), int) or getattr(self, size) < 1:
                 raise ValueError(f"{size}={getattr(self, size)} must be a whole number of at least 1")
-        if not isinstance(self.layer_norm_eps, int | float) or not self.layer_norm_eps > 0:
+            if getattr(self, size) > largest:
+                raise ValueError(f"{size}={getattr(self, size)} must be at most {largest}")
+        if not isinstance(self.layer_norm_eps, int | float) or not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(f"layer_norm_eps={self.layer_norm_eps!r} must be a number above 0")
+        labels = kwargs.get("num_labels")
+        if isinstance(labels, int) and labels > LARGEST["embed_dim"]:
+            raise ValueError(f"num_labels={labels} must be at most {LARGEST['embed_dim']}")
+        for name, value in kwargs.items():
+            if name.endswith("_implementation") and "/" in str(value):
+                raise ValueError(f"{name}={value!r} names a kernel of a hub, and Tandem uses none")
         if self.cell not in CELLS:
             raise ValueError(f"cell={self.cell!r} must be {' or '.join(map(repr, CELLS))}")
         CELLS[self.cell]().check_config(self)

@@ -14,8 +14,11 @@ from tandem.settings.files import dump_settings as dump_settings
 from tandem.settings.files import load_extensions as load_extensions
 from tandem.settings.files import load_settings as load_settings
 from tandem.settings.files import preset_names as preset_names
+from tandem.settings.files import read_yaml as read_yaml
+from tandem.settings.section import Depth as Depth
 from tandem.settings.section import NonNegativeFloat as NonNegativeFloat
 from tandem.settings.section import OneOf as OneOf
+from tandem.settings.section import Place as Place
 from tandem.settings.section import Positive as Positive
 from tandem.settings.section import PositiveFloat as PositiveFloat
 from tandem.settings.section import Probability as Probability

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from tandem.errors import SettingsError
 from tandem.fingerprint import fingerprint
 from tandem.settings import sections
-from tandem.settings.section import NAME, VARIANT_NAME, OneOf, Positive, Section, Seed
+from tandem.settings.section import NAME, VARIANT_NAME, Depth, OneOf, Place, Section, Seed
 
 VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
 """What a variant may differ in; text and tokens are the same for all."""
@@ -36,7 +36,7 @@ class Settings(Section):
     """Name of the experiment (letters, digits, `_`, `-`, `.`); part of its default run directory."""
     description: str = ""
     """One line about it."""
-    configurations: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] = (
+    configurations: Annotated[tuple[tuple[Depth, Depth], ...], Field(min_length=1)] = (
         (1, 1),
         (2, 1),
         (1, 2),
@@ -67,7 +67,7 @@ class Settings(Section):
     """Where the workers beside this process run: `local` (processes of this machine), `slurm` (jobs of a
     Slurm cluster) or `ray` (tasks of a Ray cluster). That is the cluster of RAY_ADDRESS, or running here,
     else a new one."""
-    output: Annotated[str, Field(min_length=1)] | None = None
+    output: Annotated[Place, Field(min_length=1)] | None = None
     """Run directory; none: `runs/NAME-FINGERPRINT`, so that the same command continues the same run."""
     checkpoint_every: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
     """Seconds between two checkpoints of a training, from which the same command continues it after any stop.
@@ -212,8 +212,9 @@ def counted_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         *(name for name, kind in Settings.subsections().items() if not kind.changes_results),
     }
     counted = {name: value for name, value in values.items() if name not in apart}
-    if isinstance(tokenizer := counted.get("tokenizer"), Mapping):
-        counted["tokenizer"] = {name: value for name, value in tokenizer.items() if name != "processes"}
+    for part, key in (("tokenizer", "processes"), ("data", "max_document_bytes")):
+        if isinstance(whole := counted.get(part), Mapping):
+            counted[part] = {name: value for name, value in whole.items() if name != key}
     for name, section in _added.items():
         outer, _, key = name.rpartition(".")
         around = counted.get(outer) if outer else counted

@@ -21,6 +21,11 @@ from tandem.settings.section import sentence
 
 GROUP = "tandem"
 """Entry points of this group name modules to import."""
+FILE_BYTES = 1 << 16
+"""A settings file may have so many bytes; all settings with their defaults take a tenth of it."""
+DEPTH, SIZE, NUMBER_CHARACTERS = 32, 100_000, 64
+"""How deep it may be nested, how many characters and values it may stand for, where every alias counts as all
+that it names, and how long a number may be."""
 
 
 @cache
@@ -55,7 +60,7 @@ def load_settings(preset_or_file: str) -> Settings:
         text = (resources.files("tandem") / "presets" / f"{preset_or_file}.yaml").read_text("utf-8")
     elif path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
-            text = read_text(path)
+            text = read_text(path, FILE_BYTES)
         except FileNotFoundError:
             raise SettingsError(
                 f"there is no settings file {path}; `tandem config` lists the presets"
@@ -76,15 +81,7 @@ def load_settings(preset_or_file: str) -> Settings:
             + (f"; did you mean '{near[0]}'?" if near else "")
             + f" (presets: {', '.join(preset_names())})"
         )
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise SettingsError(
-            f"{preset_or_file}{line} is not valid YAML ({problem}); compare it with `tandem config`"
-        ) from None
+    values = read_yaml(text, preset_or_file)
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise SettingsError(f"{preset_or_file} must hold settings as `key: value` lines; see `tandem config`")
@@ -94,18 +91,90 @@ def load_settings(preset_or_file: str) -> Settings:
         raise SettingsError(f"{preset_or_file}: {sentence(error)}") from None
 
 
+def read_yaml(text: str, source: str) -> Any:
+    """What a settings file says: plain values, of a bounded size.
+
+    Raises SettingsError, with the line, for what is no YAML, has tags, or is too large or too deep.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        raise SettingsError(
+            f"{source}{line} is not valid YAML ({problem}); compare it with `tandem config`"
+        ) from None
+
+
 class _Loader(yaml.SafeLoader):
-    """As the library's, but a name that stands twice in a mapping is an error."""
+    """As the library's, but what it loads is bounded, and a name that stands twice in a mapping is an error.
+
+    Tags are refused: they ask for values that no setting has.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise _refused("it is nested too deeply", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise _refused(f"it has a tag, {event.tag!r}", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _measured(node, {})[0] > SIZE:
+            raise _refused("its aliases stand for too many values", node.start_mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        is_number = isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str"
+        if is_number and len(node.value) > NUMBER_CHARACTERS:
+            raise _refused("a number in it is too long", node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a date that is none
+            raise _refused(str(error), node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    said = f"it gives '{key.value}' a second time"
-                    raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+                    raise _refused(f"it gives '{key.value}' a second time", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _refused(problem: str, mark: yaml.Mark) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+def _measured(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Characters and values of a node, and its depth, where every alias counts as all that it stands for.
+
+    Raises ConstructorError for a node that stands within itself, or is too deep.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value), 1
+    if id(node) not in known:
+        known[id(node)] = None
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        found = [(1, 0), *(_measured(part, known) for part in parts)]
+        known[id(node)] = sum(size for size, _ in found), 1 + max(depth for _, depth in found)
+    measured = known[id(node)]
+    if measured is None:
+        raise _refused("an alias in it stands for itself", node.start_mark)
+    if measured[1] > DEPTH:
+        raise _refused("its aliases are nested too deeply", node.start_mark)
+    return measured
 
 
 def dump_settings(settings: Settings, escaped: bool = False) -> str:

@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from tyro.constructors import PrimitiveConstructorSpec
 
 from tandem.errors import SettingsError
 
 Positive = Annotated[int, Field(gt=0, lt=1 << 63)]
+Place = Annotated[str, AfterValidator(lambda value: _without_zeros(value))]
+"""A path, a pattern or a name of a source."""
+Width = Annotated[int, Field(ge=2, le=1 << 20)]
+Depth = Annotated[int, Field(gt=0, le=1 << 10)]
+"""Of a block. More is refused, as is a wider one, before anything is built of it."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -27,6 +32,13 @@ NOT_UTF8 = "it holds bytes that are not UTF-8; rename or rewrite it in UTF-8" + 
 )
 
 
+def _without_zeros(value: str) -> str:
+    """The value itself. Raises ValueError where it cannot be a path."""
+    if "\0" in value:
+        raise ValueError("no path has a zero character (U+0000)")
+    return value
+
+
 def check_arguments(words: Iterable[str]) -> None:
     """Raises SettingsError for an argument that is not UTF-8, which a terminal hands over as surrogates."""
     for word in words:
@@ -37,6 +49,8 @@ def check_arguments(words: Iterable[str]) -> None:
 
 
 NAME, VARIANT_NAME, OPTION = r"^[\w][\w.\-]*$", r"^[A-Za-z][\w.]*$", r"^[A-Za-z][\w-]*(=.*)?$"
+PROBLEMS, SHOWN_CHARACTERS = 20, 200
+"""A message names so many problems, and so much of each name and value."""
 _PATTERNS = {
     NAME: "it may hold letters, digits, `_`, `-` and `.` only, and begin with neither of the last two",
     VARIANT_NAME: "it may hold letters, digits, `_` and `.` only, and begins with a letter",
@@ -181,16 +195,20 @@ def sentence(
         name = ".".join(([path] if path else []) + parts).removesuffix(".[key]")
         problems.setdefault(name, []).append(one)
     # A list whose items are wrong counts as too short besides.
-    return "; ".join(
-        _problem(name, own, shown_as)
-        for name, own in problems.items()
-        if not any(other.startswith(f"{name}.") for other in problems)
-    )
+    around: set[str] = set()
+    for name in problems:
+        parts = name.split(".")
+        around.update(".".join(parts[:count]) for count in range(1, len(parts)))
+    said = [(name, own) for name, own in problems.items() if name not in around]
+    more = f"; and {len(said) - PROBLEMS:,} more" if len(said) > PROBLEMS else ""
+    return "; ".join(_problem(name, own, shown_as) for name, own in said[:PROBLEMS]) + more
 
 
 def _problem(name: str, own: list[ErrorDetails], shown_as: Callable[[str], str]) -> str:
     """What is wrong with one setting."""
     first = own[0]
+    if len(name) > SHOWN_CHARACTERS:
+        return f"there is no setting '{name[:SHOWN_CHARACTERS]}…'; `tandem config` lists all settings"
     if first["type"] == "extra_forbidden":
         near = nearest_key(name)
         hint = f"; did you mean '{near}'?" if near else "; `tandem config` lists all settings"
@@ -202,7 +220,16 @@ def _problem(name: str, own: list[ErrorDetails], shown_as: Callable[[str], str])
     if not name:
         return message
     shown = first["input"] if not isinstance(first["input"], Mapping) else "a mapping"
-    return f"{shown_as(name)} {shown!r} is not possible: {message}"
+    return f"{shown_as(name)} {_shown(shown)} is not possible: {message}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, of a long one the beginning."""
+    try:
+        whole = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return whole if len(whole) <= SHOWN_CHARACTERS else f"{whole[:SHOWN_CHARACTERS]}…"
 
 
 def _plain(problem: ErrorDetails) -> str:

@@ -6,12 +6,15 @@ from pydantic import Field, field_validator
 
 from tandem.settings.section import (
     OPTION,
+    Depth,
     NonNegativeFloat,
     OneOf,
+    Place,
     Positive,
     PositiveFloat,
     Probability,
     Section,
+    Width,
 )
 
 
@@ -20,10 +23,10 @@ class DataSettings(Section):
 
     path: ClassVar[str] = "data"
 
-    train: str = "python-docs"
+    train: Place = "python-docs"
     """Training text: `python-docs` (the embedded default), a .txt, .jsonl or .parquet file, a directory or
     glob of them, or `hf:NAME[:SPLIT]`. Files may be gzipped. SPLIT may be a slice: `train[:2000]`."""
-    validation: str | None = None
+    validation: Place | None = None
     """Validation text, same forms; none: a part of the training documents is set aside."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the training text (in bytes, by whole documents) set aside when `validation` is not given."""
@@ -31,6 +34,9 @@ class DataSettings(Section):
     """Which documents are set aside, and which ones `max_train_bytes` keeps."""
     max_train_bytes: Positive | None = None
     """Use about this much training text (UTF-8 bytes, whole documents drawn at random); none: all."""
+    max_document_bytes: Annotated[int, Field(gt=0, le=1 << 40)] = 1 << 28
+    """Largest document, in bytes of UTF-8, and largest line of a .jsonl file; one that is longer is refused,
+    not cut. Reading takes a few times as much memory, whatever a file holds."""
     txt_documents: str = "file"
     """What a document is in .txt files: `file`, `blank-line` (paragraphs), or `start:REGEX` (a document
     starts at every line that matches within its first 4,096 characters)."""
@@ -63,7 +69,7 @@ class TokenizerSettings(Section):
 
     path: ClassVar[str] = "tokenizer"
 
-    source: str = "bpe"
+    source: Place = "bpe"
     """`bpe` (a byte-level BPE trained on the training split only), a tokenizer.json file, a tokenizer
     folder, or a hub name such as `gpt2`."""
     vocab_size: Annotated[int, Field(ge=257, le=1 << 24)] = 8192
@@ -78,7 +84,7 @@ class EmbeddingSettings(Section):
 
     path: ClassVar[str] = "embeddings"
 
-    source: str = "spectral"
+    source: Place = "spectral"
     """`spectral` (truncated SVD of the PPMI of co-occurrences in the training tokens, the same for every
     seed), `random` (drawn from the seed), or the input embedding of a causal LM. That is a hub name such as
     `gpt2`, a model folder, or a .safetensors file."""
@@ -97,9 +103,9 @@ class ModelSettings(Section):
 
     path: ClassVar[str] = "model"
 
-    embed_dim: Annotated[int, Field(ge=2)] = 256
+    embed_dim: Width = 256
     """E, the length of an embedding vector."""
-    context_dim: Annotated[int, Field(ge=2)] = 160
+    context_dim: Width = 160
     """C, the length of the context vector (at least 2: a LayerNorm of one element is constant)."""
     cell: Annotated[str, OneOf("tandem.model.cells_tandem:CELLS")] = "residual"
     """Layers of the ContextBlock: `residual` (the original's), or `gated` (a gated linear recurrence, whose
@@ -178,7 +184,7 @@ class PredictionSettings(Section):
 
     max_epochs: Positive = 8
     """Passes over the training tokens; all are made, as the learning rate falls to zero over them."""
-    head_layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2)
+    head_layers: Annotated[tuple[Depth, ...], Field(min_length=1)] = (1, 2)
     """Depths of the TokenBlocks through which it predicts, side by side, all with the same weight."""
     streams: Positive = 32
     """The text is cut into so many streams, read side by side."""
@@ -254,7 +260,7 @@ class LstmSettings(Section):
 
     path: ClassVar[str] = "baselines.lstm"
 
-    layers: Positive = 1
+    layers: Depth = 1
     """Layers; their width follows from the parameters allowed."""
     streams: Positive = 16
     """The text is cut into so many streams, read side by side."""
@@ -277,9 +283,9 @@ class Gpt2Settings(Section):
 
     path: ClassVar[str] = "baselines.gpt2"
 
-    layers: Positive = 2
+    layers: Depth = 2
     """Layers."""
-    heads: Positive = 4
+    heads: Annotated[int, Field(gt=0, le=1 << 10)] = 4
     """Attention heads."""
     window: Annotated[int, Field(ge=2)] = 64
     """Tokens it sees at once; in scoring every token but the first ones sees at least half of that."""
@@ -310,7 +316,7 @@ class BaselineSettings(Section):
     max_parameters: Positive | None = None
     """Parameters that the LSTM and the GPT-2 may have. All of them are trained. None: as many as the smallest
     of the `configurations` has in all."""
-    untrained: tuple[tuple[Positive, Positive], ...] | None = None
+    untrained: tuple[tuple[Depth, Depth], ...] | None = None
     """Configurations of the control without phase 1, as pairs of depths; none: the first of the
     `configurations`."""
     lstm: LstmSettings = LstmSettings()

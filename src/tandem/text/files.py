@@ -5,14 +5,15 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from tandem.decoding import PARQUET, STANDARD_INPUT, head, lines, opened, unpacked
+from tandem.decoding import PARQUET, STANDARD_INPUT, WHOLE_BYTES, head, lines, opened, unpacked
 from tandem.errors import DataError, MisfitError, SettingsError
 from tandem.text.listing import find_files, known_kind
 from tandem.text.places import user_path
@@ -22,6 +23,10 @@ from tandem.text.rows import record_text, text_column
 START_CHARACTERS = 4096
 """Of a line so much is looked at for the start of a document: an expression may take quadratic time."""
 
+STRUCTURE_CHARACTERS = 1 << 24
+"""The most characters of a line of JSON that stand outside of its strings: values take far more memory."""
+STRING = re.compile(r'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?')
+"""Of JSON; one that has no end counts too, so that looking for all takes linear time."""
 Splitter = Callable[[Iterable[str]], Iterator[str]]
 """Cuts the lines of a text file (ends included) into documents."""
 
@@ -40,8 +45,11 @@ def read_files(source: str, splitter: Splitter, reading: Reading) -> Iterator[st
             if _is_parquet(file, path):
                 yield from _texts(_parquet_records(file, path, text_column))
                 continue
-            text = lines(file, path, reading.encoded)
-            yield from splitter(text) if known_kind(path) == ".txt" else _texts(_json_records(text, path))
+            text = lines(file, path, reading.encoded, reading.longest, reading.mend)
+            if known_kind(path) == ".txt":
+                yield from cut(text, splitter, reading)
+            else:
+                yield from _texts(_json_records(text, path))
 
 
 def read_records(sources: Sequence[str], reading: Reading, field: str) -> Iterator[tuple[object, str]]:
@@ -65,7 +73,7 @@ def read_records(sources: Sequence[str], reading: Reading, field: str) -> Iterat
                 kind = ".txt" if source == "-" else known_kind(path)
                 if source == "-" and head(file).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
                     kind = ".jsonl"
-                text = lines(file, path, reading.encoded)
+                text = lines(file, path, reading.encoded, reading.longest, reading.mend)
                 if kind == ".txt":
                     numbered = enumerate(text, start=1)
                     yield from (({field: line.rstrip("\n")}, f"{path}, line {n}") for n, line in numbered)
@@ -100,20 +108,45 @@ def _texts(records: Iterable[tuple[object, str]]) -> Iterator[str]:
     return (record_text(record, where) for record, where in records)
 
 
-def text_lines(source: str, on_encoding: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+def cut(text: Iterable[str], splitter: Splitter, reading: Reading) -> Iterator[str]:
+    """The documents that `splitter` makes of lines. Raises DataError where one is too long, with its line."""
+    size = number = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal size, number
+        for line in text:
+            number += 1
+            size += len(line) if line.isascii() else len(line.encode())
+            if size > reading.longest:
+                reading.check_size(size, f"{reading.place or STANDARD_INPUT}, line {number:,}")
+            yield line
+
+    for document in splitter(counted()):
+        size = 0
+        yield document
+
+
+def whole_text(source: str) -> str:
+    """All of one text file, of whatever name, or of standard input. Raises DataError as `text_lines`."""
+    reading = Reading(source, "" if source == "-" else source)
+    return "".join(cut(text_lines(source, reading), txt_splitter("file"), reading))
+
+
+def text_lines(source: str, reading: Reading | None = None) -> Iterator[str]:
     """Lines of one text file, of whatever name, or of standard input where `source` is `-`.
 
-    `on_encoding` is told of one other than UTF-8.
-    Raises DataError for a missing or unreadable file, or one that is not text.
+    `reading` is told of an encoding other than UTF-8.
+    Raises DataError for a missing or unreadable file, one that is not text, or a line that is too long.
     """
+    reading = reading or Reading(source)
     if source == "-":
         with _standard_input(as_it_comes=False) as file:
-            yield from lines(file, STANDARD_INPUT, on_encoding)
+            yield from lines(file, STANDARD_INPUT, reading.encoded, reading.longest, reading.mend)
         return
     path = user_path(source)
     try:
         with opened(path) as file:
-            yield from lines(file, path, on_encoding)
+            yield from lines(file, path, reading.encoded, reading.longest, reading.mend)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}; check the path") from None
 
@@ -124,7 +157,7 @@ def txt_splitter(txt_documents: str) -> Splitter:
     Raises SettingsError for another word or an invalid regular expression.
     """
     if txt_documents == "file":
-        return lambda lines: iter(["".join(lines)])
+        return lambda lines: iter([_joined(lines)])
     if txt_documents == "blank-line":
         return _paragraphs
     wrong = "it must be `file`, `blank-line` or `start:REGEX`"
@@ -136,24 +169,32 @@ def txt_splitter(txt_documents: str) -> Splitter:
     raise SettingsError(f"setting data.txt_documents = {txt_documents!r} is not possible: {wrong}")
 
 
+def _joined(lines: Iterable[str]) -> str:
+    """As `"".join`, which would hold every line by itself: of short ones that takes 60 times as much."""
+    text = io.StringIO()
+    text.writelines(lines)
+    return text.getvalue()
+
+
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines between blank ones, without their last line end."""
     for blank, run in groupby(lines, str.isspace):
         if not blank:
-            yield "".join(run).rstrip("\n")
+            yield _joined(run).rstrip("\n")
 
 
 def _sections(start: re.Pattern[str], lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines, each beginning with one that matches `start`; what comes before the first is one too."""
-    section: list[str] = []
+    section = io.StringIO()
     started = False
     for line in lines:
         if start.search(line.rstrip("\n"), 0, START_CHARACTERS):
-            if started or any(not before.isspace() for before in section):
-                yield "".join(section)
-            section, started = [], True
-        section.append(line)
-    yield "".join(section)
+            before = section.getvalue()
+            if started or (before and not before.isspace()):
+                yield before
+            section, started = io.StringIO(), True
+        section.write(line)
+    yield section.getvalue()
 
 
 def _json_records(lines: Iterable[str], path: Path) -> Iterator[tuple[object, str]]:
@@ -161,12 +202,52 @@ def _json_records(lines: Iterable[str], path: Path) -> Iterator[tuple[object, st
         if line.isspace():
             continue
         where = f"{path}, line {number}"
+        if _is_too_large(line):
+            raise DataError(f"{where} has too many values for one record; take out what is no text")
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            fault = getattr(error, "msg", type(error).__name__).removesuffix(" at")
+            record = json.loads(line, object_pairs_hook=_mapping)
+        except _TwiceError as error:
+            raise DataError(f"{where} gives {error.args[0][:60]!r} twice; take out one of the two") from None
+        except RecursionError:
+            raise DataError(f"{where} is JSON that is nested too deeply; mend that line") from None
+        except ValueError as error:
+            fault = getattr(error, "msg", "a number with too many digits").removesuffix(" at")
             raise DataError(f"{where} is not valid JSON ({fault}); mend that line, or take it out") from None
         yield record, where
+
+
+class _TwiceError(ValueError):
+    """A name stands twice in one object."""
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises _TwiceError, as which value is meant cannot be told."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise _TwiceError(names.most_common(1)[0][0])
+    return found
+
+
+def _is_too_large(line: str) -> bool:
+    """Whether a line of JSON has so much beside its strings that its values would fill the memory."""
+    left = len(line)
+    if left <= STRUCTURE_CHARACTERS:
+        return False
+    strings = 0
+    for found in STRING.finditer(line):
+        strings += found.end() - found.start()
+        if found.end() - strings > STRUCTURE_CHARACTERS:
+            return True
+    return left - strings > STRUCTURE_CHARACTERS
+
+
+def _whole(file: IO[bytes], path: Path) -> bytes:
+    """What a packed file holds. Raises DataError where that is more than fits the memory of any machine."""
+    found = file.read(WHOLE_BYTES + 1)
+    if len(found) > WHOLE_BYTES:
+        raise DataError(f"{path} holds a parquet file of more than {WHOLE_BYTES:,} bytes; unpack it first")
+    return found
 
 
 def _parquet_records(
@@ -180,7 +261,7 @@ def _parquet_records(
             f"reading {path} needs pyarrow; install it with `pip install tandem-lm[hub]`"
         ) from None
     # Parquet is read from its end, which a packed stream cannot seek to cheaply.
-    seekable = file if type(file) in (io.BufferedReader, io.BytesIO) else io.BytesIO(file.read())
+    seekable = file if type(file) in (io.BufferedReader, io.BytesIO) else io.BytesIO(_whole(file, path))
     try:
         table = parquet.ParquetFile(seekable)
         names = table.schema_arrow.names

@@ -3,6 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tandem.advice import advice
+from tandem.errors import DataError
+from tandem.settings import DataSettings
+
+LONGEST = "data.max_document_bytes"
+"""Its default holds where no settings are at hand, as for files to score."""
+
 
 class _Tally:
     """Counts by what was met, with the first example of each."""
@@ -30,12 +37,14 @@ class Reading:
     place     file that is read just now.
     files     files that were read.
     blank     documents without any text.
+    longest   the most bytes of UTF-8 that a document, or a line that holds one, may have.
     """
 
     source: str
     place: str = ""
     files: int = 0
     blank: int = 0
+    longest: int = DataSettings.model_fields["max_document_bytes"].default
     _passed_over: _Tally = field(default_factory=_Tally)
     _noted: _Tally = field(default_factory=_Tally)
 
@@ -50,6 +59,16 @@ class Reading:
     def encoded(self, encoding: str) -> None:
         """A file is of another encoding than UTF-8."""
         self.noted(f"in {encoding}")
+
+    @property
+    def mend(self) -> str:
+        """What to do about a line or document that is too long, as the end of a sentence."""
+        return advice("cut it into smaller documents", ("raise {}", LONGEST))
+
+    def check_size(self, size: int, where: str) -> None:
+        """Raises DataError where a document of `size` bytes, which `where` names, is too long."""
+        if size > self.longest:
+            raise DataError(f"{where}: the document is longer than {self.longest:,} bytes{self.mend}")
 
     def left_out(self) -> str:
         """What was passed over, as the end of a sentence; '' for nothing."""

@@ -1,16 +1,27 @@
 """The rule that turns a record of a data set (a JSON object, a table row) into the text of a document."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 
 from tandem.errors import DataError
+
+SHOWN, SHOWN_CHARACTERS = 20, 60
+"""A message names so many columns or fields, and so much of each."""
 
 
 def text_column(columns: Sequence[str], where: str) -> str:
     """The column of a table that holds documents. Raises DataError where there is none."""
     if column := next((name for name in ("text", "messages") if name in columns), None):
         return column
-    found = ", ".join(map(repr, columns)) or "none"
+    found = _shown(columns)
     raise DataError(f"{where} has neither a column 'text' nor 'messages' (columns found: {found})")
+
+
+def _shown(names: Collection[object]) -> str:
+    """Names of columns or fields; of many the first few, and of long ones the beginning."""
+    first = ", ".join(repr(str(name)[:SHOWN_CHARACTERS]) for name in islice(names, SHOWN))
+    more = len(names) - SHOWN
+    return f"{first} and {more:,} more" if more > 0 else first or "none"
 
 
 def record_text(record: object, where: str, field: str | None = None) -> str:
@@ -25,7 +36,7 @@ def record_text(record: object, where: str, field: str | None = None) -> str:
         contents = [one.get("content") if isinstance(one, Mapping) else None for one in messages]
     texts = [one for one in contents if isinstance(one, str)]
     if len(texts) < len(contents):
-        found = ", ".join(map(repr, fields)) or "none"
+        found = _shown(fields)
         if field is not None:
             raise DataError(f"{where} has no field {field!r} with a string in it (fields found: {found})")
         raise DataError(

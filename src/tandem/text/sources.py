@@ -7,7 +7,7 @@ from pathlib import Path
 from tandem.advice import advice
 from tandem.errors import DataError, MisfitError
 from tandem.patience import Pace
-from tandem.text.files import Splitter, read_files, text_lines, txt_splitter
+from tandem.text.files import Splitter, cut, read_files, text_lines, txt_splitter
 from tandem.text.hub import hub_documents, parse_hub_source
 from tandem.text.listing import find_files
 from tandem.text.places import user_path
@@ -32,7 +32,7 @@ class Source:
 
 SOURCES: dict[str, Source] = {
     "python-docs": Source(lambda *_: python_docs(), restored="use the Python of its training"),
-    "-": Source(lambda name, splitter, reading: splitter(text_lines(name, reading.encoded))),
+    "-": Source(lambda name, splitter, reading: cut(text_lines(name, reading), splitter, reading)),
     "hf:": Source(lambda name, *_: hub_documents(name), lambda name: user_path(parse_hub_source(name)[0])),
 }
 """By whole name, or by what a name begins with up to its first colon."""
@@ -57,18 +57,24 @@ def check_there(*sources: str) -> None:
 
 
 def open_documents(
-    source: str, txt_documents: str, on_progress: Callable[[str], None] = lambda _: None
+    source: str,
+    txt_documents: str,
+    on_progress: Callable[[str], None] = lambda _: None,
+    max_document_bytes: int | None = None,
 ) -> Iterator[str]:
     """The documents of `source` in a fixed order, blank ones passed over.
 
     `source` is one of SOURCES, or a file, directory or glob pattern; `txt_documents` says what a document is
     in text (see `tandem.text.files.txt_splitter`).
     `on_progress` is told every few seconds how much was read, and in the end what was passed over, and why.
+    No document may have more than `max_document_bytes` of UTF-8; none: as many as the setting's default.
 
-    Raises DataError for a source that is missing, malformed or without any text, and SettingsError for an
-    impossible `txt_documents`.
+    Raises DataError for a source that is missing, malformed or without any text, for a document that is too
+    long, and for a file that changes meanwhile. Raises SettingsError for an impossible `txt_documents`.
     """
     reading, pace = Reading(source), Pace(on_progress)
+    if max_document_bytes is not None:
+        reading.longest = max_document_bytes
     splitter = txt_splitter(txt_documents)  # refused even where no .txt file is read
     if (own := source_of(source)) is not None:
         documents = own.documents(source, splitter, reading)
@@ -85,6 +91,8 @@ def open_documents(
         if not document or document.isspace():
             reading.blank += 1
             continue
+        if 4 * len(document) > reading.longest:
+            reading.check_size(len(document.encode()), f"{reading.place or source}, document {count + 1:,}")
         if zeros := document.count("\0"):
             reading.noted("zero characters (U+0000), kept as text", zeros)
         count, characters = count + 1, characters + len(document)

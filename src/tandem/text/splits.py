@@ -107,7 +107,7 @@ def _read(
     found = bytearray()
 
     def with_digests() -> Iterator[str]:
-        for document in open_documents(source, data.txt_documents, on_progress):
+        for document in open_documents(source, data.txt_documents, on_progress, data.max_document_bytes):
             found.extend(_words_digest(document))
             yield document
 

@@ -262,9 +262,11 @@ def _weights_file(fetch: Fetch, source: str) -> Path:
     if index := fetch(f"{WEIGHTS}.index.json"):
         try:
             parts: dict[str, str] = json.loads(read_text(index))["weight_map"]
-        except (ValueError, KeyError, DataError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError, DataError) as error:
             raise DataError(f"{index} is not an index of weights ({error}); fetch it again") from None
-        part = parts[_embedding_name(list(parts), source)]
+        part = str(parts[_embedding_name(list(parts), source)] if isinstance(parts, dict) else parts)
+        if part != Path(part).name:
+            raise DataError(f"{index} names {part[:100]!r}, which is no file beside it; fetch it again")
         if path := fetch(part):
             return path
         raise DataError(f"{source} lacks the file {part} that its index names; fetch it again")

@@ -288,7 +288,8 @@ def tokenize_for_evaluation(
     All documents count, repeated ones too. Nothing is set aside, compared with training text or kept on disk.
     Raises DataError or SettingsError for a source that cannot be used.
     """
-    documents = put_down(open_documents(source, data.txt_documents, on_progress), None)
+    found = open_documents(source, data.txt_documents, on_progress, data.max_document_bytes)
+    documents = put_down(found, None)
     return tokenize(documents, tokenizer, data.separators["validation"], source, on_progress)
 
 

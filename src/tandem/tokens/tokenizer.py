@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -38,6 +39,8 @@ LOADED_UNIT_CHARACTERS = 1 << 16
 """The same for a loaded tokenizer of other rules, where a cut changes ids. Ordinary text has no such run."""
 RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
 VOCABULARY = "tokenizer.vocab_size"
+MOST_IDS = 1 << 24
+"""No vocabulary has more entries."""
 
 
 class VocabularyError(MisfitError):
@@ -242,13 +245,24 @@ def read_tokenizer(path: Path) -> Tokenizer:
     Raises FileNotFoundError if there is none, DataError if it cannot be read.
     """
     try:
-        return Tokenizer.from_str(read_text(path))
-    except FileNotFoundError:
+        text = read_text(path)
+        _check_ids(json.loads(text))
+        return Tokenizer.from_str(text)
+    except (FileNotFoundError, DataError):
         raise
     except Exception as error:  # the library raises plain Exception for every kind of bad file
         raise DataError(
             f"{path} is not a tokenizer.json that can be read ({str(error).splitlines()[0]})"
         ) from None
+
+
+def _check_ids(tokenizer: Any) -> None:
+    """ValueError where an id is so large that the library would go through billions of others."""
+    vocabulary = tokenizer["model"].get("vocab", ())
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary)]
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or ()]
+    if any(not isinstance(number, int) or number >= MOST_IDS for number in ids):
+        raise ValueError(f"an id in it is no number below {MOST_IDS:,}")
 
 
 def _configured_eos(config: Path) -> str | None:
@@ -268,7 +282,9 @@ def _through_transformers(source: str) -> tuple[Tokenizer, str | None]:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=False, local_files_only=Path(source).is_dir()
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DataError(
             f"{source} holds no tokenizer that can be loaded ({str(error).splitlines()[0]})"
