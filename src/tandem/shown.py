@@ -8,9 +8,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What moves the cursor, breaks a line, or stands for a byte that was no text."""
+_BIDI = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""What orders the characters around it, so that other text is read than what stands there."""
+_CONTROLS = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{_BIDI}\ud800-\udfff]")
+"""What moves the cursor, breaks a line, orders characters, or stands for a byte that was no text."""
 
 
 def tolerate_any_encoding() -> None:
@@ -32,9 +35,13 @@ def holds_all_text(encoding: str | None) -> bool:
     return encoding is None or encoding.lower().startswith("utf")
 
 
-def json_for(encoding: str | None, text: str) -> str:
-    """JSON `text` so that nothing of it is lost in this encoding: escaped where it has to be."""
-    lossy = r"[\ud800-\udfff]" if holds_all_text(encoding) else r"[^\x00-\x7f]"
+def json_for(encoding: str | None, text: str, terminal: bool = False) -> str:
+    """JSON `text` so that nothing of it is lost in this encoding: escaped where it has to be.
+
+    For a `terminal` control characters are escaped too. What is read from it is the same in any case.
+    """
+    lossy = rf"[\x7f-\x9f{_BIDI}\ud800-\udfff]" if terminal else r"[\ud800-\udfff]"
+    lossy = lossy if holds_all_text(encoding) else r"[^\x00-\x7f]"
     # Outside of strings JSON is ASCII, so an escape of a string is right wherever one is needed.
     return re.sub(lossy, lambda found: json.dumps(found[0])[1:-1], text)
 
@@ -42,6 +49,16 @@ def json_for(encoding: str | None, text: str) -> str:
 def one_line(text: str) -> str:
     """`text` with escapes such as `\\n` for characters that would not stay on its line."""
     return _CONTROLS.sub(lambda found: _escape(found[0]), text)
+
+
+def several_lines(text: str) -> str:
+    """As `one_line`, but line ends and tabs stay."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else _escape(found[0]), text)
+
+
+def to_terminal(stream: Any) -> bool:
+    """Whether people read what is written to this stream, so that control characters must not reach it."""
+    return stream is not None and stream.isatty()
 
 
 def command(*words: object) -> str:

@@ -37,7 +37,7 @@ from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_m
 from tandem.launch import process_rank, processes
 from tandem.objectives import OBJECTIVES
 from tandem.settings import check_arguments, dump_settings, load_extensions, load_settings, preset_names
-from tandem.shown import command, holds_all_text, json_for, one_line
+from tandem.shown import command, holds_all_text, json_for, one_line, several_lines, to_terminal
 from tandem.stopping import Stopped, stopping_gently
 from tandem.text.files import whole_text
 
@@ -70,7 +70,9 @@ def config(args: Sequence[str]) -> None:
     if arguments.json_output:
         _write_json(json.dumps(settings.model_dump(mode="json"), ensure_ascii=False))
     else:
-        _write(dump_settings(settings, escaped=not holds_all_text(sys.stdout.encoding)))
+        text = dump_settings(settings, escaped=not holds_all_text(sys.stdout.encoding))
+        hidden = to_terminal(sys.stdout) and text != several_lines(text)
+        _write(dump_settings(settings, escaped=True) if hidden else text)
 
 
 def experiment(args: Sequence[str]) -> None:
@@ -206,7 +208,7 @@ def score(args: Sequence[str]) -> None:
         arguments.rejected,
         limits,
         Added(arguments.tokens, arguments.words, other),
-        sys.stdout.buffer,
+        _JsonOutput(),
     )
     print_scoring(ERR, run.run(tell), arguments.output, arguments.rejected)
 
@@ -390,7 +392,7 @@ def _tell(quiet: bool) -> Callable[[str], None]:
 
 def _write_json(text: str) -> None:
     """To standard output, whole whatever its encoding."""
-    _write(json_for(sys.stdout.encoding, text))
+    _write(json_for(sys.stdout.encoding, text, to_terminal(sys.stdout)))
 
 
 def _use_threads(threads: int | None) -> None:
@@ -406,6 +408,20 @@ def _say_what_is_awaited(source: str) -> None:
     """A command that reads from a terminal would look as if it had stopped."""
     if source == "-" and sys.stdin is not None and sys.stdin.isatty():
         ERR.say("reading standard input up to Ctrl-D")
+
+
+class _JsonOutput:
+    """Standard output for JSON in UTF-8, of which a terminal shows all control characters."""
+
+    def write(self, encoded: bytes) -> int:
+        """As of a binary stream."""
+        if to_terminal(sys.stdout):
+            encoded = json_for("utf-8", encoded.decode(), terminal=True).encode()
+        return sys.stdout.buffer.write(encoded)
+
+    def flush(self) -> None:
+        """As of a binary stream."""
+        sys.stdout.buffer.flush()
 
 
 def _write(text: str) -> None:

@@ -40,7 +40,9 @@ class Terminal(Console):
         """Print rows of cells under their heads; the columns of `right` stand flush right."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column, head in enumerate(heads):
-            table.add_column(Text(head), justify="right" if column in right else "left", overflow="fold")
+            table.add_column(
+                Text(one_line(head)), justify="right" if column in right else "left", overflow="fold"
+            )
         for row in rows:
             table.add_row(*(Text.assemble(_shown(cell)) for cell in row))
         self.print(table)

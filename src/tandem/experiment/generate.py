@@ -1,5 +1,6 @@
 """Continuing a prompt with a saved model, at constant memory."""
 
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from tandem.advice import named
 from tandem.errors import SettingsError
 from tandem.experiment.checkpoints import load_for_inference, settings_for, unused_ids
 from tandem.model import TandemCache, TandemForCausalLM
+from tandem.shown import several_lines, to_terminal
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.tokenizer import plain
 
@@ -41,7 +43,8 @@ def generate_text(
     stream: bool = True,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Continue `prompt`; with `stream` the text goes to standard output as it comes.
+    """Continue `prompt`; with `stream` the text goes to standard output as it comes (on a terminal, with
+    control characters escaped).
 
     A prompt starts a document, as in training: the end-of-text token precedes it where documents were
     separated so. `int8`: with weights of 8 bits. `on_warning` is told of text in it that the tokenizer loses,
@@ -80,9 +83,9 @@ def generate_text(
         )
     choose = sampler(model, temperature, top_k, top_p, unused_ids(model, tokenizer))
     torch.manual_seed(seed)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     if streamer is not None:
-        print(prompt, end="", flush=True)
+        print(_as_text(prompt), end="", flush=True)
         streamer.put(torch.tensor(ids))
     new: list[int] = []
     with torch.inference_mode():
@@ -100,6 +103,18 @@ def generate_text(
         "prompt_tokens": len(ids),
         "new_tokens": len(new),
     }
+
+
+class _Streamer(TextStreamer):
+    """Prints text as it comes; a terminal shows control characters, and does not obey them."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(_as_text(text), stream_end)
+
+
+def _as_text(text: str) -> str:
+    """For standard output: as it is for a program, as people can read it on a terminal."""
+    return several_lines(text) if to_terminal(sys.stdout) else text
 
 
 def sampler(

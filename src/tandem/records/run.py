@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     SerializeAsAny,
     ValidationInfo,
@@ -34,6 +35,15 @@ Unbounded = Annotated[
         when_used="json",
     ),
 ]
+
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[^\x00-\x1f\x7f-\x9f<>&`*\[\]|\\$\x{61c}\x{200e}\x{200f}\x{2028}-\x{202e}\x{2066}-\x{2069}]*$"
+    ),
+]
+"""A name that stands in sentences and tables of the report, where none of its characters acts as markup."""
 
 
 def perplexity(nll_nats: float) -> float:
@@ -273,7 +283,7 @@ class RunRecord(Record):
     """One run: one configuration, or one baseline, with one seed."""
 
     schema_version: Literal[3] = 3
-    run: str
+    run: Name
     """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
     experiment: str
     folder: str
@@ -282,9 +292,9 @@ class RunRecord(Record):
     """Else a baseline, by its name in `tandem.baselines`; `untrained` is a Tandem model without phase 1."""
     recipe: str | None
     """Names the objective of its phase 1; none of other models."""
-    variant: str | None = None
+    variant: Name | None = None
     """The variant of the settings it was trained with; none where the experiment has no variants."""
-    configuration: str
+    configuration: Name
     """Such as C2T1, with a variant `predictive-C2T1`; of baselines, such as `C1T1-untrained`, `LSTM`."""
     context_layers: int | None
     """None, like all sizes that the model does not have."""

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from tandem.report.analysis import Analysis
 from tandem.report.statistics import Spread
 from tandem.report.wording import Message, Texts, literal, longest_run, plus_minus
+from tandem.shown import several_lines
 
 Row = TypeVar("Row")
 UNTRUSTED = "†"
@@ -33,6 +34,7 @@ def warning(text: str) -> str:
 
 def fenced(text: str, language: str) -> str:
     """Code or settings as they are, between fences longer than any in them."""
+    text = several_lines(text)
     fence = "`" * max(3, longest_run("`", text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 

@@ -47,7 +47,7 @@ def audit(report: Report) -> Iterator[str]:
         word_column("counts", counts),
         word_column("looked_at", lambda r: literal(r.check.looked_at)),
     ]
-    yield texts("audit.made", date=status.audited_at[:10])
+    yield texts("audit.made", date=literal(status.audited_at[:10]))
     if status.checks:
         yield report.table("audit", columns, status.checks)
         yield texts("audit.as_recorded")

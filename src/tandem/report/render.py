@@ -44,7 +44,7 @@ class Document:
         date = max(r.finished_at for r in analysis.records)[:10]
         self.texts = texts
         self.title = texts("title", experiment=literal(analysis.experiment))
-        self.subtitle = texts("subtitle", date=date)
+        self.subtitle = texts("subtitle", date=literal(date))
         written = {section.__name__: "\n\n".join(section(report)) for section in SECTIONS}
         self.sections = {name: text for name, text in written.items() if text}
         """By the name of the function that wrote it, which is its anchor in the page."""

@@ -28,6 +28,8 @@ LATEX = {
     **{"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "∞": r"$\infty$", "†": r"$\dagger$"},
 }
 """What stands for a character, so that none acts as a command."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a text begins with that spreadsheets compute."""
 TABLE = Template(r"""% \usepackage{booktabs}
 \begin{table}
 \centering
@@ -60,8 +62,15 @@ def csv_table(analysis: Analysis) -> str:
     """A row for each model, in plain numbers, and its comparison with what has the lowest perplexity."""
     rows, written = [_row(analysis, model) for model in analysis.models.values()], io.StringIO()
     table = csv.writer(written, lineterminator="\n")
-    table.writerows([rows[0], *(row.values() for row in rows)])
+    table.writerows([rows[0], *(map(_cell, row.values()) for row in rows)])
     return written.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value as a spreadsheet shows it: a text on one line, of which none is a formula to it."""
+    if not isinstance(value, str):
+        return value
+    return f"'{one_line(value)}" if value.startswith(FORMULA) else one_line(value)
 
 
 def _row(analysis: Analysis, m: ModelResult) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -103,6 +103,16 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
 
+class ByteOutput(Protocol):
+    """What rows are written to as they come."""
+
+    def write(self, encoded: bytes, /) -> int:
+        """Write all of these bytes; returns how many they are."""
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+
+
 @dataclass
 class FileScoring:
     """One run over files. Without an output, rows are JSON lines on `stream`, and a stopped run begins anew.
@@ -118,7 +128,7 @@ class FileScoring:
     rejected: Path | None
     limits: Limits = field(default_factory=Limits)
     added: Added = field(default_factory=Added)
-    stream: IO[bytes] | None = None
+    stream: "ByteOutput | None" = None
 
     def run(self, on_progress: Callable[[str], None]) -> Counts:
         """Score all documents, and return what came of it.

@@ -23,9 +23,9 @@ GROUP = "tandem"
 """Entry points of this group name modules to import."""
 FILE_BYTES = 1 << 16
 """A settings file may have so many bytes; all settings with their defaults take a tenth of it."""
-DEPTH, SIZE, NUMBER_CHARACTERS = 32, 100_000, 64
-"""How deep it may be nested, how many characters and values it may stand for, where every alias counts as all
-that it names, and how long a number may be."""
+DEPTH, VALUES, SIZE, NUMBER_CHARACTERS = 32, 5_000, 100_000, 64
+"""How deep it may be nested, how many values may stand in it, how many characters and values it may stand
+for, where every alias counts as all that it names, and how long a number may be."""
 
 
 @cache
@@ -115,11 +115,13 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._depth = 0
+        self._depth = self._values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
-        self._depth += 1
+        self._depth, self._values = self._depth + 1, self._values + 1
+        if self._values > VALUES:
+            raise _refused("it holds too many values", event.start_mark)
         if self._depth > DEPTH:
             raise _refused("it is nested too deeply", event.start_mark)
         if getattr(event, "tag", None) is not None:

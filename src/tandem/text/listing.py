@@ -28,7 +28,11 @@ def find_files(source: str, reading: Reading) -> list[Path]:
     where a folder cannot be read.
     """
     path = user_path(source)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise DataError(f"{source[:200]} cannot be found ({error.strerror}); check the path") from None
+    if is_folder:
         if (found := look(path)).kind in ("run directory", "cache"):
             raise DataError(f"{source} is {found.what}, and no text; give the text itself")
         base, pattern = path, Path("**/*").parts
