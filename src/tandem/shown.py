@@ -40,8 +40,10 @@ def json_for(encoding: str | None, text: str, terminal: bool = False) -> str:
 
     For a `terminal` control characters are escaped too. What is read from it is the same in any case.
     """
-    lossy = rf"[\x7f-\x9f{_BIDI}\ud800-\udfff]" if terminal else r"[\ud800-\udfff]"
-    lossy = lossy if holds_all_text(encoding) else r"[^\x00-\x7f]"
+    if holds_all_text(encoding):
+        lossy = rf"[\x7f-\x9f{_BIDI}\ud800-\udfff]" if terminal else r"[\ud800-\udfff]"
+    else:
+        lossy = r"[^\x00-\x7e]" if terminal else r"[^\x00-\x7f]"
     # Outside of strings JSON is ASCII, so an escape of a string is right wherever one is needed.
     return re.sub(lossy, lambda found: json.dumps(found[0])[1:-1], text)
 

@@ -278,7 +278,10 @@ HARMLESS: dict[str, Callable[[Path], Any]] = {
     "code": lambda f: [(f / name).write_text(EVIL, "utf-8") for name in
                        ("modeling_tandem.py", "configuration_tandem.py", "evil.py", "__init__.py")]
     + [configured(f, auto_map={"AutoConfig": "evil.X", "AutoModelForCausalLM": "evil/repo--evil.X"})],
-    "custom generation": lambda f: [(f / "custom_generate").mkdir(), (f / "custom_generate" / "generate.py").write_text(EVIL, "utf-8")],
+    "custom generation": lambda f: [
+        (f / "custom_generate").mkdir(),
+        (f / "custom_generate" / "generate.py").write_text(EVIL, "utf-8"),
+    ],
     "a type of numbers": lambda f: configured(f, dtype="os.system"),
     "a pickle beside": lambda f: (f / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR."),
     "other names": lambda f: configured(f, _name_or_path="evil/x", transformers_version="99"),

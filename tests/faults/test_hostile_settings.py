@@ -20,7 +20,7 @@ def bomb(depth: int, width: int, last: str = "x") -> str:
     return "\n".join(lines)
 
 
-CHAIN = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 2000))])
+CHAIN = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 1000))])
 """Each list holds the one before: as deep as there are lines."""
 HOSTILE: dict[str, tuple[str, str]] = {
     "alias bomb": (bomb(9, 10), "its aliases stand for too many values"),

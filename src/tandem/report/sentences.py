@@ -35,11 +35,13 @@ def audit_warnings(analysis: Analysis) -> Iterator[Message]:
     """What the audit says against these records, for the top of the report and of its figures."""
     audit = analysis.audit
     if audit.failed:
-        yield Message("audit.failed", checks=audit.failed, runs=_untrusted(analysis, audit.untrusted))
+        yield Message(
+            "audit.failed", checks=[*map(literal, audit.failed)], runs=_untrusted(analysis, audit.untrusted)
+        )
     if audit.warned:
-        yield Message("audit.warned", checks=audit.warned)
+        yield Message("audit.warned", checks=[*map(literal, audit.warned)])
     if audit.unchecked:
-        yield Message("audit.unchecked", checks=audit.unchecked)
+        yield Message("audit.unchecked", checks=[*map(literal, audit.unchecked)])
 
 
 def _untrusted(analysis: Analysis, runs: Sequence[str]) -> Value:
