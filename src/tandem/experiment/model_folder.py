@@ -91,7 +91,7 @@ def check_weights(folder: Path, config: TandemConfig) -> None:
     stored: dict[str, Stored] = {}
     name = WEIGHTS if (folder / WEIGHTS).exists() else INDEX
     for path in _weights_files(folder):
-        for tensor, found in _header(path):
+        for tensor, found in stored_tensors(path):
             if tensor in stored:
                 raise DataError(f"{path.name} holds {tensor} a second time")
             stored[tensor] = found
@@ -135,7 +135,7 @@ def _weights_files(folder: Path) -> list[Path]:
     raise DataError(f"there is no {WEIGHTS}")
 
 
-def _header(path: Path) -> Iterator[tuple[str, Stored]]:
+def stored_tensors(path: Path) -> Iterator[tuple[str, Stored]]:
     """The tensors in a safetensors file, by name. Raises DataError where they do not fill it exactly."""
     check_regular(path)
     damaged = f"{path.name} is no whole safetensors file"
