@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "many dimensions": (
         lambda f: weighted(f, lambda h: tensor(h).update(shape=[1] * 10_000 + [260, 8])),
-        "mismatched keys",
+        "cannot be read",
     ),
     "offsets of text": (
         lambda f: weighted(f, lambda h: tensor(h).update(data_offsets="ab")),

@@ -165,7 +165,7 @@ def without_controls(text: str, where: str) -> None:
 
 @pytest.mark.parametrize("first", range(0, len(STRINGS), 24 * 5))
 def test_reports_show_text_as_text(first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every string in one field or another, over all parts of the report but figures, which have names alone."""
+    """Every string in one field or another; figures have names alone, so none is drawn."""
     monkeypatch.setattr("tandem.report.figures.draw_figures", lambda *_: {})
     for begin in range(first, min(first + 24 * 5, len(STRINGS)), 24):
         texts = (STRINGS[begin:] + STRINGS)[:FIELDS]

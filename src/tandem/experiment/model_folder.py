@@ -33,6 +33,8 @@ FOREIGN = ("quantization_config", "transformers_weights", "fusion_config", "per_
 """Keys of config.json by which the library would load other files, or build other layers."""
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Of one value of each type that a weights file may hold, as safetensors calls it."""
+DIMENSIONS = 8
+"""No tensor of a model has more."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Weights in any of these are read, and converted."""
 WHOLE = {
@@ -112,7 +114,7 @@ def check_weights(folder: Path, config: TandemConfig) -> None:
             raise DataError(f"{kind} keys in {name}, such as {min(wrong)[:100]}")
     for tensor in sorted(ours.keys() & theirs.keys()):
         dtype, found_dtype = ours[tensor].dtype, theirs[tensor].dtype
-        if found_dtype not in (FLOATS if dtype.is_floating_point else WHOLE.get(dtype, "")):
+        if found_dtype not in (FLOATS if dtype.is_floating_point else (WHOLE.get(dtype),)):
             raise DataError(f"{name} has numbers of type {found_dtype} in {tensor}")
 
 
@@ -150,7 +152,9 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, Stored]]:
             ends = []
             for name, found in header.items():
                 shape, (begin, end) = tuple(found["shape"]), found["data_offsets"]
-                if not all(type(number) is int and 0 <= number < 1 << 48 for number in (*shape, begin, end)):
+                if len(shape) > DIMENSIONS or not all(
+                    type(number) is int and 0 <= number < 1 << 48 for number in (*shape, begin, end)
+                ):
                     raise ValueError
                 if math.prod(shape) * BYTES[found["dtype"]] != end - begin:
                     raise DataError(f"{damaged}: {name[:100]} has another size than its shape")
