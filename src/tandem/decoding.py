@@ -288,9 +288,10 @@ def lines(
     text = io.TextIOWrapper(file, encoding, newline=None)
     number = 0
     try:
-        while line := text.readline(longest + 1):
+        readline, most, surely_short = text.readline, longest + 1, longest // 4
+        while line := readline(most):
             number += 1
-            if 4 * len(line) > longest and len(line.encode()) > longest:
+            if len(line) > surely_short and len(line.encode()) > longest:
                 raise DataError(f"{path}, line {number:,} is longer than {longest:,} bytes{mend}")
             yield line
     except UnicodeDecodeError as error:

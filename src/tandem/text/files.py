@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,8 @@ STRUCTURE_CHARACTERS = 1 << 24
 """The most characters of a line of JSON that stand outside of its strings: values take far more memory."""
 STRING = re.compile(r'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?')
 """Of JSON; one that has no end counts too, so that looking for all takes linear time."""
+LINES = 4096
+"""So many lines are held one by one."""
 Splitter = Callable[[Iterable[str]], Iterator[str]]
 """Cuts the lines of a text file (ends included) into documents."""
 
@@ -110,19 +112,25 @@ def _texts(records: Iterable[tuple[object, str]]) -> Iterator[str]:
 
 def cut(text: Iterable[str], splitter: Splitter, reading: Reading) -> Iterator[str]:
     """The documents that `splitter` makes of lines. Raises DataError where one is too long, with its line."""
-    size = number = 0
+    characters = number = 0
+    longest = reading.longest
 
     def counted() -> Iterator[str]:
-        nonlocal size, number
+        nonlocal characters, number
         for line in text:
             number += 1
-            size += len(line) if line.isascii() else len(line.encode())
-            if size > reading.longest:
-                reading.check_size(size, f"{reading.place or STANDARD_INPUT}, line {number:,}")
+            characters += len(line)
+            if characters > longest:
+                check(characters)
             yield line
 
+    def check(size: int) -> None:
+        reading.check_size(size, f"{reading.place or STANDARD_INPUT}, line {number:,}")
+
     for document in splitter(counted()):
-        size = 0
+        if 4 * len(document) > longest:
+            check(len(document.encode()))
+        characters = 0
         yield document
 
 
@@ -171,9 +179,10 @@ def txt_splitter(txt_documents: str) -> Splitter:
 
 def _joined(lines: Iterable[str]) -> str:
     """As `"".join`, which would hold every line by itself: of short ones that takes 60 times as much."""
-    text = io.StringIO()
-    text.writelines(lines)
-    return text.getvalue()
+    left, parts = iter(lines), list[str]()
+    while len(some := list(islice(left, LINES))) == LINES:
+        parts.append("".join(some))
+    return "".join((*parts, *some))
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
@@ -185,16 +194,19 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
 
 def _sections(start: re.Pattern[str], lines: Iterable[str]) -> Iterator[str]:
     """Runs of lines, each beginning with one that matches `start`; what comes before the first is one too."""
-    section = io.StringIO()
+    parts: list[str] = []  # each of many lines, as in `_joined`
+    section: list[str] = []
     started = False
     for line in lines:
         if start.search(line.rstrip("\n"), 0, START_CHARACTERS):
-            before = section.getvalue()
-            if started or (before and not before.isspace()):
-                yield before
-            section, started = io.StringIO(), True
-        section.write(line)
-    yield section.getvalue()
+            if started or any(not before.isspace() for before in (*parts, *section)):
+                yield "".join((*parts, *section))
+            parts, section, started = [], [], True
+        elif len(section) == LINES:
+            parts.append("".join(section))
+            section = []
+        section.append(line)
+    yield "".join((*parts, *section))
 
 
 def _json_records(lines: Iterable[str], path: Path) -> Iterator[tuple[object, str]]:
@@ -205,7 +217,7 @@ def _json_records(lines: Iterable[str], path: Path) -> Iterator[tuple[object, st
         if _is_too_large(line):
             raise DataError(f"{where} has too many values for one record; take out what is no text")
         try:
-            record = json.loads(line, object_pairs_hook=_mapping)
+            record = _RECORDS.decode(line)
         except _TwiceError as error:
             raise DataError(f"{where} gives {error.args[0][:60]!r} twice; take out one of the two") from None
         except RecursionError:
@@ -227,6 +239,9 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = Counter(name for name, _ in pairs)
         raise _TwiceError(names.most_common(1)[0][0])
     return found
+
+
+_RECORDS = json.JSONDecoder(object_pairs_hook=_mapping)
 
 
 def _is_too_large(line: str) -> bool:
