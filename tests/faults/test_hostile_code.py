@@ -18,6 +18,7 @@ RUNS_CODE = {
 """Modules that read by running, or that fetch code."""
 LOADS = re.compile(r"^(torch|np|numpy|th)\.load$")
 YAML = re.compile(r"^yaml\.(load|load_all|unsafe_load|unsafe_load_all|full_load|full_load_all)$")
+SWITCHES = {"allow_pickle", "weights_only", "trust_remote_code", "shell"}
 RUNS = {"eval", "exec", "compile", "execfile"}
 
 
@@ -31,6 +32,13 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def dotted(called: ast.expr) -> str:
+    """Such as `torch.load`; of a call on something else its last name, after a dot."""
+    if isinstance(called, ast.Attribute):
+        return f"{dotted(called.value)}.{called.attr}"
+    return called.id if isinstance(called, ast.Name) else ""
+
+
 def faults(path: Path) -> Iterator[str]:
     """What a file does that might run what it reads."""
     for name in imported(path):
@@ -39,7 +47,8 @@ def faults(path: Path) -> Iterator[str]:
     for node in nodes(path):
         if not isinstance(node, ast.Call):
             continue
-        called, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        called = dotted(node.func)
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg in SWITCHES}
         if LOADS.search(called) and called.startswith(("torch", "th")):
             yield f"calls {called}"  # weights are in safetensors
         if given.get("allow_pickle", "False") != "False" or given.get("weights_only", "True") != "True":

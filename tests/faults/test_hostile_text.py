@@ -75,10 +75,10 @@ def hostile_run(folder: Path, texts: list[str]) -> Path:
     """Records, manifest and audit of an experiment with one of the texts in each field of free text."""
     given = iter(texts)
     failure, experiment, finished, name, value, key = (next(given) for _ in range(6))
-    data: dict[str, Any] = {field: next(given) for field in DATA}
-    machine: dict[str, Any] = {field: next(given) for field in ENVIRONMENT}
 
     def spoilt(record: RunRecord) -> RunRecord:
+        data: dict[str, Any] = {field: next(given) for field in DATA}
+        machine: dict[str, Any] = {field: next(given) for field in ENVIRONMENT}
         update = {
             "experiment": experiment,
             "finished_at": finished,
@@ -87,7 +87,7 @@ def hostile_run(folder: Path, texts: list[str]) -> Path:
         }
         return record.model_copy(update=update)
 
-    records = [spoilt(one) for one in (*make_grid([0, 1]), make_record(3, 1, failure=failure))]
+    records = [spoilt(one) for one in (*make_grid([0]), make_record(3, 1, failure=failure))]
     manifest = make_manifest()
     settings = {**manifest.settings, "description": value, key: [value, {key: key}]}
     run_dir = write_run_dir(folder, records, manifest.model_copy(update={"name": name, "settings": settings}))
@@ -109,30 +109,14 @@ def hostile_run(folder: Path, texts: list[str]) -> Path:
     return run_dir
 
 
-FIELDS = 6 + len(DATA) + len(ENVIRONMENT) + 4
+RECORDS = 5
+FIELDS = 6 + RECORDS * (len(DATA) + len(ENVIRONMENT)) + 4
 ALLOWED_TAGS = {
-    *(
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "header",
-        "nav",
-        "main",
-        "h1",
-        "h2",
-        "h3",
-        "p",
-        "ul",
-        "ol",
-        "li",
-    ),
-    *("a", "code", "strong", "em", "table", "caption", "span", "thead", "tbody", "tr", "th", "td", "figure"),
-    *("figcaption", "div", "details", "summary", "blockquote", "pre", "svg", "g", "path", "defs", "clippath"),
-    *("rect", "use", "text", "tspan", "circle", "line", "polyline", "br"),
-}
+    "html", "head", "meta", "title", "style", "body", "header", "nav", "main", "h1", "h2", "h3", "p", "ul",
+    "ol", "li", "a", "code", "strong", "em", "table", "caption", "span", "thead", "tbody", "tr", "th", "td",
+    "figure", "figcaption", "div", "details", "summary", "blockquote", "pre", "svg", "g", "path", "defs",
+    "clippath", "rect", "use", "text", "tspan", "circle", "line", "polyline", "br",
+}  # fmt: skip
 """What the report has of its own."""
 
 
@@ -163,33 +147,31 @@ def without_controls(text: str, where: str) -> None:
     assert not found, (where, found)
 
 
-@pytest.mark.parametrize("first", range(0, len(STRINGS), 24 * 5))
+@pytest.mark.parametrize("first", range(0, len(STRINGS), FIELDS))
 def test_reports_show_text_as_text(first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every string in one field or another; figures have names alone, so none is drawn."""
     monkeypatch.setattr("tandem.report.figures.draw_figures", lambda *_: {})
-    for begin in range(first, min(first + 24 * 5, len(STRINGS)), 24):
-        texts = (STRINGS[begin:] + STRINGS)[:FIELDS]
-        run_dir = hostile_run(tmp_path / str(begin), texts)
-        lang = "ja" if begin % 48 else "en"
-        files = {
-            path.suffix: path.read_text("utf-8")
-            for path in write_report(run_dir, lang)
-            if path.suffix != ".svg"
-        }
-        for kind, text in files.items():
-            without_controls(text, kind)
-        check_elements(files[".html"], "page")
-        # As a renderer that lets HTML through has it.
-        rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(files[".md"])
-        check_elements(re.sub(r'<img src="figures/(?!x)[^>]*>', "", rendered), "Markdown")
-        seen = " ".join(html.unescape(re.sub(r"<[^>]*>", "", files[".html"])).split())
-        for text in texts[6:11]:
-            assert " ".join(one_line(text).split()) in seen, text
+    texts = (STRINGS[first:] + STRINGS)[:FIELDS]
+    run_dir = hostile_run(tmp_path / "run", texts)
+    lang = "ja" if first % (2 * FIELDS) else "en"
+    files = {path.suffix: path.read_text("utf-8") for path in write_report(run_dir, lang)}
+    for kind, text in files.items():
+        without_controls(text, kind)
+    check_elements(files[".html"], "page")
+    # As a renderer that lets HTML through has it.
+    check_elements(MarkdownIt("commonmark", {"html": True}).enable("table").render(files[".md"]), "Markdown")
+    seen = " ".join(html.unescape(re.sub(r"<[^>]*>", "", files[".html"])).split())
+    shown = [
+        " ".join(one_line(text).split()) in seen or one_line(" ".join(text.split())) in seen for text in texts
+    ]
+    assert shown[0], texts[0]  # of a failure
+    assert shown[3], texts[3]  # the name of the experiment
+    assert sum(shown) > 0.8 * FIELDS, [text for text, found in zip(texts, shown, strict=True) if not found]
 
 
 def test_strings_are_many() -> None:
     assert len(set(STRINGS)) >= 500
-    assert FIELDS == 24
+    assert len(make_grid([0])) + 1 == RECORDS
 
 
 def test_the_page_allows_no_script_and_no_network(tmp_path: Path) -> None:
@@ -265,12 +247,12 @@ def test_consoles_show_text_as_text(tmp_path: Path) -> None:
     """Styles of our own are the only escapes."""
     screen = Screen()
     console = Terminal(file=screen)
-    for text in STRINGS[::2]:
+    for text in STRINGS[::4]:
         console.say(text)
         console.say(("name", "dim"), f": {text}", (text, "red"))
-        console.table((text, "x"), [[text, (text, "red")]])
-    for number in range(3):
-        texts = STRINGS[40 * number :][:FIELDS]
+    console.table(("x", STRINGS[0]), [[text, (text, "red")] for text in STRINGS[::6]])
+    for number in range(1):
+        texts = STRINGS[FIELDS * number :][:FIELDS]
         run_dir = hostile_run(tmp_path / str(number), texts)
         print_summary(console, run_dir, "en", [Path(text) for text in texts])
         audit = AuditRecord(
@@ -278,7 +260,7 @@ def test_consoles_show_text_as_text(tmp_path: Path) -> None:
             code_fingerprint="x",
             runs=tuple(
                 RunAudit(run=t, finished_at=t, checks=(Check(name=t, looked_at=t, figure=t, status="fail"),))
-                for t in texts
+                for t in texts[::2]
             ),
         )
         print_audit(console, audit)
@@ -288,7 +270,7 @@ def test_consoles_show_text_as_text(tmp_path: Path) -> None:
 
 
 def test_errors_and_json_show_text_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    for text in STRINGS[::4]:
+    for text in STRINGS[::12]:
         if "\0" in text:
             continue
         for words in (
