@@ -1,5 +1,6 @@
 """What the records show, as messages: every claim among them rests on a verdict, and none goes beyond it."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
@@ -36,12 +37,17 @@ def audit_warnings(analysis: Analysis) -> Iterator[Message]:
     audit = analysis.audit
     if audit.failed:
         yield Message(
-            "audit.failed", checks=[*map(literal, audit.failed)], runs=_untrusted(analysis, audit.untrusted)
+            "audit.failed", checks=_check_names(audit.failed), runs=_untrusted(analysis, audit.untrusted)
         )
     if audit.warned:
-        yield Message("audit.warned", checks=[*map(literal, audit.warned)])
+        yield Message("audit.warned", checks=_check_names(audit.warned))
     if audit.unchecked:
-        yield Message("audit.unchecked", checks=[*map(literal, audit.unchecked)])
+        yield Message("audit.unchecked", checks=_check_names(audit.unchecked))
+
+
+def _check_names(names: Iterable[str]) -> list[str]:
+    """As they are where they are words, as those of Tandem's own checks; others may act as markup."""
+    return [name if re.fullmatch(r"[a-z]\w*", name) else literal(name) for name in names]
 
 
 def _untrusted(analysis: Analysis, runs: Sequence[str]) -> Value:
