@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from tandem.advice import advice, together
 
+SAID_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
+"""How libraries say that memory ran out; the last one is oneDNN."""
+
 
 class TandemError(Exception):
     """Something the user can mend: bad input, an impossible setting, an unwritable place."""
@@ -83,8 +86,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device's or the machine's memory did not suffice."""
     # torch raises a RuntimeError; that of the allocator for CPUs is told by its words alone.
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(said in str(error) for said in ("can't allocate memory", "out of memory", "bad_alloc"))
+        isinstance(error, RuntimeError) and any(said in str(error) for said in SAID_OF_MEMORY)
     )
 
 

@@ -87,16 +87,16 @@ def save_phase1(
     Beside them lie its snapshots.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    with atomic_write(path) as draft:
-        save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
-        open_as_new_files(draft)
-    beside = path.with_name(f"{path.stem}-{SNAPSHOTS}")
+    beside = path.with_name(f"{path.stem}-{SNAPSHOTS}")  # before the weights, with which phase 1 is finished
     beside.unlink(missing_ok=True)
     if snapshots:
         with atomic_write(beside) as draft:
             snapshots.save(draft)
             open_as_new_files(draft)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    with atomic_write(path) as draft:
+        save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
+        open_as_new_files(draft)
 
 
 def load_phase1(path: Path, fingerprint: str, objective: Objective) -> SavedPhase1 | None:
