@@ -11,7 +11,7 @@ Three tiny experiments: recipe original, a trained embedding, and recipe predict
 
 What is left at the end is compared with the same experiment in one go: weights of all models, the steps kept
 for the audit and the records, bit for bit, times aside. Prints a line of JSON for each: kills (or processes),
-and losses, which are files or records that differ.
+and losses, which are files or records that differ. Records name the code: leave it alone meanwhile.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from safetensors import safe_open
 
 from tandem.experiment.runner import run_experiment
 from tandem.settings import Settings, dump_settings
+from tandem.shown import tolerate_any_encoding
 from tandem.training.checkpoint import Checkpoint
 from tandem.training.progress import Watcher
 
@@ -155,6 +156,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     given = parser.parse_args()
+    tolerate_any_encoding()
     torch.set_num_threads(1)
     draws = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as place:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tandem.audit.measures import measure_checks
 from tandem.audit.networks import NETWORKS
 from tandem.audit.replay import step_checks
 from tandem.audit.report import report_check
+from tandem.audit.resuming import AuditCheckpoint
 from tandem.audit.siblings import sibling_checks
 from tandem.audit.subject import ComputedContexts, Subject
 from tandem.audit.weights import weight_checks
@@ -98,6 +100,8 @@ def audit_run_dir(
     shared += _guarded((report_check(*given) for given in [(every, manifest)]), "report")
     runs = _Runs(manifest.settings, tuple(records), variants, reference, gaps, quick)
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
+    whole = [code_fingerprint(), str(quick), *(one.model_dump_json() for one in (manifest, *records))]
+    checkpoint = AuditCheckpoint(run_dir, fingerprint("audit", *whole))
     for record in records:
         on_progress(f"auditing {record.run}")
         if record.is_tandem and record.variant not in variants:
@@ -105,7 +109,12 @@ def audit_run_dir(
                 f"the settings in {run_dir} have no variant '{record.variant}', with which {record.run} "
                 "was made; give the settings file that has it, or take the record out"
             )
-        audits.append(runs.audit(record, run_dir / "models" / record.run))
+        folder = run_dir / "models" / record.run
+        found = checkpoint.of_run(
+            record.run, (folder, run_dir / "phase1"), partial(runs.audit, record, folder)
+        )
+        audits.append(found)
+    checkpoint.remove()
     return _record(audits)
 
 

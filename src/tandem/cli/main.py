@@ -50,6 +50,7 @@ AUDIT_FAILED = 1
 
 CONTINUED = {
     "experiment": "; the same command continues where it was: {}",
+    "audit": "; the same command goes on with the runs that are left",
     "train": "; the same command continues where it was: {}",
     "score": "; with --output, the same command goes on where it was",
 }
