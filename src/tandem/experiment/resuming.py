@@ -25,7 +25,7 @@ def checkpoint_of(
     training: str,
     prepared: TrainingInputs,
     seed: int | None,
-    on_warning: Callable[[str], None],
+    tell: Callable[[str], None],
     kind: str = "tandem",
 ) -> Checkpoint:
     """Of the training of this name, in a run directory or a model folder; `kind` is that of its run."""
@@ -41,7 +41,7 @@ def checkpoint_of(
         "precision": prepared.precision,
     }
     path = folder / CHECKPOINTS / f"{training}.safetensors"
-    return Checkpoint(path, json.loads(json.dumps(identity)), settings.checkpoint_every, on_warning)
+    return Checkpoint(path, json.loads(json.dumps(identity)), settings.checkpoint_every, tell)
 
 
 def check_same_training(folder: Path, *checkpoints: Checkpoint) -> None:

@@ -51,13 +51,13 @@ class Checkpoint:
     identity     all that the training depends on, by name, as JSON gives it back.
     every_s      seconds between two of them, or more where writing would take over MOST_SHARE of the time; 0:
                  after every step, whatever that takes.
-    on_warning   is told, once, that one could not be written: the training goes on.
+    tell         is told that it is continued, or damaged, or (once) that it cannot be written.
     """
 
     path: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     every_s: float = 60.0
-    on_warning: Callable[[str], None] = lambda _: None
+    tell: Callable[[str], None] = lambda _: None
     _parts: dict[str, Stateful] = field(default_factory=dict)
     _group: Group = ALONE
     _next: float = 0.0
@@ -76,10 +76,12 @@ class Checkpoint:
         if not group.agrees(read is not None, torch.device("cpu")) or read is None:
             if self.path is not None and self.path.exists() and group.leads:
                 why = "damaged" if self.found() in (None, self.identity) else "of other settings or text"
-                self.on_warning(f"the checkpoint {self.path} is {why}, so this training begins anew")
+                self.tell(f"the checkpoint {self.path} is {why}, so this training begins anew")
             return False
         for name, part in parts.items():
             part.load_state_dict(read[name])
+        if group.leads and self.path is not None:
+            self.tell(f"continuing where {self.path.stem} was stopped")
         return True
 
     def after_step(self) -> None:
@@ -126,7 +128,7 @@ class Checkpoint:
                 write_tree(self.path, tree, {"identity": json.dumps(self.identity)})
         except Exception as error:  # of a full disk the library raises an error of its own
             if not self._warned:
-                self.on_warning(
+                self.tell(
                     f"cannot write the checkpoint {self.path} ({storage_reason(error)}); training goes on"
                 )
                 self._warned = True
