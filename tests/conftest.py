@@ -11,6 +11,7 @@ import pytest
 import warm
 from sentences import WORDS, sentences
 
+from tandem.checksums import sealed, write_checksums
 from tandem.settings import Settings
 
 __all__ = ["WORDS", "sentences"]  # for the tests
@@ -85,6 +86,23 @@ def text_file(tmp_path: Path) -> Path:
 def short_file(tmp_path: Path) -> Path:
     """A training text that is half as long."""
     return write_jsonl(tmp_path / "text.jsonl", sentences(30))
+
+
+def seal_again(folder: Path) -> None:
+    """Once a test has edited files in a folder: checksums as if Tandem had written them so."""
+    for name in ("records.jsonl", "manifest.json", "audit.json"):
+        for path in folder.rglob(name):
+            text = path.read_text("utf-8")
+            objects = [
+                json.loads(line) for line in (text.splitlines() if name == "records.jsonl" else [text])
+            ]
+            for one in objects:
+                one.pop("checksum", None)
+            indent = None if name == "records.jsonl" else 2
+            written = [sealed(json.dumps(one, indent=indent)).rstrip() + "\n" for one in objects]
+            path.write_text("".join(written), "utf-8")
+    for path in folder.rglob("checksums.json"):
+        write_checksums(path.parent, ("README.md",))
 
 
 def tiny(text: Path, **more: object) -> Settings:

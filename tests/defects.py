@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from conftest import seal_again
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -862,3 +863,4 @@ def edit_records(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> Non
         if kept.is_file():
             kept.write_text(json.dumps(record), "utf-8")
     path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    seal_again(run_dir)

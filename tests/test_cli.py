@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import sentences, tiny, write_jsonl
+from conftest import seal_again, sentences, tiny, write_jsonl
 from warm import python
 
 from tandem.claims import try_lock
@@ -291,6 +291,7 @@ def test_the_audit_of_a_run_and_of_a_model(
     record = json.loads(lines[0])
     record["validation"]["accuracy"] = 0.99
     (run / "records.jsonl").write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n", "utf-8")
+    seal_again(run)
     code, out, _ = call(capsys, "audit", str(run))
     assert code == 1
     assert f"not to be trusted: perplexity ({record['run']})" in out

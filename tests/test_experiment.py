@@ -238,6 +238,7 @@ def test_trained_embeddings_move_and_contexts_follow(short_file: Path, tmp_path:
 
 def test_a_damaged_model_is_refused_not_scored(made: Made) -> None:
     folder = made.run_dir / "models" / "C2T1-seed1"
+    (folder / "checksums.json").unlink()  # which would notice every change first
     config = json.loads((folder / "config.json").read_text("utf-8"))
     weights = load_file(folder / "model.safetensors")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import sentences, tiny, write_jsonl
+from conftest import seal_again, sentences, tiny, write_jsonl
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tandem.audit import audit
@@ -347,6 +347,7 @@ def test_an_experiment_charges_every_run_alike_and_its_audit_and_report_follow(t
         own = line["validation"]
         own["bits_per_byte"] -= 8 * line["data"]["validation_lost_bytes"] / line["data"]["validation_bytes"]
     (run_dir / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    seal_again(run_dir)
     assert len(read_records(run_dir)) == 3
     wrong = [check.figure for _, check in audit(run_dir).failed() if check.name == "perplexity"]
     assert len(wrong) == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import merged, sentences, short, write_jsonl
+from conftest import merged, seal_again, sentences, short, write_jsonl
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -68,6 +68,7 @@ def kept(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path(shutil.copytree(made, tmp_path / "project"))
     for path in (folder / "run" / "records.jsonl", *folder.rglob("record.json")):
         path.write_text(path.read_text("utf-8").replace(str(made), str(folder)), "utf-8")
+    seal_again(folder)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

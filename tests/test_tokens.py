@@ -399,7 +399,7 @@ def test_failed_write_leaves_nothing(tmp_path, source, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.np, "save", fail)
+    monkeypatch.setattr(store, "write_array", fail)
     with pytest.raises(DataError, match="No space left on device"):
         prepare_corpus(DataSettings(train=str(source)), BPE_SETTINGS, tmp_path / "cache")
     assert not (tmp_path / "cache" / "corpora").exists()

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from tandem.errors import TandemError
+from tandem.errors import TandemError, naming
 from tandem.shown import one_line, tolerate_any_encoding
 from tandem.stopping import Stopped, stopping_gently
 
@@ -40,21 +40,29 @@ def try_lock(folder: Path, name: str) -> Iterator[bool]:
     """
     lock = _lock(folder, name)
     try:
-        lock.acquire(blocking=False)
+        with naming(Path(lock.lock_file)):
+            lock.acquire(blocking=False)
     except Timeout:
         yield False
         return
     try:
         yield True
     finally:
-        lock.release()
+        with naming(Path(lock.lock_file)):
+            lock.release()
 
 
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
     """As `try_lock`, but waits until it has it."""
-    with _lock(folder, name):
+    lock = _lock(folder, name)
+    with naming(Path(lock.lock_file)):
+        lock.acquire()
+    try:
         yield
+    finally:
+        with naming(Path(lock.lock_file)):
+            lock.release()
 
 
 @contextmanager

@@ -5,8 +5,11 @@ prints it without a traceback and exits with code 2; as a library they are ordin
 """
 
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from tandem.advice import advice, together
 
@@ -109,5 +112,24 @@ def storage_reason(error: BaseException) -> str:
     return re.sub(r" \(os error \d+\)", "", said.rpartition("I/O error: ")[2])
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within the block an error of the system that names no file, as of closing one, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
 class RunDirError(TandemError):
     """A run directory cannot be used: unwritable, too little disk, or of another experiment."""
+
+
+class UnsavedError(RunDirError):
+    """A trained model could not be saved where it was to be; the message says where it is instead."""
+
+
+class DamageError(TandemError):
+    """A file is not the one that was written: its checksum is another one."""

@@ -1,15 +1,21 @@
 """What a folder is, told from its files before they are read or written, and how files are written whole."""
 
+import errno
+import filecmp
 import json
 import os
+import platform
+import re
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tandem.advice import advice
-from tandem.errors import RunDirError, StorageError
+from tandem.errors import RunDirError, StorageError, naming
+from tandem.fingerprint import fingerprint
 
 Kind = Literal[
     "absent",
@@ -28,6 +34,8 @@ MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 CHECKPOINTS = "checkpoints"
 """Folder of trainings that have not ended, in a run directory or a model folder."""
 CONFIG, RECORD, SETTINGS = "config.json", "record.json", "settings.yaml"
+CHECKSUMS = "checksums.json"
+"""In a model folder: a digest of every other file that Tandem wrote there."""
 WRITTEN: dict[Wanted, tuple[str, ...]] = {
     "run directory": (
         *(MANIFEST, RECORDS, "audit.json", "report.md", "report.html", "report.ja.md", "report.ja.html"),
@@ -36,7 +44,7 @@ WRITTEN: dict[Wanted, tuple[str, ...]] = {
     "model folder": (
         *(CONFIG, RECORD, SETTINGS, "model.safetensors", "generation_config.json", "tokenizer.json"),
         *("tokenizer_config.json", "contexts_sample.safetensors", "phase1_head.safetensors"),
-        *("snapshots.safetensors", "phase1_snapshots.safetensors"),
+        *("snapshots.safetensors", "phase1_snapshots.safetensors", CHECKSUMS),
     ),
 }
 """Files and folders that Tandem makes in each."""
@@ -67,16 +75,135 @@ class Found:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a draft beside `path`, to be written within the block, and then puts it in the place of `path`.
+    """Yields a draft of the file `path`, to be written within the block, and then puts it in its place.
 
-    So a reader finds the whole file or none; where the block raises, nothing changes.
+    So a reader finds the whole file or none; where the block raises, nothing changes. After the block the
+    file survives a loss of power. Raises OSError, which names `path`, for whatever the system refuses.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with draft_folder(path, path.parent) as draft:
+        yield draft / path.name
+        _move(draft, path.parent, [path.name])
+
+
+@contextmanager
+def atomic_folder(folder: Path, last: str, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """Yields a draft of `folder`, to be written within the block, and then moves its files there.
+
+    Files of other names stay, except `stale` ones that were not written again. Nothing moves before all is
+    on disk, and after the block all of it survives a loss of power. Raises OSError as `atomic_write`.
+
+    Files move one by one. Over an older model, a stop between two moves would leave a mix. So a file that is
+    already there, byte for byte, is not moved: a training that gives the same weights again changes
+    little. Whatever differs no longer fits CHECKSUMS, which moves first, and so a mix is noticed when it is
+    read. The file `last` moves after all others. A new folder without it holds no model yet.
+    """
+    new_folder(folder.parent)
+    with draft_folder(folder, folder) as draft:
         yield draft
-        draft.replace(path)
+        new_folder(folder)
+        written = sorted(path.name for path in draft.iterdir())
+        changed = [name for name in written if not _same_file(draft / name, folder / name)]
+        _move(draft, folder, sorted(changed, key=lambda name: (name == last, name != CHECKSUMS)))
+        for name in set(stale).difference(written):
+            (folder / name).unlink(missing_ok=True)
+
+
+def flush(*paths: Path) -> None:
+    """Force files, and the entries of folders, to disk, so that they survive a loss of power."""
+    for path in paths:
+        is_folder = path.is_dir()
+        if is_folder and os.name == "nt":  # Windows opens no folder, and writes its entries at once
+            continue
+        number = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            with naming(path):
+                os.fsync(number)
+        except OSError as error:
+            if not (is_folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network file systems
+                raise
+        finally:
+            os.close(number)
+
+
+def new_folder(folder: Path) -> None:
+    """Make a folder and those around it that are missing, so that they survive a loss of power."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    flush(*(place.parent for place in missing))
+
+
+@contextmanager
+def draft_folder(path: Path, target: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, for what will lie in `target`; it is removed after the block.
+
+    Its name tells machine and process. A crash leaves it; then the next process here that writes beside it
+    removes it. Raises OSError: of a file in it, one that names the file in `target`.
+    """
+    draft = path.with_name(f".{path.name}.{_this_machine()}.{os.getpid()}.partial")
+    try:
+        remove_drafts(path.parent)
+        draft.mkdir()
+        yield draft
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))  # of libraries in Rust
+        named = Path(getattr(error, "filename", None) or draft)
+        if not (isinstance(error, OSError) or told) or not named.is_relative_to(draft):
+            raise
+        number = getattr(error, "errno", None) or int(told[1] if told else errno.EIO)
+        place = path if named == draft else target / named.relative_to(draft)
+        raise OSError(number, os.strerror(number), str(place)) from None
     finally:
-        draft.unlink(missing_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_drafts(folder: Path, below: bool = False) -> None:
+    """Remove drafts in a folder, and `below` it, whose process was of this machine and is gone."""
+    for place, names, _ in os.walk(folder):  # which passes over what other processes remove meanwhile
+        for name in list(names):
+            draft = re.fullmatch(r"\..+\.([0-9a-f]{8})\.(\d+)\.partial", name)
+            if draft:
+                names.remove(name)
+            if draft and draft[1] == _this_machine() and not _is_running(int(draft[2])):
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+        if not below:
+            break
+
+
+def _this_machine() -> str:
+    return fingerprint("machine", platform.node())[:8]
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process of this number runs here."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def _move(draft: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move these files in this order, once they are on disk, with the permissions of new files."""
+    mode = draft.stat().st_mode & 0o666
+    for name in names:
+        (draft / name).chmod(mode)  # safetensors keeps its own from all but the owner
+        flush(draft / name)
+    for name in names:
+        (draft / name).replace(folder / name)
+    flush(folder)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether two files have the same bytes."""
+    with suppress(OSError):
+        return other.is_file() and filecmp.cmp(one, other, shallow=False)
+    return False
 
 
 @contextmanager
@@ -101,7 +228,7 @@ def look(path: Path) -> Found:
     if any(map(_is_of_runs, (manifest, records))) or (manifest.is_file() and records.is_file()):
         return Found(path, "run directory", "the run directory of an experiment")
     try:
-        config = json.loads((path / CONFIG).read_bytes())
+        config = json.loads((path / CONFIG).read_bytes() if (path / CONFIG).is_file() else "")
     except (OSError, ValueError):  # missing or damaged: whoever loads the model says so
         config = None
     config = config if isinstance(config, dict) else {}
@@ -109,7 +236,8 @@ def look(path: Path) -> Found:
     if kind is None and _is_of_baseline(path / RECORD):
         what = "the weights of a baseline, kept for the audit of the run directory that it lies in"
         return Found(path, "baseline", what)
-    if kind == "tandem" or _is_of_runs(path / RECORD):
+    # Its checksums come first when it is saved, so without the rest it is half of one.
+    if kind == "tandem" or _is_of_runs(path / RECORD) or _has(path / CHECKSUMS, f'"{CONFIG}"'.encode()):
         return Found(path, "model folder", "a model folder")
     if kind is not None or "architectures" in config:
         return Found(path, "foreign model", f"a folder with a model of type '{kind}', not a Tandem model")
@@ -174,9 +302,16 @@ def _around(path: Path) -> Found | None:
 
 def _is_of_runs(path: Path) -> bool:
     """Whether a file is the manifest or has the records of runs."""
+    return _has(path, OF_RUNS)
+
+
+def _has(path: Path, said: bytes) -> bool:
+    """Whether these bytes stand early in a file."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
-            return OF_RUNS in file.read(READ_BYTES)
+            return said in file.read(READ_BYTES)
     except OSError:
         return False
 
@@ -184,7 +319,7 @@ def _is_of_runs(path: Path) -> bool:
 def _is_of_baseline(path: Path) -> bool:
     """Whether a file is the record of a run whose model is none of Tandem's."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes() if path.is_file() else "")
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("context_layers", 0) is None

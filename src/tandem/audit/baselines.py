@@ -16,8 +16,9 @@ from tandem.audit.network_steps import IN_BFLOAT16, ON_A_GPU, TOLERANCE, Replay,
 from tandem.audit.networks import NETWORKS, Ids, PlainNetwork
 from tandem.audit.ngrams import NgramScore, score_kneser_ney, score_unigram
 from tandem.audit.steps import EpochMeans, KeptStep, epoch_means, read_steps, unexplained
+from tandem.checksums import check_files
 from tandem.decoding import read_text
-from tandem.errors import DataError
+from tandem.errors import TandemError
 from tandem.metrics import Score, perplexity
 from tandem.records import Check, RunRecord, TrainingRecord
 from tandem.records.audit import Status
@@ -62,6 +63,7 @@ def baseline_checks(
     assert record.seed is not None
     looked_at = "weights and record in the folder of the model, against settings and run"
     try:
+        check_files(folder)
         weights = load_file(folder / "model.safetensors")
         network = NETWORKS[record.kind](settings, weights, record.seed)
         steps = read_steps(folder / "snapshots.safetensors")
@@ -72,7 +74,7 @@ def baseline_checks(
         between += _wrong_means(network, record.training, means, len(corpus.train))
         network.module.load_state_dict(weights)
         written = RunRecord.model_validate_json(read_text(folder / "record.json"))
-    except (OSError, DataError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, TandemError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         yield _check("model", looked_at, [f"what is kept of it cannot be used ({reason})"], "")
         return

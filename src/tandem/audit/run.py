@@ -88,7 +88,7 @@ def audit_run_dir(
         raise RunDirError(
             f"{run_dir} has records but no manifest.json, so nothing says what they should be; restore it"
         )
-    every = read_records(run_dir)
+    every = read_records(run_dir, on_progress)
     records = [record for record in every if record.status == "finished"]
     if not records:
         raise RunDirError(f"{run_dir} has no finished run to audit; run the experiment first")
@@ -121,12 +121,13 @@ def audit_run_dir(
 def audit_model(folder: Path, on_progress: OnProgress = lambda _: None) -> AuditRecord:
     """Every check of one trained model, from its folder alone. Raises as `audit` does."""
     try:
-        written = read_yaml(read_text(folder / "settings.yaml"), "settings.yaml")
+        path = folder / "settings.yaml"
+        written = read_yaml(read_text(path), path.name) if path.is_file() else None
     except (OSError, DataError, SettingsError):
         written = None
     record = model_record(folder)
     settings = model_settings(folder) if isinstance(written, dict) else None
-    if record is None or settings is None:
+    if record is None or settings is None or written is None:
         raise RunDirError(
             f"{folder} has no readable record.json and settings.yaml, so there is nothing to audit its "
             "figures against; give the folder that `tandem train` wrote, or train the model again"

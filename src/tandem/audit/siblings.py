@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.audit.history import variant_settings
-from tandem.records import Check, Manifest, RunRecord, records_path
+from tandem.records import MADE_AGAIN, Check, Manifest, RunRecord, records_path
 from tandem.settings import Settings, settings_fingerprint
 
 MAY_NOT_MATTER = (
@@ -267,13 +267,14 @@ def _unmade(
 
 def _twice(run_dir: Path, finished: Sequence[RunRecord]) -> Iterator[str]:
     """Runs with several finished records of the same settings, or under two names."""
-    written = records_path(run_dir).read_bytes().splitlines(keepends=True)
-    lines = [json.loads(line) for line in written if line.endswith(b"\n")]
-    counts = Counter(
-        (line["run"], line["settings_fingerprint"], line.get("baseline_fingerprint"))
-        for line in lines
-        if line["status"] == "finished"
-    )
+    lines = map(json.loads, records_path(run_dir).read_bytes().split(b"\n")[:-1])
+    counts = Counter[tuple[str, ...]]()
+    for line in lines:
+        key = (line["run"], line["settings_fingerprint"], line.get("baseline_fingerprint"))
+        if line["status"] == "finished":
+            counts[key] += 1
+        elif line["failure"].startswith(MADE_AGAIN):
+            counts[key] -= 1
     for (run, *_), count in counts.items():
         if count > 1:
             yield f"{run} was recorded as finished {count} times"

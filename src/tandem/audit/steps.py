@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tandem.audit.plain import PlainStep
+from tandem.checksums import check_file, check_tensors, read_checksums
+from tandem.errors import DamageError
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,11 @@ def read_steps(path: Path) -> list[KeptStep]:
 
     Raises ValueError for a file that cannot be read.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
     try:
+        check_tensors(path)
+        check_file(path, read_checksums(path.parent).get(path.name))
         with safe_open(path, "pt") as file:
             numbers = json.loads(file.metadata()["steps"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -82,7 +86,7 @@ def read_steps(path: Path) -> list[KeptStep]:
             for label, values in numbers.items()
             if values["same_as"] == label
         ]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, DamageError) as error:
         raise ValueError(f"{path.name} cannot be read ({type(error).__name__}: {error})") from None
     return sorted(found, key=lambda step: (step.epoch, step.step))
 

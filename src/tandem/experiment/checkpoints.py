@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,13 +18,41 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from tandem.advice import advice, named
+from tandem.checksums import (
+    ABSENT,
+    check_file,
+    check_files,
+    check_tensors,
+    read_checksums,
+    seal_tensors,
+    write_checksums,
+)
 from tandem.decoding import read_text
-from tandem.errors import DataError, RunDirError, SettingsError, is_out_of_memory
+from tandem.errors import (
+    DamageError,
+    DataError,
+    RunDirError,
+    SettingsError,
+    UnsavedError,
+    is_out_of_memory,
+    is_out_of_storage,
+    storage_reason,
+)
 from tandem.experiment.card import CARD, has_foreign_card, model_card, write_card
 from tandem.experiment.machine import choose_device
 from tandem.experiment.model_folder import HEAD, WEIGHTS, check_weights, read_config, read_json
 from tandem.fingerprint import fingerprint
-from tandem.folders import CONFIG, RECORD, SETTINGS, atomic_write, check_reading, check_writing
+from tandem.folders import (
+    CHECKSUMS,
+    CONFIG,
+    RECORD,
+    SETTINGS,
+    atomic_folder,
+    atomic_write,
+    check_reading,
+    check_writing,
+    new_folder,
+)
 from tandem.model import TandemForCausalLM
 from tandem.model.quantized_tandem import multiplies_int8
 from tandem.objectives import OBJECTIVES, Objective
@@ -86,17 +115,17 @@ def save_phase1(
 
     Beside them lie its snapshots.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    new_folder(path.parent)
     beside = path.with_name(f"{path.stem}-{SNAPSHOTS}")  # before the weights, with which phase 1 is finished
     beside.unlink(missing_ok=True)
     if snapshots:
         with atomic_write(beside) as draft:
             snapshots.save(draft)
-            open_as_new_files(draft)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(path) as draft:
-        save_file(tensors, draft, {"fingerprint": fingerprint, "record": record.model_dump_json()})
-        open_as_new_files(draft)
+        about = {"fingerprint": fingerprint, "record": record.model_dump_json(), "checksum": ABSENT}
+        save_file(tensors, draft, about)
+        seal_tensors(draft)
 
 
 def load_phase1(path: Path, fingerprint: str, objective: Objective) -> SavedPhase1 | None:
@@ -104,13 +133,14 @@ def load_phase1(path: Path, fingerprint: str, objective: Objective) -> SavedPhas
     if not path.is_file():
         return None
     try:
+        check_tensors(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("fingerprint") != fingerprint:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, objective.record_type.model_validate_json(metadata["record"])
-    except (OSError, SafetensorError, KeyError, ValidationError):
+    except (OSError, SafetensorError, KeyError, ValidationError, DamageError):
         return None
 
 
@@ -118,18 +148,11 @@ def phase1_snapshots(path: Path) -> Snapshots:
     """Those beside a kept phase 1; empty where there are none that can be read."""
     from tandem.training.snapshots import Snapshots
 
-    with suppress(OSError, SafetensorError, KeyError, ValueError):
-        return Snapshots.load(path.with_name(f"{path.stem}-{SNAPSHOTS}"))
+    beside = path.with_name(f"{path.stem}-{SNAPSHOTS}")
+    with suppress(OSError, SafetensorError, KeyError, ValueError, DamageError):
+        check_tensors(beside)
+        return Snapshots.load(beside)
     return Snapshots()
-
-
-def open_as_new_files(*paths: Path) -> None:
-    """Give files the permissions that new ones get here: safetensors keeps its own from all but the owner."""
-    with tempfile.TemporaryDirectory(dir=paths[0].parent) as place:
-        plain = Path(place) / "plain"
-        plain.touch()
-        for path in paths:
-            path.chmod(plain.stat().st_mode)
 
 
 def save_model(
@@ -145,7 +168,7 @@ def save_model(
 
     Files of other kinds in the folder stay, and so does a README.md that Tandem did not write.
     """
-    with _whole_folder(folder, CONFIG, {PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS}) as draft:
+    with atomic_folder(folder, CONFIG, (PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS)) as draft:
         with quiet_transformers():
             trained.model.save_pretrained(draft)
             prepared.corpus.tokenizer.save_pretrained(draft)
@@ -159,37 +182,43 @@ def save_model(
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
         if not has_foreign_card(folder):
             write_card(draft, model_card(record, prepared.settings.model.cell))
+        write_checksums(draft, (CARD,))
 
 
 def save_baseline(
     folder: Path, weights: Mapping[str, torch.Tensor], snapshots: Snapshots, record: RunRecord
 ) -> None:
     """The weights of a baseline, a few steps of its training and its record, for the audit."""
-    with _whole_folder(folder, RECORD, {SNAPSHOTS}) as draft:
+    with atomic_folder(folder, RECORD, (SNAPSHOTS,)) as draft:
         # A clone each: tensors of one file may not share memory.
         save_file({name: weight.cpu().clone() for name, weight in weights.items()}, draft / WEIGHTS)
         if snapshots:
             snapshots.save(draft / SNAPSHOTS)
         (draft / RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+        write_checksums(draft)
 
 
-@contextmanager
-def _whole_folder(folder: Path, last: str, stale: set[str]) -> Iterator[Path]:
-    """Yields a draft beside `folder`, and moves what was written there, the file `last` after all others.
+def save_or_rescue(folder: Path, save: Callable[[Path], None], rescued: str, lost: str) -> None:
+    """`save` a model to `folder`, or where the system refuses that, to a temporary folder.
 
-    So stopping this does not leave half of it over an older model: a folder without `last` holds none yet.
-    Of an older one, `stale` files that were not written again are removed.
+    Raises UnsavedError then. It names both, and ends with what to do where the model is `rescued` or `lost`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
-        draft = Path(place)
-        yield draft
-        open_as_new_files(*draft.iterdir())
-        written = {path.name for path in draft.iterdir()}
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == last):
-            path.replace(folder / path.name)
-        for name in stale - written:
-            (folder / name).unlink(missing_ok=True)
+    try:
+        save(folder)
+    except Exception as error:
+        if not is_out_of_storage(error):
+            raise
+        said = f"cannot save the model in {folder} ({storage_reason(error)})"
+        place = None
+        try:
+            place = Path(tempfile.mkdtemp(prefix=f"tandem-{folder.name}-"))
+            save(place)
+            said += f"; it is whole in {place} instead{rescued}"
+        except Exception:  # the first error is the one to tell
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+            said += lost
+        raise UnsavedError(said) from None
 
 
 def finished_model(folder: Path, prepared: TrainingInputs, run: str) -> RunRecord | None:
@@ -221,12 +250,29 @@ def finished_model(folder: Path, prepared: TrainingInputs, run: str) -> RunRecor
 def model_record(folder: Path) -> RunRecord | None:
     """The record of the run that made a model folder; none where there is none that can be read."""
     with suppress(OSError, ValueError, DataError):
-        return RunRecord.model_validate_json(read_text(folder / RECORD))
+        if (folder / RECORD).is_file():
+            return RunRecord.model_validate_json(read_text(folder / RECORD))
     return None
 
 
+def model_damage(folder: Path) -> str | None:
+    """What is missing or damaged in the folder of a trained model or baseline; none where it is whole.
+
+    Of a folder without checksums only that it is not there, or has no weights.
+    """
+    try:
+        check_files(folder)
+    except DamageError as error:
+        return str(error)
+    return None if (folder / WEIGHTS).is_file() else "its weights are missing"
+
+
 def load_sample(folder: Path) -> ContextsSample | None:
-    """The sample of contexts in a model folder; none where there is none that can be read."""
+    """The sample of contexts in a model folder; none where there is none that can be read.
+
+    Raises DamageError for another one than was written.
+    """
+    check_file(folder / CONTEXTS_SAMPLE, read_checksums(folder).get(CONTEXTS_SAMPLE))
     from tandem.contexts import ContextsSample
 
     with suppress(OSError, SafetensorError, TypeError):
@@ -235,7 +281,11 @@ def load_sample(folder: Path) -> ContextsSample | None:
 
 
 def load_head(folder: Path) -> dict[str, torch.Tensor] | None:
-    """Phase 1's token layers in a model folder; none where there are none that can be read."""
+    """Phase 1's token layers in a model folder; none where there are none that can be read.
+
+    Raises DamageError for others than were written.
+    """
+    check_file(folder / PHASE1_HEAD, read_checksums(folder).get(PHASE1_HEAD))
     with suppress(OSError, SafetensorError):
         return load_file(folder / PHASE1_HEAD)
     return None
@@ -250,6 +300,13 @@ def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast
     with _as_damage(folder):
         values = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     check_reading(folder, "model folder")
+    try:  # each file where it is read
+        check_files(folder, (SETTINGS, CONTEXTS_SAMPLE, PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS))
+    except DamageError as error:
+        raise RunDirError(
+            f"the model in {folder} is not what was saved ({error}); train or copy it again, or remove its "
+            f"{CHECKSUMS} if another program changed it on purpose"
+        ) from None
     with _as_damage(folder):
         if (kind := values.get("model_type")) != "tandem":
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
@@ -335,7 +392,7 @@ def quantize_model(folder: Path, output: Path) -> QuantizedModel:
         raise RunDirError(
             f"{output} holds a model, which would be lost" + advice(("give another {}", "output"))
         )
-    with _whole_folder(output, CONFIG, set()) as draft:
+    with atomic_folder(output, CONFIG) as draft:
         with quiet_transformers():
             model.to_int8().save_pretrained(draft)
             tokenizer.save_pretrained(draft)
@@ -347,6 +404,7 @@ def quantize_model(folder: Path, output: Path) -> QuantizedModel:
             (draft / CARD).unlink(missing_ok=True)
         elif (record := model_record(folder)) is not None and record.is_tandem and record.validation:
             write_card(draft, model_card(record, model.config.cell, int8=True))  # not over a copied one
+        write_checksums(draft, (CARD,))
     before, after = (
         sum(path.stat().st_size for path in place.glob("model*.safetensors")) for place in (folder, output)
     )
@@ -373,9 +431,11 @@ def model_settings(folder: Path) -> Settings | None:
     Raises SettingsError where they cannot be read, or are not whole.
     """
     path = folder / SETTINGS
-    if not path.exists():
-        return None
     mend = "put back the one that `tandem train` wrote, with a Tandem no older than that"
+    if not path.is_file():
+        if path.exists() or (folder / RECORD).exists():
+            raise SettingsError(f"{path} is missing; {mend}")
+        return None
     try:
         settings = load_settings(str(path))
     except SettingsError as error:
@@ -394,6 +454,10 @@ def settings_for(
     `on_warning` is told which. Raises SettingsError as `model_settings`.
     """
     if (own := model_settings(folder)) is not None:
+        try:
+            check_file(folder / SETTINGS, read_checksums(folder).get(SETTINGS))
+        except DamageError:
+            on_warning(f"{folder / SETTINGS} is not the one that was saved; what it says now is used")
         return own, True
     mark = tokenizer.eos_token
     between = "a blank line stands between documents" if mark is None else f"{mark} begins each document"

@@ -11,12 +11,12 @@ from typing import TypeVar
 from tandem.advice import advice
 from tandem.baselines import BASELINES
 from tandem.claims import CLAIMS, locked, try_lock
-from tandem.errors import RunDirError
+from tandem.errors import RunDirError, naming
 from tandem.experiment.baseline import measured_against, parameters_allowed
 from tandem.experiment.grid import RunSpec
 from tandem.experiment.prepared import TrainingInputs, total_parameters
 from tandem.fingerprint import fingerprint
-from tandem.folders import Wanted, check_writing
+from tandem.folders import Wanted, check_writing, new_folder, remove_drafts
 from tandem.objectives import OBJECTIVES
 from tandem.records import (
     Manifest,
@@ -68,7 +68,7 @@ def _there(folder: Path) -> Path:
 
 def make_folder(folder: Path) -> None:
     """Make sure that `folder` exists and can be written to; raises RunDirError otherwise."""
-    _write(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+    _write(folder, lambda: new_folder(folder))
     check_writable(folder)
 
 
@@ -98,6 +98,8 @@ def alone_in(folder: Path) -> Iterator[None]:
                 f"another training is making a model in {folder} just now"
                 + advice(("give another {}", "output"), "wait until it has ended")
             )
+        remove_drafts(folder.parent)
+        remove_drafts(folder, below=True)
         try:
             yield
         finally:  # a model folder is to hold what belongs to the model; other claims, of an experiment, stay
@@ -124,6 +126,7 @@ def open_run_dir(
     another precision than the settings name.
     """
     make_folder(run_dir)
+    remove_drafts(run_dir, below=True)
     with locked(run_dir, "manifest"):
         before = check_same(run_dir, settings, corpus)
         if before is None and read_records(run_dir):
@@ -147,7 +150,8 @@ def open_run_dir(
         )
         write_manifest(run_dir, manifest)
         # Machines that share the directory remember for a while that a file was not there.
-        records_path(run_dir).touch()
+        with naming(records_path(run_dir)):
+            records_path(run_dir).touch()
     return precision
 
 

@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from tandem.claims import try_lock
 from tandem.errors import (
     RunDirError,
     TandemError,
+    UnsavedError,
     is_out_of_memory,
     is_out_of_storage,
     out_of_memory,
@@ -28,11 +29,13 @@ from tandem.experiment.card import CARD, model_card, write_card
 from tandem.experiment.checkpoints import (
     finished_model,
     load_phase1,
+    model_damage,
     phase1_fingerprint,
     phase1_path,
     phase1_snapshots,
     save_baseline,
     save_model,
+    save_or_rescue,
     save_phase1,
 )
 from tandem.experiment.contexts import check_disk_for_contexts
@@ -65,7 +68,7 @@ from tandem.folders import CHECKPOINTS
 from tandem.group import process_group
 from tandem.metrics import validation_record
 from tandem.objectives import OBJECTIVES
-from tandem.records import RunRecord, read_records
+from tandem.records import MADE_AGAIN, RunRecord, read_records
 from tandem.settings import Configuration, Settings, load_extensions
 from tandem.stopping import until_saved
 from tandem.text.places import source_folder
@@ -96,7 +99,7 @@ def run_experiment(
     specs = plan(settings)
     first = next(iter(prepared.values()))
     run_dir = run_dir_of(settings, first.corpus)
-    if not read_records(run_dir):  # a refusal leaves nothing behind
+    if not read_records(run_dir, watcher.preparing):  # a refusal leaves nothing behind
         _check_room(run_dir, prepared, specs)
     precision = open_run_dir(run_dir, settings, first.corpus, specs, first.precision)
     if precision != first.precision:
@@ -172,6 +175,8 @@ class _Grid:
         self._records = {record.run: record for record in read_records(run_dir)}
         # What failed before is tried again; what fails from now on is not.
         self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
+        self._without_model = dict(self._damaged_models())
+        self._to_try_again |= set(self._without_model)
         pending = self._pending()
         watcher.planned(run_dir, [spec.name for spec in specs], len(specs) - len(pending))
         _check_room(run_dir, variants, pending)
@@ -216,13 +221,26 @@ class _Grid:
             record, prepared = self._records.get(spec.name), self._prepared[spec.name]
             if record is None:
                 return False
-            if record.status == "failed":
+            if spec.name in self._to_try_again or record.status == "failed":
                 return spec.name not in self._to_try_again
             if spec.variant is not None and record.settings_fingerprint != prepared.settings.fingerprint():
                 return False
             return record.baseline_fingerprint == baseline_fingerprint(prepared, spec.kind)
 
         return [spec for spec in self._specs if not settled(spec)]
+
+    def _damaged_models(self) -> Iterator[tuple[str, str]]:
+        """Finished runs that are made again, as what was saved of their models is damaged or gone."""
+        for spec in self._specs:
+            record, folder = self._records.get(spec.name), self._run_dir / "models" / spec.name
+            saved = spec.configuration is not None or BASELINES[spec.kind].sized
+            if record is None or record.status == "failed" or not saved:
+                continue
+            if self._prepared[spec.name].settings.save_models and (damage := model_damage(folder)):
+                self._watcher.preparing(
+                    f"{folder} is not what was saved ({damage}); {spec.name} is made again"
+                )
+                yield spec.name, damage
 
     def _work_on(self, claim: str) -> bool:
         """Make the runs of one claim that are still to be made; false where another worker has it."""
@@ -236,6 +254,10 @@ class _Grid:
                 checkpoint = self._checkpoint(spec.name, self._prepared[spec.name], spec.seed, spec.kind)
                 with until_saved():
                     record = self._run(spec, get_contexts, checkpoint)
+                    # Else the audit would find a run that was made twice.
+                    if damage := self._without_model.pop(spec.name, None):
+                        failure = f"{MADE_AGAIN}: {damage}"
+                        keep_record(self._run_dir, _withdrawn(self._prepared[spec.name], spec, failure))
                     keep_record(self._run_dir, record)
                     if record.status == "finished":  # what failed goes on from there when it is tried again
                         checkpoint.remove()
@@ -285,6 +307,7 @@ class _Grid:
             )
             paid = any(
                 record.phase1_computed_here
+                and record.run != spec.name
                 and record.status == "finished"
                 and record.settings_fingerprint == prepared.settings.fingerprint()
                 and (record.kind, record.variant, record.context_layers, record.seed) == shared_by
@@ -292,8 +315,17 @@ class _Grid:
             )
             record = make_record(prepared, spec, contexts, trained, not paid, memory)
             if prepared.settings.save_models:
-                save_model(self._run_dir / "models" / spec.name, trained, prepared, record)
+                again = (
+                    "; everything recorded before is kept; make room, or mend the place, and give the same "
+                    "command again to continue"
+                )
+                place = self._run_dir / "models" / spec.name
+                save_or_rescue(
+                    place, lambda folder: save_model(folder, trained, prepared, record), again, again
+                )
             return record
+        except UnsavedError:  # no run that follows could be kept either
+            raise
         except Exception as error:
             if is_out_of_storage(error):  # no run that follows could be kept either
                 raise RunDirError(
@@ -332,6 +364,8 @@ def _phase1(
     inputs = phase1_fingerprint(prepared, context_layers, seed)
     objective, group = OBJECTIVES[prepared.settings.recipe], prepared.execution.group
     saved = load_phase1(path, inputs, objective)
+    if saved is None and path.exists():
+        watcher.preparing(f"{path} is damaged, or of other inputs; phase 1 is computed again")
     if not group.agrees(saved is not None, prepared.device):
         saved = None
     with until_saved():
@@ -351,6 +385,11 @@ def _phase1(
         else:
             checkpoint.remove()
     return trained
+
+
+def _withdrawn(prepared: TrainingInputs, spec: RunSpec, failure: str) -> RunRecord:
+    """The record of a run that counts no more."""
+    return _record(prepared, spec, status="failed", failure=failure, seconds_spent_s=0.0, seconds_alone_s=0.0)
 
 
 def _failed(
@@ -467,6 +506,9 @@ def train_one(
         if not group.agrees(refused is None, prepared.device):  # all leave, not the first one alone
             raise refused or RunDirError(f"{folder} cannot take the model; the first process says why")
         finished = None if force_new else finished_model(folder, prepared, spec.name)
+        if finished is not None and (damage := model_damage(folder)):
+            watcher.preparing(f"{folder} is not what was saved ({damage}); it is trained again")
+            finished = None
         if group.agrees(finished is not None, prepared.device) and finished is not None:
             watcher.preparing(f"{folder} is finished{advice(('train it anew with {}', 'force_new'))}")
             return finished
@@ -481,16 +523,13 @@ def train_one(
             record = make_record(prepared, spec, contexts, trained, True, memory)
             if not group.leads:
                 return record
-            try:
-                save_model(folder, trained, prepared, record, contexts.snapshots)
-                remove_checkpoints(folder)
-            except Exception as error:
-                if not is_out_of_storage(error):
-                    raise
-                raise RunDirError(
-                    f"cannot save the model in {folder} ({storage_reason(error)})"
-                    + advice("make room and train again", ("give another {}", "output"))
-                ) from None
+            save_or_rescue(
+                folder,
+                lambda place: save_model(place, trained, prepared, record, contexts.snapshots),
+                "; move that folder to where there is room",
+                advice("make room and train again", ("give another {}", "output")),
+            )
+            remove_checkpoints(folder)
         watcher.run_finished(record)
         return record
 

@@ -10,6 +10,7 @@ from tandem.records.audit import Check as Check
 from tandem.records.audit import RunAudit as RunAudit
 from tandem.records.audit import read_audit as read_audit
 from tandem.records.audit import write_audit as write_audit
+from tandem.records.files import MADE_AGAIN as MADE_AGAIN
 from tandem.records.files import Manifest as Manifest
 from tandem.records.files import append_record as append_record
 from tandem.records.files import read_experiment as read_experiment

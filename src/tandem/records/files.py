@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -9,10 +10,14 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from tandem.advice import advice
+from tandem.checksums import sealed, unsealed
 from tandem.decoding import read_text
-from tandem.errors import DataError, RunDirError
-from tandem.folders import MANIFEST, RECORDS, atomic_write, check_reading
+from tandem.errors import DamageError, DataError, RunDirError
+from tandem.folders import MANIFEST, RECORDS, atomic_write, check_reading, flush
 from tandem.records.run import Precision, Record, RunRecord
+
+MADE_AGAIN = "its model is made again"
+"""So begins the failure that a finished run is recorded with once its saved model is damaged or gone."""
 
 Whole = TypeVar("Whole", bound=Record)
 
@@ -50,33 +55,43 @@ def append_record(run_dir: Path, record: RunRecord) -> None:
         content = file.read()
         if content and not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
-        file.write(record.model_dump_json().encode() + b"\n")
+        file.write(sealed(record.model_dump_json()).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+    if not content:  # the file may be new
+        flush(run_dir)
 
 
-def read_records(run_dir: Path) -> list[RunRecord]:
+def read_records(run_dir: Path, on_warning: Callable[[str], None] = lambda _: None) -> list[RunRecord]:
     """The latest record of every run, in order of first appearance.
 
-    A torn last line (the process died while writing it) is passed over: that run counts as not done.
-    Raises RunDirError where any other line is not a record, naming file and line.
+    A torn last line (the process died while writing it) is passed over, and `on_warning` is told: that run
+    counts as not done. Raises RunDirError where any other line is damaged or no record, naming file and line.
     """
     path = records_path(run_dir)
     if not path.is_file():
+        if path.exists():
+            raise RunDirError(f"{path} is no file; remove it")
         return []
     latest: dict[str, RunRecord] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            break
+    mend = advice(
+        "restore it",
+        "remove that line, so that its run is made again",
+        ("use a new run directory with {}", "output"),
+    )
+    *lines, torn = path.read_bytes().split(b"\n")
+    if torn:
+        on_warning(f"the last line of {path} was not written to its end; its run counts as not done")
+    for number, line in enumerate(lines, start=1):
         try:
-            record = RunRecord.model_validate_json(line)
+            record = RunRecord.model_validate_json(unsealed(line.decode("utf-8", "replace")))
+        except DamageError as error:
+            raise RunDirError(f"{path}, line {number} is damaged: {error}{mend}") from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the line"
-            raise RunDirError(
-                f"{path}, line {number} is not a record of this version of Tandem ({where}: {first['msg']})"
-                + advice("restore it", ("use a new run directory with {}", "output"))
-            ) from None
+            said = f"is not a record of this version of Tandem ({where}: {first['msg']})"
+            raise RunDirError(f"{path}, line {number} {said}{mend}") from None
         latest[record.run] = record
     return list(latest.values())
 
@@ -93,16 +108,16 @@ def write_whole(path: Path, record: Record) -> None:
     """Write a record as a file of its own, atomically, for people to read, too."""
     content = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
     with atomic_write(path) as draft:
-        draft.write_text(content + "\n", "utf-8")
+        draft.write_text(sealed(content), "utf-8")
 
 
 def read_whole(path: Path, kind: type[Whole], mend: str) -> Whole | None:
     """The record of a file, if there is one. Raises RunDirError, with `mend`, where it is damaged."""
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        return kind.model_validate_json(read_text(path))
-    except (ValidationError, DataError):
+        return kind.model_validate_json(unsealed(read_text(path) if path.is_file() else ""))
+    except (ValidationError, DataError, DamageError):
         raise RunDirError(f"{path} is damaged{mend}") from None
 
 

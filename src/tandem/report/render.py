@@ -11,7 +11,7 @@ from typing import Literal
 from markdown_it import MarkdownIt
 
 from tandem.errors import RunDirError, storage_reason
-from tandem.folders import atomic_write
+from tandem.folders import atomic_write, new_folder
 from tandem.records import AuditRecord, Manifest, RunRecord, read_audit, read_experiment, read_manifest
 from tandem.report import findings, provenance, results
 from tandem.report.analysis import Analysis
@@ -67,7 +67,7 @@ def write_report(run_dir: Path, lang: str = "en", only: Format | None = None) ->
     files = {run_dir / name: text for name, text in _files(analysis, texts, only).items()}
     try:
         for path, content in files.items():
-            path.parent.mkdir(exist_ok=True)
+            new_folder(path.parent)
             with atomic_write(path) as draft:  # a reader never sees half a file
                 draft.write_text(content, "utf-8")
     except OSError as error:

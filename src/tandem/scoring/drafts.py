@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from tandem.advice import named
 from tandem.errors import DataError, SettingsError
-from tandem.folders import atomic_write
+from tandem.folders import atomic_write, flush
 from tandem.shown import json_for
 
 Rows = list[dict[str, Any]]
@@ -32,7 +32,9 @@ class JsonLines:
 
     def finish(self, draft: Path, path: Path) -> None:
         """Make the file at `path` of a whole draft, and leave no draft."""
+        flush(draft)
         draft.replace(path)
+        flush(path.parent)
 
 
 class Parquet:

@@ -67,7 +67,8 @@ def named_from_here(settings: Settings, file: Path) -> Settings:
     if file.name != SETTINGS:
         return settings
     try:
-        recorded = json.loads(read_text(file.with_name(RECORD)))["folder"]
+        record = file.with_name(RECORD)
+        recorded = json.loads(read_text(record) if record.is_file() else "")["folder"]
     except (OSError, DataError, ValueError, LookupError, TypeError):
         return settings
     data, tokenizer, embeddings = settings.data, settings.tokenizer, settings.embeddings

@@ -12,15 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tandem.advice import together
+from tandem.checksums import opened
 from tandem.decoding import read_text
 from tandem.errors import DataError, MisfitError
 from tandem.fingerprint import fingerprint
-from tandem.folders import atomic_write, storing
+from tandem.folders import atomic_write, remove_drafts, storing
 from tandem.settings import EmbeddingSettings
 from tandem.text.hub import Fetch, files_of
 from tandem.text.places import user_path
 from tandem.tokens.prepare import Corpus
-from tandem.tokens.store import TokenStream
+from tandem.tokens.store import TokenStream, write_array
 
 Table = npt.NDArray[np.float32]
 
@@ -239,9 +240,11 @@ def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table
     if cache is None:
         return compute()
     folder = cache / "embeddings"
+    remove_drafts(folder)
     for path in sorted(folder.glob(f"{key}-*.npy")):
         try:
-            table: Table = np.load(path)
+            with opened(path) as file:
+                table: Table = np.load(file)
         except (OSError, ValueError, EOFError):
             continue
         if path.stem == f"{key}-{fingerprint('embeddings', table)}":
@@ -251,7 +254,7 @@ def _cached(cache: Path | None, key: str, compute: Callable[[], Table]) -> Table
     with storing("the embeddings", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as draft, draft.open("wb") as file:
-            np.save(file, table)
+            write_array(file, table)
     return table
 
 

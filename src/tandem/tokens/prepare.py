@@ -13,7 +13,6 @@ In the cache, CHAIN is the fingerprint of text, tokenizer and separators:
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from tandem.claims import locked
 from tandem.errors import DataError, StorageError
 from tandem.fingerprint import fingerprint
-from tandem.folders import atomic_write, storing
+from tandem.folders import atomic_write, draft_folder, remove_drafts, storing
 from tandem.settings import DataSettings, TokenizerSettings
 from tandem.text.documents import put_down
 from tandem.text.sources import open_documents
@@ -147,6 +146,7 @@ def prepare_corpus(
         request = {"loaded": tokenizer_fingerprint(model), "eos": eos}
     chain = fingerprint("corpus", splits.fingerprint, request, *data.separators.values())
     corpus, folder = None, cache / "corpora" / chain
+    remove_drafts(folder.parent)
     if folder.exists():
         try:
             corpus = _read_corpus(folder, eos, splits)
@@ -201,7 +201,7 @@ def _write_tokenizer(
     with locked(work, "tokenizer"):
         for path in work.glob("tokenizer-*.json"):
             with suppress(DataError):
-                if path == path_of(read_tokenizer(path)):
+                if path.is_file() and path == path_of(read_tokenizer(path)):
                     return path
             path.unlink()
         if model is None:
@@ -246,8 +246,9 @@ def _write_corpus(folder: Path, shards: Shards, splits: Splits) -> None:
     Raises CacheFault where a shard is not whole, OSError where the corpus cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
-        draft = Path(place) / "draft"
+    # It is not forced to disk: what a loss of power damages is noticed when it is read, and made again.
+    with draft_folder(folder, folder) as place:
+        draft = place / "draft"
         draft.mkdir()
         train = shards.joined("train", draft, splits.train_source)
         validation = shards.joined("validation", draft, splits.validation_source)
@@ -255,7 +256,7 @@ def _write_corpus(folder: Path, shards: Shards, splits: Splits) -> None:
         shards.model.save(str(draft / "tokenizer.json"))
         (draft / "corpus.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
         with suppress(FileNotFoundError):
-            folder.rename(Path(place) / "damaged")
+            folder.rename(place / "damaged")
         draft.rename(folder)
 
 
@@ -265,6 +266,9 @@ def _read_corpus(folder: Path, eos: str | None, splits: Splits) -> Corpus:
     Raises CacheFault if a byte differs from what its record or the text say.
     """
     with cache_faults():
+        for path in folder.iterdir():
+            if not path.is_file():  # a pipe would be waited for
+                raise CacheFault(f"{path.name} is no file")
         recorded = json.loads((folder / "corpus.json").read_bytes())
         model = read_tokenizer(folder / "tokenizer.json")
         train, validation = (

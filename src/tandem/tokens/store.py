@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tandem.checksums import opened
 from tandem.fingerprint import fingerprint
 from tandem.folders import atomic_write
 from tandem.tokens.lost import NOTHING_LOST, Lost
@@ -104,14 +105,22 @@ def token_counts(ids: npt.NDArray[np.integer[Any]], vocab_size: int) -> npt.NDAr
 def write_shard(path: Path, shard: TokenStream) -> None:
     """Write a shard to one file. Raises OSError."""
     with atomic_write(path) as draft, draft.open("wb") as file:
-        np.save(file, np.array(json.dumps(shard.record())))
+        write_array(file, np.array(json.dumps(shard.record())))
         for name in ARRAYS:
-            np.save(file, getattr(shard, name))
+            write_array(file, getattr(shard, name))
+
+
+def write_array(file: IO[bytes], array: npt.NDArray[Any]) -> None:
+    """As `np.save` does, which tells no cause where the system refuses to write. Raises OSError."""
+    array = np.asarray(array, order="C")
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    whole = array.reshape(-1)
+    file.write(whole.view(np.uint8).data if whole.size else b"")
 
 
 def read_shard(path: Path, chain: str) -> TokenStream:
     """A shard with this `chain`. Raises CacheFault where the file holds anything else."""
-    with cache_faults(), path.open("rb") as file:
+    with cache_faults(), opened(path) as file:
         record = json.loads(str(np.load(file)))
         shard = _stream((np.load(file) for _ in ARRAYS), record, chain)
         if shard.record() != record:
@@ -140,8 +149,9 @@ def join_shards(folder: Path, split: str, shards: Iterable[TokenStream], chain: 
             tokens, scored, lost = tokens + len(shard), scored + shard.scored_bytes, lost + shard.lost
         file.seek(0)
         write_header(shard.ids)
-    np.save(folder / f"{split}.document_starts.npy", np.concatenate(starts))
-    np.save(folder / f"{split}.document_bytes.npy", np.concatenate(sizes))
+    for name, parts in zip(ARRAYS[1:], (starts, sizes), strict=True):
+        with (folder / f"{split}.{name}.npy").open("wb") as file:
+            write_array(file, np.concatenate(parts))
     return map_stream(folder, split, {"scored_bytes": scored, "lost": lost.model_dump()}, chain)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tandem.errors import storage_reason
 from tandem.fingerprint import fingerprint
-from tandem.folders import atomic_write
+from tandem.folders import atomic_write, new_folder
 from tandem.group import ALONE, Group
 from tandem.records import Record
 from tandem.stopping import Stopped, look_after_steps, stop_requested
@@ -124,7 +124,7 @@ class Checkpoint:
         tree = {name: part.state_dict() for name, part in self._parts.items()}
         try:
             if self._group.leads:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                new_folder(self.path.parent)
                 write_tree(self.path, tree, {"identity": json.dumps(self.identity)})
         except Exception as error:  # of a full disk the library raises an error of its own
             if not self._warned:

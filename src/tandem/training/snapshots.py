@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tandem.checksums import ABSENT, seal_tensors
 from tandem.fingerprint import fingerprint
 from tandem.training.gradients import TABLE_ROWS, used_rows
 
@@ -107,6 +108,7 @@ class Snapshots:
     def save(self, path: Path) -> None:
         """Write them, one or more, as safetensors; their numbers stand in the file's metadata as JSON."""
         state = self.state_dict()
+        about = {"steps": json.dumps(state["steps"]), "epochs": json.dumps(state["epochs"])}
         save_file(
             {
                 f"{label}/{name}": tensor
@@ -114,8 +116,9 @@ class Snapshots:
                 for name, tensor in of.items()
             },
             path,
-            {"steps": json.dumps(state["steps"]), "epochs": json.dumps(state["epochs"])},
+            {**about, "checksum": ABSENT},
         )
+        seal_tensors(path)
 
     @classmethod
     def load(cls, path: Path) -> "Snapshots":
