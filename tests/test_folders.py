@@ -1,6 +1,7 @@
 """What a folder is, is told before anything is read from it or written into it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -196,3 +197,14 @@ def test_files_of_others_make_no_run_directory(tmp_path: Path) -> None:
 def test_the_cache_of_this_session_is_one(work: Path) -> None:
     assert look(work / "cache").kind == "cache"
     assert look(default_cache_dir() / "none").kind == "absent"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
+@pytest.mark.parametrize("hostile", ["pipe", "deep", "long"])
+def test_a_hostile_config_is_neither_waited_for_nor_read_whole(tmp_path: Path, hostile: str) -> None:
+    config = tmp_path / "config.json"
+    if hostile == "pipe":
+        os.mkfifo(config)
+    else:
+        config.write_text("[" * 200_000 if hostile == "deep" else '{"a": "' + "x" * (3 << 20) + '"}', "utf-8")
+    assert look(tmp_path).kind == "other"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tandem.advice import advice
 from tandem.errors import RunDirError, StorageError, naming
@@ -227,11 +227,7 @@ def look(path: Path) -> Found:
     # Damaged files count too, where both are there.
     if any(map(_is_of_runs, (manifest, records))) or (manifest.is_file() and records.is_file()):
         return Found(path, "run directory", "the run directory of an experiment")
-    try:
-        config = json.loads((path / CONFIG).read_bytes() if (path / CONFIG).is_file() else "")
-    except (OSError, ValueError):  # missing or damaged: whoever loads the model says so
-        config = None
-    config = config if isinstance(config, dict) else {}
+    config = _object(path / CONFIG)  # empty where it is missing or damaged: whoever loads the model says so
     kind = config.get("model_type")
     if kind is None and _is_of_baseline(path / RECORD):
         what = "the weights of a baseline, kept for the audit of the run directory that it lies in"
@@ -318,11 +314,17 @@ def _has(path: Path, said: bytes) -> bool:
 
 def _is_of_baseline(path: Path) -> bool:
     """Whether a file is the record of a run whose model is none of Tandem's."""
-    try:
-        record = json.loads(path.read_bytes() if path.is_file() else "")
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("context_layers", 0) is None
+    return _object(path).get("context_layers", 0) is None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object of a small file; empty where there is none."""
+    with suppress(OSError, ValueError, RecursionError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as file:
+                found = json.loads(file.read(READ_BYTES))
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _entries(path: Path) -> list[Path]:

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tandem.errors import storage_reason
-from tandem.fingerprint import fingerprint
+from tandem.checksums import ABSENT, check_tensors, seal_tensors
+from tandem.errors import DamageError, storage_reason
 from tandem.folders import atomic_write, new_folder
 from tandem.group import ALONE, Group
 from tandem.records import Record
@@ -247,37 +247,28 @@ def _global(device: torch.device) -> Any:
 def write_tree(path: Path, tree: Any, metadata: Mapping[str, str]) -> None:
     """Write mappings and lists of tensors, NumPy arrays, numbers and strings, atomically, with a checksum.
 
-    What was there stays until the new file has been read back.
+    What was there stays until the new file is on disk.
     """
     tensors: dict[str, Tensor] = {}
     packed = json.dumps(_pack(tree, tensors))
-    whole = {"schema": str(SCHEMA), "tree": packed, **metadata}
-    whole["checksum"] = _checksum(whole, tensors)
     with atomic_write(path) as draft:
-        save_file(tensors, draft, whole)
-        if read_tree(draft) is None:
-            raise OSError("what was written cannot be read back")
+        save_file(tensors, draft, {"schema": str(SCHEMA), "tree": packed, "checksum": ABSENT, **metadata})
+        seal_tensors(draft)
+        check_tensors(draft)
 
 
 def read_tree(path: Path) -> Any:
     """What `write_tree` wrote; none where there is nothing, or it is damaged. Tuples come back as lists."""
     try:
+        check_tensors(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            if metadata["checksum"] == ABSENT or metadata["schema"] != str(SCHEMA):
+                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        checksum = metadata.pop("checksum", None)
-        if metadata.get("schema") != str(SCHEMA) or checksum != _checksum(metadata, tensors):
-            return None
         return _unpack(json.loads(metadata["tree"]), tensors)
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError, DamageError):
         return None
-
-
-def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    names = sorted(tensors)
-    bits = (tensors[name].contiguous().view(-1).view(torch.uint8).numpy() for name in names)
-    described = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in names]
-    return fingerprint("checkpoint", dict(metadata), json.dumps(described), *bits)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
