@@ -120,6 +120,7 @@ class Dispersion(Objective):
                 inputs.snapshots.follow(trainable.named, optimizer, 1)
             if not inputs.checkpoint.resume(
                 group,
+                model.device,
                 weights=trainable,
                 optimizer=optimizer,
                 noise=Draws(noise.generator),

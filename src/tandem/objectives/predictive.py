@@ -135,6 +135,7 @@ class Prediction(Objective):
                 inputs.snapshots.follow(trainable.named, optimizer, epoch_steps)
             inputs.checkpoint.resume(
                 execution.group,
+                model.device,
                 weights=trainable,
                 optimizer=optimizer,
                 schedule=schedule,

@@ -29,6 +29,7 @@ from tandem.stopping import Stopped, look_after_steps, stop_requested
 
 RecordType = TypeVar("RecordType", bound=Record)
 
+CPU = torch.device("cpu")
 SCHEMA = 1
 """Of what trainings write; a checkpoint of another one is not continued."""
 MOST_SHARE = 0.02
@@ -60,20 +61,21 @@ class Checkpoint:
     tell: Callable[[str], None] = lambda _: None
     _parts: dict[str, Stateful] = field(default_factory=dict)
     _group: Group = ALONE
+    _device: torch.device = CPU
     _next: float = 0.0
     _warned: bool = False
 
-    def resume(self, group: Group = ALONE, **parts: Stateful) -> bool:
+    def resume(self, group: Group = ALONE, device: torch.device = CPU, **parts: Stateful) -> bool:
         """Follow a training of these parts, and set them to what was written; whether anything was.
 
-        The processes of `group` read the same file, and the first one writes it.
+        The processes of `group`, which exchange tensors on `device`, read the same file. The first one writes it.
         """
-        self._parts, self._group = parts, group
+        self._parts, self._group, self._device = parts, group, device
         self._next = time.monotonic() + self.every_s
         if self.path is not None:
             look_after_steps()
         read = self._read()
-        if not group.agrees(read is not None, torch.device("cpu")) or read is None:
+        if not group.agrees(read is not None, device) or read is None:
             if self.path is not None and self.path.exists() and group.leads:
                 why = "damaged" if self.found() in (None, self.identity) else "of other settings or text"
                 self.tell(f"the checkpoint {self.path} is {why}, so this training begins anew")
@@ -91,7 +93,8 @@ class Checkpoint:
         number = stop_requested()
         due = number is not None or time.monotonic() >= self._next
         if self._group.size > 1:  # all together, once any of them is to
-            anywhere = self._group.total(torch.tensor([float(due), float(number is not None)]))
+            asked = torch.tensor([float(due), float(number is not None)], device=self._device)
+            anywhere = self._group.total(asked)
             due = bool(anywhere[0])
             number = number or (signal.SIGTERM if anywhere[1] else None)
         if due:

@@ -176,6 +176,7 @@ def train_token_block(
 
         resumed = checkpoint.resume(
             group,
+            model.device,
             weights=trainable,
             optimizer=optimizer,
             schedule=schedule,
