@@ -68,7 +68,7 @@ class Checkpoint:
     def resume(self, group: Group = ALONE, device: torch.device = CPU, **parts: Stateful) -> bool:
         """Follow a training of these parts, and set them to what was written; whether anything was.
 
-        The processes of `group`, which exchange tensors on `device`, read the same file. The first one writes it.
+        The processes of `group` read the same file, and the first one writes it. They agree on `device`.
         """
         self._parts, self._group, self._device = parts, group, device
         self._next = time.monotonic() + self.every_s
