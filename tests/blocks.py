@@ -1,6 +1,7 @@
 """Small blocks and the stream that they read, and its contexts by the sequential loop."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from tandem.group import PLAIN, Execution
 from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock, sequential_contexts
 from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.settings import Phase1Settings, PredictionSettings, Settings
+from tandem.training.checkpoint import Checkpoint
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.progress import OnTick, silent
 
@@ -47,6 +49,7 @@ def train_phase1(
     on_tick: OnTick = silent,
     execution: Execution = PLAIN,
     chunk_positions: int = 512,
+    checkpoint: Checkpoint | None = None,
 ) -> Any:
     """Phase 1 of the recipe whose section `own` is; by prediction through the model's own TokenBlock."""
     (recipe,) = (name for name, objective in OBJECTIVES.items() if objective.section == own.path)
@@ -54,4 +57,5 @@ def train_phase1(
     settings = settings.model_copy(update={own.path: own})
     heads = heads or ([model.token_block] if recipe == "predictive" else [])
     named = nn.ModuleDict({f"head{len(head.layers)}": head for head in heads})
-    return OBJECTIVES[recipe].train(Phase1Inputs(model, named, stream, settings, seed, on_tick, execution))
+    inputs = Phase1Inputs(model, named, stream, settings, seed, on_tick, execution)
+    return OBJECTIVES[recipe].train(replace(inputs, checkpoint=checkpoint or Checkpoint()))

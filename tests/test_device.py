@@ -9,8 +9,11 @@ from torch.utils import backend_registration
 from warm import python
 
 TRAINED = """
+import contextlib
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +24,27 @@ from tandem.contexts import Stream, compute_contexts, linear
 from tandem.metrics import effective_rank, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, TokenBlock
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings, PredictionSettings
+from tandem.training.checkpoint import Checkpoint
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.phase2 import Split, train_token_block
 
 far_device.register()
 linear.ON_GPU = linear.Cut(128, 4)  # so that this text has several chunks, and they segments of segments
+
+def stopped_and_continued(model, train):
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(Checkpoint())
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(start)
+    path = Path(tempfile.mkdtemp()) / "one.safetensors"
+    stopping = Checkpoint(path, {}, 0.0)
+    stopping.after_step = lambda: (Checkpoint.after_step(stopping), sys.exit())
+    with contextlib.suppress(SystemExit):
+        train(stopping)
+    model.load_state_dict(start)
+    train(Checkpoint(path, {}, 0.0))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.cpu(), whole[name].cpu()), name
 
 def trained(device, cell, boundary):
     torch.manual_seed(0)
@@ -43,6 +62,7 @@ def trained(device, cell, boundary):
     figures = []
     if cell == "residual":
         settings = Phase1Settings(batch_positions=50, max_iterations=4, tokens_per_step=150, noise_std=0)
+        more = ()
         figures += [step.loss for step in train_phase1(model, stream, settings, 0).history]
     else:
         settings = PredictionSettings(
@@ -50,7 +70,9 @@ def trained(device, cell, boundary):
         )
         heads = [model.token_block, TokenBlock(config).to(device)]
         result = train_phase1(model, stream, settings, 0, heads, chunk_positions=64)
+        more = ([model.token_block],)
         figures += [epoch.train_nll_nats for epoch in result.history]
+    settings_of_phase1 = settings
     for keep in ("recompute", "memory"):
         kept = ContextSettings(segment_length=26, check_tokens=50, keep=keep)
         contexts, record = compute_contexts(model, stream, kept)
@@ -67,7 +89,13 @@ def trained(device, cell, boundary):
     figures.append(float(model(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids)).loss.detach()))
     generated = model.generate(ids[:, :5], max_new_tokens=6, do_sample=False).tolist()
     dropouts = {"dropout": 0.1, "embed_dropout": 0.1, "output_dropout": 0.1}  # drawn in another way on GPUs
-    train_token_block(model, split, split, Phase2Settings(batch_positions=300, max_epochs=1, **dropouts), 0)
+    noisy = Phase2Settings(batch_positions=128, max_epochs=1, **dropouts)
+    stopped_and_continued(
+        model, lambda kept: train_token_block(model, split, split, noisy, 0, checkpoint=kept)
+    )
+    stopped_and_continued(
+        model, lambda kept: train_phase1(model, stream, settings_of_phase1, 0, *more, checkpoint=kept)
+    )
     return figures, generated
 
 cell, boundary = sys.argv[1:]

@@ -158,7 +158,11 @@ class NetworkBaseline(Baseline):
         epoch_steps, epoch_tokens = self.epoch_size(inputs.settings, len(ids))
         steps = epoch_steps * own.max_epochs
         monitor = TrainingMonitor(self.title, f"{self.section}.lr", own.max_epochs, inputs.on_tick, [model])
-        parameters, snapshots, cursor = list(model.parameters()), inputs.snapshots, Cursor()
+        parameters, snapshots, cursor = (
+            list(model.parameters()),
+            inputs.snapshots,
+            Cursor(device=inputs.device),
+        )
         optimizer = adamw(parameters, own.weight_decay, own.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_share(step, steps, round(steps * self.warm_up))

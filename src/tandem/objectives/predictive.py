@@ -122,7 +122,8 @@ class Prediction(Objective):
         children = (*model.model.named_children(), *model.named_children())
         parts = {name: part for name, part in children if name in self.parts}
         learners = nn.ModuleDict({**parts, **heads})
-        cursor, history = Cursor(group=execution.group), History(PredictionEpoch)
+        cursor = Cursor(group=execution.group, device=model.device)
+        history = History(PredictionEpoch)
 
         with training_only(learners, learners) as trainable:
             gradients = GradientAccumulator(trainable.parameters, execution)

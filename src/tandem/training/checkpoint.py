@@ -145,8 +145,8 @@ class Cursor:
 
     steps      that are done in the epoch.
     drawn      from which the order of the epoch follows.
-    carried    tensors [count, …] that go from step to step beside the weights; a process of `group` has those
-               of its share.
+    carried    tensors [count, …] on `device` that go from step to step beside the weights; a process of
+               `group` has those of its share.
     """
 
     epoch: int = 1
@@ -158,6 +158,7 @@ class Cursor:
     drawn: Any = None
     carried: dict[str, Tensor] = field(default_factory=dict)
     group: Group = ALONE
+    device: torch.device = CPU
 
     def begin(self, draw: Callable[[], Any]) -> Any:
         """Of an epoch: what its order follows from, drawn now or when the epoch was begun."""
@@ -187,10 +188,11 @@ class Cursor:
     def state_dict(self) -> dict[str, Any]:
         for tensor in self.carried.values():
             self.group.complete(tensor)
-        return {name: value for name, value in vars(self).items() if name != "group"}
+        return {name: value for name, value in vars(self).items() if name not in ("group", "device")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.carried = {name: tensor.to(self.device) for name, tensor in self.carried.items()}
 
 
 class History(list[RecordType]):
@@ -232,15 +234,15 @@ class Draws:
     source: torch.Generator | torch.device
 
     def state_dict(self) -> dict[str, Any]:
-        if isinstance(self.source, torch.Generator):
-            return {"state": self.source.get_state()}
-        return {"state": _global(self.source).get_rng_state()}
+        if isinstance(self.source, torch.device):
+            return {"state": _global(self.source).get_rng_state()}
+        return {"state": self.source.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if isinstance(self.source, torch.Generator):
-            self.source.set_state(state["state"])
-        else:
+        if isinstance(self.source, torch.device):
             _global(self.source).set_rng_state(state["state"])
+        else:
+            self.source.set_state(state["state"])
 
 
 def _global(device: torch.device) -> Any:

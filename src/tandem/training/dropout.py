@@ -32,6 +32,7 @@ class Dropout:
         self._seed = generator_for(seed, *purpose).initial_seed()
         self._draws = np.random.Generator(np.random.SFC64(self._seed))
         self._on_device: torch.Generator | None = None
+        self._device = "cpu"
 
     def step(self, count: int) -> Callable[[slice], Drop]:
         """What drops elements of rows of a step's `count`, drawn anew: as if all rows were there at once.
@@ -54,21 +55,22 @@ class Dropout:
     def state_dict(self) -> dict[str, Any]:
         """Of the random numbers, on the CPU and on a device."""
         on_device = None if self._on_device is None else self._on_device.get_state()
-        device = None if self._on_device is None else str(self._on_device.device)
-        return {"draws": self._draws.bit_generator.state, "on_device": on_device, "device": device}
+        return {"draws": self._draws.bit_generator.state, "on_device": on_device, "device": self._device}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set them."""
         self._draws.bit_generator.state = state["draws"]
         if state["on_device"] is not None:
-            self._on_device = torch.Generator(state["device"])
+            self._device = state["device"]
+            self._on_device = torch.Generator(self._device)
             self._on_device.set_state(state["on_device"])
 
     def _drop(self, x: Tensor, rows: slice, count: int) -> Tensor:
         shape = [1 if dim == self._along else size for dim, size in enumerate((count, *x.shape[1:]))]
         if x.device.type != "cpu":
             if self._on_device is None:
-                self._on_device = torch.Generator(x.device).manual_seed(self._seed)
+                self._device = str(x.device)
+                self._on_device = torch.Generator(self._device).manual_seed(self._seed)
             draws = torch.rand(shape, generator=self._on_device, device=x.device)[rows]
             return x * (draws >= self._probability).to(x.dtype).mul_(1 / (1 - self._probability))
         dropped = round(self._probability * LEVELS)
