@@ -24,7 +24,7 @@ from tandem.baselines.kneser_ney import KneserNey
 from tandem.baselines.lstm import LstmBaseline
 from tandem.errors import RunDirError
 from tandem.experiment import baseline, runner
-from tandem.experiment.checkpoints import save_baseline
+from tandem.experiment.artefacts import save_baseline
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.grid import plan
 from tandem.experiment.prepared import TrainingInputs, prepare

@@ -23,7 +23,7 @@ import tandem
 from tandem import decoding
 from tandem.decoding import lines, read_text, unpacked
 from tandem.errors import DataError, SettingsError, TandemError
-from tandem.experiment.checkpoints import model_record
+from tandem.experiment.artefacts import model_record
 from tandem.settings import load_settings
 from tandem.text.sources import open_documents
 from tandem.tokens.tokenizer import load_tokenizer, train_bpe

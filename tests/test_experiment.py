@@ -12,7 +12,7 @@ from conftest import sentences, short, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
-from tandem.experiment.checkpoints import load_model, load_phase1, phase1_path
+from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.runner import run_experiment, train_one
 from tandem.fingerprint import fingerprint

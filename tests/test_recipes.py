@@ -11,7 +11,7 @@ from conftest import PREDICTIVE, merged, sentences, short, write_jsonl
 from tandem.audit import audit
 from tandem.errors import SettingsError
 from tandem.experiment import contexts
-from tandem.experiment.checkpoints import load_model
+from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.pipeline import (
     load_phase1_state,

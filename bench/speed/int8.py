@@ -16,7 +16,7 @@ import torch
 from measuring import SMALL, Candidate, Spread, byte_size, interleaved, made_small, number, print_table
 
 from tandem.contexts import Stream, compute_contexts
-from tandem.experiment.checkpoints import load_model, quantize_model
+from tandem.experiment.artefacts import load_model, quantize_model
 from tandem.experiment.generate import next_tokens, sampler
 from tandem.experiment.runner import train_one
 from tandem.metrics import score_stream

@@ -10,7 +10,7 @@ import power
 from conftest import sentences, tiny, write_jsonl
 
 from tandem.errors import RunDirError
-from tandem.experiment.checkpoints import model_damage
+from tandem.experiment.artefacts import model_damage
 from tandem.records import read_records
 from tandem.settings import dump_settings
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from tandem.audit.steps import read_steps
 from tandem.errors import TandemError
-from tandem.experiment.checkpoints import (
+from tandem.experiment.artefacts import (
     load_head,
     load_model,
     load_phase1,

@@ -164,7 +164,7 @@ def command_with_marks(*words: str) -> int:
 
 def save_kinds(source: str, target: str) -> int:
     """Save again what an experiment saved in `source`: a model in 8 bits, phase 1, manifest and records."""
-    from tandem.experiment.checkpoints import load_phase1, quantize_model, save_phase1
+    from tandem.experiment.artefacts import load_phase1, quantize_model, save_phase1
     from tandem.objectives import OBJECTIVES
     from tandem.records import append_record, read_manifest, read_records, write_manifest
     from tandem.training.snapshots import Snapshots

@@ -19,7 +19,7 @@ from tandem.cli.main import run
 from tandem.decoding import WHOLE_BYTES
 from tandem.errors import DataError, RunDirError
 from tandem.experiment import model_folder
-from tandem.experiment.checkpoints import load_model
+from tandem.experiment.artefacts import load_model
 from tandem.model.configuration_tandem import LARGEST
 from tandem.tokens.embeddings import pretrained
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, train_bpe

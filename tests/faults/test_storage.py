@@ -19,7 +19,7 @@ from commands import Commands, not_one_sentence, not_there
 
 from tandem.checksums import check_files, read_checksums
 from tandem.errors import DamageError, RunDirError, SettingsError
-from tandem.experiment.checkpoints import load_model, model_damage, settings_for
+from tandem.experiment.artefacts import load_model, model_damage, settings_for
 from tandem.folders import atomic_write
 from tandem.records import read_records
 

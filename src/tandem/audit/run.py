@@ -28,7 +28,7 @@ from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
-from tandem.experiment.checkpoints import load_model, model_record, model_settings
+from tandem.experiment.artefacts import load_model, model_record, model_settings
 from tandem.experiment.machine import choose_device, code_fingerprint, keep_freed_memory
 from tandem.experiment.run_dir import check_writable
 from tandem.fingerprint import fingerprint

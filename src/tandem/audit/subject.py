@@ -20,7 +20,7 @@ from tandem.audit.reference import Block, Joined, block_losses, contexts_at
 from tandem.audit.start import initial_model, started_from
 from tandem.audit.steps import KeptStep, read_steps
 from tandem.contexts import ContextsSample, Tokens
-from tandem.experiment.checkpoints import load_head, load_model, load_sample
+from tandem.experiment.artefacts import load_head, load_model, load_sample
 from tandem.experiment.machine import environment
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.objectives import OBJECTIVES, Objective

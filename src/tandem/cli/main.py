@@ -246,7 +246,7 @@ def quantize(args: Sequence[str]) -> None:
     """tandem quantize MODEL"""
     arguments = parse("quantize", QuantizeArguments, args)
     from tandem.cli.summary import print_quantized
-    from tandem.experiment.checkpoints import quantize_model
+    from tandem.experiment.artefacts import quantize_model
 
     folder = arguments.model
     copied = quantize_model(folder, Path(arguments.output or folder.with_name(f"{folder.name}-int8")))

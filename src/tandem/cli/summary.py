@@ -14,7 +14,7 @@ from tandem.report.statistics import perplexity
 from tandem.shown import command
 
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
-    from tandem.experiment.checkpoints import QuantizedModel
+    from tandem.experiment.artefacts import QuantizedModel
     from tandem.experiment.doctor import Checkup
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Evaluation, Mixture

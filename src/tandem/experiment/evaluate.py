@@ -10,7 +10,7 @@ from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import SettingsError
-from tandem.experiment.checkpoints import load_for_inference, model_record, settings_for, unused_ids
+from tandem.experiment.artefacts import load_for_inference, model_record, settings_for, unused_ids
 from tandem.experiment.machine import free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
 from tandem.metrics import Score, bits_per_byte, effective_rank, hidden_parts, perplexity, score_stream

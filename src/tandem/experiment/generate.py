@@ -19,7 +19,7 @@ from transformers import (
 
 from tandem.advice import named
 from tandem.errors import SettingsError
-from tandem.experiment.checkpoints import load_for_inference, settings_for, unused_ids
+from tandem.experiment.artefacts import load_for_inference, settings_for, unused_ids
 from tandem.model import TandemCache, TandemForCausalLM
 from tandem.shown import several_lines, to_terminal
 from tandem.tokens.encoding import Encoder

@@ -24,9 +24,7 @@ from tandem.errors import (
     out_of_memory,
     storage_reason,
 )
-from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
-from tandem.experiment.card import CARD, model_card, write_card
-from tandem.experiment.checkpoints import (
+from tandem.experiment.artefacts import (
     finished_model,
     load_phase1,
     model_damage,
@@ -38,6 +36,8 @@ from tandem.experiment.checkpoints import (
     save_or_rescue,
     save_phase1,
 )
+from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
+from tandem.experiment.card import CARD, model_card, write_card
 from tandem.experiment.contexts import check_disk_for_contexts
 from tandem.experiment.estimate import Estimate, estimated
 from tandem.experiment.executors import Executor, executor_of, helped, threads_each

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from tandem.errors import DataError
-from tandem.experiment.checkpoints import load_for_inference, settings_for
+from tandem.experiment.artefacts import load_for_inference, settings_for
 from tandem.experiment.machine import keep_freed_memory
 from tandem.fingerprint import Fingerprint
 from tandem.metrics import bits_per_byte, perplexity
