@@ -521,8 +521,8 @@ def same_order_in_every_epoch(patch: Patch) -> None:
     """Shuffling draws what it drew before."""
     real = phase2._batches
 
-    def again(train: Any, settings: Any, order: torch.Generator) -> Iterator[Any]:
-        return real(train, settings, order.manual_seed(7))
+    def again(train: Any, settings: Any, order: torch.Generator, done: int) -> Iterator[Any]:
+        return real(train, settings, order.manual_seed(7), done)
 
     patch.setattr(phase2, "_batches", again)
 
@@ -578,8 +578,9 @@ def windows_always_cut_alike(patch: Patch) -> None:
     """Streams start at the same place in every epoch."""
     real = predictive.windows
 
-    def alike(count: int, streams: int, window: int, _draws: Any) -> Iterator[Tensor]:
-        return real(count, streams, window, generator_for(0, "defect"))
+    def alike(count: int, streams: int, window: int, _start: int, done: int) -> Iterator[Tensor]:
+        start = predictive.first_position(count, generator_for(0, "defect"))
+        return real(count, streams, window, start, done)
 
     patch.setattr(predictive, "windows", alike)
 

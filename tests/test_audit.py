@@ -15,7 +15,7 @@ import defects
 import numpy as np
 import pytest
 import torch
-from conftest import PREDICTIVE, merged, sentences, short, write_jsonl
+from conftest import PREDICTIVE, merged, seal_again, sentences, short, write_jsonl
 from safetensors import safe_open
 from warm import python
 
@@ -512,13 +512,17 @@ def test_what_was_exchanged_in_a_model_folder_is_named(finished: Path) -> None:
     vocabulary = words["model"]["vocab"]
     words["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
     (folder / "tokenizer.json").write_text(json.dumps(words), "utf-8")
+    assert "its tokenizer.json is damaged" in failed(audit(finished))["model"]
+    seal_again(finished)
     assert "its tokenizer is not the one" in failed(audit(finished))["model"]
     (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "boundary": "reset"}), "utf-8")
+    seal_again(finished)
     assert "boundary is reset instead of carry" in failed(audit(finished))["model"]
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     (folder / "contexts_sample.safetensors").write_bytes(b"nothing")
+    seal_again(finished)
     assert "no sample of contexts" in failed(audit(finished))["contexts"]
     shutil.rmtree(folder)
     found = audit(finished)
@@ -744,6 +748,7 @@ def test_a_model_folder_is_audited_alone(tmp_path: Path, short_file: Path) -> No
     record = json.loads((folder / "record.json").read_text("utf-8"))
     record["validation"]["accuracy"] += 0.1
     (folder / "record.json").write_text(json.dumps(record), "utf-8")
+    seal_again(folder)
     assert "accuracy" in failed(audit(folder))["perplexity"]
 
 

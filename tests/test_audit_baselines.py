@@ -535,7 +535,7 @@ def test_what_is_kept_of_a_baseline(tmp_path: Path) -> None:
     run_dir, _ = runner.run_experiment(settings, Watcher())
     folder = run_dir / "models" / "LSTM-seed0"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"model.safetensors", "record.json", "snapshots.safetensors"}
+    assert names == {"checksums.json", "model.safetensors", "record.json", "snapshots.safetensors"}
     assert not (run_dir / "models" / "unigram").exists()
     found = {run.run: {check.name: check for check in run.checks} for run in audit(run_dir).runs}
     assert {check.status for check in found["LSTM-seed0"].values()} == {"pass"}

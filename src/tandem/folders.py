@@ -2,6 +2,7 @@
 
 import errno
 import filecmp
+import itertools
 import json
 import os
 import platform
@@ -132,6 +133,12 @@ def new_folder(folder: Path) -> None:
     flush(*(place.parent for place in missing))
 
 
+_NUMBERS = itertools.count()
+"""Of this process's drafts, as several threads may write the same file."""
+_OURS: set[str] = set()
+"""Names of those that are being written."""
+
+
 @contextmanager
 def draft_folder(path: Path, target: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, for what will lie in `target`; it is removed after the block.
@@ -139,7 +146,8 @@ def draft_folder(path: Path, target: Path) -> Iterator[Path]:
     Its name tells machine and process. A crash leaves it; then the next process here that writes beside it
     removes it. Raises OSError: of a file in it, one that names the file in `target`.
     """
-    draft = path.with_name(f".{path.name}.{_this_machine()}.{os.getpid()}.partial")
+    draft = path.with_name(f".{path.name}.{_this_machine()}.{os.getpid()}-{next(_NUMBERS)}.partial")
+    _OURS.add(draft.name)  # before it is there: another thread may look for drafts
     try:
         remove_drafts(path.parent)
         draft.mkdir()
@@ -154,16 +162,18 @@ def draft_folder(path: Path, target: Path) -> Iterator[Path]:
         raise OSError(number, os.strerror(number), str(place)) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        _OURS.discard(draft.name)
 
 
 def remove_drafts(folder: Path, below: bool = False) -> None:
     """Remove drafts in a folder, and `below` it, whose process was of this machine and is gone."""
     for place, names, _ in os.walk(folder):  # which passes over what other processes remove meanwhile
         for name in list(names):
-            draft = re.fullmatch(r"\..+\.([0-9a-f]{8})\.(\d+)\.partial", name)
+            draft = re.fullmatch(r"\..+\.([0-9a-f]{8})\.(\d+)-\d+\.partial", name)
             if draft:
                 names.remove(name)
-            if draft and draft[1] == _this_machine() and not _is_running(int(draft[2])):
+            stale = draft and draft[1] == _this_machine() and not _is_running(int(draft[2]))
+            if stale and name not in _OURS:
                 shutil.rmtree(Path(place, name), ignore_errors=True)
         if not below:
             break

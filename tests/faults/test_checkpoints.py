@@ -144,13 +144,13 @@ def test_a_stopped_training_continues_and_a_finished_one_stays(
     record, _ = train(settings, model)
     assert all_content(model) == all_content(tmp_path / "whole")
     assert without_times(record.model_dump(mode="json")) == without_times(expected.model_dump(mode="json"))
-    before = (model / "model.safetensors").stat()
+    before = (model / "record.json").read_bytes()
     again, said = train(settings, model)
     assert again == record
     assert said[-1] == f"{model} is finished; train it anew with force_new"
-    assert (model / "model.safetensors").stat() == before
+    assert (model / "record.json").read_bytes() == before
     train(settings, model, force_new=True)
-    assert (model / "model.safetensors").stat() != before
+    assert (model / "record.json").read_bytes() != before
 
 
 def test_a_stopped_training_of_other_settings_is_refused_by_their_names(

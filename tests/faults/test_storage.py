@@ -224,9 +224,9 @@ def test_drafts_of_a_process_that_is_gone_are_removed(tmp_path: Path) -> None:
         draft.write_text("{}", "utf-8")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    start = name.removesuffix(f"{os.getpid()}.partial")
-    gone, alive = (tmp_path / f"{start}{process}.partial" for process in (ended.pid, os.getppid()))
-    elsewhere = tmp_path / f".file.json.0000abcd.{ended.pid}.partial"
+    start = name.partition(f"{os.getpid()}-")[0]
+    gone, alive = (tmp_path / f"{start}{process}-0.partial" for process in (ended.pid, os.getppid()))
+    elsewhere = tmp_path / f".file.json.0000abcd.{ended.pid}-0.partial"
     for folder in (gone, alive, elsewhere):
         folder.mkdir()
         (folder / "file.json").write_text("half", "utf-8")

@@ -273,7 +273,7 @@ def _twice(run_dir: Path, finished: Sequence[RunRecord]) -> Iterator[str]:
         key = (line["run"], line["settings_fingerprint"], line.get("baseline_fingerprint"))
         if line["status"] == "finished":
             counts[key] += 1
-        elif line["failure"].startswith(MADE_AGAIN):
+        elif (line["failure"] or "").startswith(MADE_AGAIN):
             counts[key] -= 1
     for (run, *_), count in counts.items():
         if count > 1:
