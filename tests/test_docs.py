@@ -176,11 +176,10 @@ def _install(made: Path) -> None:
     shutil.copytree(
         ROOT / "src" / "tandem", sources / "src" / "tandem", ignore=shutil.ignore_patterns("__pycache__")
     )
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(made), str(sources)]
-    subprocess.run([*pip, *build], check=True)
-    (wheel,) = made.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(made / "package"), str(wheel)], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps"]
+    # By a wheel that it builds of these sources.
+    where = ["--no-build-isolation", "--target", str(made / "package"), str(sources)]
+    subprocess.run([*pip, *where], check=True)
     shutil.rmtree(sources)
     (made / "bin").mkdir()
     for name, real in (

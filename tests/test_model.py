@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from tandem import TandemCache, TandemConfig, TandemForCausalLM
@@ -276,6 +278,34 @@ def test_a_new_model_starts_with_the_weights_of_the_specification() -> None:
     layer = gated.context_block.layers[0]
     assert float(layer.linear.weight.std()) == pytest.approx(48**-0.5, rel=0.1)
     torch.testing.assert_close(layer.linear.bias[:32], torch.linspace(-2, 4, 32))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_step_in_a_loop_is_forward_bit_for_bit(cell: str, depth: int) -> None:
+    """Values and gradients; where a module is another one or is watched, `forward` itself is called."""
+    block = model_of(depth, 1, cell=cell).context_block
+    start, embeds = torch.randn(3, 8), torch.randn(20, 3, 12, requires_grad=True)
+
+    def results(step: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        context = start
+        for embed in embeds:
+            context = step(context, embed)
+        return [context, *torch.autograd.grad(context.square().sum(), [embeds, *block.parameters()])]
+
+    step = block.loop_step()
+    assert step is not block
+    assert all(map(torch.equal, results(step), results(block)))
+
+    for module in (block, block.layers[-1], block.layers[-1].linear):
+        hook = module.register_forward_hook(lambda *_: None)
+        assert block.loop_step() is block
+        hook.remove()
+
+    class Another(nn.Linear):
+        """What an adapter or rounded weights put in the place of a layer."""
+
+    block.layers[-1].linear.__class__ = Another
+    assert block.loop_step() is block
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -30,7 +30,6 @@ from tandem.audit.steps import (
     Tolerance,
     differences,
     epoch_means,
-    read_steps,
     unexplained,
 )
 from tandem.audit.subject import Subject
@@ -65,7 +64,7 @@ Replay = Callable[[Subject, Sequence[KeptStep], Tolerance], Iterator[str]]
 
 
 def _check(subject: Subject, name: str, path: Path, replay: Replay) -> Check:
-    kept_steps = read_steps(path)
+    kept_steps = subject.phase1_steps if name == "phase1_steps" else subject.phase2_steps
     if not kept_steps:
         return _not_checked(name, "no step was kept (as where several processes trained phase 1 together)")
     if subject.record.environment.device != "cpu" and subject.model.device.type == "cpu":

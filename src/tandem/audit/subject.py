@@ -270,8 +270,9 @@ class Subject:
         embeds = self.model.embed(ids).double()
         context = torch.zeros(2, block.context_dim, dtype=torch.float64, device=ids.device)
         context[1] += NUDGE
-        for embed in embeds:
-            context = block(context, embed.expand(2, -1))
+        step = block.loop_step()
+        for embed in embeds[:, None].expand(-1, 2, -1).unbind():
+            context = step(context, embed)
         return ((context[0] - context[1]).abs().max() / NUDGE).nan_to_num(math.inf)
 
     @property

@@ -28,10 +28,11 @@ def measure_memory(model: TandemForCausalLM, stream: Stream, group: Group = ALON
     places = torch.linspace(WARM_UP, last, PLACES, dtype=torch.float64).long()[group.share(PLACES)]
     places = places.to(stream.ids.device)
     block = precise_block(model)
+    read_token = block.loop_step()
     dtype = next(block.parameters()).dtype
 
     def read(contexts: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
-        return block(apply_resets(contexts, stream.resets, positions), model.embed(ids).to(dtype))
+        return read_token(apply_resets(contexts, stream.resets, positions), model.embed(ids).to(dtype))
 
     contexts = torch.zeros(len(places), block.context_dim, dtype=dtype, device=stream.ids.device)
     for step in range(-WARM_UP, 0):

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .cell_tandem import ContextBlock, Drop, scanned
+from .cell_tandem import ContextBlock, Drop, plain, scanned
 from .configuration_tandem import TandemConfig
 
 Advance = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -37,7 +38,10 @@ class GatedLayer(nn.Module):
 
     def forward(self, read: Tensor) -> tuple[Tensor, Tensor]:
         """u [..., E or more] → what of the state is kept, f, and what is added to it, both [..., width]."""
-        product = self.linear(read)
+        return self.gates(self.linear(read))
+
+    def gates(self, product: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from W·u + b [..., 2·width]."""
         if torch.is_autocast_enabled(product.device.type):
             product = product.float()  # what is kept of a state is nearer to 1 than half precision can tell
         forget, write = product.chunk(2, dim=-1)
@@ -45,7 +49,7 @@ class GatedLayer(nn.Module):
         return keep, (1 - keep) * write.tanh()
 
     def gates_(self, product: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from W·u + b [..., 2·width], in its memory, without gradients, and up to rounding."""
+        """As `gates`, in the memory of `product`, without gradients, and up to rounding."""
         forget, write = product.chunk(2, dim=-1)
         keep = forget.sigmoid_().mul_(self.most_kept)
         write.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which takes several times as long on a CPU (LOG.md)
@@ -95,6 +99,27 @@ class GatedContextBlock(ContextBlock):
             return state, torch.addcmul(add, keep, state)
 
         return torch.cat(self._through_layers(token_embeds, context, step)[1], dim=-1)
+
+    def loop_step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """As of ContextBlock."""
+        layers = list(self.layers)
+        if not plain(self, GatedContextBlock) or (self.gradient_checkpointing and self.training):
+            return self
+        if not all(plain(layer, GatedLayer) and plain(layer.linear, nn.Linear) for layer in layers):
+            return self
+        parts = [(layer.linear.weight, layer.linear.bias, layer.gates) for layer in layers]
+
+        def step(context: Tensor, token_embeds: Tensor) -> Tensor:
+            below: tuple[Tensor, ...] = ()
+            current = []
+            for (weight, bias, gates), state in zip(parts, context.chunk(len(parts), dim=-1), strict=True):
+                read = torch.cat((token_embeds, *below), dim=-1) if below else token_embeds
+                keep, add = gates(F.linear(read, weight, bias))
+                current.append(torch.addcmul(add, keep, state))
+                below = state, current[-1]
+            return torch.cat(current, dim=-1)
+
+        return step
 
     def unroll(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cell_tandem import ContextBlock
+from .cell_tandem import ContextBlock, plain
 from .configuration_tandem import TandemConfig
 
 
@@ -29,6 +29,14 @@ class ResidualLayer(nn.Module):
         """c' [..., C] from c and W·[c; e] + b."""
         return self.norm(context + F.gelu(product))
 
+    def loop_update(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`update`, bit for bit, as a function for loops over many tokens; see ContextBlock.loop_step."""
+        if not plain(self, ResidualLayer) or not plain(self.norm, nn.LayerNorm):
+            return self.update
+        shape, eps = self.norm.normalized_shape, self.norm.eps
+        weight, bias = self.norm.weight, self.norm.bias
+        return lambda context, product: torch.layer_norm(context + F.gelu(product), shape, weight, bias, eps)
+
 
 class ResidualContextBlock(ContextBlock):
     """`context_layers` ResidualLayers in a row; each one reads the same token embedding."""
@@ -45,17 +53,32 @@ class ResidualContextBlock(ContextBlock):
             context = layer(context, token_embeds)
         return context
 
+    def loop_step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """As of ContextBlock."""
+        layers = list(self.layers)
+        if not plain(self, ResidualContextBlock) or not all(plain(one.linear, nn.Linear) for one in layers):
+            return self
+        parts = [(layer.linear.weight, layer.linear.bias, layer.loop_update()) for layer in layers]
+
+        def step(context: Tensor, token_embeds: Tensor) -> Tensor:
+            for weight, bias, update in parts:
+                context = update(context, F.linear(torch.cat((context, token_embeds), dim=-1), weight, bias))
+            return context
+
+        return step if all(plain(layer, ResidualLayer) for layer in layers) else self
+
     def token_steps(self, token_embeds: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """As of ContextBlock. A token's part of each product, W_e·e + b, is in a table [U, C]."""
         tables = []
         for layer in self.layers:
             of_context, of_token = layer.linear.weight.split((self.context_dim, token_embeds.shape[1]), dim=1)
-            tables.append((layer, of_context.t(), F.linear(token_embeds, of_token, layer.linear.bias)))
+            table = F.linear(token_embeds, of_token, layer.linear.bias)
+            tables.append((layer.loop_update(), of_context.t(), table))
 
         def step(context: Tensor, rows: Tensor) -> Tensor:
-            for layer, weight, table in tables:
+            for update, weight, table in tables:
                 # Not index_select, whose gradient takes as long as the product.
-                context = layer.update(context, F.embedding(rows, table).addmm_(context, weight))
+                context = update(context, torch.embedding(table, rows).addmm_(context, weight))
             return context
 
         return step

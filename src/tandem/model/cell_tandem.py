@@ -67,12 +67,26 @@ class ContextBlock(nn.Module, ABC):
         Called for every module.
         """
 
+    def loop_step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`forward`, bit for bit, as a function for loops over many tokens.
+
+        It may read the weights once, so they must stay the same tensors. A cell may give one that calls no
+        modules, where all of them are `plain`: on a CPU, calling them takes most of a small step.
+        """
+        return self
+
     def token_steps(self, token_embeds: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """One step, for tokens given as rows of token_embeds [U, E]: contexts [n, C], rows [n] → [n, C].
 
         What depends on the token alone may be computed here, once.
         """
-        return lambda context, rows: self(context, token_embeds.index_select(0, rows))
+        step = self.loop_step()
+        return lambda context, rows: step(context, token_embeds.index_select(0, rows))
+
+
+def plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of this very kind and has no hooks, so that calling it computes `kind.forward`."""
+    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def sequential_contexts(
@@ -89,25 +103,27 @@ def sequential_contexts(
     and the context stays as it was (padding).
     Returns previous and current contexts, both [B, T, C]: before and after each token.
     """
-    batch, length, _ = token_embeds.shape
-    context = token_embeds.new_zeros(batch, context_block.context_dim) if start is None else start
+    context = token_embeds.new_zeros(len(token_embeds), context_block.context_dim) if start is None else start
     if reset_mask is not None and frozen is not None:
         reset_mask = reset_mask & ~frozen
+
+    compiling = torch.compiler.is_compiling()
+    read = context_block if compiling else context_block.loop_step()
 
     def step(context: Tensor, embeds: Tensor, masks: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         if "reset" in masks:
             context = context.masked_fill(masks["reset"][:, None], 0.0)
-        after = context_block(context, embeds)
+        after = read(context, embeds)
         return context, torch.where(masks["frozen"][:, None], context, after) if "frozen" in masks else after
 
     masks = {name: mask for name, mask in (("reset", reset_mask), ("frozen", frozen)) if mask is not None}
-    if torch.compiler.is_compiling():
+    if compiling:
         inputs = token_embeds.transpose(0, 1), {name: mask.t() for name, mask in masks.items()}
         previous, current = scanned(lambda context, now: step(context, *now), context, inputs)
         return previous.transpose(0, 1), current.transpose(0, 1)
     pairs = []
-    for t in range(length):
-        pairs.append(step(context, token_embeds[:, t], {name: mask[:, t] for name, mask in masks.items()}))
+    for t, embeds in enumerate(token_embeds.unbind(1)):
+        pairs.append(step(context, embeds, {name: mask[:, t] for name, mask in masks.items()}))
         context = pairs[-1][1]
     before, after = zip(*pairs, strict=True)
     return torch.stack(before, dim=1), torch.stack(after, dim=1)
@@ -131,4 +147,4 @@ def scanned(
     return before, after
 
 
-__all__ = ["ContextBlock", "Drop", "scanned", "sequential_contexts"]
+__all__ = ["ContextBlock", "Drop", "plain", "scanned", "sequential_contexts"]
