@@ -249,7 +249,7 @@ def look(path: Path) -> Found:
         return Found(path, "foreign model", f"a folder with a model of type '{kind}', not a Tandem model")
     if (path / "corpus.json").is_file() or any(path.glob("corpora/*/corpus.json")):
         return Found(path, "cache", "a cache of prepared text")
-    inside = {entry.name for entry in _entries(path)}
+    inside = _names(path)
     if inside <= {"claims"}:
         return Found(path, "empty", "an empty folder")
     if inside <= {"claims", CHECKPOINTS}:
@@ -339,10 +339,15 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _entries(path: Path) -> list[Path]:
     """What is in a folder and not hidden, sorted."""
+    return sorted(path / name for name in _names(path))
+
+
+def _names(path: Path) -> set[str]:
+    """The names of what is in a folder and not hidden; none where it cannot be read."""
     try:
-        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        return {entry for entry in os.listdir(path) if not entry.startswith(".")}  # noqa: PTH208 (names alone)
     except OSError:
-        return []
+        return set()
 
 
 def _shown(paths: Sequence[Path]) -> str:

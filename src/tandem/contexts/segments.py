@@ -9,6 +9,7 @@ start of the next. On the first tokens of the stream, the contexts must equal th
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from torch import Tensor
 from tandem.advice import advice
 from tandem.contexts.context_store import PIECE_TOKENS, Contexts, Runs
 from tandem.contexts.job import LONGEST_BURN_IN, ContextJob
-from tandem.contexts.stream import Distinct, apply_resets
+from tandem.contexts.stream import Distinct
 from tandem.errors import ScanError
 from tandem.records import ScanRecord
 
+READ = 1 << 16
+"""Positions whose tokens are looked up at once."""
 PROBE_STREAMS, PROBE_TOKENS = 32, 8
 """Places at which the burn-in is measured, and tokens read between two looks at it."""
 
@@ -126,38 +129,52 @@ class SegmentScan:
         what each starts and ends with, both [S, C], in that precision too. Past the end of the stream the
         last token is read again.
         """
-        starts = numbers * self._length
+        starts, last = numbers * self._length, len(self._stream) - 1
         entry = context = self._zero.expand(len(starts), -1)
-        for step in range(-self.burn_in, self._length):
-            if step == 0:
-                entry = context  # what each segment starts with: must equal what its predecessor ends with
-            positions = (starts + step).clamp(max=len(self._stream) - 1)
-            if step <= 0:
-                context = context.masked_fill((positions <= 0)[:, None], 0.0)  # the stream starts at zero
-            context = self._step(context, positions)
-            if step >= 0:
-                contexts[:, step] = context
+        many = max(1, READ // len(starts))
+        for first in range(-self.burn_in, self._length, many):
+            steps = torch.arange(first, min(first + many, self._length), device=starts.device)
+            positions = (starts + steps[:, None]).clamp(max=last)
+            # The stream starts at zero; before it, the first token is read.
+            zeroed = positions[: 1 - first] <= 0 if first <= 0 else None
+            read = self._contexts(context, positions.clamp(min=0), zeroed)
+            for step, after in enumerate(read, first):
+                context = after
+                if step < 0:
+                    entry = after  # what each segment starts with: must equal what its predecessor ends with
+                    continue
+                contexts[:, step] = after
                 if precise is not None:
-                    precise[:, step] = context[: len(precise)]
+                    precise[:, step] = after[: len(precise)]
         return entry, context
 
     def _empty(self, count: int) -> Tensor:
         """Room for the contexts of `count` segments, [count, length, C], in the model's precision."""
         return self._zero.new_empty(count, self._length, len(self._zero), dtype=self._job.model.dtype)
 
-    def _step(self, context: Tensor, positions: Tensor) -> Tensor:
-        """Contexts [S, C] after reading the tokens at `positions` [S]; negative positions are the first."""
-        positions = positions.clamp(min=0)
-        context = apply_resets(context, self._stream.resets, positions)
-        return self._read_token(context, self._distinct.rows(self._stream.ids[positions]))
+    def _contexts(self, context: Tensor, positions: Tensor, zeroed: Tensor | None = None) -> Iterator[Tensor]:
+        """Contexts [S, C] after each step, whose tokens are at `positions` [n, S], from `context` on.
+
+        A token reads zero where `zeroed`, of the first few steps, and where it restarts the context.
+        """
+        if (resets := self._stream.resets) is not None:
+            restarts = resets[positions]
+            if zeroed is not None:
+                restarts[: len(zeroed)] |= zeroed
+            zeroed = restarts
+        steps = 0 if zeroed is None else len(zeroed)
+        for number, rows in enumerate(self._distinct.rows(self._stream.ids[positions])):
+            if zeroed is not None and number < steps:
+                context = context.masked_fill(zeroed[number][:, None], 0.0)
+            context = self._read_token(context, rows)
+            yield context
 
     def _measured_burn_in(self) -> int:
         job = self._job
 
         def read(contexts: Tensor, positions: Tensor) -> Tensor:
-            for column in positions.unbind(1):
-                contexts = self._step(contexts, column)
-            return contexts[:, None]
+            *_, after = self._contexts(contexts, positions.t())
+            return after[:, None]
 
         needed = job.tokens_to_forget(PROBE_STREAMS, PROBE_TOKENS, self._zero, read)
         longest = float(job.group.largest(torch.tensor(needed, device=job.model.device)))
