@@ -48,7 +48,7 @@ SMALL_SETTINGS: Mapping[str, int | float | str] = {
     "prediction.max_epochs": 1,
     "prediction.streams": 32,
     "phase2.max_epochs": 1,
-    "phase2.batch_positions": 2048,
+    "phase2.batch_positions": 1024,
     "baselines.lstm.max_epochs": 1,
     "baselines.gpt2.max_epochs": 1,
 }

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import warm
 import yaml
-from conftest import sentences
+from conftest import sentences, write_jsonl
 from filelock import FileLock
 
 from tandem.cli.arguments import ExperimentArguments, TrainArguments, parse_with_preset
@@ -126,6 +126,11 @@ def bare(command: str) -> str:
     return shlex.join(shlex.split(command, comments=True))
 
 
+def same(command: str) -> str:
+    """A command without its comment; a dry run without the folder into which it writes nothing, too."""
+    return re.sub(r" --output \S+", "", bare(command)) if "--dry-run" in command else bare(command)
+
+
 def words_of(command: str) -> list[str]:
     """A line's arguments, from its program on."""
     words = shlex.split(re.sub(r"\$\([^)]*\)", "", command), comments=True)
@@ -207,6 +212,7 @@ def _fill(place: Path) -> None:
     texts = sentences(80)
     for number in range(0, 60, 2):
         (place / "my-text" / f"{number:02d}.txt").write_text("\n\n".join(texts[number : number + 2]), "utf-8")
+    write_jsonl(place / "my-text.jsonl", texts[:60])
     (place / "other.txt").write_text("\n".join(texts[60:64]), "utf-8")
     (place / "prompt.txt").write_text("the context\n", "utf-8")
     (place / "bench").symlink_to(ROOT / "bench")
@@ -270,7 +276,7 @@ def test_a_block_runs(block: Block, installed: Path, tmp_path: Path) -> None:
         commands = [f"python {name}"]
     else:
         commands = [command for command in block.commands if why_not(command) is None]
-        commands = [command for command in commands if FIRST.get(command, block.name) == block.name]
+        commands = [command for command in commands if FIRST.get(same(command), block.name) == block.name]
     for command in commands:
         done = run_there(filled_in(command, folder), installed, folder)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -319,9 +325,13 @@ def test_every_reason_is_needed() -> None:
 
 
 FIRST = {
-    command: block.name for block in reversed(RUNNING) for command in block.commands if "bench/" in command
+    same(command): block.name
+    for block in reversed(RUNNING)
+    for command in block.commands
+    if "bench/" in command or "--dry-run" in command
 }
-"""The first block with each line of `bench/`. These need no other line, so they run there alone."""
+"""The first block with each line of `bench/` and each dry run. These need no other line, and no other line
+needs what they leave, so they run there alone."""
 NOT_RUNNING = sorted({c for b in blocks(("sh",)) for c in b.commands if why_not(c)})
 
 
