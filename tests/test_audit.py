@@ -577,31 +577,31 @@ PHRASES = [
 ]
 JAPANESE = [f"第{n}章。" + "".join(random.Random(n).choices(PHRASES, k=30)) for n in range(120)]
 CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
-    "C1T1": (sentences(14), {}),
-    "C2T3": (sentences(14), {"configurations": ((2, 3),)}),
-    "C3T2": (sentences(14), {"configurations": ((3, 2),)}),
-    "C1T4": (sentences(14), {"configurations": ((1, 4),)}),
-    "documents reset the context": (sentences(14), {"model": {"boundary": "reset"}}),
+    "C1T1": (sentences(30), {}),
+    "C2T3": (sentences(30), {"configurations": ((2, 3),)}),
+    "C3T2": (sentences(30), {"configurations": ((3, 2),)}),
+    "C1T4": (sentences(30), {"configurations": ((1, 4),)}),
+    "documents reset the context": (sentences(30), {"model": {"boundary": "reset"}}),
     "reset and two token layers": (
-        sentences(14),
+        sentences(30),
         {"model": {"boundary": "reset"}, "configurations": ((1, 2),)},
     ),
-    "trained embeddings": (sentences(14), {"embeddings": {"trained": True}, "phase2": {"max_epochs": 3}}),
+    "trained embeddings": (sentences(30), {"embeddings": {"trained": True}, "phase2": {"max_epochs": 3}}),
     "trained embeddings, two layers": (
-        sentences(14),
+        sentences(30),
         {"embeddings": {"trained": True}, "configurations": ((2, 2),)},
     ),
-    "random embeddings": (sentences(14), {"embeddings": {"source": "random"}}),
-    "shuffled small batches": (sentences(14), {"phase2": {"shuffle": True, "batch_positions": 64}}),
+    "random embeddings": (sentences(30), {"embeddings": {"source": "random"}}),
+    "shuffled small batches": (sentences(30), {"phase2": {"shuffle": True, "batch_positions": 64}}),
     "a text of several pieces": (
         sentences(600),
         {"phase2": {"shuffle": True, "batch_positions": 512, "max_epochs": 1}},
     ),
-    "many epochs": (sentences(14), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
-    "a text as separator": (sentences(14), {"data": {"separator": "\n\n"}}),
-    "no separator": (sentences(14), {"data": {"separator": ""}}),
+    "many epochs": (sentences(30), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
+    "a text as separator": (sentences(30), {"data": {"separator": "\n\n"}}),
+    "no separator": (sentences(30), {"data": {"separator": ""}}),
     "sequential loop": (sentences(40), {"contexts": {"method": "loop"}}),
-    "a fixed burn-in": (sentences(14), {"contexts": {"burn_in": 200}}),
+    "a fixed burn-in": (sentences(30), {"contexts": {"burn_in": 200}}),
     "long documents": (LONG, {"data": {"validation_fraction": 0.2}}),
     "Japanese": (JAPANESE, {"tokenizer": {"vocab_size": 320}}),
     "a larger vocabulary": (sentences(200), {"tokenizer": {"vocab_size": 420}, "model": {"context_dim": 40}}),
@@ -609,9 +609,9 @@ CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
         [*sentences(40), " ".join(sentences(8, seed=7))],
         {"data": {"validation_fraction": 0.3}},
     ),
-    "part of phase 1's tokens": (sentences(14), {"phase1": {"tokens_per_step": 1500, "max_iterations": 20}}),
-    "converged phase 1": (sentences(14), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
-    "without training of the contexts": (sentences(14), {"baselines": {"models": ("untrained", "bigram")}}),
+    "part of phase 1's tokens": (sentences(30), {"phase1": {"tokens_per_step": 1500, "max_iterations": 20}}),
+    "converged phase 1": (sentences(30), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
+    "without training of the contexts": (sentences(30), {"baselines": {"models": ("untrained", "bigram")}}),
 }
 
 
