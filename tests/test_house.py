@@ -158,7 +158,7 @@ def test_scripts_print_in_any_encoding() -> None:
             assert "    tolerate_any_encoding()\n" in text or f"    {started}\n" in text, path
 
 
-READ = {"checkpoints", "evaluate", "machine", "run_dir"}
+READ = {"artefacts", "evaluate", "machine", "run_dir"}
 """Of experiment/, what reads model folders and says what machine this is; nothing there trains."""
 
 
