@@ -199,10 +199,12 @@ def test_a_full_disk_does_not_end_a_training(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         checkpoint.after_step()
         checkpoint.after_step()
+        checkpoint._write(last=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert len(said) == 1
+    assert len(said) == 2
+    assert said[1].endswith("what came after the one before it is lost")
     assert said[0].startswith(f"cannot write the checkpoint {tmp_path / 'own' / 'one.safetensors'} (")
     assert said[0].endswith("training goes on")
     assert not list((tmp_path / "own").iterdir())

@@ -1,11 +1,12 @@
 """An audit that was stopped goes on: runs whose files are as they were are not audited again."""
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tandem.checksums import file_digest
 from tandem.errors import RunDirError
+from tandem.fingerprint import fingerprint
 from tandem.folders import CHECKPOINTS
 from tandem.records import RunAudit
 from tandem.records.files import read_whole, write_whole
@@ -31,19 +32,20 @@ class AuditedRuns(Record):
 class AuditCheckpoint:
     """Of the audit of a run directory, written after every run.
 
-    identity    a fingerprint of the code, the settings and the records.
+    looked_at    all that an audit looks at beside the files: the code, the settings and the records.
     """
 
-    def __init__(self, run_dir: Path, identity: str) -> None:
-        self._path, self._identity = run_dir / CHECKPOINTS / FILE, identity
+    def __init__(self, run_dir: Path, *looked_at: str) -> None:
+        self._path = run_dir / CHECKPOINTS / FILE
+        self._identity = fingerprint("audit", *looked_at, _digest(run_dir / "phase1"))  # runs share phase 1
         found = None
         with suppress(RunDirError):  # a damaged one counts as none
             found = read_whole(self._path, AuditedRuns, "")
-        self._runs = found.runs if found is not None and found.identity == identity else {}
+        self._runs = found.runs if found is not None and found.identity == self._identity else {}
 
-    def of_run(self, run: str, folders: Iterable[Path], audit: Callable[[], RunAudit]) -> RunAudit:
-        """What was found of a run whose files in these folders are as they were; else what `audit` finds."""
-        files = hashlib.sha256("".join(map(_digest, folders)).encode()).hexdigest()
+    def of_run(self, run: str, folder: Path, audit: Callable[[], RunAudit]) -> RunAudit:
+        """What was found of a run whose files in its folder are as they were; else what `audit` finds."""
+        files = _digest(folder)
         before = self._runs.get(run)
         if before is not None and before.files == files:
             return before.audit
@@ -62,11 +64,6 @@ class AuditCheckpoint:
 
 
 def _digest(folder: Path) -> str:
-    """Of the names and contents of all files in a folder; empty where there is none."""
-    whole = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            whole.update(f"{path.relative_to(folder)}\0".encode(errors="surrogateescape"))
-            with path.open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
+    """Of the names and contents of all files in a folder, which may be missing."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return fingerprint("files", {str(path.relative_to(folder)): file_digest(path) for path in files})

@@ -101,7 +101,7 @@ def audit_run_dir(
     runs = _Runs(manifest.settings, tuple(records), variants, reference, gaps, quick)
     audits = [RunAudit(run=None, finished_at=None, checks=tuple(shared))]
     whole = [code_fingerprint(), str(quick), *(one.model_dump_json() for one in (manifest, *records))]
-    checkpoint = AuditCheckpoint(run_dir, fingerprint("audit", *whole))
+    checkpoint = AuditCheckpoint(run_dir, *whole)
     for record in records:
         on_progress(f"auditing {record.run}")
         if record.is_tandem and record.variant not in variants:
@@ -110,10 +110,7 @@ def audit_run_dir(
                 "was made; give the settings file that has it, or take the record out"
             )
         folder = run_dir / "models" / record.run
-        found = checkpoint.of_run(
-            record.run, (folder, run_dir / "phase1"), partial(runs.audit, record, folder)
-        )
-        audits.append(found)
+        audits.append(checkpoint.of_run(record.run, folder, partial(runs.audit, record, folder)))
     checkpoint.remove()
     return _record(audits)
 

@@ -98,7 +98,7 @@ class Checkpoint:
             due = bool(anywhere[0])
             number = number or (signal.SIGTERM if anywhere[1] else None)
         if due:
-            self._write()
+            self._write(last=number is not None)
         if number is not None:
             raise Stopped(number)
 
@@ -121,7 +121,8 @@ class Checkpoint:
     def _read(self) -> dict[str, Any] | None:
         return None if self.path is None or self.found() != self.identity else read_tree(self.path)
 
-    def _write(self) -> None:
+    def _write(self, last: bool = False) -> None:
+        """Write all parts. A disk that refuses them is told once, and where this is the `last` time."""
         assert self.path is not None
         began = time.monotonic()
         tree = {name: part.state_dict() for name, part in self._parts.items()}
@@ -129,11 +130,10 @@ class Checkpoint:
             if self._group.leads:
                 new_folder(self.path.parent)
                 write_tree(self.path, tree, {"identity": json.dumps(self.identity)})
-        except Exception as error:  # of a full disk the library raises an error of its own
-            if not self._warned:
-                self.tell(
-                    f"cannot write the checkpoint {self.path} ({storage_reason(error)}); training goes on"
-                )
+        except (OSError, DamageError) as error:
+            if last or not self._warned:
+                end = "what came after the one before it is lost" if last else "training goes on"
+                self.tell(f"cannot write the checkpoint {self.path} ({storage_reason(error)}); {end}")
                 self._warned = True
         now = time.monotonic()
         self._next = now + (max(self.every_s, (now - began) / MOST_SHARE) if self.every_s else 0.0)
