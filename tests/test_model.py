@@ -194,10 +194,9 @@ def test_padding_with_the_token_that_starts_documents_freezes_too(cell: str) -> 
 def test_beam_search_moves_states_with_their_beams(cell: str) -> None:
     model = model_of(cell=cell, eos_token_id=None, pad_token_id=0)
     ids = torch.randint(40, (2, 5))
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), num_beams=3, max_new_tokens=6, do_sample=False,
-        return_dict_in_generate=True, output_scores=True,
-    )  # fmt: skip
+    more = {"attention_mask": torch.ones_like(ids), "num_beams": 3, "max_new_tokens": 6, "do_sample": False}
+    out = model.generate(ids, return_dict_in_generate=True, output_scores=True, **more)
+    assert torch.equal(model.generate(ids, use_cache=False, **more), out.sequences)
     logs = model(out.sequences).logits.log_softmax(-1)[:, 4:-1]
     picked = logs.gather(-1, out.sequences[:, 5:, None])[..., 0].sum(-1) / 6
     torch.testing.assert_close(out.sequences_scores, picked, rtol=0, atol=1e-4)

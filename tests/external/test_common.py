@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 
 if "TRANSFORMERS_CHECKOUT" not in os.environ:
     pytest.skip("TRANSFORMERS_CHECKOUT names no checkout of transformers", allow_module_level=True)
@@ -21,9 +22,11 @@ with warnings.catch_warnings():  # it has marks of its own
     from tests.generation.test_utils import GenerationTesterMixin
     from tests.test_modeling_common import ModelTesterMixin, ids_tensor
 
+from transformers.cache_utils import Cache
 from transformers.models.auto import modeling_auto
 
 from tandem import (
+    TandemCache,
     TandemConfig,
     TandemForCausalLM,
     TandemForSequenceClassification,
@@ -45,8 +48,10 @@ BY_DESIGN = {
         "test_model_forward_default_config_values": "a reset needs the token that starts a document",
         "test_inputs_embeds": EMBEDS,
         "test_inputs_embeds_matches_input_ids": EMBEDS,
-        "test_generate_from_inputs_embeds": EMBEDS,
+        "test_generate_continue_from_inputs_embeds": EMBEDS,
         "test_generate_from_random_inputs_embeds": EMBEDS,
+        "test_generate_from_inputs_embeds_0_greedy": EMBEDS,
+        "test_generate_from_inputs_embeds_1_beam_search": EMBEDS,
     },
 }
 """Tests that a model cannot pass, by its boundary, with the reason."""
@@ -107,6 +112,26 @@ def suite(cell: str, boundary: str) -> type:
             if self._testMethodName in reasons:
                 self.skipTest(reasons[self._testMethodName])
             self.model_tester = SmallModel(self, cell, boundary)
+
+        def test_left_padding_compatibility(self) -> None:
+            """Only models with attention are tried otherwise; this one passes padding over, too."""
+            self.has_attentions = True
+            super().test_left_padding_compatibility()
+
+        # A TandemCache has one context, of all layers and tokens, where others have keys and values of each.
+        def _check_past_key_values_for_generate(
+            self, batch_size: int, past_key_values: Cache, seq_length: int, config: TandemConfig
+        ) -> None:
+            assert isinstance(past_key_values, TandemCache)
+            assert past_key_values.context is not None
+            assert past_key_values.context.shape == (batch_size, config.context_dim)
+            assert past_key_values.get_seq_length() == seq_length
+
+        def _check_caches_are_equal(self, cache: Cache, other: Cache) -> None:
+            assert isinstance(cache, TandemCache)
+            assert isinstance(other, TandemCache)
+            torch.testing.assert_close(cache.context, other.context)
+            assert cache.get_seq_length() == other.get_seq_length()
 
     Common.__name__ = Common.__qualname__ = f"Test{cell.title()}{boundary.title()}"
     return pytest.mark.filterwarnings("ignore")(Common)

@@ -380,7 +380,9 @@ class TandemForCausalLM(TandemPreTrainedModel, GenerationMixin):
                 cache.batch_repeat_interleave(max(config.num_beams or 1, config.num_return_sequences or 1))
             if config.is_assistant:
                 cache.activate_past_recording()
-        model_kwargs["past_key_values"] = cache
+        model_kwargs.pop("past_key_values", None)
+        if cache is not None:  # beams reorder whatever stands under this name
+            model_kwargs["past_key_values"] = cache
 
     @torch.no_grad()
     def resize_token_embeddings(
