@@ -231,15 +231,17 @@ def test_graphs(cell: str, boundary: str) -> None:
 
 LAUNCHED = """
 import sys
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer
 from transformers import TrainingArguments
 
-folder, output = sys.argv[1:]
+folder, output, processes = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 arguments = TrainingArguments(
     output, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no"
 )
+assert arguments.world_size == int(processes), arguments.world_size
 trainer = Trainer(
     model,
     arguments,
@@ -249,17 +251,22 @@ trainer = Trainer(
 trainer.train()
 assert trainer.state.global_step == 2
 trainer.save_model(output)
+weights = torch.cat([weight.detach().ravel() for weight in model.parameters()])
+assert all(torch.equal(weights, each) for each in trainer.accelerator.gather(weights[None]))
 """
 
 
-def test_accelerate_launch(folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_accelerate_launch(folder: str, processes: str, tmp_path: Path) -> None:
+    """Two processes have gloo between them: `--cpu` starts one only, and the script keeps to the CPU."""
     pytest.importorskip("accelerate")
     (tmp_path / "launched.py").write_text(LAUNCHED, "utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    kind = "--cpu" if processes == "1" else "--multi_gpu"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", kind, "--num_processes", processes]
     plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     output = tmp_path / "out"
     done = subprocess.run(
-        [*launch, *plain, str(tmp_path / "launched.py"), folder, str(output)],
+        [*launch, *plain, str(tmp_path / "launched.py"), folder, str(output), processes],
         env=offline(tmp_path),
         capture_output=True,
         text=True,
