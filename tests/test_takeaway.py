@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,6 +184,20 @@ def test_latex_is_well_formed(case: str, lang: str, tmp_path: Path) -> None:
     assert len(rows) == 1 + len(Analysis(CASES[case], None).models)
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {5}
     assert not any(row.startswith(("[", "*")) for row in rows)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX")
+@pytest.mark.parametrize("case", CASES)
+def test_latex_compiles(case: str, tmp_path: Path) -> None:
+    manifest = make_manifest().model_copy(update={"name": HOSTILE})
+    run_dir = write_run_dir(tmp_path / "run", CASES[case], None if case == "variants" else manifest)
+    (path,) = write_report(run_dir, only="latex")
+    paper = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{%s}\end{document}"
+    (tmp_path / "paper.tex").write_text(paper % path, "utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "Missing character" not in (tmp_path / "paper.log").read_text("utf-8")
 
 
 def cells(text: str) -> dict[str, list[str]]:
