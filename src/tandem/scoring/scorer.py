@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tandem.errors import DataError
 from tandem.experiment.artefacts import load_for_inference, settings_for
-from tandem.experiment.machine import give_back_freed_memory, keep_freed_memory
+from tandem.experiment.machine import keep_freed_memory
 from tandem.fingerprint import Fingerprint
 from tandem.metrics import bits_per_byte, perplexity
 from tandem.model import TandemCache, TandemForCausalLM
@@ -314,10 +314,7 @@ def _load_again(folder: str, device: str, fingerprint: str) -> Scorer:
 
 
 def windows(things: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
-    """`things` in order, in lists of WINDOW_DOCUMENTS or about WINDOW_CHARACTERS.
-
-    What a window freed is given back before the next one. Batches differ in size, so it would pile up.
-    """
+    """`things` in order, in lists of WINDOW_DOCUMENTS or about WINDOW_CHARACTERS."""
     window: list[T] = []
     total = 0
     for thing in things:
@@ -326,7 +323,6 @@ def windows(things: Iterable[T], characters: Callable[[T], int]) -> Iterator[lis
         if len(window) == WINDOW_DOCUMENTS or total >= WINDOW_CHARACTERS:
             yield window
             window, total = [], 0
-            give_back_freed_memory()
     if window:
         yield window
 
