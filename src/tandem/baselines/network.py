@@ -1,9 +1,9 @@
-"""What the LSTM and the GPT-2 have in common: their size, how they are trained, how they are scored."""
+"""What networks have in common: their size, how they are trained, how they are scored."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tandem.contexts import Tokens
     from tandem.metrics import Score
-    from tandem.records import TrainingRecord
+    from tandem.records import Epoch, TrainingRecord
     from tandem.training.checkpoint import Cursor, Stopwatch
 
 
@@ -27,12 +27,16 @@ class Step(NamedTuple):
     """A step of training: its mean NLL in nats, with gradient, how many tokens it predicts, what it read.
 
     carried    tensors that the next step of the epoch goes on from.
+    penalty    added to the loss for its gradient alone; none: nothing.
+    rate       what the schedule's learning rate is multiplied by.
     """
 
     loss: Tensor
     tokens: int
     read: Mapping[str, Tensor]
     carried: Mapping[str, Tensor] = MappingProxyType({})
+    penalty: Tensor | None = None
+    rate: float = 1.0
 
 
 class NetworkBaseline(Baseline):
@@ -83,6 +87,10 @@ class NetworkBaseline(Baseline):
 
         About `chunk_positions` positions are computed at once.
         """
+
+    def averaged_epochs(self, settings: Settings, history: Sequence[Epoch]) -> int:  # noqa: ARG002
+        """How many epochs, with the one after `history`, weights are averaged over; 0: they are not."""
+        return 0
 
     def fit(self, inputs: BaselineInputs) -> Fitted:
         """See Baseline. Training is on one process, scoring in float32."""
@@ -144,13 +152,11 @@ class NetworkBaseline(Baseline):
         All epochs are run, since the learning rate falls to its end over them. The training NLL of an epoch
         is the mean over it, while the weights move.
         """
-        import torch
-
         from tandem.contexts import Tokens
         from tandem.training.checkpoint import Cursor, Draws
         from tandem.training.initialization import generator_for
         from tandem.training.monitor import TrainingMonitor
-        from tandem.training.optimizer import adamw, clip_gradients, cosine_share
+        from tandem.training.optimizer import WeightAverage, adamw, clip_gradients, cosine_share, set_rate
 
         own, ids = inputs.settings.section(self.section), Tokens(inputs.train, inputs.device)
         assert inputs.seed is not None
@@ -164,14 +170,10 @@ class NetworkBaseline(Baseline):
             Cursor(device=inputs.device),
         )
         optimizer = adamw(parameters, own.weight_decay, own.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: cosine_share(step, steps, round(steps * self.warm_up))
-        )
         snapshots.follow(dict(model.named_parameters()), optimizer, epoch_steps)
         inputs.checkpoint.resume(
             weights=model,
             optimizer=optimizer,
-            schedule=schedule,
             dropout=Draws(inputs.device),
             monitor=monitor,
             snapshots=snapshots,
@@ -181,22 +183,26 @@ class NetworkBaseline(Baseline):
         while cursor.epoch <= own.max_epochs:
             model.train()
             draws.set_state(cursor.begin(draws.get_state))
-            for loss, tokens, read, carried in self.losses(model, ids, inputs, draws, cursor):
+            average = WeightAverage(optimizer, self.averaged_epochs(inputs.settings, monitor.history))
+            for loss, tokens, read, carried, penalty, rate in self.losses(model, ids, inputs, draws, cursor):
                 step = cursor.steps + 1
                 optimizer.zero_grad()
-                loss.backward()
+                (loss if penalty is None else loss + penalty).backward()
                 nll, gradient_norm = float(loss.detach()), clip_gradients(parameters, own.max_grad_norm)
                 monitor.check_finite(nll, gradient_norm, f"step {step}")
+                done = (cursor.epoch - 1) * epoch_steps + cursor.steps
+                set_rate(optimizer, own.lr * cosine_share(done, steps, round(steps * self.warm_up)) * rate)
                 with snapshots.step(cursor.epoch, step, nll, gradient_norm, partial(dict, read)):
                     optimizer.step()
-                schedule.step()
+                average.after_step((average.epochs - 1) * epoch_steps + step)
                 cursor.add(nll * tokens, tokens)
                 cursor.carried = dict(carried)
                 inputs.checkpoint.after_step()
                 monitor.step(cursor.seen / epoch_tokens, cursor.mean_loss)
             model.eval()
-            if monitor.end_epoch(cursor.mean_loss, score(), cursor.seen):
-                snapshots.best_epoch()
+            with average.in_place():
+                if monitor.end_epoch(cursor.mean_loss, score(), cursor.seen):
+                    snapshots.best_epoch()
             cursor.end_epoch()
         return monitor.restore_best(), monitor.record()
 

@@ -278,6 +278,72 @@ class LstmSettings(Section):
     """Epochs; the best one counts."""
 
 
+class AwdLstmSettings(Section):
+    """The regularised LSTM of Merity et al. 2017: weight drop, locked dropouts, averaged weights."""
+
+    path: ClassVar[str] = "baselines.awd_lstm"
+
+    layers: Depth = 2
+    """Layers, all as wide as the embedding; the width follows from the parameters allowed."""
+    streams: Positive = 16
+    """The text is cut into so many streams, read side by side."""
+    window: Positive = 32
+    """Tokens of a stream per optimizer step, on average. Lengths vary, and with them the learning rate; one
+    in twenty is about half as long."""
+    word_dropout: Probability = 0.1
+    """Of whole words of the embedding, all along a window."""
+    input_dropout: Probability = 0.4
+    """Of what the first layer reads; like the other two the same elements all along a window."""
+    hidden_dropout: Probability = 0.25
+    """Of what one layer gives to the next."""
+    output_dropout: Probability = 0.4
+    """Of what the softmax reads."""
+    weight_dropout: Probability = 0.5
+    """Of the matrices from state to state, one draw for a window."""
+    activation: NonNegativeFloat = 2.0
+    """Weight of activation regularisation: the mean square of what the softmax reads."""
+    temporal_activation: NonNegativeFloat = 1.0
+    """Weight of temporal activation regularisation: the mean square of what the last layer's output changes
+    from token to token."""
+    average_after: Positive = 3
+    """Weights are averaged over all further steps once an epoch validates worse than the best one that so
+    many epochs or more were behind it."""
+    lr: PositiveFloat = 0.005
+    """AdamW's largest learning rate; it falls to a tenth along a cosine."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's decay."""
+    max_grad_norm: PositiveFloat = 0.25
+    """The gradient is clipped to this norm."""
+    max_epochs: Positive = 12
+    """Epochs; the best one counts."""
+
+
+class TransformerSettings(Section):
+    """A small transformer of today: rotary positions, RMSNorm before each part and of queries and keys,
+    squared ReLU, no biases."""
+
+    path: ClassVar[str] = "baselines.transformer"
+
+    layers: Depth = 4
+    """Layers; their width follows from the parameters allowed."""
+    heads: Annotated[int, Field(gt=0, le=1 << 10)] = 4
+    """Attention heads."""
+    window: Annotated[int, Field(ge=2)] = 128
+    """Tokens it sees at once; in scoring every token but the first ones sees at least half of that."""
+    batch_windows: Positive = 8
+    """Windows per optimizer step."""
+    dropout: Probability = 0.2
+    """Of embeddings, of what every part adds, and of what the softmax reads."""
+    lr: PositiveFloat = 0.003
+    """AdamW's largest learning rate; it rises for a tenth of the steps and falls along a cosine."""
+    weight_decay: NonNegativeFloat = 0.1
+    """AdamW's decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+    max_epochs: Positive = 10
+    """Epochs; the best one counts."""
+
+
 class Gpt2Settings(Section):
     """The GPT-2 baseline: transformers' own class, small; its width follows from the parameters allowed."""
 
@@ -320,7 +386,9 @@ class BaselineSettings(Section):
     """Configurations of the control without phase 1, as pairs of depths; none: the first of the
     `configurations`."""
     lstm: LstmSettings = LstmSettings()
+    awd_lstm: AwdLstmSettings = AwdLstmSettings()
     gpt2: Gpt2Settings = Gpt2Settings()
+    transformer: TransformerSettings = TransformerSettings()
 
 
 class SlurmSettings(Section):

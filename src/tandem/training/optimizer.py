@@ -1,7 +1,8 @@
 """What trainings by AdamW share: which parameters decay, how gradients are clipped, how the rate moves."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -24,6 +25,47 @@ def adamw(
     # A third of the time of the other one on a CPU (LOG.md).
     fused = all(parameter.device.type != "mps" for parameter in parameters)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class WeightAverage:
+    """The mean of the weights after each of the last steps (Polyak & Juditsky 1992).
+
+    It stands in the optimizer's state as `ax`, where torch.optim.ASGD has it, so that checkpoints have it.
+
+    epochs     over which it is taken, the present one included; 0: it is not taken.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+        self.epochs = epochs
+        self._optimizer = optimizer
+
+    @torch.no_grad()
+    def after_step(self, count: int) -> None:
+        """Add the weights as they are now, as the last of `count`."""
+        if self.epochs:
+            for parameter, state in self._optimizer.state.items():
+                if count == 1:
+                    state["ax"] = parameter.detach().clone()
+                else:
+                    state["ax"].lerp_(parameter, 1 / count)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the mean stands in place of the weights."""
+        weights = {p: p.detach() for p in self._optimizer.state} if self.epochs else {}
+        try:
+            for parameter in weights:
+                parameter.data = self._optimizer.state[parameter]["ax"]
+            yield
+        finally:
+            for parameter, own in weights.items():
+                parameter.data = own
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
