@@ -38,18 +38,24 @@ from tandem.training.progress import Watcher, silent
 from tandem.training.snapshots import Snapshots
 
 Patch = pytest.MonkeyPatch
-KINDS = {"lstm": "LSTM", "gpt2": "GPT-2", "kneser-ney": "KN-5", "bigram": "bigram", "unigram": "unigram"}
+NETWORKS = ("lstm", "awd-lstm", "gpt2", "transformer")
+KINDS = (*NETWORKS, "kneser-ney", "bigram", "unigram")
 NETWORK = {"max_epochs": 2, "max_grad_norm": 0.3, "weight_decay": 0.05}
 BASELINE = {
-    "models": tuple(KINDS),
+    "models": KINDS,
     "max_parameters": 9000,
     "lstm": {**NETWORK, "streams": 8, "lr": 0.02, "dropout": 0.5},
+    "awd_lstm": {**NETWORK, "streams": 8, "lr": 0.02, "average_after": 1, "max_epochs": 3},
     "gpt2": {**NETWORK, "layers": 1, "lr": 0.02, "window": 16, "batch_windows": 16},
+    "transformer": {**NETWORK, "layers": 2, "lr": 0.02, "window": 16, "batch_windows": 16},
 }
 
 
 def prepared(folder: Path, documents: list[str], **baselines: Any) -> TrainingInputs:
-    own = {name: {**BASELINE[name], **baselines.pop(name, {})} for name in ("lstm", "gpt2")}
+    own = {
+        name: {**BASELINE[name], **baselines.pop(name, {})}
+        for name in ("lstm", "awd_lstm", "gpt2", "transformer")
+    }
     text = write_jsonl(folder / "text.jsonl", documents)
     settings = short(text, configurations=((1, 1),), seeds=(1,), baselines={**BASELINE, **own, **baselines})
     return prepare(settings, lambda _: None)
@@ -454,6 +460,8 @@ def test_defects_of_baselines_are_named(
 
 PHRASES = ["文脈を畳み込み、", "次の語を予測する。", "一つのベクトルに", "読んだものを", "記憶して、"]
 JAPANESE = [f"第{n}章。" + "".join(random.Random(n).choices(PHRASES, k=30)) for n in range(40)]
+NO_DROPOUT = {f"{name}_dropout": 0.0 for name in ("word", "input", "hidden", "output", "weight")}
+AVERAGED = {**NO_DROPOUT, "lr": 0.3, "max_grad_norm": 9.0, "max_epochs": 5, "average_after": 1}
 UNUSUAL: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "three layers": ("lstm", sentences(12), {"lstm": {"layers": 3, "max_epochs": 1}}),
     "no dropout, no decay": ("lstm", sentences(12), {"lstm": {"dropout": 0.0, "weight_decay": 0.0}}),
@@ -468,6 +476,12 @@ UNUSUAL: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         sentences(7),
         {"gpt2": {"window": 3000, "max_epochs": 1}, "max_parameters": 60_000},
     ),
+    "an AWD-LSTM of one layer": ("awd-lstm", sentences(12), {"awd_lstm": {"layers": 1, "average_after": 9}}),
+    "windows of one token": ("awd-lstm", sentences(7), {"awd_lstm": {"window": 1, "max_epochs": 1}}),
+    "one window": ("awd-lstm", sentences(7), {"awd_lstm": {"window": 9999}}),
+    "weights that are averaged": ("awd-lstm", JAPANESE, {"awd_lstm": AVERAGED}),
+    "heads of two elements": ("transformer", sentences(12), {"transformer": {"heads": 8, "layers": 1}}),
+    "a short text, transformer": ("transformer", sentences(7), {"transformer": {"window": 3000}}),
     "a large learning rate": ("gpt2", sentences(12), {"gpt2": {"lr": 0.3, "max_grad_norm": 50.0}}),
     "a small learning rate": ("lstm", sentences(12), {"lstm": {"lr": 1e-6}}),
     "Japanese, LSTM": ("lstm", JAPANESE, {}),
@@ -477,6 +491,25 @@ UNUSUAL: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "order 7": ("kneser-ney", sentences(12), {"order": 7}),
     "a unigram": ("unigram", JAPANESE, {}),
 }
+
+
+def test_an_average_that_counts_a_step_too_much_is_named(tmp_path: Path, monkeypatch: Patch) -> None:
+    real = optimizer.WeightAverage.after_step
+    inputs = prepared(tmp_path, JAPANESE, awd_lstm=AVERAGED)
+    right = {check.name: check.status for check in checks_of(inputs, "awd-lstm", tmp_path)}
+    assert set(right.values()) == {"pass"}
+    monkeypatch.setattr(
+        optimizer.WeightAverage,
+        "after_step",
+        lambda self, count: real(self, count if count == 1 else count + 1),
+    )
+    wrong = {
+        check.name: check.figure
+        for check in checks_of(inputs, "awd-lstm", tmp_path)
+        if check.status == "fail"
+    }
+    assert wrong.keys() == {"steps"}
+    assert "the best one on the average of" in wrong["steps"]
 
 
 @pytest.mark.parametrize("shape", UNUSUAL)
@@ -490,7 +523,7 @@ def test_bf16_and_steps_too_large_to_be_kept(
     tiny_inputs: TrainingInputs, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     half = replace(tiny_inputs, execution=Execution(bfloat16=True))
-    for kind in ("lstm", "gpt2"):
+    for kind in NETWORKS:
         assert {check.status for check in checks_of(half, kind, tmp_path)} == {"pass"}
     monkeypatch.setattr(network_steps, "BUDGET_BYTES", 150_000)
     status = {c.name: c.status for c in checks_of(tiny_inputs, "lstm", tmp_path, Snapshots(150_000))}

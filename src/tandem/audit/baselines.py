@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tandem.audit.network_steps import IN_BFLOAT16, ON_A_GPU, TOLERANCE, Replay, start_findings
-from tandem.audit.networks import NETWORKS, Ids, PlainNetwork
+from tandem.audit.networks import Ids, PlainNetwork
 from tandem.audit.ngrams import NgramScore, score_kneser_ney, score_unigram
+from tandem.audit.peers import NETWORKS
 from tandem.audit.steps import EpochMeans, KeptStep, epoch_means, read_steps, unexplained
 from tandem.checksums import check_files
 from tandem.decoding import read_text
@@ -97,12 +98,9 @@ def baseline_checks(
 def _wrong_means(
     network: PlainNetwork, training: TrainingRecord, means: Sequence[EpochMeans], tokens: int
 ) -> Iterator[str]:
-    """Whether the history has the means of the steps' losses; rows that are cut short count as if whole."""
-    own, count = network.own, network.epoch_size(tokens)[1]
-    rows, width = (
-        (own.streams, own.window) if network.has_state else (own.batch_windows, min(own.window, tokens - 1))
-    )
-    losses = {mean.epoch: mean.over(count, rows * width) for mean in means}
+    """Whether the history has the means of the steps' losses; the last step may be a shorter one."""
+    count, size = network.epoch_size(tokens)[1], network.step_size(tokens)
+    losses = {mean.epoch: mean.over(count, size) for mean in means}
     for epoch in training.history:
         right = losses.get(epoch.epoch, epoch.train_nll_nats)
         if not math.isclose(epoch.train_nll_nats, right, rel_tol=SAME_MEAN):
@@ -151,10 +149,10 @@ class _Model:
         bfloat16 = there.precision == "bfloat16"
         limit = IN_BFLOAT16 if bfloat16 else limit
         replay = Replay(network, self.corpus.train.ids, self.seed, bfloat16, limit, draws)
-        found = replay.findings(self.steps, self.training.best_epoch, self.weights)
+        found = replay.findings(self.steps, self.training, self.weights)
         wrong = [*found, *self.between]
         shown = ", ".join(step.where for step in self.steps)
-        if not draws and network.own.dropout > 0:
+        if not draws and network.drops:
             replay.notes.append(f"losses and weights, as dropout was drawn on {there.device}")
         if not wrong and not self.steps:
             return unchecked("steps", looked_at, "its steps were too large to be kept")

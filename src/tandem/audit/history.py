@@ -85,8 +85,8 @@ def _other_settings(record: RunRecord, settings: Settings, allowed: int | None) 
 
 
 def _network_section(record: RunRecord, settings: Settings) -> Any:
-    """Settings of the LSTM or GPT-2; None of other baselines, which train nothing or bring their own."""
-    return getattr(settings.baselines, record.kind) if record.kind in NETWORKS else None
+    """Settings of a network; None of other baselines, which train nothing or bring their own."""
+    return getattr(settings.baselines, record.kind.replace("-", "_")) if record.kind in NETWORKS else None
 
 
 # All runs

@@ -122,7 +122,7 @@ class EpochMeans:
     gradient_norm: float
     last_loss: float
 
-    def over(self, count: int, size: int) -> float:
+    def over(self, count: int, size: float) -> float:
         """The mean loss over `count` positions, `size` in each step but the last one."""
         rest = count - size * (self.steps - 1)
         return ((self.loss * self.steps - self.last_loss) * size + self.last_loss * rest) / count

@@ -123,7 +123,7 @@ class AwdLstmBaseline(NetworkBaseline):
 
 
 def read_tokens(
-    model: nn.ModuleDict, ids: Tensor, state: State | None = None, own: AwdLstmSettings | None = None
+    model: Any, ids: Tensor, state: State | None = None, own: AwdLstmSettings | None = None
 ) -> tuple[Tensor, Tensor, State]:
     """ids [T, B] → output of the last layer, the same after dropout, both [T, B, E], and the state after it.
 

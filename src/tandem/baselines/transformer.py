@@ -48,25 +48,24 @@ class TransformerBaseline(WindowBaseline):
 
         own = settings.baselines.transformer
 
-        def matrix(rows: int, columns: int) -> nn.Linear:
+        def matrix(rows: int, columns: int, scale: float = 1.0) -> nn.Linear:
             linear = nn.Linear(columns, rows, bias=False)
-            nn.init.normal_(linear.weight, std=columns**-0.5)
+            nn.init.normal_(linear.weight, std=scale * columns**-0.5)
             return linear
 
         def layer() -> nn.ModuleDict:
-            parts = {
-                "attention_norm": nn.RMSNorm(width),
-                "attention": matrix(3 * width, width),
-                "query_norm": nn.RMSNorm(width // own.heads),
-                "key_norm": nn.RMSNorm(width // own.heads),
-                "attention_out": matrix(width, width),
-                "mlp_norm": nn.RMSNorm(width),
-                "mlp": matrix(4 * width, width),
-                "mlp_out": matrix(width, 4 * width),
-            }
-            nn.init.zeros_(parts["attention_out"].weight)
-            nn.init.zeros_(parts["mlp_out"].weight)
-            return nn.ModuleDict(parts)
+            return nn.ModuleDict(
+                {
+                    "attention_norm": nn.RMSNorm(width),
+                    "attention": matrix(3 * width, width),
+                    "query_norm": nn.RMSNorm(width // own.heads),
+                    "key_norm": nn.RMSNorm(width // own.heads),
+                    "attention_out": matrix(width, width, 0.0),
+                    "mlp_norm": nn.RMSNorm(width),
+                    "mlp": matrix(4 * width, width),
+                    "mlp_out": matrix(width, 4 * width, 0.0),
+                }
+            )
 
         embedding = nn.Embedding(vocab_size, width)
         nn.init.normal_(embedding.weight, std=0.02)
@@ -96,9 +95,9 @@ class TransformerBaseline(WindowBaseline):
             # [3, B, heads, t, size]
             parts = layer["attention"](layer["attention_norm"](hidden))
             query, key, value = parts.view(batch, length, 3, -1, size).permute(2, 0, 3, 1, 4)
-            query = rotated(layer["query_norm"](query), cos, sin)
-            key = rotated(layer["key_norm"](key), cos, sin)
-            mixed = F.scaled_dot_product_attention(query, key, value.to(query.dtype), is_causal=True)
+            query = rotated(layer["query_norm"](query.float()), cos, sin).to(value.dtype)
+            key = rotated(layer["key_norm"](key.float()), cos, sin).to(value.dtype)
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
             hidden = hidden + drop(layer["attention_out"](mixed.transpose(1, 2).flatten(2)))
             active = layer["mlp"](layer["mlp_norm"](hidden)).relu().square()
             hidden = hidden + drop(layer["mlp_out"](active))

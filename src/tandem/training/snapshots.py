@@ -1,9 +1,9 @@
 """A few optimizer steps of a training, kept whole, so that the audit can take them again by code of its own.
 
 Of a step are kept: the trained weights, AdamW's two moments and a mean of weights before it, what it read,
-its loss, the length of its gradient, its learning rate, and the weights after it. Of every epoch: fingerprints
-of the weights that its first step found and its last step left, so that nothing else can have changed them;
-and the sums of its steps' losses and gradient norms, to which the history is held.
+its loss, the length of its gradient, its learning rate, and the weights after it. Of every epoch are kept:
+fingerprints of the weights that its first step found and its last step left, so that nothing else can have
+changed them; and the sums of its steps' losses and gradient norms, to which the history is held.
 """
 
 import json
