@@ -70,11 +70,12 @@ def settings_of(embed_dim: int = 12, **changed: Any) -> Settings:
         own.model_copy(update={name: changed[name] for name in changed if name in type(own).model_fields})
         for own in (LSTM, AWD_LSTM, GPT2, TRANSFORMER)
     )
+    budget = {name: changed[name] for name in ("seconds", "learning_rates") if name in changed}
     plain = Settings(data=DataSettings(train="a.txt"))
     return plain.model_copy(
         update={
             "model": plain.model.model_copy(update={"embed_dim": embed_dim}),
-            "baselines": BaselineSettings(lstm=lstm, awd_lstm=awd, gpt2=gpt2, transformer=decoder),
+            "baselines": BaselineSettings(lstm=lstm, awd_lstm=awd, gpt2=gpt2, transformer=decoder, **budget),
             "phase2": Phase2Settings(chunk_positions=100),
         }
     )
@@ -446,6 +447,54 @@ def test_rotary_products_depend_on_the_distance_alone() -> None:
         torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-5, rtol=0)
     assert products[0, 0] == pytest.approx(float(query @ key), abs=1e-5)
     assert abs(float(products[1, 0] - products[0, 0])) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_a_network_is_given_seconds(kind: str) -> None:
+    ticks: list[Tick] = []
+    result = fit(kind, on_tick=ticks.append, seconds=0.7)
+    assert (training := result.training) is not None
+    assert training.stopped == "seconds"
+    assert training.seconds_s >= 0.7
+    steps = BASELINES[kind].epoch_size(settings_of(), len(TASK.train))[0]  # type: ignore[attr-defined]
+    assert training.steps is not None
+    assert (training.epochs - 1) * steps < training.steps <= training.epochs * steps
+    assert {tick.unit for tick in ticks} == {"second"}
+    assert all(epoch.seconds_s < 0.7 for epoch in training.history[:-1])
+    done = [tick.done for tick in ticks]
+    assert done == sorted(done)
+    assert max(done) <= 0.7
+
+
+def test_seconds_that_are_over_at_once_give_two_steps_at_most() -> None:
+    training = fit("lstm", seconds=1e-6).training
+    assert training is not None
+    assert training.steps in (1, 2)
+    assert [epoch.epoch for epoch in training.history] == [1]
+
+
+def test_timed_rates_are_those_of_steps() -> None:
+    for warm_up in (0.0, 0.1):
+        for step in range(0, 1000, 7):
+            by_step = cosine_share(step, 1001, round(1000 * warm_up))
+            assert optimizer.timed_share(step / 1000, warm_up) == pytest.approx(by_step, abs=0.011)
+    assert optimizer.timed_share(1.2, 0.1) == pytest.approx(0.1)
+
+
+def test_the_best_of_several_learning_rates_is_taken() -> None:
+    rates = (1e-4, 0.02, 1e30)
+    found = fit("lstm", learning_rates=rates)
+    plain = fit("lstm", lr=0.02)
+    assert found.training is not None
+    assert plain.training is not None
+    assert found.training.lr == 0.02
+    assert plain.training.lr is None
+    assert [trial.lr for trial in found.training.search] == list(rates)
+    assert found.training.search[1].validation_nll_nats == found.score.nll_nats == plain.score.nll_nats
+    assert found.training.search[2].validation_nll_nats == math.inf
+    assert np.array_equal(found.score.losses, plain.score.losses)
+    with pytest.raises(NonFiniteLossError, match=r"baselines\.learning_rates"):
+        fit("lstm", learning_rates=(1e30,))
 
 
 def check_score(score: Any, logits: torch.Tensor, ids: torch.Tensor) -> None:

@@ -95,9 +95,20 @@ class Replay:
         """Whether these are the steps of the settings; whether the best one led to these weights."""
         best_epoch = training.best_epoch
         end, epochs = self.network.epoch_size(len(self.train))[0], self.network.own.max_epochs
+        last = end
+        if self.network.limit_s is not None and training.steps is not None:
+            epochs, last = training.epochs, training.steps - (training.epochs - 1) * end
+            if not 1 <= last <= end:
+                yield f"{training.steps} steps are not those of {epochs} epochs, of {end} steps each"
+                return
+
+        def end_of(epoch: int) -> tuple[int, int]:
+            return epoch, last if epoch == epochs else end
+
         # Which are kept, the most important first.
-        second = (1, 2) if end > 1 else (2, 1)
-        wanted = [(epochs, end), (best_epoch, end), (1, 1), *([second] if end * epochs > 1 else []), (1, end)]
+        second = (1, 2) if end_of(1)[1] > 1 else (2, 1)
+        several = [second] if end_of(1)[1] > 1 or epochs > 1 else []
+        wanted = [end_of(epochs), end_of(best_epoch), (1, 1), *several, end_of(1)]
         sizes = [sum(part.nbytes for part in step.tensors.values()) for step in steps]
         size = max([4 * sum(weight.nbytes for weight in weights.values()), *sizes])
         there = {(step.epoch, step.step): step for step in steps}
@@ -107,12 +118,13 @@ class Replay:
         for epoch, step in wanted[: max(size <= 4 * BUDGET_BYTES, BUDGET_BYTES // size)]:
             if (epoch, step) not in there:
                 yield f"training did not come to step {step} of epoch {epoch}, as the settings say"
-        if steps and (epochs, end) < (steps[-1].epoch, steps[-1].step):
-            yield f"training came to {steps[-1].where}, by the settings to step {end} of epoch {epochs}"
-        if (best := there.get((best_epoch, end))) is not None:
+        if steps and (epochs, last) < (steps[-1].epoch, steps[-1].step):
+            yield f"training came to {steps[-1].where}, by the settings to step {last} of epoch {epochs}"
+        yield from self._times(steps, training)
+        if (best := there.get(end_of(best_epoch))) is not None:
             losses = [epoch.validation_nll_nats for epoch in training.history]
-            last = self.network.unaveraged(losses[: best_epoch - 1])
-            averaged = 0 if last is None else (best_epoch - 1 - last) * end + best.step
+            before = self.network.unaveraged(losses[: best_epoch - 1])
+            averaged = 0 if before is None else (best_epoch - 1 - before) * end + best.step
             after = _averaged(best, averaged) if averaged else best.of("after")
             if other := [
                 name
@@ -124,12 +136,25 @@ class Replay:
                 mean = f" on the average of {averaged} steps" if averaged else ""
                 yield f"the saved weights are not those after {best.where}, the best one{mean} ({other[0]})"
 
+    def _times(self, steps: Sequence[KeptStep], training: TrainingRecord) -> Iterator[str]:
+        """Where training is given seconds, whether each step has some that its epoch had."""
+        if self.network.limit_s is None:
+            return
+        ends = {0: 0.0, **{epoch.epoch: epoch.seconds_s for epoch in training.history}}
+        for step in steps:
+            first, last = ends.get(step.epoch - 1, math.inf), ends.get(step.epoch, 0.0)
+            if step.seconds_s is None or not first <= step.seconds_s <= last:
+                yield (
+                    f"{step.where} was made after {step.seconds_s} s, and its epoch took those from "
+                    f"{first:.3f} to {last:.3f}"
+                )
+
     def _step(self, step: KeptStep) -> Iterator[str]:
         network, tokens = self.network, len(self.train)
         number = (step.epoch - 1) * network.epoch_size(tokens)[0] + step.step
         left = self._left if self._left is not None and self._left.number == number - 1 else None
         self._left = None
-        lr, read = network.learning_rate(tokens, number), step.of("read")
+        lr, read = network.learning_rate(tokens, number, step.seconds_s), step.of("read")
         lr *= network.rate(tokens, self.seed, step.epoch, step.step)
         if step.steps_before != number - 1:
             yield f"{step.steps_before} steps were made before {step.where}, the settings say {number - 1}"

@@ -40,6 +40,8 @@ class PlainNetwork(ABC):
 
     own         its section of the settings.
     embedding   the name of the weights [V, E] that are both the first and the last layer.
+    lr          the largest learning rate: of its section, or another one that was chosen.
+    limit_s     the seconds that training is given; none: it is given epochs.
     penalty     what training adds to the loss of the tokens that were read last.
     """
 
@@ -54,6 +56,8 @@ class PlainNetwork(ABC):
     def __init__(self, settings: Settings, weights: Mapping[str, Tensor], seed: int) -> None:
         """As large as the `weights`, with those that the seed draws. Raises KeyError without their widths."""
         self.own: Any = settings.section(f"baselines.{self.name}")
+        self.lr: float = self.own.lr
+        self.limit_s = settings.baselines.seconds
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, self.name))
             self.module = self._drawn(settings, weights)
@@ -110,14 +114,23 @@ class PlainNetwork(ABC):
         """Where it computes."""
         return next(self.module.parameters()).device
 
-    def learning_rate(self, tokens: int, step: int) -> float:
-        """At a step of the whole training, from 1: a linear rise, then half a cosine down to a tenth."""
+    def learning_rate(self, tokens: int, step: int, seconds_s: float | None = None) -> float:
+        """At a step of the whole training, from 1: a linear rise, then half a cosine down to a tenth.
+
+        Where it is given seconds, by those that were used before.
+        """
+        if self.limit_s is not None and seconds_s is not None:
+            used = seconds_s / self.limit_s
+            if used < self.warm_up:
+                return self.lr * used / self.warm_up
+            done = min(1.0, (used - self.warm_up) / (1 - self.warm_up))
+            return self.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
         steps = self.epoch_size(tokens)[0] * self.own.max_epochs
         rise = round(steps * self.warm_up)
         if step <= rise:
-            return self.own.lr * step / (rise + 1)
+            return self.lr * step / (rise + 1)
         done = (step - 1 - rise) / max(1, steps - 1 - rise)
-        return self.own.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
+        return self.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
 
     @torch.no_grad()
     def losses(

@@ -375,16 +375,24 @@ class BaselineSettings(Section):
     path: ClassVar[str] = "baselines"
 
     models: tuple[Annotated[str, OneOf("tandem.baselines:BASELINES")], ...] = ()
-    """Which ones: `kneser-ney` (interpolated, modified), `lstm`, `gpt2`, `untrained` (a ContextBlock with
-    random weights), `bigram`, `unigram`. `tandem experiment --baselines` runs all."""
+    """Which ones: `kneser-ney` (interpolated, modified), `lstm`, `awd-lstm`, `gpt2`, `transformer`,
+    `untrained` (a ContextBlock with random weights), `bigram`, `unigram`. `tandem experiment --baselines`
+    runs all."""
     order: Annotated[int, Field(ge=2, le=8)] = 5
     """Kneser-Ney: tokens of the longest n-grams."""
     max_parameters: Positive | None = None
-    """Parameters that the LSTM and the GPT-2 may have. All of them are trained. None: as many as the smallest
+    """Parameters that each network may have. All of them are trained. None: as many as the smallest
     of the `configurations` has in all."""
     untrained: tuple[tuple[Depth, Depth], ...] | None = None
     """Configurations of the control without phase 1, as pairs of depths; none: the first of the
     `configurations`."""
+    seconds: PositiveFloat | None = None
+    """Seconds that the training of each network takes, scores between its epochs included. Its learning rate
+    falls to its end over them, whatever its `max_epochs`. Results then depend on the machine; none: epochs.
+    The score at the end comes on top."""
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    """Each network is trained with every one of these, on its whole schedule. Then it is trained again with
+    the one that validates best, and the seconds of the search count apart. Empty: its own `lr` alone."""
     lstm: LstmSettings = LstmSettings()
     awd_lstm: AwdLstmSettings = AwdLstmSettings()
     gpt2: Gpt2Settings = Gpt2Settings()

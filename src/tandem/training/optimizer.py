@@ -88,6 +88,14 @@ def cosine_share(step: int, steps: int, warm_up: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * min(1.0, done))
 
 
+def timed_share(used: float, warm_up: float) -> float:
+    """The same by the share of the seconds that is used: a linear rise over `warm_up`, then that cosine."""
+    if used < warm_up:
+        return used / warm_up
+    done = (used - warm_up) / (1 - warm_up)
+    return 0.55 + 0.45 * math.cos(math.pi * min(1.0, done))
+
+
 def linear_share(step: int, steps: int, warm_up: int) -> float:
     """Share of the largest learning rate at `step` (from 0): a rise over `warm_up` steps, a fall to zero."""
     return min(1.0, (step + 1) / max(1, warm_up)) * (1 - step / steps)
