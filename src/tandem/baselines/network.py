@@ -241,8 +241,8 @@ class NetworkBaseline(Baseline):
                 monitor.check_finite(nll, gradient_norm, f"step {step}")
                 ends = limit_s is not None and seconds_s is not None and seconds_s >= limit_s
                 set_rate(optimizer, search.lr * share(seconds_s) * rate)
-                kept: partial[dict[str, Tensor]] = partial(dict, read)
-                with snapshots.step(cursor.epoch, step, nll, gradient_norm, kept, seconds_s, ends):
+                of_step: partial[dict[str, Tensor]] = partial(dict, read)
+                with snapshots.step(cursor.epoch, step, nll, gradient_norm, of_step, seconds_s, ends):
                     optimizer.step()
                 average.after_step((average.epochs - 1) * epoch_steps + step)
                 cursor.add(nll * tokens, tokens)
