@@ -14,11 +14,23 @@ import torch
 from conftest import sentences, short, write_jsonl
 from naive_kneser_ney import NaiveKneserNey
 from torch import Tensor
+from torch.nn import functional
 
 from tandem.audit import audit, network_steps
 from tandem.audit.baselines import baseline_checks, unchecked
 from tandem.audit.ngrams import score_kneser_ney
-from tandem.baselines import BASELINES, BaselineInputs, Fitted, kneser_ney, lstm, ngram
+from tandem.baselines import (
+    BASELINES,
+    BaselineInputs,
+    Fitted,
+    awd_lstm,
+    kneser_ney,
+    lstm,
+    ngram,
+    rates,
+    transformer,
+)
+from tandem.baselines.awd_lstm import AwdLstmBaseline
 from tandem.baselines.gpt2 import Gpt2Baseline
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.baselines.lstm import LstmBaseline
@@ -285,6 +297,28 @@ def noise(fitted: Fitted) -> Fitted:
     return replace(fitted, weights={name: weight + 0.02 for name, weight in fitted.weights.items()})
 
 
+def even_windows(length: int, window: int, _: Any) -> list[int]:
+    return [*range(0, length, window), length]
+
+
+def changed_steps(**fields: Any) -> Callable[[Patch], None]:
+    real = AwdLstmBaseline.losses
+    return lambda patch: patch.setattr(
+        AwdLstmBaseline, "losses", lambda *given: (step._replace(**fields) for step in real(*given))
+    )
+
+
+def without_weight_drop(inputs: BaselineInputs) -> BaselineInputs:
+    base = inputs.settings.baselines
+    own = base.awd_lstm.model_copy(update={"weight_dropout": 0.0})
+    changed = base.model_copy(update={"awd_lstm": own})
+    return replace(inputs, settings=inputs.settings.model_copy(update={"baselines": changed}))
+
+
+def sees_all(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
+
+
 DEFECTS: dict[str, tuple[str, Callable[[Patch], None], str, str]] = {
     "the LSTM reads the future": (
         "lstm",
@@ -417,6 +451,42 @@ DEFECTS: dict[str, tuple[str, Callable[[Patch], None], str, str]] = {
         "perplexity",
         "accuracy 0.9000",
     ),
+    "windows of one length": (
+        "awd-lstm",
+        lambda patch: patch.setattr(awd_lstm, "window_bounds", even_windows),
+        "steps",
+        "step 1 of epoch 1 read other tokens than the settings",
+    ),
+    "a learning rate that ignores the window": (
+        "awd-lstm",
+        changed_steps(rate=1.0),
+        "steps",
+        "the learning rate of step 1 of epoch 1 was",
+    ),
+    "no activation regularisation": (
+        "awd-lstm",
+        changed_steps(penalty=None),
+        "steps",
+        "the gradient of step 1 of epoch 1 was",
+    ),
+    "no weight drop": (
+        "awd-lstm",
+        lambda patch: changed_inputs(patch, "awd-lstm", without_weight_drop),
+        "steps",
+        "the loss of step 1 of epoch 1 was",
+    ),
+    "a transformer without a causal mask": (
+        "transformer",
+        lambda patch: patch.setattr(functional, "scaled_dot_product_attention", sees_all),
+        "perplexity",
+        "tokens that come later, read as well, give it",
+    ),
+    "no positions": (
+        "transformer",
+        lambda patch: patch.setattr(transformer, "rotated", lambda values, *_: values),
+        "perplexity",
+        "no known mistake",
+    ),
     "other discounts": ("kneser-ney", other_discounts, "perplexity", "NLL"),
     "no continuation counts": ("kneser-ney", raw_counts, "perplexity", "NLL"),
     "order 4": ("kneser-ney", of_order(4), "perplexity", "NLL"),
@@ -513,6 +583,30 @@ def test_an_average_that_counts_a_step_too_much_is_named(tmp_path: Path, monkeyp
     }
     assert wrong.keys() == {"steps"}
     assert "the best one on the average of" in wrong["steps"]
+
+
+BUDGETS: dict[str, tuple[dict[str, Any], Any, str, Any]] = {
+    "a rate that does not fall": ({"seconds": 1.0}, optimizer, "timed_share", lambda *_: 1.0),
+    "the worst of two rates": (
+        {"learning_rates": (1e-6, 0.02)},
+        rates.RateSearch,
+        "lr",
+        property(lambda self: self.rates[0 if len(self.trials) == 2 else len(self.trials)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", BUDGETS)
+def test_another_learning_rate_than_that_of_the_budget_is_named(
+    defect: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    budget, place, name, wrong = BUDGETS[defect]
+    inputs = prepared(tmp_path, sentences(12), **budget)
+    monkeypatch.setattr(place, name, wrong)
+    found = {
+        check.name: check.figure for check in checks_of(inputs, "lstm", tmp_path) if check.status == "fail"
+    }
+    assert "the learning rate of step" in found["steps"]
 
 
 @pytest.mark.parametrize("shape", UNUSUAL)

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ from tandem.settings import (
     Settings,
     TransformerSettings,
 )
+from tandem.stopping import Stopped
 from tandem.training import optimizer
+from tandem.training.checkpoint import Checkpoint, Stopwatch
 from tandem.training.optimizer import cosine_share
 from tandem.training.progress import OnTick, Tick, silent
 
@@ -464,6 +467,32 @@ def test_a_network_is_given_seconds(kind: str) -> None:
     done = [tick.done for tick in ticks]
     assert done == sorted(done)
     assert max(done) <= 0.7
+
+
+def test_a_stopped_training_goes_on_with_the_seconds_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = task(TASK.train, TASK.validation, seconds=1.0)
+    after_step, done = Checkpoint.after_step, [0]
+
+    def stopped(checkpoint: Checkpoint) -> None:
+        after_step(checkpoint)
+        done[0] += 1
+        if done[0] == 12:
+            raise Stopped(15)
+
+    def fit_again() -> Fitted:
+        checkpoint = Checkpoint(tmp_path / "one.safetensors", every_s=0.0)
+        return BASELINES["lstm"].fit(replace(inputs, checkpoint=checkpoint))
+
+    monkeypatch.setattr(Checkpoint, "after_step", stopped)
+    with pytest.raises(Stopped):
+        fit_again()
+    monkeypatch.setattr(Stopwatch, "seconds_s", property(lambda _: 1.5))  # as if the first part took as long
+    training = fit_again().training
+    assert training is not None
+    assert training.steps == 13  # one more, with which the epoch ends
+    assert training.stopped == "seconds"
 
 
 def test_seconds_that_are_over_at_once_give_two_steps_at_most() -> None:

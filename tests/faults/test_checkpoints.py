@@ -46,6 +46,15 @@ KINDS: dict[str, dict[str, Any]] = {
             "transformer": {"max_epochs": 2, "layers": 1, "window": 32, "batch_windows": 16},
         },
     },
+    "rates": {
+        "phase2": {"max_epochs": 1},
+        "baselines": {
+            "models": ("lstm",),
+            "max_parameters": 9000,
+            "learning_rates": (0.0001, 0.02),
+            "lstm": {"max_epochs": 2, "window": 64},
+        },
+    },
 }
 
 
