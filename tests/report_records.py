@@ -247,7 +247,7 @@ def make_record(
 BASELINES: dict[str, tuple[str, float, bool, int]] = {
     "kneser-ney": ("KN-5", 5.02, False, 3_911_204),
     "lstm": ("LSTM", 4.70, True, 40_190_000),
-    "awd-lstm": ("AWD-LSTM", 4.66, True, 40_195_000),
+    "awd-lstm": ("AWD-LSTM", 4.82, True, 40_195_000),
     "gpt2": ("GPT-2", 4.81, True, 40_205_000),
     "transformer": ("Transformer", 4.77, True, 40_207_000),
     "untrained": ("C1T1-untrained", 4.94, True, 40_210_000),

@@ -438,7 +438,7 @@ def test_perplexity_against_seconds_has_every_model_and_the_front() -> None:
     seconds = {"KN-5": 2.0, "unigram": 0.5, "bigram": 3.0, "LSTM": 40.0}
     records = [r.model_copy(update={"seconds_alone_s": seconds.get(r.configuration, 90.0)}) for r in records]
     analysis = Analysis(records, None)
-    texts = load_texts("en")
+    texts = Texts("en")
     assert "best for its time" in (drawn_svg("x", draw, analysis, texts) or "")
     points = {str(line.get_label()): line.get_xydata() for line in drawn[0].lines}
     assert points.keys() == {*analysis.models, "@pareto_front"}
