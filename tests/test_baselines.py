@@ -472,13 +472,13 @@ def test_a_network_is_given_seconds(kind: str) -> None:
 def test_a_stopped_training_goes_on_with_the_seconds_that_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = task(TASK.train, TASK.validation, seconds=1.0)
+    inputs = task(TASK.train, TASK.validation, seconds=1000.0)
     after_step, done = Checkpoint.after_step, [0]
 
     def stopped(checkpoint: Checkpoint) -> None:
         after_step(checkpoint)
         done[0] += 1
-        if done[0] == 12:
+        if done[0] == 3:
             raise Stopped(15)
 
     def fit_again() -> Fitted:
@@ -488,10 +488,12 @@ def test_a_stopped_training_goes_on_with_the_seconds_that_it_had(
     monkeypatch.setattr(Checkpoint, "after_step", stopped)
     with pytest.raises(Stopped):
         fit_again()
-    monkeypatch.setattr(Stopwatch, "seconds_s", property(lambda _: 1.5))  # as if the first part took as long
+    monkeypatch.setattr(
+        Stopwatch, "seconds_s", property(lambda _: 1500.0)
+    )  # as if the first part took as long
     training = fit_again().training
     assert training is not None
-    assert training.steps == 13  # one more, with which the epoch ends
+    assert training.steps == 4  # one more, with which the epoch ends
     assert training.stopped == "seconds"
 
 

@@ -324,23 +324,23 @@ class TransformerSettings(Section):
 
     path: ClassVar[str] = "baselines.transformer"
 
-    layers: Depth = 4
+    layers: Depth = 2
     """Layers; their width follows from the parameters allowed."""
     heads: Annotated[int, Field(gt=0, le=1 << 10)] = 4
     """Attention heads."""
-    window: Annotated[int, Field(ge=2)] = 128
+    window: Annotated[int, Field(ge=2)] = 64
     """Tokens it sees at once; in scoring every token but the first ones sees at least half of that."""
     batch_windows: Positive = 8
     """Windows per optimizer step."""
-    dropout: Probability = 0.2
+    dropout: Probability = 0.1
     """Of embeddings, of what every part adds, and of what the softmax reads."""
-    lr: PositiveFloat = 0.003
+    lr: PositiveFloat = 0.01
     """AdamW's largest learning rate; it rises for a tenth of the steps and falls along a cosine."""
     weight_decay: NonNegativeFloat = 0.1
     """AdamW's decay."""
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
-    max_epochs: Positive = 10
+    max_epochs: Positive = 8
     """Epochs; the best one counts."""
 
 
