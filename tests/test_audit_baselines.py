@@ -57,7 +57,7 @@ BASELINE = {
     "models": KINDS,
     "max_parameters": 9000,
     "lstm": {**NETWORK, "streams": 8, "lr": 0.02, "dropout": 0.5},
-    "awd_lstm": {**NETWORK, "streams": 8, "lr": 0.02, "average_after": 1, "max_epochs": 3},
+    "awd_lstm": {**NETWORK, "layers": 2, "streams": 8, "lr": 0.02, "average_after": 1, "max_epochs": 3},
     "gpt2": {**NETWORK, "layers": 1, "lr": 0.02, "window": 16, "batch_windows": 16},
     "transformer": {**NETWORK, "layers": 2, "lr": 0.02, "window": 16, "batch_windows": 16},
 }

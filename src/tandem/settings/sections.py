@@ -283,38 +283,38 @@ class AwdLstmSettings(Section):
 
     path: ClassVar[str] = "baselines.awd_lstm"
 
-    layers: Depth = 2
+    layers: Depth = 1
     """Layers, all as wide as the embedding; the width follows from the parameters allowed."""
     streams: Positive = 16
     """The text is cut into so many streams, read side by side."""
     window: Positive = 32
     """Tokens of a stream per optimizer step, on average. Lengths vary, and with them the learning rate; one
     in twenty is about half as long."""
-    word_dropout: Probability = 0.1
+    word_dropout: Probability = 0.05
     """Of whole words of the embedding, all along a window."""
-    input_dropout: Probability = 0.4
+    input_dropout: Probability = 0.15
     """Of what the first layer reads; like the other two the same elements all along a window."""
-    hidden_dropout: Probability = 0.25
+    hidden_dropout: Probability = 0.15
     """Of what one layer gives to the next."""
-    output_dropout: Probability = 0.4
+    output_dropout: Probability = 0.25
     """Of what the softmax reads."""
-    weight_dropout: Probability = 0.5
+    weight_dropout: Probability = 0.2
     """Of the matrices from state to state, one draw for a window."""
-    activation: NonNegativeFloat = 2.0
+    activation: NonNegativeFloat = 0.1
     """Weight of activation regularisation: the mean square of what the softmax reads."""
-    temporal_activation: NonNegativeFloat = 1.0
+    temporal_activation: NonNegativeFloat = 0.1
     """Weight of temporal activation regularisation: the mean square of what the last layer's output changes
     from token to token."""
     average_after: Positive = 3
     """Weights are averaged over all further steps once an epoch validates worse than the best one that so
     many epochs or more were behind it."""
-    lr: PositiveFloat = 0.005
+    lr: PositiveFloat = 0.01
     """AdamW's largest learning rate; it falls to a tenth along a cosine."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's decay."""
-    max_grad_norm: PositiveFloat = 0.25
+    max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
-    max_epochs: Positive = 12
+    max_epochs: Positive = 14
     """Epochs; the best one counts."""
 
 
