@@ -152,6 +152,11 @@ def other_adamw(change: Callable[..., Any]) -> Callable[[Patch], None]:
     return lambda patch: patch.setattr(optimizer, "adamw", lambda *given: change(real, *given))
 
 
+def own_rate(patch: Patch) -> None:
+    real = optimizer.set_rate
+    patch.setattr(optimizer, "set_rate", lambda steps, _: real(steps, 0.001))
+
+
 def one_decay(_real: Any, parameters: Any, decay: float, lr: float) -> Any:
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
 
@@ -341,7 +346,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Patch], None], str, str]] = {
     ),
     "a learning rate of its own": (
         "lstm",
-        other_adamw(lambda real, parameters, decay, _: real(parameters, decay, 0.001)),
+        own_rate,
         "steps",
         "the learning rate of step 1 of epoch 1 was 0.001, the settings say 0.02",
     ),
