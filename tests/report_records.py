@@ -247,7 +247,9 @@ def make_record(
 BASELINES: dict[str, tuple[str, float, bool, int]] = {
     "kneser-ney": ("KN-5", 5.02, False, 3_911_204),
     "lstm": ("LSTM", 4.70, True, 40_190_000),
+    "awd-lstm": ("AWD-LSTM", 4.82, True, 40_195_000),
     "gpt2": ("GPT-2", 4.81, True, 40_205_000),
+    "transformer": ("Transformer", 4.77, True, 40_207_000),
     "untrained": ("C1T1-untrained", 4.94, True, 40_210_000),
     "bigram": ("bigram", 5.61, False, 912_345),
     "unigram": ("unigram", 7.02, False, 50_257),
@@ -265,7 +267,7 @@ def make_baseline(
     label = label if variant is None else f"{variant}-{label}"
     own = make_record(1, 1, seed, variant=variant)
     nll = usual + 0.02 * seeded * random.Random(f"{label} {seed}").gauss(0, 1) if nll is None else nll
-    untrained, network = kind == "untrained", kind in ("lstm", "gpt2")
+    untrained, network = kind == "untrained", kind in ("lstm", "awd-lstm", "gpt2", "transformer")
     fields: dict[str, object] = {
         "run": f"{label}-seed{seed}" if seeded else label,
         "kind": kind,

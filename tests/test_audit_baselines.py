@@ -14,11 +14,23 @@ import torch
 from conftest import sentences, short, write_jsonl
 from naive_kneser_ney import NaiveKneserNey
 from torch import Tensor
+from torch.nn import functional
 
 from tandem.audit import audit, network_steps
 from tandem.audit.baselines import baseline_checks, unchecked
 from tandem.audit.ngrams import score_kneser_ney
-from tandem.baselines import BASELINES, BaselineInputs, Fitted, kneser_ney, lstm, ngram
+from tandem.baselines import (
+    BASELINES,
+    BaselineInputs,
+    Fitted,
+    awd_lstm,
+    kneser_ney,
+    lstm,
+    ngram,
+    rates,
+    transformer,
+)
+from tandem.baselines.awd_lstm import AwdLstmBaseline
 from tandem.baselines.gpt2 import Gpt2Baseline
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.baselines.lstm import LstmBaseline
@@ -38,18 +50,24 @@ from tandem.training.progress import Watcher, silent
 from tandem.training.snapshots import Snapshots
 
 Patch = pytest.MonkeyPatch
-KINDS = {"lstm": "LSTM", "gpt2": "GPT-2", "kneser-ney": "KN-5", "bigram": "bigram", "unigram": "unigram"}
+NETWORKS = ("lstm", "awd-lstm", "gpt2", "transformer")
+KINDS = (*NETWORKS, "kneser-ney", "bigram", "unigram")
 NETWORK = {"max_epochs": 2, "max_grad_norm": 0.3, "weight_decay": 0.05}
 BASELINE = {
-    "models": tuple(KINDS),
+    "models": KINDS,
     "max_parameters": 9000,
     "lstm": {**NETWORK, "streams": 8, "lr": 0.02, "dropout": 0.5},
+    "awd_lstm": {**NETWORK, "layers": 2, "streams": 8, "lr": 0.02, "average_after": 1, "max_epochs": 3},
     "gpt2": {**NETWORK, "layers": 1, "lr": 0.02, "window": 16, "batch_windows": 16},
+    "transformer": {**NETWORK, "layers": 2, "lr": 0.02, "window": 16, "batch_windows": 16},
 }
 
 
 def prepared(folder: Path, documents: list[str], **baselines: Any) -> TrainingInputs:
-    own = {name: {**BASELINE[name], **baselines.pop(name, {})} for name in ("lstm", "gpt2")}
+    own = {
+        name: {**BASELINE[name], **baselines.pop(name, {})}
+        for name in ("lstm", "awd_lstm", "gpt2", "transformer")
+    }
     text = write_jsonl(folder / "text.jsonl", documents)
     settings = short(text, configurations=((1, 1),), seeds=(1,), baselines={**BASELINE, **own, **baselines})
     return prepare(settings, lambda _: None)
@@ -132,6 +150,11 @@ def half_of_the_steps(patch: Patch) -> None:
 def other_adamw(change: Callable[..., Any]) -> Callable[[Patch], None]:
     real = optimizer.adamw
     return lambda patch: patch.setattr(optimizer, "adamw", lambda *given: change(real, *given))
+
+
+def own_rate(patch: Patch) -> None:
+    real = optimizer.set_rate
+    patch.setattr(optimizer, "set_rate", lambda steps, _: real(steps, 0.001))
 
 
 def one_decay(_real: Any, parameters: Any, decay: float, lr: float) -> Any:
@@ -279,6 +302,28 @@ def noise(fitted: Fitted) -> Fitted:
     return replace(fitted, weights={name: weight + 0.02 for name, weight in fitted.weights.items()})
 
 
+def even_windows(length: int, window: int, _: Any) -> list[int]:
+    return [*range(0, length, window), length]
+
+
+def changed_steps(**fields: Any) -> Callable[[Patch], None]:
+    real = AwdLstmBaseline.losses
+    return lambda patch: patch.setattr(
+        AwdLstmBaseline, "losses", lambda *given: (step._replace(**fields) for step in real(*given))
+    )
+
+
+def without_weight_drop(inputs: BaselineInputs) -> BaselineInputs:
+    base = inputs.settings.baselines
+    own = base.awd_lstm.model_copy(update={"weight_dropout": 0.0})
+    changed = base.model_copy(update={"awd_lstm": own})
+    return replace(inputs, settings=inputs.settings.model_copy(update={"baselines": changed}))
+
+
+def sees_all(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
+
+
 DEFECTS: dict[str, tuple[str, Callable[[Patch], None], str, str]] = {
     "the LSTM reads the future": (
         "lstm",
@@ -301,7 +346,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Patch], None], str, str]] = {
     ),
     "a learning rate of its own": (
         "lstm",
-        other_adamw(lambda real, parameters, decay, _: real(parameters, decay, 0.001)),
+        own_rate,
         "steps",
         "the learning rate of step 1 of epoch 1 was 0.001, the settings say 0.02",
     ),
@@ -411,6 +456,42 @@ DEFECTS: dict[str, tuple[str, Callable[[Patch], None], str, str]] = {
         "perplexity",
         "accuracy 0.9000",
     ),
+    "windows of one length": (
+        "awd-lstm",
+        lambda patch: patch.setattr(awd_lstm, "window_bounds", even_windows),
+        "steps",
+        "step 1 of epoch 1 read other tokens than the settings",
+    ),
+    "a learning rate that ignores the window": (
+        "awd-lstm",
+        changed_steps(rate=1.0),
+        "steps",
+        "the learning rate of step 1 of epoch 1 was",
+    ),
+    "no activation regularisation": (
+        "awd-lstm",
+        changed_steps(penalty=None),
+        "steps",
+        "the gradient of step 1 of epoch 1 was",
+    ),
+    "no weight drop": (
+        "awd-lstm",
+        lambda patch: changed_inputs(patch, "awd-lstm", without_weight_drop),
+        "steps",
+        "the loss of step 1 of epoch 1 was",
+    ),
+    "a transformer without a causal mask": (
+        "transformer",
+        lambda patch: patch.setattr(functional, "scaled_dot_product_attention", sees_all),
+        "perplexity",
+        "tokens that come later, read as well, give it",
+    ),
+    "no positions": (
+        "transformer",
+        lambda patch: patch.setattr(transformer, "rotated", lambda values, *_: values),
+        "perplexity",
+        "no known mistake",
+    ),
     "other discounts": ("kneser-ney", other_discounts, "perplexity", "NLL"),
     "no continuation counts": ("kneser-ney", raw_counts, "perplexity", "NLL"),
     "order 4": ("kneser-ney", of_order(4), "perplexity", "NLL"),
@@ -454,6 +535,8 @@ def test_defects_of_baselines_are_named(
 
 PHRASES = ["文脈を畳み込み、", "次の語を予測する。", "一つのベクトルに", "読んだものを", "記憶して、"]
 JAPANESE = [f"第{n}章。" + "".join(random.Random(n).choices(PHRASES, k=30)) for n in range(40)]
+NO_DROPOUT = {f"{name}_dropout": 0.0 for name in ("word", "input", "hidden", "output", "weight")}
+AVERAGED = {**NO_DROPOUT, "lr": 0.3, "max_grad_norm": 9.0, "max_epochs": 5, "average_after": 1}
 UNUSUAL: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "three layers": ("lstm", sentences(12), {"lstm": {"layers": 3, "max_epochs": 1}}),
     "no dropout, no decay": ("lstm", sentences(12), {"lstm": {"dropout": 0.0, "weight_decay": 0.0}}),
@@ -468,6 +551,15 @@ UNUSUAL: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         sentences(7),
         {"gpt2": {"window": 3000, "max_epochs": 1}, "max_parameters": 60_000},
     ),
+    "an AWD-LSTM of one layer": ("awd-lstm", sentences(12), {"awd_lstm": {"layers": 1, "average_after": 9}}),
+    "windows of one token": ("awd-lstm", sentences(7), {"awd_lstm": {"window": 1, "max_epochs": 1}}),
+    "one window": ("awd-lstm", sentences(7), {"awd_lstm": {"window": 9999}}),
+    "weights that are averaged": ("awd-lstm", JAPANESE, {"awd_lstm": AVERAGED}),
+    "seconds": ("lstm", sentences(12), {"seconds": 1.5}),
+    "seconds of less than an epoch": ("gpt2", sentences(12), {"seconds": 0.02}),
+    "the best of two rates": ("transformer", sentences(12), {"learning_rates": (1e-5, 0.01)}),
+    "heads of two elements": ("transformer", sentences(12), {"transformer": {"heads": 8, "layers": 1}}),
+    "a short text, transformer": ("transformer", sentences(7), {"transformer": {"window": 3000}}),
     "a large learning rate": ("gpt2", sentences(12), {"gpt2": {"lr": 0.3, "max_grad_norm": 50.0}}),
     "a small learning rate": ("lstm", sentences(12), {"lstm": {"lr": 1e-6}}),
     "Japanese, LSTM": ("lstm", JAPANESE, {}),
@@ -477,6 +569,49 @@ UNUSUAL: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "order 7": ("kneser-ney", sentences(12), {"order": 7}),
     "a unigram": ("unigram", JAPANESE, {}),
 }
+
+
+def test_an_average_that_counts_a_step_too_much_is_named(tmp_path: Path, monkeypatch: Patch) -> None:
+    real = optimizer.WeightAverage.after_step
+    inputs = prepared(tmp_path, JAPANESE, awd_lstm=AVERAGED)
+    right = {check.name: check.status for check in checks_of(inputs, "awd-lstm", tmp_path)}
+    assert set(right.values()) == {"pass"}
+    monkeypatch.setattr(
+        optimizer.WeightAverage,
+        "after_step",
+        lambda self, count: real(self, count if count == 1 else count + 1),
+    )
+    wrong = {
+        check.name: check.figure
+        for check in checks_of(inputs, "awd-lstm", tmp_path)
+        if check.status == "fail"
+    }
+    assert wrong.keys() == {"steps"}
+    assert "the best one on the average of" in wrong["steps"]
+
+
+BUDGETS: dict[str, tuple[dict[str, Any], Any, str, Any]] = {
+    "a rate that does not fall": ({"seconds": 1.0}, optimizer, "timed_share", lambda *_: 1.0),
+    "the worst of two rates": (
+        {"learning_rates": (1e-6, 0.02)},
+        rates.RateSearch,
+        "lr",
+        property(lambda self: self.rates[0 if len(self.trials) == 2 else len(self.trials)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", BUDGETS)
+def test_another_learning_rate_than_that_of_the_budget_is_named(
+    defect: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    budget, place, name, wrong = BUDGETS[defect]
+    inputs = prepared(tmp_path, sentences(12), **budget)
+    monkeypatch.setattr(place, name, wrong)
+    found = {
+        check.name: check.figure for check in checks_of(inputs, "lstm", tmp_path) if check.status == "fail"
+    }
+    assert "the learning rate of step" in found["steps"]
 
 
 @pytest.mark.parametrize("shape", UNUSUAL)
@@ -490,7 +625,7 @@ def test_bf16_and_steps_too_large_to_be_kept(
     tiny_inputs: TrainingInputs, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     half = replace(tiny_inputs, execution=Execution(bfloat16=True))
-    for kind in ("lstm", "gpt2"):
+    for kind in NETWORKS:
         assert {check.status for check in checks_of(half, kind, tmp_path)} == {"pass"}
     monkeypatch.setattr(network_steps, "BUDGET_BYTES", 150_000)
     status = {c.name: c.status for c in checks_of(tiny_inputs, "lstm", tmp_path, Snapshots(150_000))}

@@ -178,6 +178,11 @@ HISTORIES: dict[str, tuple[str, Edit, str]] = {
     "seconds spent": (FIRST, lambda r: r.update(phase1_computed_here=False), "seconds spent are"),
     "seconds of contexts": (FIRST, lambda r: r["contexts"].update(seconds_s=9.0), "seconds of its contexts"),
     "a baseline's seconds": (L, lambda r: r["training"].update(seconds_s=1e4), "and the whole run"),
+    "rates that nobody asked for": (
+        L,
+        lambda r: r["training"].update(search=[{"lr": 0.5, "validation_nll_nats": 1.0, "seconds_s": 0.0}]),
+        "learning rates were tried: [0.5], the settings say []",
+    ),
     "positions": (FIRST, lambda r: epochs(r)[1].update(positions=600), "epoch 2 predicted tokens: 600"),
     "positions read twice": (
         FIRST,

@@ -305,7 +305,8 @@ def test_the_audit_of_a_run_and_of_a_model(
 
 def test_all_baselines_by_one_flag() -> None:
     settings, _ = parse_with_preset("experiment", ExperimentArguments, ["dialogue", "--baselines"], "demo")
-    assert set(settings.baselines.models) == {"kneser-ney", "lstm", "gpt2", "untrained", "bigram", "unigram"}
+    networks = {"lstm", "awd-lstm", "gpt2", "transformer"}
+    assert {*settings.baselines.models} == {"kneser-ney", *networks, "untrained", "bigram", "unigram"}
     some = ["dialogue", "--baselines.models", "lstm", "--baselines.lstm.lr", "0.5"]
     settings, _ = parse_with_preset("experiment", ExperimentArguments, some, "demo")
     assert (settings.baselines.models, settings.baselines.lstm.lr) == (("lstm",), 0.5)

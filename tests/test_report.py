@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.axes import Axes
 from report_records import (
     ABLATIONS,
     BOTH,
@@ -31,6 +32,7 @@ from tandem.errors import RunDirError
 from tandem.records import RunRecord
 from tandem.report import summary_rows, write_report
 from tandem.report.analysis import Analysis
+from tandem.report.figures import _perplexity_by_seconds, drawn_svg
 from tandem.report.original import claims, load_original
 from tandem.report.phase1 import PHASE1_REPORTS, depth_comparisons
 from tandem.report.render import Document, inline_html, render_html
@@ -423,3 +425,27 @@ def test_report_needs_no_torch():
     heavy = "{'torch', 'transformers', 'matplotlib.pyplot'}"
     program = f"import sys, tandem.report; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_perplexity_against_seconds_has_every_model_and_the_front() -> None:
+    drawn: list[Axes] = []
+
+    def draw(axes: Axes, analysis: Analysis) -> None:
+        drawn.append(axes)
+        _perplexity_by_seconds(axes, analysis)
+
+    records = [*make_grid([0, 1]), *make_baselines([0, 1])]
+    seconds = {"KN-5": 2.0, "unigram": 0.5, "bigram": 3.0, "LSTM": 40.0}
+    records = [r.model_copy(update={"seconds_alone_s": seconds.get(r.configuration, 90.0)}) for r in records]
+    analysis = Analysis(records, None)
+    texts = Texts("en")
+    assert "best for its time" in (drawn_svg("x", draw, analysis, texts) or "")
+    points = {str(line.get_label()): line.get_xydata() for line in drawn[0].lines}
+    assert points.keys() == {*analysis.models, "@pareto_front"}
+    front = points["@pareto_front"]
+    best = min(analysis.models.values(), key=lambda m: m.perplexity.mean)
+    ways = [analysis.models[name] for name in ("unigram", "KN-5", "LSTM")]
+    ways += [best] if best.name != "LSTM" else []
+    assert [y for _, y in front[:-1]] == [m.perplexity.mean for m in ways]
+    assert [x for x, _ in front] == [0.5, 2.0, 40.0, *[90.0] * (len(front) - 3)]
+    assert drawn_svg("x", draw, Analysis(make_grid([0, 1]), None), texts) is None

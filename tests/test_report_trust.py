@@ -89,9 +89,9 @@ def test_summary_sets_baselines_apart():
     manifest = make_manifest((0, 1, 2, 3), baselines=[*(r.run for r in kinds), "LSTM-seed3"])
     heads, rows = summary_rows(make_grid(SEEDS) + kinds, manifest)
     names = [row[0] for row in rows]
-    assert names[4:] == [
-        f"{name} (baseline)" for name in ("KN-5", "LSTM", "GPT-2", "C1T1-untrained", "bigram", "unigram")
-    ]
+    networks = "LSTM", "AWD-LSTM", "GPT-2", "Transformer"
+    others = "KN-5", *networks, "C1T1-untrained", "bigram", "unigram"
+    assert names[4:] == [f"{name} (baseline)" for name in others]
     shown = {name: dict(zip(heads, row, strict=True)) for name, row in zip(names, rows, strict=True)}
     assert shown["LSTM (baseline)"]["Seeds"] == "3/4"
     assert shown["KN-5 (baseline)"]["Seeds"] == "–"

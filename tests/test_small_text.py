@@ -38,7 +38,8 @@ CASES = {
         ("experiment", "predictive", "--configurations", "1", "1", "--seeds", "0", "--baselines"),
         ("vocabulary", "phase2.batch"),
         ("--prediction.max-epochs", "1", "--model.embed-dim", "32", "--model.context-dim", "16",
-         "--baselines.lstm.max-epochs", "1", "--baselines.gpt2.max-epochs", "1"),
+         "--baselines.lstm.max-epochs", "1", "--baselines.gpt2.max-epochs", "1",
+         "--baselines.awd-lstm.max-epochs", "1", "--baselines.transformer.max-epochs", "1"),
     ),
 }  # fmt: skip
 

@@ -38,10 +38,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "networks": {
         "configurations": ((2, 2),),
         "baselines": {
-            "models": ("lstm", "gpt2"),
+            "models": ("lstm", "awd-lstm", "gpt2", "transformer"),
             "max_parameters": 9000,
             "lstm": {"max_epochs": 2, "dropout": 0.3, "window": 64},
+            "awd_lstm": {"max_epochs": 3, "window": 64, "average_after": 1, "lr": 0.05},
             "gpt2": {"max_epochs": 2, "layers": 1, "window": 32, "batch_windows": 16},
+            "transformer": {"max_epochs": 2, "layers": 1, "window": 32, "batch_windows": 16},
+        },
+    },
+    "rates": {
+        "phase2": {"max_epochs": 1},
+        "baselines": {
+            "models": ("lstm",),
+            "max_parameters": 9000,
+            "learning_rates": (0.0001, 0.02),
+            "lstm": {"max_epochs": 2, "window": 64},
         },
     },
 }

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tandem.audit.network_steps import IN_BFLOAT16, ON_A_GPU, TOLERANCE, Replay, start_findings
-from tandem.audit.networks import NETWORKS, Ids, PlainNetwork
+from tandem.audit.networks import Ids, PlainNetwork
 from tandem.audit.ngrams import NgramScore, score_kneser_ney, score_unigram
+from tandem.audit.peers import NETWORKS
 from tandem.audit.steps import EpochMeans, KeptStep, epoch_means, read_steps, unexplained
 from tandem.checksums import check_files
 from tandem.decoding import read_text
@@ -66,10 +67,11 @@ def baseline_checks(
         check_files(folder)
         weights = load_file(folder / "model.safetensors")
         network = NETWORKS[record.kind](settings, weights, record.seed)
+        network.lr = record.training.lr or network.lr
         steps = read_steps(folder / "snapshots.safetensors")
         first = [step for step in steps if (step.epoch, step.step) == (1, 1)]
         start = [fault for step in first for fault in start_findings(network, step)]
-        between = unexplained(folder / "snapshots.safetensors") if steps else []
+        between = unexplained(folder / "snapshots.safetensors", network.limit_s is not None) if steps else []
         means = epoch_means(folder / "snapshots.safetensors") if steps else []
         between += _wrong_means(network, record.training, means, len(corpus.train))
         network.module.load_state_dict(weights)
@@ -97,12 +99,10 @@ def baseline_checks(
 def _wrong_means(
     network: PlainNetwork, training: TrainingRecord, means: Sequence[EpochMeans], tokens: int
 ) -> Iterator[str]:
-    """Whether the history has the means of the steps' losses; rows that are cut short count as if whole."""
-    own, count = network.own, network.epoch_size(tokens)[1]
-    rows, width = (
-        (own.streams, own.window) if network.has_state else (own.batch_windows, min(own.window, tokens - 1))
-    )
-    losses = {mean.epoch: mean.over(count, rows * width) for mean in means}
+    """Whether the history has the means of the steps' losses; the last step may be a shorter one."""
+    count, size = network.epoch_size(tokens)[1], network.step_size(tokens)
+    counts = {epoch.epoch: epoch.positions or count for epoch in training.history}
+    losses = {mean.epoch: mean.over(counts.get(mean.epoch, count), size) for mean in means}
     for epoch in training.history:
         right = losses.get(epoch.epoch, epoch.train_nll_nats)
         if not math.isclose(epoch.train_nll_nats, right, rel_tol=SAME_MEAN):
@@ -151,10 +151,10 @@ class _Model:
         bfloat16 = there.precision == "bfloat16"
         limit = IN_BFLOAT16 if bfloat16 else limit
         replay = Replay(network, self.corpus.train.ids, self.seed, bfloat16, limit, draws)
-        found = replay.findings(self.steps, self.training.best_epoch, self.weights)
+        found = replay.findings(self.steps, self.training, self.weights)
         wrong = [*found, *self.between]
         shown = ", ".join(step.where for step in self.steps)
-        if not draws and network.own.dropout > 0:
+        if not draws and network.drops:
             replay.notes.append(f"losses and weights, as dropout was drawn on {there.device}")
         if not wrong and not self.steps:
             return unchecked("steps", looked_at, "its steps were too large to be kept")
@@ -211,6 +211,10 @@ class _Model:
         self.network.module.eval()
         return torch.cat(list(self.network.scored(ids))).cpu()
 
+    def _cut(self, epoch: int, positions: int, whole: int) -> bool:
+        """Whether an epoch is the last one of a training that was given seconds, and had too few."""
+        return self.network.limit_s is not None and epoch == self.training.epochs and 0 < positions < whole
+
     def train_nll(self) -> Check:
         """`training`: on the training text it is not clearly worse than its best epoch was."""
         ids, (_, predicted) = self.corpus.train.ids, self.network.epoch_size(len(self.corpus.train))
@@ -218,6 +222,7 @@ class _Model:
             f"epoch {epoch.epoch} predicted {epoch.positions} tokens instead of {predicted}"
             for epoch in self.training.history
             if epoch.positions not in (None, predicted)
+            and not self._cut(epoch.epoch, epoch.positions or 0, predicted)
         ]
         parts = []
         for start in np.linspace(0, max(0, len(ids) - PART_TOKENS - WARM_UP - 1), PARTS).astype(int):

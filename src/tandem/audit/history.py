@@ -80,13 +80,15 @@ def _other_settings(record: RunRecord, settings: Settings, allowed: int | None) 
     own = _network_section(record, settings)
     if own is None or allowed is None:
         return False
-    now = {"max_parameters": allowed, **own.model_dump(mode="json")}
+    shared = settings.baselines.model_dump(mode="json")
+    budget = {name: shared[name] for name in ("seconds", "learning_rates") if shared[name]}
+    now = {"max_parameters": allowed, **own.model_dump(mode="json"), **budget}
     return record.baseline_fingerprint != fingerprint("baseline", record.kind, now)
 
 
 def _network_section(record: RunRecord, settings: Settings) -> Any:
-    """Settings of the LSTM or GPT-2; None of other baselines, which train nothing or bring their own."""
-    return getattr(settings.baselines, record.kind) if record.kind in NETWORKS else None
+    """Settings of a network; None of other baselines, which train nothing or bring their own."""
+    return getattr(settings.baselines, record.kind.replace("-", "_")) if record.kind in NETWORKS else None
 
 
 # All runs
@@ -108,7 +110,8 @@ def _times(record: RunRecord) -> Iterator[str]:
         if min(parts) < 0:
             yield f"phase 1, contexts and phase 2 took {parts} s"
     else:
-        yield from _unequal("seconds spent", spent, alone)
+        search = record.training.search if record.training else ()
+        yield from _unequal("seconds spent", spent, math.fsum([alone, *(t.seconds_s for t in search)]))
         if record.training and record.training.seconds_s > alone:
             yield f"its training took {record.training.seconds_s:.2f} s, and the whole run {alone:.2f} s"
 
@@ -327,6 +330,19 @@ def _training(
     yield from _exponential("training PPL", said.train_perplexity, said.train_nll_nats)
 
 
+def _budget(said: TrainingRecord, settings: Settings) -> Iterator[str]:
+    """The seconds that a network was given, and the learning rates that it was tried with."""
+    limit_s, rates = settings.baselines.seconds, list(settings.baselines.learning_rates)
+    yield from _differing("learning rates were tried:", [trial.lr for trial in said.search], rates)
+    if limit_s is None:
+        return
+    yield from _differing("it says that it ended by", said.stopped, "seconds")
+    if said.seconds_s < limit_s:
+        yield f"its training took {said.seconds_s:.2f} s, the settings give it {limit_s:g}"
+    if len(said.history) > 1 and (before := said.history[-2].seconds_s) >= limit_s:
+        yield f"it went on after {before:.2f} s, the settings give it {limit_s:g}"
+
+
 def _stop(said: TrainingRecord, max_epochs: int, patience: int | None) -> Iterator[str]:
     """Why and when training was to end, replayed epoch by epoch."""
     last, lowest, waited, end = said.history[-1].epoch, math.inf, 0, None
@@ -356,7 +372,9 @@ def _baseline(record: RunRecord, settings: Settings, allowed: int | None) -> Ite
     parts = parameters.embedding + parameters.other
     yield from _differing("its parameters are", parameters.total, parts, "and their parts")
     if said is not None:
-        yield from _training(record, said, 1, own.max_epochs if own else None, None)
+        limit_s = settings.baselines.seconds
+        yield from _training(record, said, 1, own.max_epochs if own and limit_s is None else None, None)
+        yield from _budget(said, settings) if own else ()
     elif own is not None:
         yield "it has no record of its training"
     if own is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tandem.audit.networks import Ids, PlainNetwork, State, TokenBatch, tokens_at
 from tandem.audit.plain import PlainStep
 from tandem.audit.steps import KeptStep
+from tandem.records import TrainingRecord
 
 BUDGET_BYTES = 16 << 20
 """Of all kept steps together; of a network whose step takes over four times as much there is none."""
@@ -21,6 +22,8 @@ TOLERANCE, ON_A_GPU, IN_BFLOAT16 = 1e-4, 5e-3, 0.05
 """Relative differences of gradients and of changes of weights; of losses a tenth. GPUs use TF32 in LSTMs."""
 EXPLAINS = 0.1
 """Of a difference so much may be left where a cause is named."""
+SAME_AVERAGE = 1e-5
+"""Averages of weights computed in two ways differ by less."""
 BETAS = (0.9, 0.999)
 """AdamW's."""
 ROUNDING = 2.4e-7
@@ -74,10 +77,10 @@ class Replay:
     _left: _Left | None = None
 
     def findings(
-        self, steps: Sequence[KeptStep], best_epoch: int, weights: Mapping[str, Tensor]
+        self, steps: Sequence[KeptStep], training: TrainingRecord, weights: Mapping[str, Tensor]
     ) -> list[str]:
         """What is wrong with these steps, in order; each kind of finding once, with its cause where known."""
-        found = list(self._places(steps, best_epoch, weights))
+        found = list(self._places(steps, training, weights))
         for step in steps:
             found += self._step(step)
         alike: dict[str, list[str]] = {}
@@ -87,13 +90,25 @@ class Replay:
         return [faults[0] + rest for faults, rest in zip(alike.values(), more, strict=True)]
 
     def _places(
-        self, steps: Sequence[KeptStep], best_epoch: int, weights: Mapping[str, Tensor]
+        self, steps: Sequence[KeptStep], training: TrainingRecord, weights: Mapping[str, Tensor]
     ) -> Iterator[str]:
         """Whether these are the steps of the settings; whether the best one led to these weights."""
+        best_epoch = training.best_epoch
         end, epochs = self.network.epoch_size(len(self.train))[0], self.network.own.max_epochs
+        last = end
+        if self.network.limit_s is not None and training.steps is not None:
+            epochs, last = training.epochs, training.steps - (training.epochs - 1) * end
+            if not 1 <= last <= end:
+                yield f"{training.steps} steps are not those of {epochs} epochs, of {end} steps each"
+                return
+
+        def end_of(epoch: int) -> tuple[int, int]:
+            return epoch, last if epoch == epochs else end
+
         # Which are kept, the most important first.
-        second = (1, 2) if end > 1 else (2, 1)
-        wanted = [(epochs, end), (best_epoch, end), (1, 1), *([second] if end * epochs > 1 else []), (1, end)]
+        second = (1, 2) if end_of(1)[1] > 1 else (2, 1)
+        several = [second] if end_of(1)[1] > 1 or epochs > 1 else []
+        wanted = [end_of(epochs), end_of(best_epoch), (1, 1), *several, end_of(1)]
         sizes = [sum(part.nbytes for part in step.tensors.values()) for step in steps]
         size = max([4 * sum(weight.nbytes for weight in weights.values()), *sizes])
         there = {(step.epoch, step.step): step for step in steps}
@@ -103,21 +118,44 @@ class Replay:
         for epoch, step in wanted[: max(size <= 4 * BUDGET_BYTES, BUDGET_BYTES // size)]:
             if (epoch, step) not in there:
                 yield f"training did not come to step {step} of epoch {epoch}, as the settings say"
-        if steps and (epochs, end) < (steps[-1].epoch, steps[-1].step):
-            yield f"training came to {steps[-1].where}, by the settings to step {end} of epoch {epochs}"
-        if (best := there.get((best_epoch, end))) is not None:
-            after = best.of("after")
+        if steps and (epochs, last) < (steps[-1].epoch, steps[-1].step):
+            yield f"training came to {steps[-1].where}, by the settings to step {last} of epoch {epochs}"
+        yield from self._times(steps, training)
+        if (best := there.get(end_of(best_epoch))) is not None:
+            losses = [epoch.validation_nll_nats for epoch in training.history]
+            before = self.network.unaveraged(losses[: best_epoch - 1])
+            averaged = 0 if before is None else (best_epoch - 1 - before) * end + best.step
+            after = _averaged(best, averaged) if averaged else best.of("after")
             if other := [
-                name for name in after if not torch.equal(after[name], _rows(best, name, weights[name]))
+                name
+                for name in after
+                if not torch.allclose(
+                    after[name], _rows(best, name, weights[name]), rtol=0, atol=SAME_AVERAGE * bool(averaged)
+                )
             ]:
-                yield f"the saved weights are not those after {best.where}, the best one ({other[0]})"
+                mean = f" on the average of {averaged} steps" if averaged else ""
+                yield f"the saved weights are not those after {best.where}, the best one{mean} ({other[0]})"
+
+    def _times(self, steps: Sequence[KeptStep], training: TrainingRecord) -> Iterator[str]:
+        """Where training is given seconds, whether each step has some that its epoch had."""
+        if self.network.limit_s is None:
+            return
+        ends = {0: 0.0, **{epoch.epoch: epoch.seconds_s for epoch in training.history}}
+        for step in steps:
+            first, last = ends.get(step.epoch - 1, math.inf), ends.get(step.epoch, 0.0)
+            if step.seconds_s is None or not first <= step.seconds_s <= last:
+                yield (
+                    f"{step.where} was made after {step.seconds_s} s, and its epoch took those from "
+                    f"{first:.3f} to {last:.3f}"
+                )
 
     def _step(self, step: KeptStep) -> Iterator[str]:
         network, tokens = self.network, len(self.train)
         number = (step.epoch - 1) * network.epoch_size(tokens)[0] + step.step
         left = self._left if self._left is not None and self._left.number == number - 1 else None
         self._left = None
-        lr, read = network.learning_rate(tokens, number), step.of("read")
+        lr, read = network.learning_rate(tokens, number, step.seconds_s), step.of("read")
+        lr *= network.rate(tokens, self.seed, step.epoch, step.step)
         if step.steps_before != number - 1:
             yield f"{step.steps_before} steps were made before {step.where}, the settings say {number - 1}"
         if not abs(step.lr - lr) <= 1e-6 * lr:
@@ -135,7 +173,7 @@ class Replay:
             yield from self._state(step, state, left)
         if number == 2 and left is not None:
             yield from self._moments(step, left)
-        if not self.draws and network.own.dropout > 0:
+        if not self.draws and network.drops:
             return
         if any(len(rows) < len(network.module.get_parameter(n)) for n, rows in step.of("rows").items()):
             self.notes.append(f"{step.where} is kept in part")
@@ -251,6 +289,17 @@ def _rows(step: KeptStep, name: str, whole: Tensor) -> Tensor:
     """Of a whole tensor those rows that the step keeps."""
     rows = step.tensors.get(f"rows/{name}")
     return whole if rows is None else whole[rows.to(whole.device)]
+
+
+def _averaged(step: KeptStep, count: int) -> dict[str, Tensor]:
+    """The mean of the weights after `count` steps, of which this is the last one."""
+    after, mean = step.of("after"), step.of("ax")
+    if count == 1:
+        return after
+    return {
+        name: mean[name] + (last - mean[name]) / count if name in mean else last * math.nan
+        for name, last in after.items()
+    }
 
 
 @contextmanager

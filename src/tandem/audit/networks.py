@@ -1,4 +1,4 @@
-"""The LSTM and the GPT-2 again, plainly: what the settings define, with the weights that were kept.
+"""Network baselines again, plainly: what the settings define, with the weights that were kept.
 
 No code is shared with what trains and scores them. Shape letters: T tokens, V vocabulary, E embedding width,
 H hidden width, L layers, n predictions.
@@ -6,7 +6,7 @@ H hidden width, L layers, n predictions.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,10 +36,13 @@ class TokenBatch(NamedTuple):
 
 
 class PlainNetwork(ABC):
-    """One of the two: as the seed draws it, or with given weights.
+    """One of them: as the seed draws it, or with given weights.
 
     own         its section of the settings.
     embedding   the name of the weights [V, E] that are both the first and the last layer.
+    lr          the largest learning rate: of its section, or another one that was chosen.
+    limit_s     the seconds that training is given; none: it is given epochs.
+    penalty     what training adds to the loss of the tokens that were read last.
     """
 
     name: str
@@ -48,10 +51,13 @@ class PlainNetwork(ABC):
     """Whether a step goes on from the state after the one before it."""
     warm_up = 0.0
     """Share of all steps in which the learning rate rises."""
+    penalty: Tensor | float = 0.0
 
     def __init__(self, settings: Settings, weights: Mapping[str, Tensor], seed: int) -> None:
         """As large as the `weights`, with those that the seed draws. Raises KeyError without their widths."""
         self.own: Any = settings.section(f"baselines.{self.name}")
+        self.lr: float = self.own.lr
+        self.limit_s = settings.baselines.seconds
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, self.name))
             self.module = self._drawn(settings, weights)
@@ -85,19 +91,46 @@ class PlainNetwork(ABC):
     def epoch_size(self, tokens: int) -> tuple[int, int]:
         """Steps of an epoch, and the tokens that it predicts."""
 
+    @abstractmethod
+    def step_size(self, tokens: int) -> float:
+        """Tokens that a step predicts, but for the last one of an epoch."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether training draws dropout at random."""
+        found: bool = self.own.dropout > 0
+        return found
+
+    def rate(self, tokens: int, seed: int, epoch: int, step: int) -> float:  # noqa: ARG002
+        """What a step's learning rate is multiplied by beside the schedule's share."""
+        return 1.0
+
+    def unaveraged(self, losses: Sequence[float]) -> int | None:  # noqa: ARG002
+        """Of validation losses by epoch, the last epoch before weights are averaged; none: they are not."""
+        return None
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.module.parameters()).device
 
-    def learning_rate(self, tokens: int, step: int) -> float:
-        """At a step of the whole training, from 1: a linear rise, then half a cosine down to a tenth."""
+    def learning_rate(self, tokens: int, step: int, seconds_s: float | None = None) -> float:
+        """At a step of the whole training, from 1: a linear rise, then half a cosine down to a tenth.
+
+        Where it is given seconds, by those that were used before.
+        """
+        if self.limit_s is not None and seconds_s is not None:
+            used = seconds_s / self.limit_s
+            if used < self.warm_up:
+                return self.lr * used / self.warm_up
+            done = min(1.0, (used - self.warm_up) / (1 - self.warm_up))
+            return self.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
         steps = self.epoch_size(tokens)[0] * self.own.max_epochs
         rise = round(steps * self.warm_up)
         if step <= rise:
-            return self.own.lr * step / (rise + 1)
+            return self.lr * step / (rise + 1)
         done = (step - 1 - rise) / max(1, steps - 1 - rise)
-        return self.own.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
+        return self.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
 
     @torch.no_grad()
     def losses(
@@ -123,7 +156,7 @@ class PlainNetwork(ABC):
             hidden, state = self.forward(inputs, state)
             head = self.module.get_parameter(self.embedding)
             loss = whole_nll(hidden[real.flatten()], head, None, targets)
-        gradients = gradients_of(loss, dict(self.module.named_parameters()))
+        gradients = gradients_of(loss + self.penalty, dict(self.module.named_parameters()))
         found = {name: part for name, part in gradients.items() if part is not None}
         return float(loss.detach()), found, state
 
@@ -178,11 +211,55 @@ class PlainLstm(PlainNetwork):
         """Every token but the first once."""
         return math.ceil(math.ceil((tokens - 1) / self.own.streams) / self.own.window), tokens - 1
 
+    def step_size(self, tokens: int) -> float:  # noqa: ARG002
+        """Rows that are cut short count as if whole."""
+        return float(self.own.streams * self.own.window)
 
-class PlainGpt2(PlainNetwork):
-    """transformers' own class; windows of the text in an order that is drawn for each epoch."""
 
-    name, embedding, warm_up = "gpt2", "wte.weight", 0.1
+class PlainWindows(PlainNetwork):
+    """One that reads windows of the text, in an order that is drawn for each epoch."""
+
+    warm_up = 0.1
+
+    def scored(self, ids: Ids, ahead: bool = False) -> Iterator[Tensor]:
+        """By windows half of which overlap: each token by the first window that has it."""
+        window, count = self.own.window, len(ids) - 1
+        size, stride = min(window, count), window // 2
+        starts = torch.arange(0, max(1, count - window + stride), stride)
+        for batch in starts.split(max(1, CHUNK // stride)):
+            positions = batch[:, None] + torch.arange(size)
+            inputs = tokens_at(ids, positions.clamp(max=count - 1)).to(self.device)
+            hidden = self.forward(inputs, None, ahead)[0]
+            new = (positions >= batch[:, None] + window - stride) | (batch[:, None] == 0)
+            yield hidden[(new & (positions < count)).flatten().to(self.device)]
+
+    def positions(self, tokens: int, seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """[B, t]: windows, of which the first is cut short by a random offset, in random order."""
+        own, count = self.own, tokens - 1
+        size, draws = min(own.window, count), draws_of(seed, f"{self.name} windows")
+        for _ in range(epoch):
+            offset = int(torch.randint(own.window, (), generator=draws))
+            starts = torch.arange(math.ceil(count / own.window) + 1) * own.window - offset
+            starts = starts.clamp(0, count - size)[torch.randperm(len(starts), generator=draws)]
+        positions = starts[(step - 1) * own.batch_windows : step * own.batch_windows, None] + torch.arange(
+            size
+        )
+        return positions, torch.ones_like(positions, dtype=torch.bool)
+
+    def epoch_size(self, tokens: int) -> tuple[int, int]:
+        """One window more than fit, as the first and the last are moved into the text."""
+        windows = math.ceil((tokens - 1) / self.own.window) + 1
+        return math.ceil(windows / self.own.batch_windows), windows * min(self.own.window, tokens - 1)
+
+    def step_size(self, tokens: int) -> float:
+        """Whole windows."""
+        return float(self.own.batch_windows * min(self.own.window, tokens - 1))
+
+
+class PlainGpt2(PlainWindows):
+    """transformers' own class."""
+
+    name, embedding = "gpt2", "wte.weight"
 
     def _drawn(self, settings: Settings, weights: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
         vocab_size, width = weights[self.embedding].shape
@@ -202,39 +279,6 @@ class PlainGpt2(PlainNetwork):
         everything = torch.zeros(batch, 1, length, length, device=inputs.device) if ahead else None
         hidden = self.module(input_ids=inputs, attention_mask=everything).last_hidden_state
         return hidden.flatten(0, 1), state
-
-    def scored(self, ids: Ids, ahead: bool = False) -> Iterator[Tensor]:
-        """By windows half of which overlap: each token by the first window that has it."""
-        window, count = self.own.window, len(ids) - 1
-        size, stride = min(window, count), window // 2
-        starts = torch.arange(0, max(1, count - window + stride), stride)
-        for batch in starts.split(max(1, CHUNK // stride)):
-            positions = batch[:, None] + torch.arange(size)
-            inputs = tokens_at(ids, positions.clamp(max=count - 1)).to(self.device)
-            hidden = self.forward(inputs, None, ahead)[0]
-            new = (positions >= batch[:, None] + window - stride) | (batch[:, None] == 0)
-            yield hidden[(new & (positions < count)).flatten().to(self.device)]
-
-    def positions(self, tokens: int, seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """[B, t]: windows, of which the first is cut short by a random offset, in random order."""
-        own, count = self.own, tokens - 1
-        size, draws = min(own.window, count), draws_of(seed, "gpt2 windows")
-        for _ in range(epoch):
-            offset = int(torch.randint(own.window, (), generator=draws))
-            starts = torch.arange(math.ceil(count / own.window) + 1) * own.window - offset
-            starts = starts.clamp(0, count - size)[torch.randperm(len(starts), generator=draws)]
-        positions = starts[(step - 1) * own.batch_windows : step * own.batch_windows, None] + torch.arange(
-            size
-        )
-        return positions, torch.ones_like(positions, dtype=torch.bool)
-
-    def epoch_size(self, tokens: int) -> tuple[int, int]:
-        """One window more than fit, as the first and the last are moved into the text."""
-        windows = math.ceil((tokens - 1) / self.own.window) + 1
-        return math.ceil(windows / self.own.batch_windows), windows * min(self.own.window, tokens - 1)
-
-
-NETWORKS: dict[str, type[PlainNetwork]] = {"lstm": PlainLstm, "gpt2": PlainGpt2}
 
 
 def tokens_at(ids: Ids, positions: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tandem.audit.figures import counts_check, figure_checks
 from tandem.audit.history import history_check
 from tandem.audit.inputs import AuditInputs, measured_by
 from tandem.audit.measures import measure_checks
-from tandem.audit.networks import NETWORKS
+from tandem.audit.peers import NETWORKS
 from tandem.audit.replay import step_checks
 from tandem.audit.report import report_check
 from tandem.audit.resuming import AuditCheckpoint

@@ -21,7 +21,9 @@ SHOWN = 6
 BASELINES: dict[str, Callable[[Settings], list[str]]] = {
     "kneser-ney": lambda settings: [f"KN-{settings.baselines.order}"],
     "lstm": lambda settings: [f"LSTM-seed{seed}" for seed in settings.seeds],
+    "awd-lstm": lambda settings: [f"AWD-LSTM-seed{seed}" for seed in settings.seeds],
     "gpt2": lambda settings: [f"GPT-2-seed{seed}" for seed in settings.seeds],
+    "transformer": lambda settings: [f"Transformer-seed{seed}" for seed in settings.seeds],
     "bigram": lambda _: ["bigram"],
     "unigram": lambda _: ["unigram"],
 }

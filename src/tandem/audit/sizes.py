@@ -82,5 +82,28 @@ def gpt2_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple
         yield (vocabulary + own.window) * width + own.layers * layer + 2 * width, vocabulary * width
 
 
-NETWORKS = {"lstm": lstm_sizes, "gpt2": gpt2_sizes}
+def awd_lstm_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple[int, int]]:
+    """The same of an AWD-LSTM, whose layers are all as wide as the embedding."""
+    layers = settings.baselines.awd_lstm.layers
+    for width in range(1, math.isqrt(most // (8 * layers)) + 2):
+        layer = 4 * (width * width + width * width + 2 * width)
+        yield vocabulary * width + layers * layer, vocabulary * width
+
+
+def transformer_sizes(settings: Settings, vocabulary: int, most: int) -> Iterator[tuple[int, int]]:
+    """The same of a transformer without biases; each head has an even width."""
+    own = settings.baselines.transformer
+    for head in range(2, max(2, math.isqrt(most // 12) // own.heads) + 1, 2):
+        width = head * own.heads
+        attention = width * 3 * width + width * width + 2 * head
+        layer = width + attention + width + width * 4 * width + 4 * width * width
+        yield vocabulary * width + own.layers * layer + width, vocabulary * width
+
+
+NETWORKS = {
+    "lstm": lstm_sizes,
+    "awd-lstm": awd_lstm_sizes,
+    "gpt2": gpt2_sizes,
+    "transformer": transformer_sizes,
+}
 """Of the baselines that are networks: parameters in all and of the embedding, by width."""

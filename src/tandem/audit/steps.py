@@ -49,6 +49,7 @@ class KeptStep:
     lr: float
     steps_before: int
     tensors: Mapping[str, Tensor]
+    seconds_s: float | None = None
 
     @property
     def where(self) -> str:
@@ -82,6 +83,7 @@ def read_steps(path: Path) -> list[KeptStep]:
                 values["lr"],
                 values["steps_before"],
                 {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{label}/")},
+                values.get("seconds_s"),
             )
             for label, values in numbers.items()
             if values["same_as"] == label
@@ -91,14 +93,18 @@ def read_steps(path: Path) -> list[KeptStep]:
     return sorted(found, key=lambda step: (step.epoch, step.step))
 
 
-def unexplained(path: Path) -> list[str]:
-    """Where weights changed between the steps of a file, or an epoch's number of steps is not the others'."""
+def unexplained(path: Path, timed: bool = False) -> list[str]:
+    """Where weights changed between the steps of a file, or an epoch's number of steps is not the others'.
+
+    Where training was given seconds, its last epoch may have fewer.
+    """
     with safe_open(path, "pt") as file:
         epochs = json.loads(file.metadata()["epochs"])
     wrong = [
         f"epoch {epoch['epoch']} had {epoch['steps']} steps, epoch 1 had {epochs[0]['steps']}"
         for epoch in epochs
         if epoch["steps"] != epochs[0]["steps"]
+        and not (timed and epoch is epochs[-1] and epoch["steps"] < epochs[0]["steps"])
     ]
     for one, other in pairwise(epochs):
         if one.get("after") != other["before"]:
@@ -122,7 +128,7 @@ class EpochMeans:
     gradient_norm: float
     last_loss: float
 
-    def over(self, count: int, size: int) -> float:
+    def over(self, count: int, size: float) -> float:
         """The mean loss over `count` positions, `size` in each step but the last one."""
         rest = count - size * (self.steps - 1)
         return ((self.loss * self.steps - self.last_loss) * size + self.last_loss * rest) / count

@@ -204,6 +204,7 @@ def _work_of_baseline(prepared: TrainingInputs, spec: RunSpec) -> _Work:
     corpus, kind = prepared.corpus, spec.kind
     if spec.seed is not None:
         seconds = seconds_of(partial(run_baseline, prepared, kind, spec.seed))
+        seconds *= 1 + len(prepared.settings.baselines.learning_rates)
         # Scoring reads the validation text after every epoch, forwards only: about a third of training on it.
         return _Work({spec.label: seconds * (1 + len(corpus.validation) / len(corpus.train) / 3)})
     part, half = _part(prepared, PIECE_TOKENS), _part(prepared, PIECE_TOKENS // 2)

@@ -28,6 +28,7 @@ from tandem.records.run import Parameters as Parameters
 from tandem.records.run import PartRecord as PartRecord
 from tandem.records.run import Phase1Record as Phase1Record
 from tandem.records.run import Precision as Precision
+from tandem.records.run import RateTrial as RateTrial
 from tandem.records.run import Record as Record
 from tandem.records.run import RunRecord as RunRecord
 from tandem.records.run import ScanRecord as ScanRecord

@@ -118,13 +118,22 @@ class Epoch(Record):
     """Sum of their positions: it tells whether each was read once."""
 
 
+class RateTrial(Record):
+    """One training that was made to choose a learning rate."""
+
+    lr: float
+    validation_nll_nats: Unbounded
+    """Of its best epoch; infinite where a step was not finite."""
+    seconds_s: float
+
+
 class TrainingRecord(Record):
     """Training for next-token prediction, at its best epoch: phase 2, or the training of a baseline."""
 
     best_epoch: int
     """0 where phase 2 did not improve on the token layers of phase 1 that it started from."""
     epochs: int
-    stopped: Literal["patience", "max_epochs"]
+    stopped: Literal["patience", "max_epochs", "seconds"]
     train_nll_nats: Unbounded
     train_perplexity: Unbounded
     seconds_s: float
@@ -133,6 +142,15 @@ class TrainingRecord(Record):
     """Empty for baselines."""
     micro_batches: int = 1
     """Parts that a step was computed in, at the end: more than one where memory ran out."""
+    steps: int | None = None
+    """Of the optimizer; none where nobody counted."""
+    search: tuple[RateTrial, ...] = ()
+    """By which the learning rate was chosen; their seconds are in none of the others."""
+
+    @property
+    def lr(self) -> float | None:
+        """The learning rate that was chosen; none where there was no choice."""
+        return min(self.search, key=lambda trial: trial.validation_nll_nats).lr if self.search else None
 
 
 class DocumentScores(Record):

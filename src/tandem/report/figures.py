@@ -89,6 +89,7 @@ def draw_figures(analysis: Analysis, texts: Texts) -> dict[str, str]:
         },
         "learning_curves": _learning_curves,
         "memory": _memory,
+        "perplexity_by_seconds": _perplexity_by_seconds,
     }
     figures = {name: drawn_svg(name, draw, analysis, texts) for name, draw in drawings.items()}
     return {name: svg for name, svg in figures.items() if svg is not None}
@@ -159,6 +160,37 @@ def _validation_perplexity(axes: Axes, analysis: Analysis) -> None:
             _logarithmic(axes)
         _baseline_lines(axes, analysis)
     axes.set_ylabel("@validation_perplexity")
+
+
+def _perplexity_by_seconds(axes: Axes, analysis: Analysis) -> None:
+    """The mean of every model, baselines hollow; the front of those that no faster one is as good as."""
+    if not analysis.baselines:
+        return
+    shown = [
+        (m.seconds_alone.mean, m.perplexity.mean, m)
+        for m in analysis.models.values()
+        if m.rankable and m.perplexity is not None and m.seconds_alone is not None
+    ]
+    shown = [point for point in shown if point[0] > 0 and math.isfinite(point[1])]
+    for order, (seconds, mean, m) in enumerate(shown):
+        colour, marker = _look(order)
+        inside = "white" if m.baseline else colour
+        axes.plot([seconds], [mean], marker, color=colour, mfc=inside, ms=7, label=m.name)
+    front: list[tuple[float, float]] = []
+    for seconds, mean, _ in sorted(shown, key=lambda point: point[:2]):
+        if not front or mean < front[-1][1]:
+            front.append((seconds, mean))
+    if shown:
+        # To the right edge: more time than the best one's brings nothing here.
+        front.append((max(seconds for seconds, *_ in shown), front[-1][1]))
+        x, y = zip(*front, strict=True)
+        axes.step(x, y, where="post", lw=1, label="@pareto_front", **LINE_BEHIND)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _logarithmic(axes)
+    axes.set(xlabel="@seconds", ylabel="@validation_perplexity")
+    legend(axes)
 
 
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:

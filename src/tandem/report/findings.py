@@ -173,6 +173,7 @@ def vs_baselines(report: Report) -> Iterator[str]:
     yield report.heading("vs_baselines")
     yield texts("vs_baselines_lead")
     yield report.table("baselines", columns, analysis.baselines)
+    yield from report.figure("perplexity_by_seconds")
     yield from map(texts.say, sentences.still_improving(analysis.baselines))
     if choice is None or not analysis.baseline_comparisons:
         yield texts("vs_baselines_none")

@@ -27,6 +27,7 @@ from tandem.settings.section import Seed as Seed
 from tandem.settings.section import check_arguments as check_arguments
 from tandem.settings.section import known_keys as known_keys
 from tandem.settings.section import sentence as sentence
+from tandem.settings.sections import AwdLstmSettings as AwdLstmSettings
 from tandem.settings.sections import BaselineSettings as BaselineSettings
 from tandem.settings.sections import ContextSettings as ContextSettings
 from tandem.settings.sections import DataSettings as DataSettings
@@ -39,3 +40,4 @@ from tandem.settings.sections import Phase2Settings as Phase2Settings
 from tandem.settings.sections import PredictionSettings as PredictionSettings
 from tandem.settings.sections import SlurmSettings as SlurmSettings
 from tandem.settings.sections import TokenizerSettings as TokenizerSettings
+from tandem.settings.sections import TransformerSettings as TransformerSettings

@@ -278,6 +278,72 @@ class LstmSettings(Section):
     """Epochs; the best one counts."""
 
 
+class AwdLstmSettings(Section):
+    """The regularised LSTM of Merity et al. 2017: weight drop, locked dropouts, averaged weights."""
+
+    path: ClassVar[str] = "baselines.awd_lstm"
+
+    layers: Depth = 1
+    """Layers, all as wide as the embedding; the width follows from the parameters allowed."""
+    streams: Positive = 16
+    """The text is cut into so many streams, read side by side."""
+    window: Positive = 32
+    """Tokens of a stream per optimizer step, on average. Lengths vary, and with them the learning rate; one
+    in twenty is about half as long."""
+    word_dropout: Probability = 0.05
+    """Of whole words of the embedding, all along a window."""
+    input_dropout: Probability = 0.15
+    """Of what the first layer reads; like the other two the same elements all along a window."""
+    hidden_dropout: Probability = 0.15
+    """Of what one layer gives to the next."""
+    output_dropout: Probability = 0.25
+    """Of what the softmax reads."""
+    weight_dropout: Probability = 0.2
+    """Of the matrices from state to state, one draw for a window."""
+    activation: NonNegativeFloat = 0.1
+    """Weight of activation regularisation: the mean square of what the softmax reads."""
+    temporal_activation: NonNegativeFloat = 0.1
+    """Weight of temporal activation regularisation: the mean square of what the last layer's output changes
+    from token to token."""
+    average_after: Positive = 3
+    """Weights are averaged over all further steps once an epoch validates worse than the best one that so
+    many epochs or more were behind it."""
+    lr: PositiveFloat = 0.01
+    """AdamW's largest learning rate; it falls to a tenth along a cosine."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+    max_epochs: Positive = 14
+    """Epochs; the best one counts."""
+
+
+class TransformerSettings(Section):
+    """A small transformer of today: rotary positions, RMSNorm before each part and of queries and keys,
+    squared ReLU, no biases."""
+
+    path: ClassVar[str] = "baselines.transformer"
+
+    layers: Depth = 2
+    """Layers; their width follows from the parameters allowed."""
+    heads: Annotated[int, Field(gt=0, le=1 << 10)] = 4
+    """Attention heads."""
+    window: Annotated[int, Field(ge=2)] = 64
+    """Tokens it sees at once; in scoring every token but the first ones sees at least half of that."""
+    batch_windows: Positive = 8
+    """Windows per optimizer step."""
+    dropout: Probability = 0.1
+    """Of embeddings, of what every part adds, and of what the softmax reads."""
+    lr: PositiveFloat = 0.01
+    """AdamW's largest learning rate; it rises for a tenth of the steps and falls along a cosine."""
+    weight_decay: NonNegativeFloat = 0.1
+    """AdamW's decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is clipped to this norm."""
+    max_epochs: Positive = 8
+    """Epochs; the best one counts."""
+
+
 class Gpt2Settings(Section):
     """The GPT-2 baseline: transformers' own class, small; its width follows from the parameters allowed."""
 
@@ -309,18 +375,28 @@ class BaselineSettings(Section):
     path: ClassVar[str] = "baselines"
 
     models: tuple[Annotated[str, OneOf("tandem.baselines:BASELINES")], ...] = ()
-    """Which ones: `kneser-ney` (interpolated, modified), `lstm`, `gpt2`, `untrained` (a ContextBlock with
-    random weights), `bigram`, `unigram`. `tandem experiment --baselines` runs all."""
+    """Which ones: `kneser-ney` (interpolated, modified), `lstm`, `awd-lstm`, `gpt2`, `transformer`,
+    `untrained` (a ContextBlock with random weights), `bigram`, `unigram`. `tandem experiment --baselines`
+    runs all."""
     order: Annotated[int, Field(ge=2, le=8)] = 5
     """Kneser-Ney: tokens of the longest n-grams."""
     max_parameters: Positive | None = None
-    """Parameters that the LSTM and the GPT-2 may have. All of them are trained. None: as many as the smallest
+    """Parameters that each network may have. All of them are trained. None: as many as the smallest
     of the `configurations` has in all."""
     untrained: tuple[tuple[Depth, Depth], ...] | None = None
     """Configurations of the control without phase 1, as pairs of depths; none: the first of the
     `configurations`."""
+    seconds: PositiveFloat | None = None
+    """Seconds that the training of each network takes, scores between its epochs included. Its learning rate
+    falls to its end over them, whatever its `max_epochs`. Results then depend on the machine; none: epochs.
+    The score at the end comes on top."""
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    """Each network is trained with every one of these, on its whole schedule. Then it is trained again with
+    the one that validates best, and the seconds of the search count apart. Empty: its own `lr` alone."""
     lstm: LstmSettings = LstmSettings()
+    awd_lstm: AwdLstmSettings = AwdLstmSettings()
     gpt2: Gpt2Settings = Gpt2Settings()
+    transformer: TransformerSettings = TransformerSettings()
 
 
 class SlurmSettings(Section):

@@ -1,8 +1,9 @@
 """What every training by epochs keeps and tells: history, progress, the best epoch, non-finite losses."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ class TrainingMonitor:
     modules          whose weights are kept at the best epoch.
     patience         epochs in a row without a better validation loss after which training ends; none: never.
     first_epoch      0 where what training starts from counts as an epoch.
+    limit_s          seconds that the training is given; none: it is given epochs.
     """
 
     title: str
@@ -31,6 +33,7 @@ class TrainingMonitor:
     modules: Sequence[nn.Module]
     patience: int | None = None
     first_epoch: int = 1
+    limit_s: float | None = None
     history: History[Epoch] = field(default_factory=lambda: History(Epoch))
     best_epoch: Epoch | None = None
     best_score: Score | None = None
@@ -42,6 +45,11 @@ class TrainingMonitor:
     def epoch(self) -> int:
         """Number of the epoch that is not finished yet."""
         return self.first_epoch + len(self.history)
+
+    @property
+    def seconds_s(self) -> float:
+        """Seconds of the training so far, without those in which it was stopped."""
+        return self._clock.seconds_s
 
     def step(self, share: float, train_nll: float, metrics: Mapping[str, float] | None = None) -> None:
         """Tell of one step: the share of the epoch done, its mean NLL so far in nats, more metrics."""
@@ -97,19 +105,23 @@ class TrainingMonitor:
             module.load_state_dict(weights)
         return self.best_score
 
-    def record(self, parts: tuple[PartRecord, ...] = (), micro_batches: int = 1) -> TrainingRecord:
+    def record(
+        self, parts: tuple[PartRecord, ...] = (), micro_batches: int = 1, steps: int | None = None
+    ) -> TrainingRecord:
         """How the training went, at its best epoch; arguments as of the record's fields."""
         assert self.best_epoch is not None
+        by_epochs: Literal["patience", "max_epochs"] = "patience" if self.out_of_patience else "max_epochs"
         return TrainingRecord(
             best_epoch=self.best_epoch.epoch,
             epochs=self.history[-1].epoch,
-            stopped="patience" if self.out_of_patience else "max_epochs",
+            stopped=by_epochs if self.limit_s is None else "seconds",
             train_nll_nats=self.best_epoch.train_nll_nats,
             train_perplexity=perplexity(self.best_epoch.train_nll_nats),
             seconds_s=self._clock.seconds_s,
             history=tuple(self.history),
             parts=parts,
             micro_batches=micro_batches,
+            steps=steps,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,4 +155,7 @@ class TrainingMonitor:
         NonFiniteLossError.check(loss, gradient_norm, stopped, last, self.lr_setting)
 
     def _tell(self, epochs: float, metrics: dict[str, float]) -> None:
-        self.on_tick(Tick(self.title, epochs, self.max_epochs, "epoch", {**metrics, **self._metrics}))
+        done, limit, unit = epochs, self.max_epochs, "epoch"
+        if self.limit_s is not None:
+            done, limit, unit = min(self.seconds_s, self.limit_s), math.ceil(self.limit_s), "second"
+        self.on_tick(Tick(self.title, done, limit, unit, {**metrics, **self._metrics}))

@@ -12,8 +12,8 @@ class Tick:
     """Progress within one phase of one run.
 
     phase      such as "phase 1".
-    done       finished units (iterations or epochs, fractions included) of at most `limit`.
-    unit       "iteration" or "epoch".
+    done       finished units (fractions included) of at most `limit`.
+    unit       "iteration", "epoch" or "second".
     figures    the latest figures, by name.
     """
 

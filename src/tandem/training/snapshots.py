@@ -1,9 +1,9 @@
 """A few optimizer steps of a training, kept whole, so that the audit can take them again by code of its own.
 
-Of a step are kept: the trained weights and AdamW's two moments before it, what it read, its loss, the length
-of its gradient, its learning rate, and the weights after it. Of every epoch: fingerprints of the weights that
-its first step found and its last step left, so that nothing else can have changed them; and the sums of its
-steps' losses and gradient norms, to which the history is held.
+Of a step are kept: the trained weights, AdamW's two moments and a mean of weights before it, what it read,
+its loss, the length of its gradient, its learning rate, and the weights after it. Of every epoch are kept:
+fingerprints of the weights that its first step found and its last step left, so that nothing else can have
+changed them; and the sums of its steps' losses and gradient norms, to which the history is held.
 """
 
 import json
@@ -48,12 +48,27 @@ class Snapshots:
     def follow(
         self, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, epoch_steps: int
     ) -> None:
-        """Keep steps of this optimizer over these parameters, in epochs of so many steps."""
+        """Keep steps of this optimizer over these parameters, in epochs of so many steps, and no others."""
+        self._steps, self._joins, self._steps_done = {}, [], 0
         self._named, self._optimizer, self._epoch_steps = named, optimizer, epoch_steps
 
     @contextmanager
-    def step(self, epoch: int, step: int, loss: float, gradient_norm: float, read: Read) -> Iterator[None]:
-        """Around the optimizer's step number `step` of an epoch, both from 1; gradients are there already."""
+    def step(
+        self,
+        epoch: int,
+        step: int,
+        loss: float,
+        gradient_norm: float,
+        read: Read,
+        seconds_s: float | None = None,
+        ends: bool = False,
+    ) -> Iterator[None]:
+        """Around the optimizer's step number `step` of an epoch, both from 1; gradients are there already.
+
+        seconds_s    of the training before it, where its learning rate depends on them.
+        ends         whether the epoch ends with it before its time.
+        """
+        ends = ends or step == self._epoch_steps
         self._steps_done += 1
         if step == 1:
             sums = {"losses": 0.0, "gradient_norms": 0.0}
@@ -61,15 +76,25 @@ class Snapshots:
         self._joins[-1]["losses"] += loss
         self._joins[-1]["gradient_norms"] += gradient_norm
         self._joins[-1]["last_loss"] = loss
-        with self._copied(epoch, step, loss, gradient_norm, read):
+        timed = {} if seconds_s is None else {"seconds_s": seconds_s}
+        with self._copied(epoch, step, loss, gradient_norm, read, ends, timed):
             yield
         self._joins[-1]["steps"] = step
-        if step == self._epoch_steps:
+        if ends:
             self._joins[-1]["after"] = self._fingerprint()
 
     @contextmanager
-    def _copied(self, epoch: int, step: int, loss: float, gradient_norm: float, read: Read) -> Iterator[None]:
-        labels = self._labels(epoch, step)
+    def _copied(
+        self,
+        epoch: int,
+        step: int,
+        loss: float,
+        gradient_norm: float,
+        read: Read,
+        ends: bool,
+        timed: Mapping[str, float],
+    ) -> Iterator[None]:
+        labels = self._labels(epoch, step, ends)
         if not labels or self._optimizer is None:
             yield
             return
@@ -84,7 +109,7 @@ class Snapshots:
         for name, parameter in self._named.items():
             tensors[f"before/{name}"] = _copy(self._part(name, parameter, rows))
             state = self._optimizer.state.get(parameter, {})  # nothing before the first step
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in ("exp_avg", "exp_avg_sq", "ax"):
                 if moment in state:
                     tensors[f"{moment}/{name}"] = _copy(self._part(name, state[moment], rows))
         numbers = {
@@ -94,6 +119,7 @@ class Snapshots:
             "gradient_norm": gradient_norm,
             "lr": float(self._optimizer.param_groups[0]["lr"]),
             "steps_before": self._steps_done - 1,
+            **timed,
         }
         yield
         for name, parameter in self._named.items():
@@ -157,13 +183,13 @@ class Snapshots:
         weights = (parameter.detach().float().cpu().numpy() for parameter in self._named.values())
         return fingerprint("weights", *weights)
 
-    def _labels(self, epoch: int, step: int) -> list[str]:
+    def _labels(self, epoch: int, step: int, ends: bool) -> list[str]:
         labels = []
         if self._steps_done <= 2:
             labels.append(("first", "second")[self._steps_done - 1])
         elif step == self._epoch_steps // 2:
             labels.append("middle")
-        if step == self._epoch_steps:
+        if ends:
             labels += ["last"] + (["early"] if epoch == 1 else [])
         return labels
 
