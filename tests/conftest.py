@@ -79,13 +79,7 @@ def write_jsonl(path: Path, documents: list[str]) -> Path:
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     """A small training text, as JSON lines."""
-    return write_jsonl(tmp_path / "text.jsonl", sentences(30))
-
-
-@pytest.fixture
-def short_file(tmp_path: Path) -> Path:
-    """A training text that is half as long."""
-    return write_jsonl(tmp_path / "text.jsonl", sentences(30))
+    return write_jsonl(tmp_path / "text.jsonl", sentences(20))
 
 
 def seal_again(folder: Path) -> None:
@@ -130,11 +124,6 @@ def merged(values: dict[str, object], more: dict[str, object]) -> dict[str, obje
         before = result.get(key)
         result[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
     return result
-
-
-def short(text: Path, **more: object) -> Settings:
-    """`tiny` for half of its text, `short_file`."""
-    return tiny(text, **merged({"data": {"validation_fraction": 0.15}}, more))
 
 
 PREDICTIVE: dict[str, object] = {

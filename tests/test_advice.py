@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PREDICTIVE, merged, sentences, short, tiny, write_jsonl
+from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 from syntax import nodes
 from warm import python
 
@@ -175,12 +175,12 @@ def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
-    short_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, run_dir = tmp_path / "model", tmp_path / "run"
     large: dict[str, object] = {"model": {"embed_dim": 200}, "configurations": ((1, 1),), "seeds": (0,)}
     settings = tmp_path / "tiny.yaml"
-    settings.write_text(dump_settings(short(short_file, embeddings={"source": "random"}, **large)), "utf-8")
+    settings.write_text(dump_settings(tiny(text_file, embeddings={"source": "random"}, **large)), "utf-8")
     train = ("train", str(settings), "--output", str(folder))
     told = one_sentence(limited(100_000, *train))  # less than the embedding
     assert f"cannot save the model in {folder} (File too large); make room and train again, or give" in told

@@ -15,7 +15,7 @@ import defects
 import numpy as np
 import pytest
 import torch
-from conftest import PREDICTIVE, merged, seal_again, sentences, short, write_jsonl
+from conftest import PREDICTIVE, merged, seal_again, sentences, tiny, write_jsonl
 from safetensors import safe_open
 from warm import python
 
@@ -332,7 +332,7 @@ def test_every_planted_defect_is_named(
 def smallest(folder: Path, **more: Any) -> Settings:
     """Of an experiment of one run that takes a moment, one document of which is there twice."""
     documents = [document[:200] for document in sentences(14)]
-    return short(
+    return tiny(
         write_jsonl(folder / "text.jsonl", [*documents, documents[3]]),
         **merged(
             {
@@ -378,7 +378,7 @@ def test_validation_text_inside_training_is_named(tmp_path: Path) -> None:
         tmp_path / "train.jsonl", [*documents[3:], "Before. " + documents[2] + " And after."]
     )
     validation = write_jsonl(tmp_path / "valid.jsonl", documents[:3])
-    settings = short(
+    settings = tiny(
         inside,
         configurations=((1, 1),),
         seeds=(0,),
@@ -391,7 +391,7 @@ def test_validation_text_inside_training_is_named(tmp_path: Path) -> None:
 
 def test_duplicates_across_splits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = sentences(14)
-    settings = short(
+    settings = tiny(
         write_jsonl(tmp_path / "train.jsonl", documents),
         configurations=((1, 1),),
         seeds=(0,),
@@ -460,8 +460,8 @@ EDITED: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with one configuration and a bigram; beside it, its text and its prepared tokens."""
     folder = tmp_path_factory.mktemp("made")
-    settings = short(
-        write_jsonl(folder / "text.jsonl", sentences(30)),
+    settings = tiny(
+        write_jsonl(folder / "text.jsonl", sentences(20)),
         configurations=((1, 1),),
         seeds=(0,),
         output=str(folder / "run"),
@@ -577,31 +577,31 @@ PHRASES = [
 ]
 JAPANESE = [f"第{n}章。" + "".join(random.Random(n).choices(PHRASES, k=30)) for n in range(120)]
 CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
-    "C1T1": (sentences(30), {}),
-    "C2T3": (sentences(30), {"configurations": ((2, 3),)}),
-    "C3T2": (sentences(30), {"configurations": ((3, 2),)}),
-    "C1T4": (sentences(30), {"configurations": ((1, 4),)}),
-    "documents reset the context": (sentences(30), {"model": {"boundary": "reset"}}),
+    "C1T1": (sentences(20), {}),
+    "C2T3": (sentences(20), {"configurations": ((2, 3),)}),
+    "C3T2": (sentences(20), {"configurations": ((3, 2),)}),
+    "C1T4": (sentences(20), {"configurations": ((1, 4),)}),
+    "documents reset the context": (sentences(20), {"model": {"boundary": "reset"}}),
     "reset and two token layers": (
-        sentences(30),
+        sentences(20),
         {"model": {"boundary": "reset"}, "configurations": ((1, 2),)},
     ),
-    "trained embeddings": (sentences(30), {"embeddings": {"trained": True}, "phase2": {"max_epochs": 3}}),
+    "trained embeddings": (sentences(20), {"embeddings": {"trained": True}, "phase2": {"max_epochs": 3}}),
     "trained embeddings, two layers": (
-        sentences(30),
+        sentences(20),
         {"embeddings": {"trained": True}, "configurations": ((2, 2),)},
     ),
-    "random embeddings": (sentences(30), {"embeddings": {"source": "random"}}),
-    "shuffled small batches": (sentences(30), {"phase2": {"shuffle": True, "batch_positions": 64}}),
+    "random embeddings": (sentences(20), {"embeddings": {"source": "random"}}),
+    "shuffled small batches": (sentences(20), {"phase2": {"shuffle": True, "batch_positions": 64}}),
     "a text of several pieces": (
         sentences(600),
         {"phase2": {"shuffle": True, "batch_positions": 512, "max_epochs": 1}},
     ),
-    "many epochs": (sentences(30), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
-    "a text as separator": (sentences(30), {"data": {"separator": "\n\n"}}),
-    "no separator": (sentences(30), {"data": {"separator": ""}}),
+    "many epochs": (sentences(20), {"phase2": {"max_epochs": 12, "patience": 2, "lr": 0.02}}),
+    "a text as separator": (sentences(20), {"data": {"separator": "\n\n"}}),
+    "no separator": (sentences(20), {"data": {"separator": ""}}),
     "sequential loop": (sentences(40), {"contexts": {"method": "loop"}}),
-    "a fixed burn-in": (sentences(30), {"contexts": {"burn_in": 200}}),
+    "a fixed burn-in": (sentences(20), {"contexts": {"burn_in": 200}}),
     "long documents": (LONG, {"data": {"validation_fraction": 0.2}}),
     "Japanese": (JAPANESE, {"tokenizer": {"vocab_size": 320}}),
     "a larger vocabulary": (sentences(200), {"tokenizer": {"vocab_size": 420}, "model": {"context_dim": 40}}),
@@ -609,16 +609,16 @@ CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
         [*sentences(40), " ".join(sentences(8, seed=7))],
         {"data": {"validation_fraction": 0.3}},
     ),
-    "part of phase 1's tokens": (sentences(30), {"phase1": {"tokens_per_step": 1500, "max_iterations": 20}}),
-    "converged phase 1": (sentences(30), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
-    "without training of the contexts": (sentences(30), {"baselines": {"models": ("untrained", "bigram")}}),
+    "part of phase 1's tokens": (sentences(20), {"phase1": {"tokens_per_step": 1500, "max_iterations": 20}}),
+    "converged phase 1": (sentences(20), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
+    "without training of the contexts": (sentences(20), {"baselines": {"models": ("untrained", "bigram")}}),
 }
 
 
 @pytest.mark.parametrize("shape", CLEAN)
 def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
     documents, more = CLEAN[shape]
-    settings = short(
+    settings = tiny(
         write_jsonl(tmp_path / "text.jsonl", documents),
         **{"configurations": ((1, 1),), "seeds": (0,), "output": str(tmp_path / "run"), **more},
     )
@@ -738,8 +738,8 @@ def alarms_of(run_dir: Path) -> dict[str, str]:
     }
 
 
-def test_a_model_folder_is_audited_alone(tmp_path: Path, short_file: Path) -> None:
-    settings = short(short_file, configurations=((1, 2),), seeds=(0,), output=str(tmp_path / "run"))
+def test_a_model_folder_is_audited_alone(tmp_path: Path, text_file: Path) -> None:
+    settings = tiny(text_file, configurations=((1, 2),), seeds=(0,), output=str(tmp_path / "run"))
     run_dir, _ = run_experiment(settings, Watcher())
     folder = run_dir / "models" / "C1T2-seed0"
     found = audit(folder)
@@ -752,12 +752,12 @@ def test_a_model_folder_is_audited_alone(tmp_path: Path, short_file: Path) -> No
     assert "accuracy" in failed(audit(folder))["perplexity"]
 
 
-def test_few_steps_and_a_variant(tmp_path: Path, short_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_steps_and_a_variant(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only the last step fits the budget, all draws before it are passed over; a variant's model folder
     is audited alone, too."""
     monkeypatch.setattr(Snapshots.__init__, "__defaults__", (150_000,))
-    settings = short(
-        short_file,
+    settings = tiny(
+        text_file,
         configurations=((1, 2),),
         seeds=(3,),
         output=str(tmp_path / "run"),
@@ -772,9 +772,9 @@ def test_few_steps_and_a_variant(tmp_path: Path, short_file: Path, monkeypatch: 
     assert audit(run_dir / "models" / "wet-C1T2-seed3").status == "pass"
 
 
-def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, short_file: Path) -> None:
-    settings = short(
-        short_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"), save_models=False
+def test_models_that_were_not_kept_are_said_to_be_skipped(tmp_path: Path, text_file: Path) -> None:
+    settings = tiny(
+        text_file, configurations=((1, 1),), seeds=(0,), output=str(tmp_path / "run"), save_models=False
     )
     run_dir, _ = run_experiment(settings, Watcher())
     found = audit(run_dir)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import sentences, short, write_jsonl
+from conftest import sentences, tiny, write_jsonl
 from naive_kneser_ney import NaiveKneserNey
 from torch import Tensor
 from torch.nn import functional
@@ -69,7 +69,7 @@ def prepared(folder: Path, documents: list[str], **baselines: Any) -> TrainingIn
         for name in ("lstm", "awd_lstm", "gpt2", "transformer")
     }
     text = write_jsonl(folder / "text.jsonl", documents)
-    settings = short(text, configurations=((1, 1),), seeds=(1,), baselines={**BASELINE, **own, **baselines})
+    settings = tiny(text, configurations=((1, 1),), seeds=(1,), baselines={**BASELINE, **own, **baselines})
     return prepare(settings, lambda _: None)
 
 
@@ -658,7 +658,7 @@ def test_plain_kneser_ney_equals_the_naive_one() -> None:
 def test_what_is_kept_of_a_baseline(tmp_path: Path) -> None:
     """A run directory has its weights; no command takes them for a Tandem model."""
     text = write_jsonl(tmp_path / "text.jsonl", sentences(20))
-    settings = short(
+    settings = tiny(
         text,
         configurations=((1, 1),),
         seeds=(0,),

@@ -15,7 +15,7 @@ import defects
 import pyarrow
 import pytest
 import torch
-from conftest import sentences, short, write_jsonl
+from conftest import sentences, tiny, write_jsonl
 from test_encodings import ENCODINGS
 from test_text import parquet
 
@@ -316,7 +316,7 @@ def test_a_data_set_of_the_hub_is_read_from_its_copy(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("name", ["parquet", "a data set", "a pattern with folders"])
 def test_a_run_on_it_passes_its_audit(name: str, tmp_path: Path) -> None:
     train, more = READ[name](tmp_path)
-    settings = short(
+    settings = tiny(
         Path("x"),
         **{"configurations": ((1, 1),), "seeds": (0,), "output": str(tmp_path / "run")},
         tokenizer={"vocab_size": 260},
@@ -338,7 +338,7 @@ def test_a_folder_is_read_by_the_second_reader_too(tmp_path: Path) -> None:
     (folder.parent / "b.jsonl").write_text("\ufeff" + "\r\n".join(map(json.dumps, messages)), "utf-8")
     (folder.parent / "c.txt").write_text("\n\n".join(sentences(6, seed=6)), "utf-8")
     (folder.parent / "notes.md").write_text("no text", "utf-8")
-    settings = short(
+    settings = tiny(
         folder.parent,
         configurations=((1, 1),),
         seeds=(0,),

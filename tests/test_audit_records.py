@@ -12,7 +12,7 @@ from typing import Any
 
 import defects
 import pytest
-from conftest import PREDICTIVE, merged, sentences, short, write_jsonl
+from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 from report_records import (
     BOTH,
     make_baselines,
@@ -48,7 +48,7 @@ def experiment(folder: Path, **more: object) -> Path:
         {"configurations": ((1, 1),), "seeds": (0,), "output": str(folder / "run"), "save_models": False},
         more,
     )
-    settings = short(write_jsonl(folder / "text.jsonl", sentences(20)), **merged(SMALL, values))
+    settings = tiny(write_jsonl(folder / "text.jsonl", sentences(20)), **merged(SMALL, values))
     run_dir, records = run_experiment(settings, Watcher())
     assert [record.failure for record in records] == [None] * len(records)
     return run_dir

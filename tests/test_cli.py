@@ -81,11 +81,11 @@ def test_the_seed_preset_is_the_seed() -> None:
 
 
 def test_presets_run_on_small_text(
-    capsys: pytest.CaptureFixture[str], short_file: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path
 ) -> None:
     """Every shipped preset, with only its text, its sizes and its grid made small."""
     small = [
-        *("--data.train", str(short_file), "--data.validation", "None", "--seeds", "0", "--device", "cpu"),
+        *("--data.train", str(text_file), "--data.validation", "None", "--seeds", "0", "--device", "cpu"),
         *("--configurations", "2", "2", "--contexts.check-tokens", "256"),
         *("--data.validation-fraction", "0.15", "--tokenizer.source", "bpe", "--tokenizer.vocab-size", "300"),
         *("--embeddings.source", "random", "--model.embed-dim", "24", "--model.context-dim", "16"),

@@ -53,6 +53,8 @@ NOT_RUN = {
     r".*--executor ray": "starts a cluster with eight workers; tests/test_executors.py runs a small one",
     r"python bench/gpu\.py ": "tests/test_gpu_bench.py runs it whole",
     r"python bench/performance\.py (?!all )": "prints one of the tables of `performance.py all`, which runs",
+    r"python bench/distributed\.py (dialogue|demo|predictive --times)": "the same with another preset",
+    r"python bench/estimate\.py .*--contexts\.keep recompute": "the same with contexts computed again",
 }
 """Lines that do not run here, and why; their programs are asked all the same whether they would take them."""
 
@@ -75,15 +77,12 @@ if (at or name == "tandem") and args[at] in ("train", "experiment"):
 if name == "torchrun":
     args = ["--standalone", *args]
 if name != "python":
-    args, real = [real, *args], os.environ["WARM"]
-elif args[0] != "first_snippet.py":
-    real = os.environ["WARM"]
-os.execv(real, [real, *args])
+    args = [real, *args]
+os.execv(os.environ["WARM"], [os.environ["WARM"], *args])
 """
 """A program that adds the small settings to a training and starts the real one.
 
-Of several seeds it leaves one, and of several workers two. All start as `warm` has it, but the snippet that
-a reader starts with, which is also about what an import does.
+Of several seeds it leaves one, and of several workers two. All start as `warm` has it.
 """
 
 
@@ -271,9 +270,8 @@ def test_a_block_runs(block: Block, installed: Path, tmp_path: Path) -> None:
     if any("--output models/mine" in command for command in block.commands):
         shutil.rmtree(folder / "models")
     if block.tag == "python":
-        name = "first_snippet.py" if block.page.name == "README.md" else "snippet.py"
-        (folder / name).write_text(block.text, "utf-8")
-        commands = [f"python {name}"]
+        (folder / "snippet.py").write_text(block.text, "utf-8")
+        commands = ["python snippet.py"]
     else:
         commands = [command for command in block.commands if why_not(command) is None]
         commands = [command for command in commands if FIRST.get(same(command), block.name) == block.name]

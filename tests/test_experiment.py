@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import sentences, short, write_jsonl
+from conftest import sentences, tiny, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
@@ -64,7 +64,7 @@ class Made:
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The experiment itself: made once, and left as it is."""
     folder = tmp_path_factory.mktemp("made")
-    settings = short(write_jsonl(folder / "text.jsonl", sentences(30)), output=str(folder / "run"))
+    settings = tiny(write_jsonl(folder / "text.jsonl", sentences(20)), output=str(folder / "run"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(folder / "cache"))
         run_dir, records = run_experiment(settings, Watcher())
@@ -79,8 +79,8 @@ def made(made_once: Made, tmp_path: Path) -> Made:
     return Made(settings, made_once.whole, run_dir)
 
 
-def test_an_experiment_end_to_end(short_file: Path, tmp_path: Path) -> None:
-    settings = short(short_file, output=str(tmp_path / "run"), configurations=((1, 1), (1, 2), (2, 1)))
+def test_an_experiment_end_to_end(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, output=str(tmp_path / "run"), configurations=((1, 1), (1, 2), (2, 1)))
     run_dir, records = run_experiment(settings, Watcher())
     assert [record.run for record in records] == [
         "C1T1-seed0", "C1T2-seed0", "C2T1-seed0", "C1T1-seed1", "C1T2-seed1", "C2T1-seed1",
@@ -109,13 +109,13 @@ def test_an_experiment_end_to_end(short_file: Path, tmp_path: Path) -> None:
         assert record.validation.perplexity < record.data.vocab_size
 
 
-def test_saved_models_score_as_recorded(short_file: Path, tmp_path: Path) -> None:
+def test_saved_models_score_as_recorded(text_file: Path, tmp_path: Path) -> None:
     held_out = tmp_path / "held.jsonl"
-    lines = short_file.read_text("utf-8").splitlines(keepends=True)
-    short_file.write_text("".join(lines[:25]), "utf-8")
-    held_out.write_text("".join(lines[25:]), "utf-8")
+    lines = text_file.read_text("utf-8").splitlines(keepends=True)
+    text_file.write_text("".join(lines[:16]), "utf-8")
+    held_out.write_text("".join(lines[16:]), "utf-8")
     for boundary in ("carry", "reset"):
-        settings = short(short_file, data={"validation": str(held_out)}, model={"boundary": boundary})
+        settings = tiny(text_file, data={"validation": str(held_out)}, model={"boundary": boundary})
         folder = tmp_path / boundary
         record = train_one(settings, Configuration(2, 2), 0, folder, Watcher())
         result = evaluate_model(folder, str(held_out), device="cpu")
@@ -127,7 +127,7 @@ def test_saved_models_score_as_recorded(short_file: Path, tmp_path: Path) -> Non
         # and the model's own forward, by the sequential loop, gives the same loss
         model, tokenizer = load_model(folder)
         eos = model.config.bos_token_id
-        ids = [token for line in lines[25:] for token in [eos, *tokenizer.encode(json.loads(line)["text"])]]
+        ids = [token for line in lines[16:] for token in [eos, *tokenizer.encode(json.loads(line)["text"])]]
         loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
         assert float(loss.detach()) == pytest.approx(record.validation.nll_nats, abs=1e-4)
 
@@ -175,8 +175,8 @@ def test_a_torn_last_record_is_done_again(made: Made) -> None:
         read_records(made.run_dir)
 
 
-def test_a_failed_run_is_recorded_and_the_others_go_on(short_file: Path, tmp_path: Path) -> None:
-    good = short(short_file, output=str(tmp_path / "run"), seeds=(0,))
+def test_a_failed_run_is_recorded_and_the_others_go_on(text_file: Path, tmp_path: Path) -> None:
+    good = tiny(text_file, output=str(tmp_path / "run"), seeds=(0,))
 
     class Saboteur(Watcher):
         def tick(self, tick: Tick) -> None:
@@ -227,8 +227,8 @@ def test_a_phase_1_of_anything_else_is_not_used(made: Made, tmp_path: Path) -> N
     assert load_phase1(tmp_path / "none", "whatever", objective) is None
 
 
-def test_trained_embeddings_move_and_contexts_follow(short_file: Path, tmp_path: Path) -> None:
-    settings = short(short_file, embeddings={"trained": True})
+def test_trained_embeddings_move_and_contexts_follow(text_file: Path, tmp_path: Path) -> None:
+    settings = tiny(text_file, embeddings={"trained": True})
     record = train_one(settings, Configuration(1, 1), 0, tmp_path / "model", Watcher())
     parameters = record.parameters
     assert parameters.trained_phase2 == parameters.token_block + parameters.embedding
@@ -290,10 +290,10 @@ def test_batches_through_the_saved_tokenizer_equal_single_texts(made: Made) -> N
     ],
 )
 def test_settings_that_do_not_fit_the_text(
-    short_file: Path, tmp_path: Path, wrong: dict[str, object], error: type[Exception], says: str
+    text_file: Path, tmp_path: Path, wrong: dict[str, object], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error) as caught:
-        run_experiment(short(short_file, output=str(tmp_path / "run"), **wrong), Watcher())
+        run_experiment(tiny(text_file, output=str(tmp_path / "run"), **wrong), Watcher())
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -314,9 +314,9 @@ SMALL_NETWORKS = {
 }
 
 
-def test_baselines_stand_in_the_same_records(short_file: Path, tmp_path: Path) -> None:
+def test_baselines_stand_in_the_same_records(text_file: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "run")
-    settings = short(short_file, output=output, configurations=((1, 1),), baselines=SMALL_NETWORKS)
+    settings = tiny(text_file, output=output, configurations=((1, 1),), baselines=SMALL_NETWORKS)
     run_dir, records = run_experiment(settings, Watcher())
     assert [(record.failure, record.status) for record in records] == [(None, "finished")] * len(records)
     assert [record.run for record in records] == [
@@ -347,7 +347,7 @@ def test_baselines_stand_in_the_same_records(short_file: Path, tmp_path: Path) -
     assert nll["LSTM-seed0"] != nll["LSTM-seed1"]
 
 
-def test_a_baseline_with_other_settings_is_made_anew(short_file: Path, tmp_path: Path) -> None:
+def test_a_baseline_with_other_settings_is_made_anew(text_file: Path, tmp_path: Path) -> None:
     def settings(**lstm: object) -> Settings:
         baselines = {
             **SMALL_NETWORKS,
@@ -355,7 +355,7 @@ def test_a_baseline_with_other_settings_is_made_anew(short_file: Path, tmp_path:
             "lstm": {**SMALL_NETWORKS["lstm"], **lstm},
         }
         output = str(tmp_path / "run")
-        return short(short_file, output=output, configurations=((1, 1),), seeds=(0,), baselines=baselines)
+        return tiny(text_file, output=output, configurations=((1, 1),), seeds=(0,), baselines=baselines)
 
     _, first = run_experiment(settings(), Watcher())
     _, again = run_experiment(settings(), Watcher())

@@ -40,9 +40,9 @@ def planned(name: str) -> dict[str, Any]:
 @pytest.fixture
 def wikitext(tmp_path: Path) -> Path:
     """A folder as that of WikiText-2."""
-    folder, texts = tmp_path / "wikitext", sentences(30)
+    folder, texts = tmp_path / "wikitext", sentences(20)
     folder.mkdir()
-    for name, part in (("train", texts[:24]), ("valid", texts[24:])):
+    for name, part in (("train", texts[:16]), ("valid", texts[16:])):
         articles = "".join(f" \n = Article {n} = \n \n {text} <unk> \n" for n, text in enumerate(part))
         (folder / f"{name}.txt.gz").write_bytes(gzip.compress(articles.encode()))
     return folder

@@ -177,7 +177,7 @@ def test_shared_text_is_cut_nowhere_new() -> None:
 
 def test_training_evaluation_prompts_and_audit_cut_alike(tmp_path: Path) -> None:
     long = "".join(DRAWS.choices("ACGT", k=5000))
-    train = write_jsonl(tmp_path / "t.jsonl", [*sentences(30), long])
+    train = write_jsonl(tmp_path / "t.jsonl", [*sentences(20), long])
     validation = write_jsonl(tmp_path / "v.jsonl", [long + "T", "and a sentence"])
     data = DataSettings(train=str(train), validation=str(validation))
     corpus = prepare_corpus(data, TokenizerSettings(vocab_size=300), tmp_path / "cache")
@@ -202,7 +202,7 @@ def metaspace() -> Tokenizer:
     model = Tokenizer(models.BPE(unk_token="<unk>"))
     model.pre_tokenizer, model.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     model.train_from_iterator(
-        sentences(30), trainers.BpeTrainer(special_tokens=["<unk>"], show_progress=False)
+        sentences(20), trainers.BpeTrainer(special_tokens=["<unk>"], show_progress=False)
     )
     return model
 
@@ -211,7 +211,7 @@ def word_piece() -> Tokenizer:
     model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     model.pre_tokenizer, model.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
     model.train_from_iterator(
-        sentences(30), trainers.WordPieceTrainer(special_tokens=["[UNK]"], show_progress=False)
+        sentences(20), trainers.WordPieceTrainer(special_tokens=["[UNK]"], show_progress=False)
     )
     return model
 

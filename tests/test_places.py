@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import merged, seal_again, sentences, short, write_jsonl
+from conftest import merged, seal_again, sentences, tiny, write_jsonl
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a finished experiment in `run` and a model in `model`, all by relative paths."""
     folder = tmp_path_factory.mktemp("made") / "project"
     project(folder)
-    settings = short(Path("texts"), **RELATIVE)
+    settings = tiny(Path("texts"), **RELATIVE)
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(folder.parent / "cache"))
         run_experiment(settings, Watcher())
@@ -141,7 +141,7 @@ def test_what_is_no_longer_as_it_was_is_said_before_any_other_check(
     if how == "gone":
         path.unlink()
     elif path.suffix == ".jsonl":
-        write_jsonl(path, sentences(30, seed=9) if how == "changed" else ["one"])
+        write_jsonl(path, sentences(20, seed=9) if how == "changed" else ["one"])
     elif path.suffix == ".json":
         train_bpe(sentences(50, seed=3), 301 if how == "changed" else 290).save(str(path))
     else:
@@ -179,7 +179,7 @@ def test_names_and_fingerprints_do_not_depend_on_the_place(kept: Path, made: Pat
     (record,) = read_records(kept / "run")
     assert record.folder == str(kept)
     assert record.data.train_source == "texts"
-    assert record.settings_fingerprint == short(Path("texts"), **RELATIVE).fingerprint()
+    assert record.settings_fingerprint == tiny(Path("texts"), **RELATIVE).fingerprint()
 
 
 def test_a_variants_own_embedding_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_variants_own_embedding_is_found_too(tmp_path: Path, monkeypatch: pyte
     more = {"variants": {"own": {"embeddings": {"source": "own/table.safetensors"}}, "drawn": {}}}
     values = merged(RELATIVE, {**more, "embeddings": {"source": "random"}})
     monkeypatch.chdir(folder)
-    run_experiment(short(Path("texts"), **values), Watcher())
+    run_experiment(tiny(Path("texts"), **values), Watcher())
     monkeypatch.chdir(tmp_path)
     assert audit(folder / "run").status != "fail"
     save_file({"embedding.weight": torch.zeros(300, 24)}, folder / "own" / "table.safetensors")
@@ -208,7 +208,7 @@ def test_a_worker_reads_the_commands_text_and_stays_where_it_is(
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     monkeypatch.chdir(tmp_path)
-    settings = short(Path("texts"), **RELATIVE)
+    settings = tiny(Path("texts"), **RELATIVE)
     with liveness_lock(run_dir) as command:
         Worker(settings, run_dir, tmp_path / "project", command, work)()
     assert (run_dir / "found").read_text("utf-8") == "40"
@@ -230,13 +230,13 @@ def test_every_form_of_path_counts_from_the_folder(
     assert folder_of(str(folder), [source, "bpe", "python-docs", "gpt2"], tmp_path) == folder
     with counted_from(folder):
         assert local_path(source) is not None
-        data = short(Path(source)).data.model_copy(update={"train": source})
+        data = tiny(Path(source)).data.model_copy(update={"train": source})
         assert len(split_documents(data).train) > 30
 
 
 def test_a_data_set_in_a_folder_counts_from_there_too(tmp_path: Path) -> None:
     project(tmp_path / "project")
-    data = short(Path("x")).data.model_copy(update={"train": "hf:texts:train[:30]"})
+    data = tiny(Path("x")).data.model_copy(update={"train": "hf:texts:train[:30]"})
     with counted_from(tmp_path / "project"):
         assert local_path(data.train) == tmp_path / "project" / "texts"
         assert len(split_documents(data).train) > 20

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PREDICTIVE, merged, sentences, short, write_jsonl
+from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 
 from tandem.audit import audit
 from tandem.errors import SettingsError
@@ -46,8 +46,8 @@ def run(settings: Settings) -> dict[str, RunRecord]:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A finished experiment with both recipes, which tests leave as it is."""
     folder = tmp_path_factory.mktemp("both")
-    text = write_jsonl(folder / "text.jsonl", sentences(30))
-    settings = short(text, output=str(folder / "run"), seeds=(0,), variants=BOTH)
+    text = write_jsonl(folder / "text.jsonl", sentences(20))
+    settings = tiny(text, output=str(folder / "run"), seeds=(0,), variants=BOTH)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(folder / "cache"))
         return settings, run(settings)
@@ -75,8 +75,8 @@ def test_both_recipes_in_one_experiment(both: Made) -> None:
 def test_a_variant_is_what_it_would_be_alone(both: Made, tmp_path: Path) -> None:
     settings, records = both
     text = Path(settings.data.train)
-    alone = run(short(text, output=str(tmp_path / "original"), seeds=(0,)))
-    predictive = run(short(text, **merged(PREDICTIVE, {"output": str(tmp_path / "p"), "seeds": (0,)})))
+    alone = run(tiny(text, output=str(tmp_path / "original"), seeds=(0,)))
+    predictive = run(tiny(text, **merged(PREDICTIVE, {"output": str(tmp_path / "p"), "seeds": (0,)})))
     for variant, single in (("original", alone), ("predictive", predictive)):
         for name, record in single.items():
             twin = records[f"{variant}-{name}"]
@@ -96,9 +96,9 @@ def test_only_a_changed_variant_is_made_again(both: Made, tmp_path: Path) -> Non
     assert again.phase1_computed_here
 
 
-def test_phase_2_starts_where_phase_1_predicted(short_file: Path) -> None:
+def test_phase_2_starts_where_phase_1_predicted(text_file: Path) -> None:
     """With one token layer and no learning, phase 2 is the head of phase 1; deeper ones start near it."""
-    settings = short(short_file, **merged(PREDICTIVE, {"phase2": {"max_epochs": 1, "lr": 1e-12}}))
+    settings = tiny(text_file, **merged(PREDICTIVE, {"phase2": {"max_epochs": 1, "lr": 1e-12}}))
     prepared = prepare(settings, lambda _: None)
     shared = train_contexts(prepared, 1, 0)
     assert isinstance(shared.phase1, PredictionRecord)
@@ -165,10 +165,10 @@ def test_a_predictive_model_scores_as_recorded(both: Made) -> None:
     ("token_layers", "head", "keep"), [(1, 1, "disk"), (2, 2, "recompute"), (3, 2, "auto")]
 )
 def test_a_model_trained_alone_has_the_one_head_it_starts_from(
-    short_file: Path, tmp_path: Path, token_layers: int, head: int, keep: str
+    text_file: Path, tmp_path: Path, token_layers: int, head: int, keep: str
 ) -> None:
     more = {"prediction": {"head_layers": (1, 2)}, "contexts": {"keep": keep}}
-    settings = short(short_file, **merged(PREDICTIVE, more))
+    settings = tiny(text_file, **merged(PREDICTIVE, more))
     record = train_one(settings, Configuration(1, token_layers), 0, tmp_path / "model", Watcher())
     assert isinstance(record.phase1, PredictionRecord)
     assert [one.token_layers for one in record.phase1.heads] == [head]
@@ -180,9 +180,9 @@ def test_a_model_trained_alone_has_the_one_head_it_starts_from(
 
 @pytest.mark.parametrize(("missing", "kept"), [(0, "disk"), (1, "recompute")])
 def test_contexts_that_memory_has_no_room_for_go_to_disk_if_that_has(
-    missing: int, kept: str, short_file: Path, monkeypatch: pytest.MonkeyPatch
+    missing: int, kept: str, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = short(short_file, workers=2)
+    settings = tiny(text_file, workers=2)
     prepared = prepare(settings, lambda _: None)
     size = 2 * len(prepared.corpus.train) * settings.model.context_dim
     free = 2 * settings.workers * size - missing  # each worker takes half of its part at most
@@ -195,11 +195,11 @@ def test_contexts_that_memory_has_no_room_for_go_to_disk_if_that_has(
 
 @pytest.mark.parametrize(("lr", "kept"), [(50.0, True), (0.001, False)])
 def test_phase_2_is_never_worse_than_what_it_starts_from(
-    short_file: Path, tmp_path: Path, lr: float, kept: bool
+    text_file: Path, tmp_path: Path, lr: float, kept: bool
 ) -> None:
     more = {"phase2": {"lr": lr, "max_epochs": 2, "schedule": "constant"}, "prediction": {"max_epochs": 2}}
     record = train_one(
-        short(short_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Watcher()
+        tiny(text_file, **merged(PREDICTIVE, more)), Configuration(1, 1), 0, tmp_path / "model", Watcher()
     )
     assert record.validation is not None
     assert record.phase2 is not None
@@ -214,8 +214,8 @@ def test_phase_2_is_never_worse_than_what_it_starts_from(
     assert found.status == "pass", found.failed()
 
 
-def test_what_phase_1_left_is_all_that_a_new_model_needs(short_file: Path) -> None:
-    settings = short(short_file, **PREDICTIVE)
+def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> None:
+    settings = tiny(text_file, **PREDICTIVE)
     prepared = prepare(settings, lambda _: None)
     shared = train_contexts(prepared, 2, 0)
     model, heads = new_model(prepared, Configuration(2, 2), 0), new_heads(prepared, 2, 0)
@@ -237,9 +237,9 @@ def test_what_phase_1_left_is_all_that_a_new_model_needs(short_file: Path) -> No
         ({"recipe": "predictiv"}, "recipe = 'predictiv'"),
     ],
 )
-def test_impossible_variants_are_one_sentence(short_file: Path, more: dict[str, object], says: str) -> None:
+def test_impossible_variants_are_one_sentence(text_file: Path, more: dict[str, object], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        short(short_file, **more)
+        tiny(text_file, **more)
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_impossible_variants_are_one_sentence(short_file: Path, more: dict[str, 
     ],
 )
 def test_settings_of_the_other_recipe_are_refused(
-    short_file: Path, more: dict[str, object], says: str
+    text_file: Path, more: dict[str, object], says: str
 ) -> None:
     with pytest.raises(SettingsError, match=says):
-        prepare(short(short_file, **more), lambda _: None)
+        prepare(tiny(text_file, **more), lambda _: None)
 
 
-def test_a_variant_is_chosen_by_name(short_file: Path) -> None:
-    settings = short(short_file, variants=BOTH)
+def test_a_variant_is_chosen_by_name(text_file: Path) -> None:
+    settings = tiny(text_file, variants=BOTH)
     assert chosen_variant(settings, "predictive").recipe == "predictive"
     assert chosen_variant(settings, None).variants == {}
     with pytest.raises(

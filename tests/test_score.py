@@ -66,7 +66,7 @@ def unmarked(model: Path, tmp_path: Path) -> Path:
 
 
 def trained(place: Path, more: dict[str, Any]) -> Path:
-    text = write_jsonl(place / "text.jsonl", sentences(30))
+    text = write_jsonl(place / "text.jsonl", sentences(20))
     phase2 = {**more.get("phase2", {}), "max_epochs": 1}
     train_one(tiny(text, **{**more, "phase2": phase2}), Configuration(1, 2), 0, place / "model", Watcher())
     return place / "model"

@@ -235,7 +235,7 @@ def test_processes_share_one_cache_and_make_no_shard_twice(
     for other in others:
         other.join(120)
         assert other.exitcode == 0
-    assert len(list(made.iterdir())) > 5
+    assert len(list(made.iterdir())) > 3
     assert {path.read_text() for path in made.iterdir()} == {"x"}
     said: list[str] = []
     together = prepared(text_file, tmp_path / "cache", said)

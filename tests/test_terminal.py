@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import sentences, short, write_jsonl
+from conftest import sentences, tiny, write_jsonl
 from report_records import make_grid, make_manifest, make_record, write_run_dir
 from warm import python
 
@@ -41,9 +41,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained on characters that few encodings have, in a folder of a hostile name."""
     base = tmp_path_factory.mktemp("trained")
-    text = write_jsonl(base / "text.jsonl", [f"{FOREIGN} {line} {FOREIGN}" for line in sentences(30)])
+    text = write_jsonl(base / "text.jsonl", [f"{FOREIGN} {line} {FOREIGN}" for line in sentences(20)])
     settings = base / "tiny.yaml"
-    settings.write_text(dump_settings(short(text, phase2={"batch_positions": 64})), "utf-8")
+    settings.write_text(dump_settings(tiny(text, phase2={"batch_positions": 64})), "utf-8")
     folder = base / HOSTILE
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_CACHE", str(base / "cache"))
@@ -227,9 +227,9 @@ def test_training_shows_names_as_typed_and_commands_to_type(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "q[").mkdir()
-    text = write_jsonl(tmp_path / "q[" / "a] $x$ :smile:.jsonl", sentences(30))
+    text = write_jsonl(tmp_path / "q[" / "a] $x$ :smile:.jsonl", sentences(20))
     settings, folder = tmp_path / "tiny.yaml", tmp_path / "m" / "[v1] 'run' :tada:"
-    settings.write_text(dump_settings(short(text)), "utf-8")
+    settings.write_text(dump_settings(tiny(text)), "utf-8")
     assert run(["train", str(settings), "--output", str(folder)]) == 0
     said = capsys.readouterr()
     assert f"reading {text}" in said.err
@@ -245,9 +245,9 @@ def test_training_shows_names_as_typed_and_commands_to_type(
 
 
 def test_advice_for_overlapping_text_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = write_jsonl(tmp_path / "a [b] 'c'.jsonl", sentences(30))
+    text = write_jsonl(tmp_path / "a [b] 'c'.jsonl", sentences(20))
     settings = tmp_path / "tiny.yaml"
-    settings.write_text(dump_settings(short(text)), "utf-8")
+    settings.write_text(dump_settings(tiny(text)), "utf-8")
     args = [
         "train",
         str(settings),

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import short
+from conftest import tiny
 
 from tandem.audit import audit
 from tandem.audit.run import _Runs
@@ -34,9 +34,9 @@ def audited(run_dir: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str = "") -
 
 
 def test_it_goes_on_with_the_runs_that_are_left(
-    short_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = short(short_file, baselines={"models": ("unigram", "bigram")}, seeds=(0,))
+    settings = tiny(text_file, baselines={"models": ("unigram", "bigram")}, seeds=(0,))
     run_dir, _ = run_experiment(settings.model_copy(update={"output": str(tmp_path / "run")}), Watcher())
     whole, expected = audited(run_dir, monkeypatch)
     assert isinstance(expected, AuditRecord)

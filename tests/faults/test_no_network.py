@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import short
+from conftest import tiny
 
 from tandem.cli.main import run
 from tandem.settings import dump_settings
@@ -35,16 +35,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_no_command_asks_the_network(
-    short_file: Path, tmp_path: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
+    text_file: Path, tmp_path: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = short(short_file, configurations=((1, 1),), seeds=(0,))
+    settings = tiny(text_file, configurations=((1, 1),), seeds=(0,))
     file, run_dir, model = (tmp_path / name for name in ("settings.yaml", "run", "run/models/C1T1-seed0"))
     file.write_text(dump_settings(settings), "utf-8")
     for command in (
         ("experiment", str(file), "--output", str(run_dir), "--baselines.models", "unigram"),
         ("audit", str(model)),
-        ("evaluate", str(model), "--data", str(short_file)),
-        ("score", str(model), str(short_file)),
+        ("evaluate", str(model), "--data", str(text_file)),
+        ("score", str(model), str(text_file)),
         ("generate", str(model), "--prompt", "the", "--max-new-tokens", "2"),
         ("quantize", str(model), "--output", str(tmp_path / "int8")),
         ("report", str(run_dir)),
