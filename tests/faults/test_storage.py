@@ -1,6 +1,7 @@
 """A disk that is full, broken or without power, and damaged files: a quick part of `bench/faults.py`."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -17,11 +18,12 @@ import injection
 import power
 from commands import Commands, not_one_sentence, not_there
 
-from tandem.checksums import check_files, read_checksums
+from tandem.audit.steps import read_steps
+from tandem.checksums import check_files, read_checksums, sealed, unsealed
 from tandem.errors import DamageError, RunDirError, SettingsError
 from tandem.experiment.artefacts import load_model, model_damage, settings_for
 from tandem.folders import atomic_write
-from tandem.records import read_records
+from tandem.records import read_experiment, read_records, records_path
 
 needs_cc = pytest.mark.skipif(injection.compiler() is None, reason="there is no C compiler `cc`, or no Linux")
 
@@ -197,6 +199,43 @@ def test_a_torn_record_is_said_and_its_run_is_made_again(commands: Commands) -> 
     path.write_bytes(path.read_bytes().replace(b'"seed":0', b'"seed":1', 1))
     with pytest.raises(RunDirError, match=r"line \d is damaged"):
         read_records(run_dir)
+
+
+@needs_cc
+def test_records_that_are_gone_or_of_another_experiment_are_said(commands: Commands) -> None:
+    commands.clear()
+    commands.run("experiment")
+    run_dir = commands.root / "out"
+    path = records_path(run_dir)
+    content = path.read_text("utf-8")
+    other = [unsealed(line) for line in content.splitlines()]
+    own = json.loads(other[0])["data"]["tokens_fingerprint"]
+    path.write_text("".join(sealed(line.replace(own, "0" * len(own))) + "\n" for line in other), "utf-8")
+    done = commands.run("experiment")
+    assert done.code == 2
+    assert "is not of this experiment: its C1T1-seed0 was made with other text" in done.told
+    path.unlink()
+    with pytest.raises(RunDirError, match=r"records\.jsonl is empty or gone, while .+ has models"):
+        read_experiment(run_dir)
+    done = commands.run("experiment")
+    assert f"{path} has no record of C1T1-seed0, whose model is in {run_dir}" in done.told
+    assert commands.contents() == commands.expected["experiment"]
+
+
+@needs_cc
+def test_kept_steps_that_are_gone_or_exchanged_are_said(commands: Commands) -> None:
+    run_dir = Path(shutil.copytree(commands.place / "experiment", commands.place / "steps"))
+    (of_phase1,) = (run_dir / "phase1").glob("*-snapshots.safetensors")
+    (of_model,) = (run_dir / "models").glob("C1*/snapshots.safetensors")
+    for path, other in ((of_phase1, of_model), (of_model, of_phase1)):
+        assert read_steps(path)
+        with damage.as_it_was(path):
+            path.unlink()
+            with pytest.raises(ValueError, match="is missing"):
+                read_steps(path)
+            shutil.copyfile(other, path)
+            with pytest.raises(ValueError, match="are not those that were written"):
+                read_steps(path)
 
 
 @needs_cc

@@ -23,6 +23,7 @@ from tandem.checksums import (
     check_file,
     check_files,
     check_tensors,
+    file_digest,
     read_checksums,
     seal_tensors,
     write_checksums,
@@ -118,12 +119,13 @@ def save_phase1(
     new_folder(path.parent)
     beside = path.with_name(f"{path.stem}-{SNAPSHOTS}")  # before the weights, with which phase 1 is finished
     beside.unlink(missing_ok=True)
+    about = {"fingerprint": fingerprint, "record": record.model_dump_json(), "checksum": ABSENT}
     if snapshots:
         with atomic_write(beside) as draft:
             snapshots.save(draft)
+        about["beside"] = file_digest(beside)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(path) as draft:
-        about = {"fingerprint": fingerprint, "record": record.model_dump_json(), "checksum": ABSENT}
         save_file(tensors, draft, about)
         seal_tensors(draft)
 
