@@ -239,6 +239,30 @@ def test_kept_steps_that_are_gone_or_exchanged_are_said(commands: Commands) -> N
 
 
 @needs_cc
+def test_checksums_of_a_model_are_left_out_where_asked(commands: Commands) -> None:
+    folder = Path(
+        shutil.copytree(
+            commands.place / "experiment" / "models" / "C1T1-seed0", commands.place / "unverified"
+        )
+    )
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    text = str(commands.place / "text.jsonl")
+    for name, *more in (
+        ("evaluate", "--data", text),
+        ("score", text),
+        ("generate", "--prompt", "ba", "--max-new-tokens", "2"),
+        ("quantize",),
+    ):
+        words = ("injection:command", name, str(folder), *more)
+        done = commands.server.run(*words, root=commands.root)
+        assert (done.code, "model.safetensors is damaged" in done.told) == (2, True), name
+        assert commands.server.run(*words, "--no-verify", root=commands.root).code == 0, name
+
+
+@needs_cc
 def test_settings_of_a_saved_model_are_never_guessed(commands: Commands) -> None:
     folder = Path(
         shutil.copytree(commands.place / "experiment" / "models" / "C1T1-seed0", commands.place / "own")
