@@ -103,7 +103,7 @@ def test_an_older_folder_stays_or_the_mix_is_named(commands: Commands) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_full_or_broken_disk_is_one_sentence(commands: Commands, code: int) -> None:
     saving = commands.saving("train", "/.out.")
-    places = {errno.ENOSPC: (12, saving[-9]), errno.EIO: (saving[30],), errno.EDQUOT: (saving[0],)}
+    places = {errno.ENOSPC: (2, 12, saving[-9]), errno.EIO: (saving[30],), errno.EDQUOT: (saving[0],)}
     for number in places[code]:
         commands.clear()
         done = commands.run("train", mode="FAIL", operation=number, error=code)
@@ -127,6 +127,15 @@ def test_what_was_trained_is_saved_elsewhere(commands: Commands) -> None:
 def test_a_killed_command_ends_with_the_same_bits(commands: Commands) -> None:
     commands.clear()
     assert commands.run("train", mode="KILL", operation=commands.operations["train"] - 30).code == -9
+    assert not list(commands.losses_after("train"))
+
+
+@needs_cc
+def test_checkpoints_of_a_finished_training_are_removed(commands: Commands) -> None:
+    number = commands.saving("train", "/out/checkpoints")[-2]
+    commands.clear()
+    assert commands.run("train", mode="KILL", operation=number).code == -9
+    assert (commands.root / "out" / "checkpoints").is_dir()
     assert not list(commands.losses_after("train"))
 
 

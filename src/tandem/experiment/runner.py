@@ -530,6 +530,8 @@ def train_one(
             watcher.preparing(f"{folder} is not what was saved ({damage}); it is trained again")
             finished = None
         if group.agrees(finished is not None, prepared.device) and finished is not None:
+            if group.leads:  # they are left where it was killed once the model was saved
+                remove_checkpoints(folder)
             watcher.preparing(f"{folder} is finished{advice(('train it anew with {}', 'force_new'))}")
             return finished
         watcher.run_started(spec.name)
