@@ -157,7 +157,10 @@ class NetworkBaseline(Baseline):
         draws = generator_for(inputs.seed, f"{self._name} windows")
         epoch_steps, epoch_tokens = self.epoch_size(inputs.settings, len(ids))
         steps = epoch_steps * own.max_epochs
-        monitor = TrainingMonitor(self.title, f"{self.section}.lr", own.max_epochs, inputs.on_tick, [model])
+        monitor = TrainingMonitor(
+            *(self.title, f"{self.section}.lr", own.max_epochs, inputs.on_tick, [model]),
+            tell=inputs.checkpoint.tell,
+        )
         parameters, snapshots, cursor = (
             list(model.parameters()),
             inputs.snapshots,
@@ -186,7 +189,7 @@ class NetworkBaseline(Baseline):
                 optimizer.zero_grad()
                 loss.backward()
                 nll, gradient_norm = float(loss.detach()), clip_gradients(parameters, own.max_grad_norm)
-                monitor.check_finite(nll, gradient_norm, f"step {step}")
+                monitor.check_step(nll, gradient_norm, cursor)
                 with snapshots.step(cursor.epoch, step, nll, gradient_norm, partial(dict, read)):
                     optimizer.step()
                 schedule.step()
