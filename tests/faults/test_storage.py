@@ -5,10 +5,12 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +22,11 @@ from commands import Commands, not_one_sentence, not_there
 
 from tandem.audit.steps import read_steps
 from tandem.checksums import check_files, read_checksums, sealed, unsealed
+from tandem.cli.main import run
 from tandem.errors import DamageError, RunDirError, SettingsError
 from tandem.experiment.artefacts import load_model, model_damage, settings_for
 from tandem.folders import atomic_write
+from tandem.model import TokenBlock
 from tandem.records import read_experiment, read_records, records_path
 
 needs_cc = pytest.mark.skipif(injection.compiler() is None, reason="there is no C compiler `cc`, or no Linux")
@@ -269,6 +273,26 @@ def test_checksums_of_a_model_are_left_out_where_asked(commands: Commands) -> No
         done = commands.server.run(*words, root=commands.root)
         assert (done.code, "model.safetensors is damaged" in done.told) == (2, True), name
         assert commands.server.run(*words, "--no-verify", root=commands.root).code == 0, name
+
+
+@needs_cc
+@pytest.mark.parametrize("command", ["evaluate", "score"])
+def test_a_signal_stops_a_scoring_at_once(
+    command: str, commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = commands.place / "experiment" / "models" / "C1T1-seed0", str(commands.place / "text.jsonl")
+    calls, real = 0, TokenBlock.forward
+
+    def signalled(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given, **named)
+
+    monkeypatch.setattr(TokenBlock, "forward", signalled)
+    assert run([command, str(folder), *(["--data", text] if command == "evaluate" else [text])]) == 143
+    assert calls == 1
+    assert "tandem: interrupted" in capsys.readouterr().err
 
 
 @needs_cc

@@ -149,8 +149,7 @@ class TrainingMonitor:
             self._spike_told = True
             self.tell(
                 f"the loss of {self.title} is {loss:.4g} in epoch {self.epoch}, {where}{read()}, "
-                f"and the mean of those before it {cursor.mean_loss:.4g}; its gradient is clipped, and training "
-                "goes on"
+                f"and the mean before it {cursor.mean_loss:.4g}; its gradient is clipped and training goes on"
             )
 
     def check_finite(

@@ -18,6 +18,7 @@ from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import TrainingRecord
 from tandem.settings import Phase2Settings
+from tandem.stopping import nothing_to_save
 from tandem.training.checkpoint import Checkpoint, Cursor, Draws
 from tandem.training.dropout import DropoutMasks, StepMasks
 from tandem.training.gradients import GradientAccumulator
@@ -190,7 +191,7 @@ def train_token_block(
             cursor=cursor,
         )
         if resumed and refresh is not None and monitor.history:
-            with samples.of_the_epoch():
+            with samples.of_the_epoch(), nothing_to_save():
                 train, validation = refresh()
 
         while cursor.epoch <= settings.max_epochs and not monitor.out_of_patience:
