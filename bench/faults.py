@@ -6,16 +6,20 @@
               command has to end with the same bits
     torn      the same, but every write writes half of its bytes first
     errors    from every operation on, ENOSPC, EIO or EDQUOT: one sentence with path and cause, exit code 2;
-              then, after every fourth, the same command has to end with the same bits
+              then the same command has to end with the same bits
     power     a loss of power at random operations: whatever was reported as saved is there, and is read
     damage    flipped bits in every kind of artefact, an end cut off at every 512 bytes, files that are
               empty, missing, swapped or pipes: named, or harmless, or (a loss) silently used
 
-`--every N` takes each N-th operation only. A C compiler and Linux are needed for all but `damage`.
+`--every N` takes each N-th operation only. Where two injections leave the same files, times aside, the same
+command is given again once for both. With `--results FILE`, injections of the first three rows are written
+there and not made twice, so that they can be made in pieces; name another file once the code has changed.
+A C compiler and Linux are needed.
 """
 
 import argparse
 import errno
+import json
 import os
 import random
 import shutil
@@ -24,6 +28,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from measuring import SMALL, print_table, run
@@ -38,44 +44,77 @@ import power
 from commands import Commands, not_one_sentence, not_there
 
 COMMANDS = ("train", "experiment")
-AGAIN = 4
-"""After so many errors the command is given again, which takes longer than the error itself."""
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
+Injected = tuple[str, list[str]]
+"""What was injected, and what was lost."""
 
 
-def dies(bench: Commands, every: int, mode: str) -> Iterator[tuple[str, int, list[str]]]:
+@dataclass(frozen=True)
+class Results:
+    """Injections that are done, by row and label, and those of a file that is continued."""
+
+    path: Path | None
+    known: dict[tuple[str, str], list[str]]
+
+    @classmethod
+    def read(cls, path: Path | None, operations: dict[str, int]) -> "Results":
+        """Of a file, which is begun where it is not there. SystemExit for one of other operations."""
+        about = {"operations": operations}
+        if path is None or not path.exists():
+            if path is not None:
+                path.write_text(json.dumps(about) + "\n", "utf-8")
+            return cls(path, {})
+        first, *lines = path.read_text("utf-8").splitlines()
+        if json.loads(first) != about:
+            raise SystemExit(f"{path} has results of other operations ({first}); name another file")
+        entries = map(json.loads, lines)
+        return cls(path, {(entry["row"], entry["injected"]): entry["losses"] for entry in entries})
+
+    def once(self, row: str, injected: str, inject: Callable[[], list[str]]) -> Injected:
+        """Inject, unless that was done before."""
+        if (row, injected) not in self.known:
+            losses = self.known[row, injected] = inject()
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    entry = {"row": row, "injected": injected, "losses": losses}
+                    file.write(json.dumps(entry) + "\n")
+        return injected, self.known[row, injected]
+
+
+def dies(bench: Commands, results: Results, command: str, every: int, mode: str) -> Iterator[Injected]:
     """SIGKILL at each operation, with a torn write or without."""
-    for command in COMMANDS:
-        count = bench.operations[command]
-        chosen: list[int] = list(range(1, count + 1, every))
-        if mode == "TEAR":
-            log = bench.place / "log"
-            bench.clear()
-            bench.run(command, mode="LOG", log=log)
-            counted = [said for kind, said, _ in power.operations(log) if kind == "N"]
-            writes = [number for number, kind in enumerate(counted, 1) if kind == "W"]
-            chosen = [number for number in chosen if number in writes]
-        for number in chosen:
+    chosen: list[int] = list(range(1, bench.operations[command] + 1, every))
+    if mode == "TEAR":
+        log = bench.place / "log"
+        bench.clear()
+        bench.run(command, mode="LOG", log=log)
+        counted = [said for kind, said, _ in power.operations(log) if kind == "N"]
+        writes = [number for number, kind in enumerate(counted, 1) if kind == "W"]
+        chosen = [number for number in chosen if number in writes]
+    for number in chosen:
+
+        def inject(number: int = number) -> list[str]:
             bench.clear()
             done = bench.run(command, mode=mode, operation=number)
             found = [] if done.code == -9 else [f"it did not die, but ended with {done.code}"]
-            yield f"{command} {number}", 1, found + list(bench.losses_after(command))
+            return found + bench.losses_after_any(command)
+
+        yield results.once(mode, f"{command} {number}", inject)
 
 
-def errors(bench: Commands, every: int) -> Iterator[tuple[str, int, list[str]]]:
+def errors(bench: Commands, results: Results, command: str, every: int, code: int) -> Iterator[Injected]:
     """An error of the system from each operation on."""
-    for command in COMMANDS:
-        for code in ERRORS:
-            for turn, number in enumerate(range(1, bench.operations[command] + 1, every)):
-                bench.clear()
-                done = bench.run(command, mode="FAIL", operation=number, error=code)
-                found = list(not_one_sentence(done, os.strerror(code), bench.root))
-                if turn % AGAIN == 0 or done.code == 0:
-                    found += bench.losses_after(command)
-                yield f"{command} {errno.errorcode[code]} {number}", 1, found
+    for number in range(1, bench.operations[command] + 1, every):
+
+        def inject(number: int = number) -> list[str]:
+            bench.clear()
+            done = bench.run(command, mode="FAIL", operation=number, error=code)
+            return [*not_one_sentence(done, os.strerror(code), bench.root), *bench.losses_after_any(command)]
+
+        yield results.once(errno.errorcode[code], f"{command} {number}", inject)
 
 
-def power_losses(bench: Commands, replays: int) -> Iterator[tuple[str, int, list[str]]]:
+def power_losses(bench: Commands, replays: int) -> Iterator[Injected]:
     """A loss of power at random operations of each command."""
     draw, log, place = random.Random(0), bench.place / "log", bench.place / "after"
     for command in COMMANDS:
@@ -91,10 +130,10 @@ def power_losses(bench: Commands, replays: int) -> Iterator[tuple[str, int, list
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             power.put(disk.after_loss(draw), str(bench.root), place)
-            yield f"{command} power {moment}", 1, list(not_there(bench, command, disk.marks, place))
+            yield f"{command} {moment}", list(not_there(bench, command, disk.marks, place))
 
 
-def damages(bench: Commands, flips: int) -> Iterator[tuple[str, int, list[str]]]:
+def damages(bench: Commands, flips: int) -> Iterator[Injected]:
     """Damage to every kind of artefact."""
     draw = random.Random(0)
     artefacts = list(_artefacts(bench))
@@ -117,7 +156,7 @@ def damages(bench: Commands, flips: int) -> Iterator[tuple[str, int, list[str]]]
                 with damage.as_it_was(path):
                     found = artefact.after(change, whole)
                 label = f"{artefact.kind}, {kind}: {found}"
-                yield label, 1, [f"{path.name} was silently used"] if found == "used" else []
+                yield label, [f"{path.name} was silently used"] if found == "used" else []
 
 
 def _artefacts(bench: Commands) -> Iterator[tuple[damage.Artefact, list[Path]]]:
@@ -158,31 +197,43 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=60 if SMALL else 1)
     parser.add_argument("--replays", type=int, default=60 if SMALL else 1000)
     parser.add_argument("--flips", type=int, default=100 if SMALL else 10_000)
+    parser.add_argument("--commands", nargs="*", choices=COMMANDS, default=COMMANDS)
+    parser.add_argument("--results", type=Path)
     args = parser.parse_args()
-    rows: dict[str, Callable[[Commands], Iterator[tuple[str, int, list[str]]]]] = {
-        "kill": lambda bench: dies(bench, args.every, "KILL"),
-        "torn": lambda bench: dies(bench, args.every, "TEAR"),
-        "errors": lambda bench: errors(bench, args.every),
-        "power": lambda bench: power_losses(bench, args.replays),
-        "damage": lambda bench: damages(bench, args.flips),
-    }
     table = []
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
         bench = Commands(Path(place).resolve(), COMMANDS)
         print(f"operations: {bench.operations}", flush=True)
+        results = Results.read(args.results, bench.operations)
+
+        def of_each(injections: Callable[[str], Iterator[Injected]]) -> Iterator[Injected]:
+            return chain.from_iterable(map(injections, args.commands))
+
+        rows: dict[str, Callable[[], Iterator[Injected]]] = {
+            "kill": lambda: of_each(lambda command: dies(bench, results, command, args.every, "KILL")),
+            "torn": lambda: of_each(lambda command: dies(bench, results, command, args.every, "TEAR")),
+            "errors": lambda: of_each(
+                lambda command: chain.from_iterable(
+                    errors(bench, results, command, args.every, code) for code in ERRORS
+                )
+            ),
+            "power": lambda: power_losses(bench, args.replays),
+            "damage": lambda: damages(bench, args.flips),
+        }
         for row in args.rows:
-            began, counts, losses = time.monotonic(), Counter[str](), list[str]()
-            for label, count, lost in rows[row](bench):
-                counts[label if row == "damage" else label.split()[0]] += count
-                losses += [f"{label}: {one}" for one in lost]
+            began, counts, losses = time.monotonic(), Counter[str](), 0
+            for injected, lost in rows[row]():
+                counts[injected if row == "damage" else injected.split()[0]] += 1
+                losses += len(lost)
                 for one in lost:
-                    print(f"LOSS {label}: {one}", flush=True)
+                    print(f"LOSS {row}, {injected}: {one}", flush=True)
                 if (so_far := sum(counts.values())) % 20 == 0:
-                    print(f"  {row}: {so_far:,} so far, {len(losses)} losses", flush=True)
+                    print(f"  {row}: {so_far:,} so far, {losses} losses", flush=True)
             seconds = f"{time.monotonic() - began:.0f}"
-            table.append([row, f"{sum(counts.values()):,}", f"{len(losses):,}", seconds])
-            for label, count in sorted(counts.items()):
-                print(f"  {row} {label}: {count:,}", flush=True)
+            table.append([row, f"{sum(counts.values()):,}", f"{losses:,}", seconds])
+            for injected, count in sorted(counts.items()):
+                print(f"  {row} {injected}: {count:,}", flush=True)
+        print(f"states after which a command was given again: {len(bench.after):,}")
         bench.server.close()
     print_table("Faults", ["fault", "injections", "losses", "seconds"], table)
 

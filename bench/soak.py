@@ -5,6 +5,9 @@
 Each round trains, audits, reports, scores and generates with a tiny experiment, in a new folder. After each
 one it notes the memory that the process has (RSS) and its open files. The line at the end compares the median
 of the last quarter with that of the second one; in the first, libraries set up.
+
+The library tokenizers keeps the words that a tokenizer has encoded once that tokenizer is gone. With
+`--no-word-cache` no tokenizer keeps words, which shows that nothing else grows.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -25,6 +29,7 @@ from made_up_text import write_text
 
 from tandem.cli.main import run
 from tandem.shown import tolerate_any_encoding
+from tandem.tokens.encoding import Encoder
 
 TINY = (
     *("--seeds", "0", "--device", "cpu", "--tokenizer.vocab-size", "300", "--embeddings.norm", "1"),
@@ -75,13 +80,27 @@ def round_in(folder: Path, text: Path) -> None:
             )
 
 
+def without_word_cache() -> None:
+    """From now on the tokenizer of an Encoder looks nothing up in words that it has encoded."""
+    make = Encoder.__init__
+
+    def made(encoder: Encoder, *given: Any) -> None:
+        make(encoder, *given)
+        encoder._tokenizer.model._resize_cache(0)
+
+    Encoder.__init__ = made  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Rounds until the time is over."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--no-word-cache", action="store_true")
     given = parser.parse_args()
+    if given.no_word_cache:
+        without_word_cache()
     tolerate_any_encoding()
     torch.set_num_threads(1)
     process, seen, until = psutil.Process(), list[tuple[float, int]](), time.monotonic() + 60 * given.minutes

@@ -1,8 +1,11 @@
 """Both phases: their losses and gradients, what they change and what they leave, and how they stop."""
 
 import copy
+import itertools
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from tandem.objectives.original import oacd_loss
 from tandem.settings import ContextSettings, Phase1Settings, Phase2Settings
 from tandem.tokens.store import TokenStream
 from tandem.training import phase2
+from tandem.training.checkpoint import Checkpoint
 from tandem.training.initialization import generator_for, initialize_block
 from tandem.training.phase2 import Split, train_token_block
 from tandem.training.progress import Tick
@@ -336,6 +340,47 @@ def test_a_non_finite_loss_is_refused_with_the_last_good_values() -> None:
         NonFiniteLossError, match=r"epoch 2, validation: .*last good values: epoch 1, training"
     ):
         train_token_block(model, train, train, settings, seed=0, refresh=lambda: next(later))
+
+
+def test_a_message_names_the_documents_that_a_step_read() -> None:
+    model, stream = model_and_stream(tokens=500)
+    starts = np.arange(0, 500, 25)
+    stream = replace(stream, document_starts=starts)
+    assert stream.read_at(torch.tensor([24])) == ", which read document 1"
+    assert stream.read_at(torch.tensor([[30, 24], [499, 31]])) == ", which read documents 1, 2 and 20"
+    assert stream.read_at(torch.arange(500)) == (", which read documents 1, 2, 3, 4, 5, 6, 7, 8 and 12 more")
+    contexts = split_of(model, stream).contexts.whole()
+    contexts[120:140] = math.nan  # of documents 5 and 6
+    poisoned, settings = (
+        Split(stream, Contexts.of(contexts)),
+        Phase2Settings(batch_positions=20, shuffle=False),
+    )
+    with pytest.raises(
+        NonFiniteLossError, match=r"phase 2 .* epoch 1, step 7, which read documents 5 and 6: "
+    ):
+        train_token_block(model, poisoned, poisoned, settings, seed=0)
+    with torch.no_grad():
+        model.embedding.weight[int(stream.ids[260])] = math.inf
+    with pytest.raises(NonFiniteLossError, match=r"phase 1 .* iteration 2, which read documents .*11.*: "):
+        train_phase1(model, stream, Phase1Settings(batch_positions=500), seed=0)
+
+
+def test_a_loss_far_above_the_others_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stream = model_and_stream(tokens=500)
+    split, told = split_of(model, replace(stream, document_starts=np.arange(0, 500, 25))), list[str]()
+    real, calls = phase2._forward, itertools.count(1)
+
+    def forward(*given: Any) -> torch.Tensor:
+        loss: torch.Tensor = real(*given)
+        return loss * 1000 if next(calls) in (7, 9) else loss
+
+    monkeypatch.setattr(phase2, "_forward", forward)
+    settings = Phase2Settings(max_epochs=1, batch_positions=20, shuffle=False)
+    train_token_block(model, split, split, settings, seed=0, checkpoint=Checkpoint(tell=told.append))
+    (said,) = told
+    assert re.match(
+        r"the loss of phase 2 is .* in epoch 1, step 7, which read documents 5 and 6, and the mean", said
+    )
 
 
 def test_random_streams_differ_by_seed_and_by_purpose() -> None:

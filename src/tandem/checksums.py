@@ -22,6 +22,7 @@ from tandem.folders import CHECKSUMS
 
 AT_END = re.compile(r',\s*"checksum":\s*"([^"]*)"\s*}\s*$')
 IN_HEADER = re.compile(rb'"checksum":"([0-9a-f]{64})"')
+BESIDE = re.compile(rb'"beside":"([0-9a-f]{64})"')
 ABSENT = "0" * 64
 """Stands in place of a checksum until it is known."""
 MOST_HEADER_BYTES = 100_000_000
@@ -85,6 +86,19 @@ def read_checksums(folder: Path) -> Mapping[str, str]:
         raise DamageError(f"its {CHECKSUMS} is damaged") from None
 
 
+def checksum_beside(path: Path) -> str | None:
+    """The digest of a file that the phase 1 beside which it lies names; none where none does.
+
+    `C1-seed0.safetensors` names that of `C1-seed0-snapshots.safetensors`. Raises OSError.
+    """
+    name, _, rest = path.name.rpartition("-")
+    if not name or not (beside := path.with_name(name + path.suffix)).is_file():
+        return None
+    with opened(beside) as file:
+        found = BESIDE.search(_header(file))
+    return found[1].decode() if found and rest else None
+
+
 def check_files(folder: Path, but: Iterable[str] = ()) -> None:
     """DamageError where a file that CHECKSUMS names, but for some, is not the one that was written."""
     for name, digest in read_checksums(folder).items():
@@ -124,10 +138,15 @@ def opened(path: Path) -> IO[bytes]:
 
 def _place(file: IO[bytes]) -> tuple[int, str] | None:
     """Where in a safetensors file its checksum stands, and the checksum; none where it has none."""
+    found = IN_HEADER.search(_header(file))
+    return (8 + found.start(1), found[1].decode()) if found else None
+
+
+def _header(file: IO[bytes]) -> bytes:
+    """Of a safetensors file that stands at its beginning: what follows on its first 8 bytes."""
     start = file.read(8)
     size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    found = IN_HEADER.search(file.read(min(size, MOST_HEADER_BYTES)))
-    return (8 + found.start(1), found[1].decode()) if found else None
+    return file.read(min(size, MOST_HEADER_BYTES))
 
 
 def _of_file(file: IO[bytes], place: int) -> str:

@@ -78,11 +78,16 @@ class NonFiniteLossError(TandemError):
 
         No __init__, as errors of workers are pickled, which calls that with the sentence alone.
         """
-        if not (loss < math.inf and math.isfinite(gradient_norm)):
+        if not is_finite(loss, gradient_norm):
             raise cls(
                 f"{stopped}: the loss or its gradient is not finite (loss {loss}); {last}"
                 + advice(("try a lower {}", *lower))
             )
+
+
+def is_finite(loss: float, gradient_norm: float) -> bool:
+    """Whether a step may be made."""
+    return loss < math.inf and math.isfinite(gradient_norm)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

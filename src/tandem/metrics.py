@@ -15,6 +15,7 @@ from tandem.group import ALONE, Group
 from tandem.model import TandemForCausalLM, TokenBlock
 from tandem.records import DocumentScores, ValidationRecord
 from tandem.records import perplexity as perplexity
+from tandem.stopping import stop_between_parts
 from tandem.tokens.store import TokenStream
 
 # Inside the logarithm of the effective rank, as in the program that made the original's figures.
@@ -122,6 +123,7 @@ def score_parts(
     """
     losses, correct, done = torch.empty(share.stop - share.start, dtype=torch.float64), 0, share.start
     for hidden in parts:
+        stop_between_parts()
         targets = ids[done + 1 : done + 1 + len(hidden)]
         nll, hits = nll_and_hits(hidden, head, targets, bias)
         losses[done - share.start : done - share.start + len(hidden)] = nll.cpu()

@@ -1,9 +1,12 @@
-"""Signals that ask a command to stop. A training finishes its step and is saved; all else stops at once."""
+"""Signals that ask a command to stop. A training finishes its step and is saved; all else stops at once.
+
+Contexts and scores, which a training waits for, are computed again: they stop between two of their parts.
+"""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -22,9 +25,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    """Of this process: whether a training looks at signals after its steps, and the signal that came."""
+    """Of this process.
+
+    looked_at    whether a training looks at signals after its steps.
+    save         saves that training between two steps; none where it is not alone.
+    number       the signal that came.
+    """
 
     looked_at = False
+    save: Callable[[], None] | None = None
     number: int | None = None
 
 
@@ -51,17 +60,41 @@ def stopping_gently() -> Iterator[None]:
 @contextmanager
 def until_saved() -> Iterator[None]:
     """Around a training and what saves its result. A signal that came meanwhile is raised at the end."""
-    before = _State.looked_at
+    before = _State.looked_at, _State.save
     try:
         yield
     finally:
-        _State.looked_at = before
+        _State.looked_at, _State.save = before
     raise_if_requested()
 
 
-def look_after_steps() -> None:
-    """From now on, up to the end of `until_saved`, a training looks at `stop_requested` after its steps."""
-    _State.looked_at = True
+def look_after_steps(save: Callable[[], None] | None = None) -> None:
+    """From now on, up to the end of `until_saved`, a training looks at `stop_requested` after its steps.
+
+    With `save`, which saves it, `stop_between_parts` stops it, too.
+    """
+    _State.looked_at, _State.save = True, save
+
+
+def stop_between_parts() -> None:
+    """Between two parts of contexts or scores. Where a signal asked to stop, the training is saved.
+
+    Raises Stopped then. It does nothing where several processes train together: others would wait for it.
+    """
+    if _State.number is not None and _State.looked_at and _State.save is not None:
+        _State.save()
+        raise Stopped(_State.number)
+
+
+@contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """Within the block `stop_between_parts` saves nothing: what was saved is still all that there is."""
+    before = _State.save
+    _State.save = before and (lambda: None)
+    try:
+        yield
+    finally:
+        _State.save = before
 
 
 def stop_requested() -> int | None:

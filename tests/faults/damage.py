@@ -24,7 +24,7 @@ from tandem.experiment.artefacts import (
     settings_for,
 )
 from tandem.objectives import OBJECTIVES
-from tandem.records import read_audit, read_manifest, read_records
+from tandem.records import read_audit, read_experiment, read_manifest, read_records
 from tandem.tokens.embeddings import _cached
 from tandem.tokens.prepare import _read_corpus
 from tandem.tokens.store import CacheFault, read_shard
@@ -122,9 +122,7 @@ def swapped(path: Path, other: Path) -> Callable[[], None]:
 
 
 def model_folder(folder: Path) -> Artefact:
-    """As `evaluate` and the audit read it, which says what it cannot check for want of a file."""
-    names = ("snapshots.safetensors", "phase1_snapshots.safetensors")
-    kept = [name for name in names if (folder / name).is_file()]
+    """As `evaluate` and the audit read it."""
 
     def read(warnings: list[str]) -> Any:
         model, tokenizer = load_model(folder)
@@ -133,10 +131,9 @@ def model_folder(folder: Path) -> Artefact:
         sample, head = load_sample(folder), load_head(folder)
         if record is None:
             raise Named
-        there = (name for name in kept if (folder / name).is_file() or not warnings.append(f"no {name}"))
         steps = [
             step.tensors | {"numbers": repr((step.epoch, step.step, step.loss, step.lr))}
-            for name in there
+            for name in ("snapshots.safetensors", "phase1_snapshots.safetensors")
             for step in read_steps(folder / name)
         ]
         return (
@@ -182,8 +179,6 @@ def run_directory(run_dir: Path) -> list[Artefact]:
 
     def steps(path: Path) -> Artefact:
         def read(_: list[str]) -> Any:
-            if not path.is_file():  # the audit says that it has none
-                raise Named
             return [
                 step.tensors | {"numbers": repr((step.epoch, step.step, step.loss))}
                 for step in read_steps(path)
@@ -195,6 +190,8 @@ def run_directory(run_dir: Path) -> list[Artefact]:
 
     def records(warnings: list[str]) -> Any:
         found = [record.model_dump() for record in read_records(run_dir, warnings.append)]
+        if not found:
+            read_experiment(run_dir)
         if len(found) < count:  # those runs are made again, and the audit says that they are not there
             raise Named
         return found

@@ -5,10 +5,12 @@ imports all that Tandem needs, once, and forks for each job.
 """
 
 import ctypes
+import gc
 import hashlib
 import json
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
@@ -101,8 +103,12 @@ class Server:
         error: int = 0,
         log: Path | None = None,
         environment: dict[str, str] | None = None,
+        warm: bool = False,
     ) -> Outcome:
-        """`module:function` with these arguments, and a fault at an operation (from 1) within `root`."""
+        """`module:function` with these arguments, and a fault at an operation (from 1) within `root`.
+
+        `warm`: without a fault, and in the server itself, so that later jobs find loaded what it needed.
+        """
         job = {
             "work": work,
             "given": given,
@@ -112,6 +118,7 @@ class Server:
             "error": error,
             "log": str(log or ""),
             "environment": environment or {},
+            "warm": warm,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -133,6 +140,14 @@ def command(*words: str) -> int:
     from tandem.cli.main import run
 
     return run(list(words))
+
+
+def read_again(run_dir: str) -> int:
+    """Report on an experiment and load its models: neither starts a thread, as training would."""
+    from tandem.experiment.artefacts import load_model
+
+    load_model(Path(run_dir) / "models" / "C1T1-seed0")
+    return command("report", run_dir)
 
 
 def command_with_marks(*words: str) -> int:
@@ -224,6 +239,33 @@ def contents(folder: str) -> dict[str, str]:
     return found
 
 
+def left_behind(folder: str) -> str:
+    """A digest of what a command that died or failed left there, drafts included, without what varies."""
+    found = []
+    for path in sorted(Path(folder).rglob("*")):
+        name = re.sub(r"\d+-\d+(?=\.partial)", "", str(path.relative_to(folder)))  # the process
+        found.append((name, "folder" if path.is_dir() else _without_what_varies(path)))
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+
+
+def _without_what_varies(path: Path) -> str:
+    """A digest of a file, whole or torn."""
+    with suppress(Exception):  # half of a file is told by its bytes
+        if path.suffix == ".safetensors":
+            return _of_tensors(path)
+        if path.suffix == ".jsonl":
+            return repr([_same(json.loads(line)) for line in path.read_text("utf-8").splitlines()])
+        if path.suffix == ".json":
+            content = _same(json.loads(path.read_text("utf-8")))
+            for name, digest in content.get("sha256", {}).items():  # whether it fits, as a record has times
+                beside = path.with_name(name)
+                now = hashlib.sha256(beside.read_bytes()).hexdigest() if beside.exists() else None
+                content["sha256"][name] = now == digest
+            return repr(content)
+    content = path.read_bytes()
+    return hashlib.sha256(re.sub(rb"\d", b"", content) if path.suffix == ".md" else content).hexdigest()
+
+
 def _same(value: Any) -> Any:
     """A record without what varies."""
     if isinstance(value, dict):
@@ -234,7 +276,8 @@ def _same(value: Any) -> Any:
 
 def _of_tensors(path: Path) -> str:
     with safe_open(path, "pt") as file:
-        about = {name: text for name, text in (file.metadata() or {}).items() if name != "checksum"}
+        metadata = file.metadata() or {}  # the library writes it in any order, and so checksums vary
+        about = {name: text for name, text in metadata.items() if name not in ("checksum", "beside")}
         if "record" in about:
             about["record"] = json.dumps(_same(json.loads(about["record"])))
         whole = hashlib.sha256(repr(sorted(about.items())).encode())
@@ -273,12 +316,40 @@ def _serve(place: Path) -> None:
         told, result = place / "told", place / "result"
         for path in (told, result):
             path.unlink(missing_ok=True)
+        if job["warm"]:
+            _warm(job)
+            print(json.dumps([0, 0, "", None]), flush=True)
+            continue
         if (child := os.fork()) == 0:
             _do(job, told, result, shim)
         _, status = os.waitpid(child, 0)
         ended = json.loads(result.read_text("utf-8") or "[0, null]")
         said = told.read_text("utf-8", "replace")
         print(json.dumps([os.waitstatus_to_exitcode(status), ended[0], said, ended[1]]), flush=True)
+
+
+def _warm(job: dict[str, Any]) -> None:
+    """Do the work in this process, with what it shows on no screen, and leave the environment as it was."""
+    before = dict(os.environ)
+    os.environ.update(job["environment"])
+    outputs = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        pkgutil.resolve_name(job["work"])(*job["given"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        for number, output in zip((1, 2), outputs, strict=True):
+            os.dup2(output, number)
+            os.close(output)
+        os.close(nowhere)
+        os.environ.clear()
+        os.environ.update(before)
+    gc.collect()
+    gc.freeze()  # so that children share the memory of what is loaded
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "only a process of one thread may fork"
 
 
 def _do(job: dict[str, Any], told: Path, result: Path, shim: Any) -> None:

@@ -15,6 +15,8 @@ from conftest import sentences, tiny, write_jsonl
 from safetensors import safe_open
 from warm import python
 
+from tandem import metrics, stopping
+from tandem.contexts import job, linear, segments
 from tandem.errors import RunDirError
 from tandem.experiment.runner import run_experiment, train_one
 from tandem.records import RunRecord
@@ -77,7 +79,7 @@ def content(path: Path) -> tuple[dict[str, tuple[str, bytes]], Any]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         told = {k: json.loads(v) if v[:1] in ("{", "[") else v for k, v in (file.metadata() or {}).items()}
     return {n: (str(t.dtype), t.numpy().tobytes()) for n, t in tensors.items()}, without_times(
-        {name: value for name, value in told.items() if name != "checksum"}
+        {name: value for name, value in told.items() if name not in ("checksum", "beside")}
     )
 
 
@@ -125,6 +127,42 @@ def test_a_chain_of_stops_ends_bit_for_bit_alike(
     alike = [without_times(record.model_dump(mode="json")) for record in (*records, *expected)]
     assert alike[: len(records)] == alike[len(records) :]
     assert not (torn / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_while_contexts_or_scores_are_computed_saves_the_training(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is answered between two parts of them, and no step is made twice, however rarely one is saved."""
+    settings, real = settings_of(tmp_path, kind, checkpoint_every=1e6), stopping.stop_between_parts
+    parts, stops_at = 0, 0
+
+    def counted() -> None:
+        nonlocal parts
+        parts += 1
+        if parts == stops_at:
+            stopping._on_signal(signal.SIGTERM, None)
+        real()
+
+    for module in (job, linear, segments, metrics):
+        monkeypatch.setattr(module, "stop_between_parts", counted)
+    steps = Steps(monkeypatch, lambda _: False)
+
+    def run(name: str) -> None:
+        stopping._State.number = None
+        run_experiment(settings.model_copy(update={"output": str(tmp_path / name)}), Watcher())
+
+    run("whole")
+    all_steps, all_parts, expected = steps.done, parts, all_content(tmp_path / "whole")
+    for number, share in enumerate((0.3, 0.6, 0.97)):
+        steps.done, parts, stops_at = 0, 0, int(share * all_parts)
+        with pytest.raises(Stopped):
+            run(f"torn{number}")
+        assert parts == stops_at
+        stops_at = 0
+        run(f"torn{number}")
+        assert steps.done == all_steps
+        assert all_content(tmp_path / f"torn{number}") == expected
 
 
 def train(settings: Settings, folder: Path, **more: Any) -> tuple[RunRecord, list[str]]:

@@ -1,13 +1,16 @@
 """A disk that is full, broken or without power, and damaged files: a quick part of `bench/faults.py`."""
 
 import errno
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +20,14 @@ import injection
 import power
 from commands import Commands, not_one_sentence, not_there
 
-from tandem.checksums import check_files, read_checksums
+from tandem.audit.steps import read_steps
+from tandem.checksums import check_files, read_checksums, sealed, unsealed
+from tandem.cli.main import run
 from tandem.errors import DamageError, RunDirError, SettingsError
 from tandem.experiment.artefacts import load_model, model_damage, settings_for
 from tandem.folders import atomic_write
-from tandem.records import read_records
+from tandem.model import TokenBlock
+from tandem.records import read_experiment, read_records, records_path
 
 needs_cc = pytest.mark.skipif(injection.compiler() is None, reason="there is no C compiler `cc`, or no Linux")
 
@@ -101,7 +107,7 @@ def test_an_older_folder_stays_or_the_mix_is_named(commands: Commands) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_full_or_broken_disk_is_one_sentence(commands: Commands, code: int) -> None:
     saving = commands.saving("train", "/.out.")
-    places = {errno.ENOSPC: (12, saving[-9]), errno.EIO: (saving[30],), errno.EDQUOT: (saving[0],)}
+    places = {errno.ENOSPC: (2, 12, saving[-9]), errno.EIO: (saving[30],), errno.EDQUOT: (saving[0],)}
     for number in places[code]:
         commands.clear()
         done = commands.run("train", mode="FAIL", operation=number, error=code)
@@ -125,6 +131,15 @@ def test_what_was_trained_is_saved_elsewhere(commands: Commands) -> None:
 def test_a_killed_command_ends_with_the_same_bits(commands: Commands) -> None:
     commands.clear()
     assert commands.run("train", mode="KILL", operation=commands.operations["train"] - 30).code == -9
+    assert not list(commands.losses_after("train"))
+
+
+@needs_cc
+def test_checkpoints_of_a_finished_training_are_removed(commands: Commands) -> None:
+    number = commands.saving("train", "/out/checkpoints")[-2]
+    commands.clear()
+    assert commands.run("train", mode="KILL", operation=number).code == -9
+    assert (commands.root / "out" / "checkpoints").is_dir()
     assert not list(commands.losses_after("train"))
 
 
@@ -197,6 +212,87 @@ def test_a_torn_record_is_said_and_its_run_is_made_again(commands: Commands) -> 
     path.write_bytes(path.read_bytes().replace(b'"seed":0', b'"seed":1', 1))
     with pytest.raises(RunDirError, match=r"line \d is damaged"):
         read_records(run_dir)
+
+
+@needs_cc
+def test_records_that_are_gone_or_of_another_experiment_are_said(commands: Commands) -> None:
+    commands.clear()
+    commands.run("experiment")
+    run_dir = commands.root / "out"
+    path = records_path(run_dir)
+    content = path.read_text("utf-8")
+    other = [unsealed(line) for line in content.splitlines()]
+    own = json.loads(other[0])["data"]["tokens_fingerprint"]
+    path.write_text("".join(sealed(line.replace(own, "0" * len(own))) + "\n" for line in other), "utf-8")
+    done = commands.run("experiment")
+    assert done.code == 2
+    assert "is not of this experiment: its C1T1-seed0 was made with other text" in done.told
+    path.unlink()
+    with pytest.raises(RunDirError, match=r"records\.jsonl is empty or gone, while .+ has models"):
+        read_experiment(run_dir)
+    done = commands.run("experiment")
+    assert f"{path} has no record of C1T1-seed0, whose model is in {run_dir}" in done.told
+    assert commands.contents() == commands.expected["experiment"]
+
+
+@needs_cc
+def test_kept_steps_that_are_gone_or_exchanged_are_said(commands: Commands) -> None:
+    run_dir = Path(shutil.copytree(commands.place / "experiment", commands.place / "steps"))
+    (of_phase1,) = (run_dir / "phase1").glob("*-snapshots.safetensors")
+    (of_model,) = (run_dir / "models").glob("C1*/snapshots.safetensors")
+    for path, other in ((of_phase1, of_model), (of_model, of_phase1)):
+        assert read_steps(path)
+        with damage.as_it_was(path):
+            path.unlink()
+            with pytest.raises(ValueError, match="is missing"):
+                read_steps(path)
+            shutil.copyfile(other, path)
+            with pytest.raises(ValueError, match="are not those that were written"):
+                read_steps(path)
+
+
+@needs_cc
+def test_checksums_of_a_model_are_left_out_where_asked(commands: Commands) -> None:
+    folder = Path(
+        shutil.copytree(
+            commands.place / "experiment" / "models" / "C1T1-seed0", commands.place / "unverified"
+        )
+    )
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    text = str(commands.place / "text.jsonl")
+    for name, *more in (
+        ("evaluate", "--data", text),
+        ("score", text),
+        ("generate", "--prompt", "ba", "--max-new-tokens", "2"),
+        ("quantize",),
+    ):
+        words = ("injection:command", name, str(folder), *more)
+        done = commands.server.run(*words, root=commands.root)
+        assert (done.code, "model.safetensors is damaged" in done.told) == (2, True), name
+        assert commands.server.run(*words, "--no-verify", root=commands.root).code == 0, name
+
+
+@needs_cc
+@pytest.mark.parametrize("command", ["evaluate", "score"])
+def test_a_signal_stops_a_scoring_at_once(
+    command: str, commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = commands.place / "experiment" / "models" / "C1T1-seed0", str(commands.place / "text.jsonl")
+    calls, real = 0, TokenBlock.forward
+
+    def signalled(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given, **named)
+
+    monkeypatch.setattr(TokenBlock, "forward", signalled)
+    assert run([command, str(folder), *(["--data", text] if command == "evaluate" else [text])]) == 143
+    assert calls == 1
+    assert "tandem: interrupted" in capsys.readouterr().err
 
 
 @needs_cc

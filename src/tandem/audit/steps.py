@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tandem.audit.plain import PlainStep
-from tandem.checksums import check_file, check_tensors, read_checksums
+from tandem.checksums import check_file, check_tensors, checksum_beside, read_checksums
 from tandem.errors import DamageError
 
 
@@ -62,15 +62,15 @@ class KeptStep:
 
 
 def read_steps(path: Path) -> list[KeptStep]:
-    """The kept steps in a file, each once, in the order they were made; none where there is no such file.
+    """The kept steps in a file, each once, in the order they were made; none where none were kept.
 
-    Raises ValueError for a file that cannot be read.
+    Raises ValueError for a file that cannot be read, or that is gone or another one than was kept.
     """
-    if not path.exists():
-        return []
     try:
+        check_file(path, read_checksums(path.parent).get(path.name) or checksum_beside(path))
+        if not path.exists():
+            return []
         check_tensors(path)
-        check_file(path, read_checksums(path.parent).get(path.name))
         with safe_open(path, "pt") as file:
             numbers = json.loads(file.metadata()["steps"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -19,6 +19,7 @@ from tandem.audit.plain import batches
 from tandem.audit.reference import Block, Joined, block_losses, contexts_at
 from tandem.audit.start import initial_model, started_from
 from tandem.audit.steps import KeptStep, read_steps
+from tandem.checksums import read_checksums
 from tandem.contexts import ContextsSample, Tokens
 from tandem.experiment.artefacts import load_head, load_model, load_sample
 from tandem.experiment.machine import environment
@@ -169,7 +170,8 @@ class Subject:
         own = self.folder / "phase1_snapshots.safetensors"
         variant = "" if self.record.variant is None else f"{self.record.variant}-"
         name = f"{variant}C{self.record.context_layers}-seed{self.seed}-snapshots.safetensors"
-        return own if own.is_file() else self.folder.parent.parent / "phase1" / name
+        here = own.is_file() or own.name in read_checksums(self.folder)
+        return own if here else self.folder.parent.parent / "phase1" / name
 
     @property
     def rounding(self) -> float:

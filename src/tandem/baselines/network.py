@@ -199,7 +199,9 @@ class NetworkBaseline(Baseline):
         limit_s = inputs.settings.baselines.seconds
         lr_setting = "baselines.learning_rates" if search.rates else f"{self.section}.lr"
         monitor = TrainingMonitor(
-            self.title, lr_setting, own.max_epochs, inputs.on_tick, [model], limit_s=limit_s
+            *(self.title, lr_setting, own.max_epochs, inputs.on_tick, [model]),
+            limit_s=limit_s,
+            tell=inputs.checkpoint.tell,
         )
         parameters, snapshots = list(model.parameters()), inputs.snapshots
         cursor = Cursor(device=inputs.device)
@@ -238,7 +240,7 @@ class NetworkBaseline(Baseline):
                 optimizer.zero_grad()
                 (loss if penalty is None else loss + penalty).backward()
                 nll, gradient_norm = float(loss.detach()), clip_gradients(parameters, own.max_grad_norm)
-                monitor.check_finite(nll, gradient_norm, f"step {step}")
+                monitor.check_step(nll, gradient_norm, cursor)
                 ends = limit_s is not None and seconds_s is not None and seconds_s >= limit_s
                 set_rate(optimizer, search.lr * share(seconds_s) * rate)
                 of_step: partial[dict[str, Tensor]] = partial(dict, read)

@@ -97,6 +97,8 @@ class EvaluateArguments(OwnArguments):
     2,000 tokens. What it says is shown apart."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Round the weights to 8 bits, which is faster on a CPU, and the `auto` device is one."""
+    verify: bool = True
+    """Compare the files of the model with their checksums first."""
     threads: Positive | None = None
     """Threads of the CPU; none: one for each core."""
     device: str = "auto"
@@ -134,6 +136,8 @@ class ScoreArguments(OwnArguments):
     """File for the documents that are not kept, .jsonl or .parquet; none: they are left out."""
     pairs: str | None = None
     """Instead of FILES: minimal pairs, with `good` and `bad` (or BLiMP's names) and perhaps a `group`."""
+    verify: bool = True
+    """Compare the files of the model with their checksums first."""
     threads: Positive | None = None
     """Threads of the CPU; none: one for each core."""
     device: str = "auto"
@@ -164,6 +168,8 @@ class GenerateArguments(OwnArguments):
     """Seed of the sampling."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Round the weights to 8 bits, which is faster on a CPU, and the `auto` device is one."""
+    verify: bool = True
+    """Compare the files of the model with their checksums first."""
     threads: Positive | None = None
     """Threads of the CPU; none: one for each core."""
     device: str = "auto"
@@ -179,6 +185,8 @@ class QuantizeArguments(OwnArguments):
     """Model folder, as `tandem train` writes it."""
     output: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the copy; none: `MODEL-int8`."""
+    verify: bool = True
+    """Compare the files of the model with their checksums first."""
     json_output: Json = False
     """Print the folder and the bytes of both as JSON."""
 

@@ -172,6 +172,7 @@ def evaluate(args: Sequence[str]) -> None:
         device=arguments.device,
         int8=arguments.int8,
         mix=arguments.mix,
+        verify=arguments.verify,
         on_progress=_tell(arguments.json_output),
         on_warning=_tell(quiet=False),
     )
@@ -189,18 +190,22 @@ def score(args: Sequence[str]) -> None:
     from tandem.scoring.pairs import score_pairs
     from tandem.scoring.scorer import Scorer
 
-    tell, warn = _tell(arguments.json_output), _tell(quiet=False)
+    tell = _tell(arguments.json_output)
+
+    def load(folder: Path) -> Scorer:
+        return Scorer(folder, arguments.device, _tell(quiet=False), arguments.verify)
+
     if arguments.pairs is not None:
-        given = arguments.model_fields_set - {"model", "pairs", "threads", "device", "json_output"}
+        given = arguments.model_fields_set - {"model", "pairs", "threads", "device", "verify", "json_output"}
         if given:
             names = " and ".join("files" if name == "files" else named(name) for name in sorted(given))
             raise SettingsError(f"{named('pairs')} takes none of {names}; give one or the other")
-        scorer = Scorer(arguments.model, arguments.device, warn)
+        scorer = load(arguments.model)
         _show(score_pairs(scorer, arguments.pairs, tell), arguments.json_output, print_pair_scores)
         return
     limits = Limits(arguments.min_perplexity, arguments.max_perplexity, arguments.keep_quantile)
-    scorer = Scorer(arguments.model, arguments.device, warn)
-    other = None if arguments.contrast is None else Scorer(arguments.contrast, arguments.device, warn)
+    scorer = load(arguments.model)
+    other = None if arguments.contrast is None else load(arguments.contrast)
     run = FileScoring(
         scorer,
         sources,
@@ -235,6 +240,7 @@ def generate(args: Sequence[str]) -> None:
         seed=arguments.seed,
         device=arguments.device,
         int8=arguments.int8,
+        verify=arguments.verify,
         stream=not arguments.json_output,
         on_warning=_tell(quiet=False),
     )
@@ -249,7 +255,9 @@ def quantize(args: Sequence[str]) -> None:
     from tandem.experiment.artefacts import quantize_model
 
     folder = arguments.model
-    copied = quantize_model(folder, Path(arguments.output or folder.with_name(f"{folder.name}-int8")))
+    copied = quantize_model(
+        folder, Path(arguments.output or folder.with_name(f"{folder.name}-int8")), arguments.verify
+    )
     _show(copied, arguments.json_output, print_quantized)
 
 

@@ -16,11 +16,14 @@ from tandem.group import Group
 from tandem.model import ContextBlock, TandemForCausalLM, sequential_contexts
 from tandem.records import ScanRecord
 from tandem.settings import ContextSettings
+from tandem.stopping import stop_between_parts
 
 LONGEST_BURN_IN = 4096
 """Tokens within which a block has to forget."""
 MARGIN = 1.5
 """Times the tokens after which a block has forgotten at a few places: the worst of all is slower (LOG.md)."""
+LOOP_TOKENS = 4096
+"""Tokens between two looks at whether a signal asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,15 @@ class ContextJob:
 
     def loop(self, tokens: int) -> Tensor:
         """Contexts [n, C] after the first `tokens` by the sequential loop, in the precision of the block."""
-        first = self.stream.first(tokens)
-        embeds = self.model.embed(first.ids[:]).to(next(self.block.parameters()).dtype)
-        reset_mask = None if first.resets is None else first.resets[:][None]
-        return sequential_contexts(self.block, embeds[None], reset_mask=reset_mask)[1][0]
+        parts: list[Tensor] = []
+        for begin in range(0, tokens, LOOP_TOKENS):
+            stop_between_parts()
+            part = self.stream.part(begin, min(begin + LOOP_TOKENS, tokens))
+            embeds = self.model.embed(part.ids[:]).to(next(self.block.parameters()).dtype)
+            reset_mask = None if part.resets is None else part.resets[:][None]
+            before = parts[-1][-1:] if parts else None
+            parts.append(sequential_contexts(self.block, embeds[None], before, reset_mask)[1][0])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def record(
         self,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tandem.contexts.stream import Distinct, Stream
 from tandem.model import TandemForCausalLM
 from tandem.model.cell_gated import GatedLayer, run_recurrence
+from tandem.stopping import stop_between_parts
 
 TABLE_REPEATS = 4
 """What layers read of a token is tabulated on streams with so many times more tokens than distinct ones."""
@@ -117,6 +118,7 @@ class LinearScan:
         length, every = self._cut.chunk, self._every
         states[0] = self._states[origin // every]
         for offset in range(0, len(states) - 1, length):
+            stop_between_parts()
             gates = states[offset : offset + length + 1]
             begin, end = origin + offset, origin + offset + len(gates) - 1
             reset_mask = None if self._stream.resets is None else self._stream.resets[begin:end]

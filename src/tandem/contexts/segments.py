@@ -20,6 +20,7 @@ from tandem.contexts.job import LONGEST_BURN_IN, ContextJob
 from tandem.contexts.stream import Distinct
 from tandem.errors import ScanError
 from tandem.records import ScanRecord
+from tandem.stopping import stop_between_parts
 
 READ = 1 << 16
 """Positions whose tokens are looked up at once."""
@@ -139,6 +140,7 @@ class SegmentScan:
             zeroed = positions[: 1 - first] <= 0 if first <= 0 else None
             read = self._contexts(context, positions.clamp(min=0), zeroed)
             for step, after in enumerate(read, first):
+                stop_between_parts()
                 context = after
                 if step < 0:
                     entry = after  # what each segment starts with: must equal what its predecessor ends with

@@ -14,6 +14,8 @@ from tandem.model import TandemForCausalLM
 Positions = Tensor | slice
 """Positions of a stream: indices of any shape, or a range."""
 COUNTED_TOKENS = 1 << 20
+NAMED = 8
+"""Documents that a message names at most."""
 """Tokens that are counted at once; bounds memory."""
 
 
@@ -98,18 +100,25 @@ def apply_resets(contexts: Tensor, reset_mask: ResetMask | None, positions: Posi
 class Stream:
     """Tokens of one split, in order.
 
-    ids            [T].
-    reset_token    the context is zeroed before each such token is read; none if it never is.
+    ids                [T].
+    reset_token        the context is zeroed before each such token is read; none if it never is.
+    document_starts    [D] ascending, position of each document's first token; none where they are not known.
     """
 
     ids: Tokens
     reset_token: int | None
+    document_starts: npt.NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, model: TandemForCausalLM, ids: npt.NDArray[np.integer[Any]] | Tensor) -> "Stream":
+    def of(
+        cls,
+        model: TandemForCausalLM,
+        ids: npt.NDArray[np.integer[Any]] | Tensor,
+        document_starts: npt.NDArray[np.int64] | None = None,
+    ) -> "Stream":
         """The stream of `ids` on the model's device, with resets where the model's boundary says so."""
-        config = model.config
-        return cls(Tokens(ids, model.device), config.bos_token_id if config.boundary == "reset" else None)
+        mark = model.config.bos_token_id if model.config.boundary == "reset" else None
+        return cls(Tokens(ids, model.device), mark, document_starts)
 
     @property
     def resets(self) -> Resets | None:
@@ -119,13 +128,33 @@ class Stream:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def windows(self, tokens: int, length: int) -> "Stream":
-        """So many tokens in windows of `length`, the last one shorter, spread evenly over the stream."""
+    def read_at(self, positions: Tensor) -> str:
+        """Which documents these positions lie in, for a message that goes on so; empty if that is not known.
+
+        Their numbers count from 1, in the order in which the split has them.
+        """
+        if self.document_starts is None or not len(positions):
+            return ""
+        found = np.searchsorted(self.document_starts, positions.flatten().cpu().numpy(), side="right")
+        numbers = np.unique(found).tolist()
+        if len(numbers) == 1:
+            return f", which read document {numbers[0]:,}"
+        *first, last = (f"{number:,}" for number in numbers[:NAMED])
+        if len(numbers) > NAMED:
+            first, last = [*first, last], f"{len(numbers) - NAMED:,} more"
+        return f", which read documents {', '.join(first)} and {last}"
+
+    def window_positions(self, tokens: int, length: int) -> Tensor:
+        """So many positions in windows of `length`, the last one shorter, spread evenly over the stream."""
         edges = [*range(0, tokens, length), tokens]
         space, last_window = len(self) - tokens, max(1, len(edges) - 2)
         starts = [space * window // last_window for window in range(len(edges) - 1)]
         windows = [torch.arange(*edge) + start for edge, start in zip(pairwise(edges), starts, strict=True)]
-        positions = torch.cat(windows).to(self.ids.device)
+        return torch.cat(windows).to(self.ids.device)
+
+    def windows(self, tokens: int, length: int) -> "Stream":
+        """The tokens at `window_positions`, as a stream of their own."""
+        positions = self.window_positions(tokens, length)
         return Stream(Tokens(self.ids[positions], self.ids.device), self.reset_token)
 
     def first(self, tokens: int) -> "Stream":

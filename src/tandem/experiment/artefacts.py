@@ -23,6 +23,7 @@ from tandem.checksums import (
     check_file,
     check_files,
     check_tensors,
+    file_digest,
     read_checksums,
     seal_tensors,
     write_checksums,
@@ -118,12 +119,13 @@ def save_phase1(
     new_folder(path.parent)
     beside = path.with_name(f"{path.stem}-{SNAPSHOTS}")  # before the weights, with which phase 1 is finished
     beside.unlink(missing_ok=True)
+    about = {"fingerprint": fingerprint, "record": record.model_dump_json(), "checksum": ABSENT}
     if snapshots:
         with atomic_write(beside) as draft:
             snapshots.save(draft)
+        about["beside"] = file_digest(beside)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(path) as draft:
-        about = {"fingerprint": fingerprint, "record": record.model_dump_json(), "checksum": ABSENT}
         save_file(tensors, draft, about)
         seal_tensors(draft)
 
@@ -291,17 +293,19 @@ def load_head(folder: Path) -> dict[str, torch.Tensor] | None:
     return None
 
 
-def load_model(folder: Path) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
+def load_model(folder: Path, verify: bool = True) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
     """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact.
 
     Whatever the folder says: weights are in float32, text is neither cut nor padded, decoding tidies nothing,
     and generation follows its arguments alone. The embedding may have more rows than the tokenizer entries.
+    Without `verify` its files are not compared with their checksums.
     """
     with _as_damage(folder):
         values = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     check_reading(folder, "model folder")
     try:  # each file where it is read
-        check_files(folder, (SETTINGS, CONTEXTS_SAMPLE, PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS))
+        if verify:
+            check_files(folder, (SETTINGS, CONTEXTS_SAMPLE, PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS))
     except DamageError as error:
         raise RunDirError(
             f"the model in {folder} is not what was saved ({error}); train or copy it again, or remove its "
@@ -350,14 +354,14 @@ def _as_damage(folder: Path) -> Iterator[None]:
 
 
 def load_for_inference(
-    folder: Path, device: str = "auto", int8: bool = False
+    folder: Path, device: str = "auto", int8: bool = False, verify: bool = True
 ) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
     """As `load_model`, on a device; `int8`: its weights rounded to 8 bits, if they are not so already.
 
     `auto` is the CPU for 8-bit weights, since products of them are there alone; elsewhere they are multiplied
     in float32. Raises SettingsError where `int8` asks for products that the torch in use does not have.
     """
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(folder, verify)
     if int8 and not multiplies_int8():
         raise SettingsError(
             f"{named('int8')} is not possible: torch {torch.__version__} has no products of 8-bit numbers "
@@ -378,13 +382,14 @@ class QuantizedModel(BaseModel):
     output_bytes: int
 
 
-def quantize_model(folder: Path, output: Path) -> QuantizedModel:
+def quantize_model(folder: Path, output: Path, verify: bool = True) -> QuantizedModel:
     """Copy a model folder in 8-bit weights, with its tokenizer, settings, record and card.
 
-    What only training and the audit read is left out. Raises RunDirError for a `folder` that is no model or
-    has such weights already, and for an `output` that holds anything it could be mixed up with.
+    What only training and the audit read is left out. `verify` as of `load_model`. Raises RunDirError for a
+    `folder` that is no model or has such weights already, and for an `output` that holds anything it could be
+    mixed up with.
     """
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(folder, verify)
     if model.config.int8:
         raise RunDirError(f"{folder} holds 8-bit weights already; give the model that it was made from")
     check_writing(output, "model folder")

@@ -74,20 +74,21 @@ def evaluate_model(
     device: str = "auto",
     int8: bool = False,
     mix: bool = False,
+    verify: bool = True,
     on_progress: Callable[[str], None] = lambda _: None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Score the model in `folder` on the text of `source`, tokenized as in its training.
 
     `int8`: with weights of 8 bits. With `mix` also of the model mixed with an n-gram, counted on its training
-    text, and a cache. `on_warning` is told what was assumed of a folder that does not say how its model was
-    trained.
+    text, and a cache. `verify` as of `load_model`. `on_warning` is told what was assumed of a folder that
+    does not say how its model was trained.
 
     Raises RunDirError for a folder that is no model. Raises SettingsError for `int8` where torch cannot, and
     for a settings.yaml that cannot be used, or that `mix` lacks. Raises DataError for text that cannot be
     used, and for training text that is no longer what it was.
     """
-    model, tokenizer = load_for_inference(folder, device, int8)
+    model, tokenizer = load_for_inference(folder, device, int8, verify)
     settings, own = settings_for(folder, tokenizer, on_warning)
     if unused := len(unused_ids(model, tokenizer)):
         on_warning(

@@ -40,6 +40,7 @@ def generate_text(
     seed: int = 0,
     device: str = "auto",
     int8: bool = False,
+    verify: bool = True,
     stream: bool = True,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -47,10 +48,11 @@ def generate_text(
     control characters escaped).
 
     A prompt starts a document, as in training: the end-of-text token precedes it where documents were
-    separated so. `int8`: with weights of 8 bits. `on_warning` is told of text in it that the tokenizer loses,
-    and of settings that the folder lacks. Returns prompt, text (without the prompt) and the number of tokens
-    of both. Raises SettingsError for sampling settings that are impossible, and for `int8` where torch
-    cannot. Raises RunDirError for a folder that is no model.
+    separated so. `int8`: with weights of 8 bits. `verify` as of `load_model`.
+    `on_warning` is told of text in it that the tokenizer loses, and of settings that the folder lacks.
+    Returns prompt, text (without the prompt) and the number of tokens of both. Raises SettingsError for
+    sampling settings that are impossible, and for `int8` where torch cannot. Raises RunDirError for a folder
+    that is no model.
     """
     warm = "0 (always the likeliest token) or between 0.01 and 100"
     checked = (
@@ -66,7 +68,7 @@ def generate_text(
         if not fits
     ]:
         raise SettingsError("; ".join(wrong))
-    model, tokenizer = load_for_inference(folder, device, int8)
+    model, tokenizer = load_for_inference(folder, device, int8, verify)
     settings, _ = settings_for(folder, tokenizer, on_warning)
     starts = settings.data.separator == "eos" and tokenizer.eos_token is not None
     read = Encoder(plain(tokenizer), tokenizer.eos_token, "eos" if starts else "").encode([prompt])

@@ -167,5 +167,8 @@ def new_model(prepared: TrainingInputs, configuration: Configuration, seed: int)
 
 def streams(prepared: TrainingInputs, model: TandemForCausalLM) -> tuple[Stream, Stream]:
     """Training and validation text, as the model reads them."""
-    corpus = prepared.corpus
-    return Stream.of(model, corpus.train.ids), Stream.of(model, corpus.validation.ids)
+    train, validation = (
+        Stream.of(model, split.ids, split.document_starts)
+        for split in (prepared.corpus.train, prepared.corpus.validation)
+    )
+    return train, validation

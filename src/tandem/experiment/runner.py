@@ -28,6 +28,7 @@ from tandem.experiment.artefacts import (
     finished_model,
     load_phase1,
     model_damage,
+    model_record,
     phase1_fingerprint,
     phase1_path,
     phase1_snapshots,
@@ -68,7 +69,7 @@ from tandem.folders import CHECKPOINTS
 from tandem.group import process_group
 from tandem.metrics import validation_record
 from tandem.objectives import OBJECTIVES
-from tandem.records import MADE_AGAIN, RunRecord, read_records
+from tandem.records import MADE_AGAIN, RunRecord, read_records, records_path
 from tandem.settings import Configuration, Settings, load_extensions
 from tandem.stopping import until_saved
 from tandem.text.places import source_folder
@@ -173,6 +174,7 @@ class _Grid:
         }
         self._variants, self._specs, self._run_dir, self._watcher = variants, specs, run_dir, watcher
         self._records = {record.run: record for record in read_records(run_dir)}
+        self._check_records()
         # What failed before is tried again; what fails from now on is not.
         self._to_try_again = {r.run for r in self._records.values() if r.status == "failed"}
         self._without_model = dict(self._damaged_models())
@@ -228,6 +230,24 @@ class _Grid:
             return record.baseline_fingerprint == baseline_fingerprint(prepared, spec.kind)
 
         return [spec for spec in self._specs if not settled(spec)]
+
+    def _check_records(self) -> None:
+        """Raises RunDirError for a record that another experiment made; tells of models without a record."""
+        for spec in self._specs:
+            prepared, place = self._prepared[spec.name], self._run_dir / "models" / spec.name
+            if (record := self._records.get(spec.name)) is None:
+                if (lost := model_record(place)) is not None and lost.run == spec.name:
+                    self._watcher.preparing(
+                        f"{records_path(self._run_dir)} has no record of {spec.name}, whose model is in "
+                        f"{place}; the run is made again"
+                    )
+            elif spec.variant is None and spec.configuration is not None:  # others may change
+                if record.data.tokens_fingerprint == prepared.corpus.fingerprint:
+                    continue
+                raise RunDirError(
+                    f"{records_path(self._run_dir)} is not of this experiment: its {spec.name} was made "
+                    "with other text or tokens" + advice("restore it", ("give another {}", "output"))
+                )
 
     def _damaged_models(self) -> Iterator[tuple[str, str]]:
         """Finished runs that are made again, as what was saved of their models is damaged or gone."""
@@ -510,6 +530,8 @@ def train_one(
             watcher.preparing(f"{folder} is not what was saved ({damage}); it is trained again")
             finished = None
         if group.agrees(finished is not None, prepared.device) and finished is not None:
+            if group.leads:  # they are left where it was killed once the model was saved
+                remove_checkpoints(folder)
             watcher.preparing(f"{folder} is finished{advice(('train it anew with {}', 'force_new'))}")
             return finished
         watcher.run_started(spec.name)

@@ -8,12 +8,12 @@ through time. The loss of a batch rewards dispersion around a centroid that is h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from tandem.errors import MisfitError, NonFiniteLossError
+from tandem.errors import MisfitError, NonFiniteLossError, is_finite
 from tandem.objectives.base import Objective, Phase1Inputs, large_batch
 from tandem.records import Phase1Record, Record
 from tandem.settings import Phase1Settings, Settings
@@ -113,6 +113,13 @@ class Dispersion(Objective):
             sweep.after[positions] = new.detach()
             return oacd_loss(new, phase1.centroid_weight)
 
+        def documents(sweep: Sweep) -> str:
+            """Those of which contexts are not finite, in what this process sweeps over."""
+            broken = (~sweep.after.isfinite().all(1)).nonzero()[:, 0] + shard.start
+            if len(stream) < len(inputs.stream):
+                broken = inputs.stream.window_positions(len(stream), size)[broken]
+            return inputs.stream.read_at(broken)
+
         with training_only(model, block) as trainable:
             gradients = GradientAccumulator(trainable.parameters, execution, own.stop - own.start)
             optimizer = torch.optim.Adam(trainable.parameters, lr=phase1.lr)
@@ -147,7 +154,7 @@ class Dispersion(Objective):
                 loss = gradients.backward(partial(forward, sweep), batches)
                 noise.pass_over(len(stream) - shard.stop)
                 gradient_norm = clip_gradients(trainable.parameters, phase1.max_grad_norm)
-                _check_finite(loss, gradient_norm, history)
+                _check_finite(loss, gradient_norm, history, partial(documents, sweep))
                 with inputs.snapshots.step(iteration - 1, 1, loss, gradient_norm, partial(sweep.read, drawn)):
                     optimizer.step()
                 still = round(convergence_rate(contexts, sweep.after, phase1.convergence_mse) * len(contexts))
@@ -338,10 +345,14 @@ def _ended(history: Sequence[Phase1Iteration], settings: Phase1Settings) -> bool
     return last.convergence_rate >= settings.convergence_stop or last.iteration >= settings.max_iterations
 
 
-def _check_finite(loss: float, gradient_norm: float, history: list[Phase1Iteration]) -> None:
+def _check_finite(
+    loss: float, gradient_norm: float, history: list[Phase1Iteration], read: Callable[[], str]
+) -> None:
+    if is_finite(loss, gradient_norm):
+        return
     from tandem.training.initialization import START_SIZES
 
-    stopped = f"phase 1 was stopped at iteration {len(history) + 2}"
+    stopped = f"phase 1 was stopped at iteration {len(history) + 2}{read()}"
     last, lower = "no iteration before it was good", START_SIZES
     if history:
         good, lower = history[-1], ("phase1.lr", "model.weight_init_std")

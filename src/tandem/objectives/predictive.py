@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tandem.errors import MisfitError, NonFiniteLossError
+from tandem.errors import MisfitError, NonFiniteLossError, is_finite
 from tandem.objectives.base import NewTokenBlock, Objective, Phase1Inputs
 from tandem.records import Phase1Record, Record, Unbounded
 from tandem.settings import Settings
@@ -161,7 +161,8 @@ class Prediction(Objective):
                     forward = partial(_forward, model, heads, batch, loss_of_rows, dropout.next_step(streams))
                     loss = gradients.backward(forward, streams)
                     gradient_norm = clip_gradients(trainable.parameters, own.max_grad_norm)
-                    _check_finite(loss, gradient_norm, history, cursor.steps + 1)
+                    read_documents = partial(stream.read_at, batch.positions)
+                    _check_finite(loss, gradient_norm, history, cursor.steps + 1, read_documents)
                     with inputs.snapshots.step(
                         cursor.epoch, cursor.steps + 1, loss, gradient_norm, batch.read
                     ):
@@ -334,11 +335,19 @@ def windows(count: int, streams: int, window: int, start: int, done: int = 0) ->
         yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
 
 
-def _check_finite(loss: float, gradient_norm: float, history: list[PredictionEpoch], step: int) -> None:
+def _check_finite(
+    loss: float,
+    gradient_norm: float,
+    history: list[PredictionEpoch],
+    step: int,
+    read: Callable[[], str],
+) -> None:
+    if is_finite(loss, gradient_norm):
+        return
     from tandem.metrics import perplexity
     from tandem.training.initialization import START_SIZES
 
-    stopped = f"phase 1 was stopped in epoch {len(history) + 1}, step {step}"
+    stopped = f"phase 1 was stopped in epoch {len(history) + 1}, step {step}{read()}"
     last = "no epoch before it was good"
     if history:
         perplexity_then = perplexity(history[-1].train_nll_nats)

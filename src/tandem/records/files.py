@@ -101,6 +101,11 @@ def read_experiment(run_dir: Path) -> list[RunRecord]:
     check_reading(run_dir, "run directory")
     if records := read_records(run_dir):
         return records
+    if any((run_dir / "models").glob("*/record.json")):
+        raise RunDirError(
+            f"{records_path(run_dir)} is empty or gone, while {run_dir / 'models'} has models; restore it, "
+            "or give the same `tandem experiment` again, which makes its runs again"
+        )
     raise RunDirError(f"{run_dir} holds no records yet; finish at least one run with `tandem experiment`")
 
 

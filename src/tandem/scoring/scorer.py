@@ -147,11 +147,18 @@ class Scorer:
     """A loaded model that scores documents. `tandem.load(FOLDER)` makes one."""
 
     def __init__(
-        self, folder: Path, device: str = "auto", on_warning: Callable[[str], None] = lambda _: None
+        self,
+        folder: Path,
+        device: str = "auto",
+        on_warning: Callable[[str], None] = lambda _: None,
+        verify: bool = True,
     ) -> None:
-        """`on_warning` is told what was assumed of the model. Raises RunDirError where there is none."""
+        """`verify` as of `load_model`; `on_warning` is told what was assumed of the model.
+
+        Raises RunDirError where there is none.
+        """
         self._made_of = (str(folder), device)
-        model, tokenizer = load_for_inference(folder, device)
+        model, tokenizer = load_for_inference(folder, device, verify=verify)
         settings, _ = settings_for(folder, tokenizer, on_warning)
         self.model: TandemForCausalLM = model
         self.tokenizer: PreTrainedTokenizerFast = tokenizer

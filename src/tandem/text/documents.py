@@ -4,6 +4,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -24,7 +25,7 @@ class TextFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        weakref.finalize(self, file.close)
+        weakref.finalize(self, _close, file)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_text, (Path(self._file.name),)
@@ -33,6 +34,12 @@ class TextFile:
         """`size` bytes from `start` on."""
         self._file.seek(start)  # within what is buffered, where documents follow on each other
         return self._file.read(size)
+
+
+def _close(file: BinaryIO) -> None:
+    """What a full disk did not take was said when it was written, and is not tried again."""
+    with suppress(OSError):
+        file.close()
 
 
 class Documents(Sequence[str]):

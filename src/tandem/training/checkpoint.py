@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -73,7 +74,7 @@ class Checkpoint:
         self._parts, self._group, self._device = parts, group, device
         self._next = time.monotonic() + self.every_s
         if self.path is not None:
-            look_after_steps()
+            look_after_steps(partial(self._write, last=True) if group.size == 1 else None)
         read = self._read()
         if not group.agrees(read is not None, device) or read is None:
             if self.path is not None and self.path.exists() and group.leads:

@@ -1,17 +1,20 @@
 """What every training by epochs keeps and tells: history, progress, the best epoch, non-finite losses."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from tandem.errors import NonFiniteLossError
+from tandem.errors import NonFiniteLossError, is_finite
 from tandem.metrics import Score, perplexity
 from tandem.records import Epoch, PartRecord, TrainingRecord
-from tandem.training.checkpoint import History, Stopwatch
+from tandem.training.checkpoint import Cursor, History, Stopwatch
 from tandem.training.progress import OnTick, Tick
+
+SPIKE = 100
+"""Times the mean loss of an epoch so far, beyond which the loss of a step is told."""
 
 
 @dataclass
@@ -24,6 +27,7 @@ class TrainingMonitor:
     patience         epochs in a row without a better validation loss after which training ends; none: never.
     first_epoch      0 where what training starts from counts as an epoch.
     limit_s          seconds that the training is given; none: it is given epochs.
+    tell             is told (once) of a loss that is far above those before it.
     """
 
     title: str
@@ -34,12 +38,14 @@ class TrainingMonitor:
     patience: int | None = None
     first_epoch: int = 1
     limit_s: float | None = None
+    tell: Callable[[str], None] = lambda _: None
     history: History[Epoch] = field(default_factory=lambda: History(Epoch))
     best_epoch: Epoch | None = None
     best_score: Score | None = None
     _weights: list[dict[str, Tensor]] = field(default_factory=list)
     _metrics: Mapping[str, float] = field(default_factory=dict)
     _clock: Stopwatch = field(default_factory=Stopwatch)
+    _spike_told: bool = False
 
     @property
     def epoch(self) -> int:
@@ -142,8 +148,28 @@ class TrainingMonitor:
         self._weights = state["weights"]
         self._clock.load_state_dict(state["clock"])
 
-    def check_finite(self, loss: float, gradient_norm: float, where: str) -> None:
+    def check_step(
+        self, loss: float, gradient_norm: float, cursor: Cursor, read: Callable[[], str] = str
+    ) -> None:
+        """Raises NonFiniteLossError for a step that `cursor` does not count yet; `read` says what it read.
+
+        A loss that is SPIKE times the mean so far is told once: clipping makes its gradient small.
+        """
+        where = f"step {cursor.steps + 1}"
+        self.check_finite(loss, gradient_norm, where, read)
+        if cursor.steps and loss > SPIKE * cursor.mean_loss and not self._spike_told:
+            self._spike_told = True
+            self.tell(
+                f"the loss of {self.title} is {loss:.4g} in epoch {self.epoch}, {where}{read()}, "
+                f"and the mean before it {cursor.mean_loss:.4g}; its gradient is clipped and training goes on"
+            )
+
+    def check_finite(
+        self, loss: float, gradient_norm: float, where: str, read: Callable[[], str] = str
+    ) -> None:
         """Raises NonFiniteLossError, with the last good values, where either is not finite."""
+        if is_finite(loss, gradient_norm):
+            return
         last = "no epoch before it was good"
         if self.history:
             good = self.history[-1]
@@ -151,7 +177,7 @@ class TrainingMonitor:
                 f"last good values: epoch {good.epoch}, training PPL {perplexity(good.train_nll_nats):.4g}, "
                 f"validation PPL {perplexity(good.validation_nll_nats):.4g}"
             )
-        stopped = f"{self.title} was stopped at epoch {self.epoch}, {where}"
+        stopped = f"{self.title} was stopped at epoch {self.epoch}, {where}{read()}"
         NonFiniteLossError.check(loss, gradient_norm, stopped, last, self.lr_setting)
 
     def _tell(self, epochs: float, metrics: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from tandem.metrics import Score, score_stream
 from tandem.model import TandemForCausalLM
 from tandem.records import TrainingRecord
 from tandem.settings import Phase2Settings
+from tandem.stopping import nothing_to_save
 from tandem.training.checkpoint import Checkpoint, Cursor, Draws
 from tandem.training.dropout import DropoutMasks, StepMasks
 from tandem.training.gradients import GradientAccumulator
@@ -148,9 +149,6 @@ def train_token_block(
     """
     modules: list[nn.Module] = [model.token_block] + ([] if refresh is None else [model.embedding])
     first_epoch = 0 if keep_start else 1
-    monitor = TrainingMonitor(
-        "phase 2", "phase2.lr", settings.max_epochs, on_tick, modules, settings.patience, first_epoch
-    )
     chunk, group = settings.chunk_positions, execution.group
     predicted = len(train.stream) - 1
     negatives, order = generator_for(seed, "phase2 negatives"), generator_for(seed, "phase2 order")
@@ -160,6 +158,10 @@ def train_token_block(
     dropout = DropoutMasks(settings, seed, "phase2")
     snapshots = Snapshots() if snapshots is None else snapshots
     checkpoint = Checkpoint() if checkpoint is None else checkpoint
+    monitor = TrainingMonitor(
+        *("phase 2", "phase2.lr", settings.max_epochs, on_tick, modules, settings.patience, first_epoch),
+        tell=checkpoint.tell,
+    )
     cursor, samples = Cursor(first_epoch), _Samples(model, moving=refresh is not None)
 
     with training_only(model, *modules) as trainable:
@@ -189,7 +191,7 @@ def train_token_block(
             cursor=cursor,
         )
         if resumed and refresh is not None and monitor.history:
-            with samples.of_the_epoch():
+            with samples.of_the_epoch(), nothing_to_save():
                 train, validation = refresh()
 
         while cursor.epoch <= settings.max_epochs and not monitor.out_of_patience:
@@ -199,7 +201,9 @@ def train_token_block(
                 forward = partial(_forward, model, batch, loss_of_rows, masks_of_rows)
                 loss = gradients.backward(forward, len(batch))
                 gradient_norm = clip_gradients(trainable.parameters, settings.max_grad_norm)
-                monitor.check_finite(loss, gradient_norm, f"step {cursor.steps + 1}")
+                monitor.check_step(
+                    loss, gradient_norm, cursor, partial(train.stream.read_at, batch.positions)
+                )
                 read = partial(batch.read, SHOWN if refresh is None else len(batch))
                 with snapshots.step(cursor.epoch, cursor.steps + 1, loss, gradient_norm, read):
                     optimizer.step()

@@ -64,6 +64,7 @@ def training_only(model: nn.Module, *chosen: nn.Module) -> Iterator[Trainable]:
     try:
         yield trainable
         after, reached = part_fingerprints(model), trainable.reached()
+        trainable._reached = reached  # a signal may have it saved after the block, too
         trainable.parts = tuple(
             PartRecord(
                 part=name,
