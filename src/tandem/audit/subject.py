@@ -21,9 +21,10 @@ from tandem.audit.start import initial_model, started_from
 from tandem.audit.steps import KeptStep, read_steps
 from tandem.checksums import read_checksums
 from tandem.contexts import ContextsSample, Tokens
-from tandem.experiment.artefacts import load_head, load_model, load_sample
+from tandem.experiment.artefacts import load_head, load_sample
 from tandem.experiment.machine import environment
 from tandem.model import TandemForCausalLM, TokenBlock
+from tandem.model_folder.loading import load_model
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Check, RunRecord
 from tandem.settings import Configuration, Settings

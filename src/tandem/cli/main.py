@@ -252,7 +252,7 @@ def quantize(args: Sequence[str]) -> None:
     """tandem quantize MODEL"""
     arguments = parse("quantize", QuantizeArguments, args)
     from tandem.cli.summary import print_quantized
-    from tandem.experiment.artefacts import quantize_model
+    from tandem.experiment.inference import quantize_model
 
     folder = arguments.model
     copied = quantize_model(
