@@ -190,6 +190,7 @@ class Subject:
         depths = (self.configuration.context_layers, token_layers)
         table, ids = self.prepared.table(self.seed)[0], self.prepared.corpus.train.ids
         model = initial_model(self.model.config, table, ids, depths, self.seed)
+        self.objective.start(model, self.prepared.settings)
         return model.to(self.model.device)  # type: ignore[arg-type]  # as above
 
     @cached_property
