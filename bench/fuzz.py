@@ -23,7 +23,7 @@ from pathlib import Path
 from measuring import SMALL
 
 from tandem.errors import TandemError
-from tandem.experiment.model_folder import stored_tensors
+from tandem.model_folder.checking import stored_tensors
 from tandem.settings import dump_settings, load_settings, preset_names
 from tandem.shown import tolerate_any_encoding
 from tandem.text.files import read_records

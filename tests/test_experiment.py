@@ -12,10 +12,11 @@ from conftest import sentences, tiny, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
-from tandem.experiment.artefacts import load_model, load_phase1, phase1_path
+from tandem.experiment.artefacts import load_phase1, phase1_path
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.runner import run_experiment, train_one
 from tandem.fingerprint import fingerprint
+from tandem.model_folder.loading import load_model
 from tandem.objectives import OBJECTIVES
 from tandem.records import RunRecord, append_record, read_manifest, read_records, records_path
 from tandem.settings import Configuration, Settings

@@ -18,10 +18,10 @@ import tandem
 from tandem.audit import audit
 from tandem.cli.main import run
 from tandem.errors import RunDirError, SettingsError
-from tandem.experiment.artefacts import load_model, unused_ids
 from tandem.experiment.evaluate import Evaluation, evaluate_model
 from tandem.experiment.generate import generate_text
 from tandem.experiment.runner import train_one
+from tandem.model_folder.loading import load_model, unused_ids
 from tandem.settings import Configuration
 from tandem.training.progress import Watcher
 
@@ -75,7 +75,7 @@ def test_every_loader_is_one_that_states_what_it_promises() -> None:
     }
     other = ("tokens/tokenizer.py", "AutoTokenizer.from_pretrained")
     assert calls.keys() == {
-        ("experiment/artefacts.py", "TandemForCausalLM.from_pretrained"),
+        ("model_folder/loading.py", "TandemForCausalLM.from_pretrained"),
         ("tokens/tokenizer.py", "Tokenizer.from_str"),
         other,
     }

@@ -27,6 +27,7 @@ ROOMS = (
     ("text",),
     ("tokens",),
     ("registration",),
+    ("model_folder",),
     ("contexts",),
     ("cross_entropy",),
     ("metrics",),

@@ -15,13 +15,13 @@ from warm import python
 from tandem.cli.main import run
 from tandem.contexts import Stream, compute_contexts
 from tandem.cross_entropy import nll_and_hits, token_nll
-from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.generate import _drawn, generate_text
 from tandem.experiment.runner import train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.model.quantized_tandem import Int8Linear, multiplies_int8
+from tandem.model_folder.loading import load_model
 from tandem.settings import Configuration, ContextSettings
 from tandem.training.progress import Watcher
 
@@ -235,7 +235,7 @@ def test_what_is_refused_is_one_sentence(
     assert "would be lost; give another --output" in said("quantize", trained, "--output", copied)
     assert "no place for a model folder" in said("quantize", trained, "--output", copied / "within")
     assert "audit the folder that it was made from" in said("audit", copied)
-    monkeypatch.setattr("tandem.experiment.artefacts.multiplies_int8", lambda: False)
+    monkeypatch.setattr("tandem.experiment.inference.multiplies_int8", lambda: False)
     for call in (("evaluate", trained, "--data", held), ("generate", trained, "--prompt", "the")):
         message = said(*call, "--int8")
         assert "--int8 is not possible: torch" in message

@@ -11,7 +11,6 @@ from conftest import PREDICTIVE, merged, sentences, tiny, write_jsonl
 from tandem.audit import audit
 from tandem.errors import SettingsError
 from tandem.experiment import contexts
-from tandem.experiment.artefacts import load_model
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.pipeline import (
     load_phase1_state,
@@ -25,6 +24,7 @@ from tandem.experiment.prepared import new_model, prepare
 from tandem.experiment.runner import run_experiment, train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.model_folder.loading import load_model
 from tandem.objectives import OBJECTIVES
 from tandem.objectives.predictive import PredictionRecord, nearest_head
 from tandem.records import RunRecord, read_manifest

@@ -16,11 +16,12 @@ import torch
 from measuring import SMALL, Candidate, Spread, byte_size, interleaved, made_small, number, print_table
 
 from tandem.contexts import Stream, compute_contexts
-from tandem.experiment.artefacts import load_model, quantize_model
 from tandem.experiment.generate import next_tokens, sampler
+from tandem.experiment.inference import quantize_model
 from tandem.experiment.runner import train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemCache, TandemConfig, TandemForCausalLM
+from tandem.model_folder.loading import load_model
 from tandem.settings import Configuration, Phase2Settings, Settings, load_settings
 from tandem.text.splits import split_documents
 from tandem.tokens.prepare import tokenize

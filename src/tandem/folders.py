@@ -37,6 +37,13 @@ CHECKPOINTS = "checkpoints"
 CONFIG, RECORD, SETTINGS = "config.json", "record.json", "settings.yaml"
 CHECKSUMS = "checksums.json"
 """In a model folder: a digest of every other file that Tandem wrote there."""
+CONTEXTS_SAMPLE = "contexts_sample.safetensors"
+SNAPSHOTS = "snapshots.safetensors"
+"""A few steps of phase 2 (in a run directory's `phase1`, of phase 1)."""
+PHASE1_SNAPSHOTS = f"phase1_{SNAPSHOTS}"
+"""In a model folder that `tandem train` wrote: those of phase 1."""
+PHASE1_HEAD = "phase1_head.safetensors"
+"""In a model folder: the token layers of phase 1 that phase 2 started from."""
 WRITTEN: dict[Wanted, tuple[str, ...]] = {
     "run directory": (
         *(MANIFEST, RECORDS, "audit.json", "report.md", "report.html", "report.ja.md", "report.ja.html"),
@@ -44,8 +51,7 @@ WRITTEN: dict[Wanted, tuple[str, ...]] = {
     ),
     "model folder": (
         *(CONFIG, RECORD, SETTINGS, "model.safetensors", "generation_config.json", "tokenizer.json"),
-        *("tokenizer_config.json", "contexts_sample.safetensors", "phase1_head.safetensors"),
-        *("snapshots.safetensors", "phase1_snapshots.safetensors", CHECKSUMS),
+        *("tokenizer_config.json", CONTEXTS_SAMPLE, PHASE1_HEAD, SNAPSHOTS, PHASE1_SNAPSHOTS, CHECKSUMS),
     ),
 }
 """Files and folders that Tandem makes in each."""

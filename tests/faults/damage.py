@@ -14,15 +14,8 @@ from safetensors import safe_open
 
 from tandem.audit.steps import read_steps
 from tandem.errors import TandemError
-from tandem.experiment.artefacts import (
-    load_head,
-    load_model,
-    load_phase1,
-    load_sample,
-    model_damage,
-    model_record,
-    settings_for,
-)
+from tandem.experiment.artefacts import load_head, load_phase1, load_sample, model_damage, model_record
+from tandem.model_folder.loading import load_model, settings_for
 from tandem.objectives import OBJECTIVES
 from tandem.records import read_audit, read_experiment, read_manifest, read_records
 from tandem.tokens.embeddings import _cached

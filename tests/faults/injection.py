@@ -144,7 +144,7 @@ def command(*words: str) -> int:
 
 def read_again(run_dir: str) -> int:
     """Report on an experiment and load its models: neither starts a thread, as training would."""
-    from tandem.experiment.artefacts import load_model
+    from tandem.model_folder.loading import load_model
 
     load_model(Path(run_dir) / "models" / "C1T1-seed0")
     return command("report", run_dir)
@@ -179,7 +179,8 @@ def command_with_marks(*words: str) -> int:
 
 def save_kinds(source: str, target: str) -> int:
     """Save again what an experiment saved in `source`: a model in 8 bits, phase 1, manifest and records."""
-    from tandem.experiment.artefacts import load_phase1, quantize_model, save_phase1
+    from tandem.experiment.artefacts import load_phase1, save_phase1
+    from tandem.experiment.inference import quantize_model
     from tandem.objectives import OBJECTIVES
     from tandem.records import append_record, read_manifest, read_records, write_manifest
     from tandem.training.snapshots import Snapshots

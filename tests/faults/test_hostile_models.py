@@ -18,9 +18,9 @@ from tandem import TandemConfig, TandemForCausalLM
 from tandem.cli.main import run
 from tandem.decoding import WHOLE_BYTES
 from tandem.errors import DataError, RunDirError
-from tandem.experiment import model_folder
-from tandem.experiment.artefacts import load_model
 from tandem.model.configuration_tandem import LARGEST
+from tandem.model_folder import checking
+from tandem.model_folder.loading import load_model
 from tandem.tokens.embeddings import pretrained
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, train_bpe
 
@@ -347,7 +347,7 @@ def test_an_embedding_lies_in_the_folder_it_is_read_from(folder: Path) -> None:
 
 def test_files_that_are_read_whole_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert WHOLE_BYTES <= 1 << 28
-    assert model_folder.HEADER_BYTES < 100_000_000  # which the library allows
+    assert checking.HEADER_BYTES < 100_000_000  # which the library allows
     monkeypatch.setattr("tandem.decoding.read_text.__defaults__", (1000,))
     with pytest.raises(DataError, match="1,000"):
         load_tokenizer(str(folder))

@@ -24,9 +24,10 @@ from tandem.audit.steps import read_steps
 from tandem.checksums import check_files, read_checksums, sealed, unsealed
 from tandem.cli.main import run
 from tandem.errors import DamageError, RunDirError, SettingsError
-from tandem.experiment.artefacts import load_model, model_damage, settings_for
+from tandem.experiment.artefacts import model_damage
 from tandem.folders import atomic_write
 from tandem.model import TokenBlock
+from tandem.model_folder.loading import load_model, settings_for
 from tandem.records import read_experiment, read_records, records_path
 
 needs_cc = pytest.mark.skipif(injection.compiler() is None, reason="there is no C compiler `cc`, or no Linux")

@@ -46,7 +46,7 @@ RATE_TOLERANCE = 2e-3
 
 def step_checks(subject: Subject) -> Iterator[Check]:
     """`phase1_steps` and `phase2_steps` of one run of a Tandem model."""
-    if subject.record.kind == "tandem":
+    if subject.record.kind == "tandem" and subject.objective.parts:
         of_phase1 = PHASE1.get(subject.prepared.settings.recipe)
         if of_phase1 is None:
             yield _not_checked("phase1_steps", "the audit has no plain trainer of this objective")

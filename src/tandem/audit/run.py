@@ -28,11 +28,12 @@ from tandem.audit.weights import weight_checks
 from tandem.baselines import BASELINES
 from tandem.decoding import read_text
 from tandem.errors import DataError, RunDirError, SettingsError, TandemError, storage_reason
-from tandem.experiment.artefacts import load_model, model_record, model_settings
+from tandem.experiment.artefacts import model_record
 from tandem.experiment.machine import choose_device, code_fingerprint, keep_freed_memory
 from tandem.experiment.run_dir import check_writable
 from tandem.fingerprint import fingerprint
 from tandem.folders import check_reading
+from tandem.model_folder.loading import load_model, model_settings
 from tandem.records import AuditRecord, Check, RunAudit, RunRecord, read_manifest, read_records, write_audit
 from tandem.records.audit import Status
 from tandem.settings import Settings, read_yaml, settings_fingerprint

@@ -21,9 +21,10 @@ from tandem.audit.start import initial_model, started_from
 from tandem.audit.steps import KeptStep, read_steps
 from tandem.checksums import read_checksums
 from tandem.contexts import ContextsSample, Tokens
-from tandem.experiment.artefacts import load_head, load_model, load_sample
+from tandem.experiment.artefacts import load_head, load_sample
 from tandem.experiment.machine import environment
 from tandem.model import TandemForCausalLM, TokenBlock
+from tandem.model_folder.loading import load_model
 from tandem.objectives import OBJECTIVES, Objective
 from tandem.records import Check, RunRecord
 from tandem.settings import Configuration, Settings
@@ -189,6 +190,7 @@ class Subject:
         depths = (self.configuration.context_layers, token_layers)
         table, ids = self.prepared.table(self.seed)[0], self.prepared.corpus.train.ids
         model = initial_model(self.model.config, table, ids, depths, self.seed)
+        self.objective.start(model, self.prepared.settings)
         return model.to(self.model.device)  # type: ignore[arg-type]  # as above
 
     @cached_property

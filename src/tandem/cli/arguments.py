@@ -178,6 +178,29 @@ class GenerateArguments(OwnArguments):
     """Print one JSON object at the end instead of streaming text."""
 
 
+class AdaptArguments(OwnArguments):
+    """Train new token layers of a model on other text, in seconds; its context layers and embedding stay."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Model folder, as `tandem train` writes it."""
+    data: str
+    """Text to adapt to: any source that the setting data.train takes."""
+    validation: str | None = None
+    """Text to choose the best epoch by; none: a part of the documents of `data`."""
+    output: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of the adapted model; none: `MODEL-adapted`."""
+    seed: Seed = 0
+    """Seed of this training."""
+    threads: Positive | None = None
+    """Threads of the CPU; none: one for each core."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `mps`."""
+    force_new: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train anew, where the same training has ended already or was stopped."""
+    json_output: Json = False
+    """Print the record as JSON."""
+
+
 class QuantizeArguments(OwnArguments):
     """Copy a model folder with weights of 8 bits: a quarter of the size, faster on a CPU, for inference."""
 
@@ -249,6 +272,7 @@ ARGUMENTS: dict[str, type[Any]] = {
     "evaluate": EvaluateArguments,
     "score": ScoreArguments,
     "generate": GenerateArguments,
+    "adapt": AdaptArguments,
     "quantize": QuantizeArguments,
     "audit": AuditArguments,
     "report": ReportArguments,

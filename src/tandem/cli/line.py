@@ -16,7 +16,7 @@ OF_SETTINGS = ("train", "experiment", "config")
 """Commands whose own word stands before all options; that of the others stands anywhere."""
 PLACES = {
     **dict.fromkeys(OF_SETTINGS, "a preset or settings file"),
-    **dict.fromkeys(("evaluate", "score", "generate", "quantize"), "a model folder"),
+    **dict.fromkeys(("adapt", "evaluate", "score", "generate", "quantize"), "a model folder"),
     "audit": "a run directory or model folder",
     "report": "a run directory",
     "compare": "two run directories",
@@ -28,11 +28,12 @@ SEVERAL = {"score": "files", "compare": "others"}
 """Commands that take more words after their own, and the argument that these are."""
 TEXTS = {
     **dict.fromkeys(OF_SETTINGS, "a text stands after --data.train"),
-    "evaluate": "a text stands after --data",
+    **dict.fromkeys(("adapt", "evaluate"), "a text stands after --data"),
     "generate": "a prompt stands after --prompt, in quotes",
 }
 """Where a text belongs, which people give without its option."""
 NEEDED = {
+    "adapt": ("the text to adapt to", ("--data",)),
     "evaluate": ("the text to score", ("--data",)),
     "generate": ("the text to continue (`-`: standard input)", ("--prompt", "--prompt-file")),
 }

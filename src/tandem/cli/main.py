@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from tandem.advice import in_command, named
 from tandem.cli import usage
 from tandem.cli.arguments import (
+    AdaptArguments,
     AuditArguments,
     CompareArguments,
     CompletionArguments,
@@ -51,7 +52,7 @@ AUDIT_FAILED = 1
 CONTINUED = {
     "experiment": "; the same command continues where it was: {}",
     "audit": "; the same command goes on with the runs that are left",
-    "train": "; the same command continues where it was: {}",
+    **dict.fromkeys(("train", "adapt"), "; the same command continues where it was: {}"),
     "score": "; with --output, the same command goes on where it was",
 }
 """What becomes of a command that was interrupted; {} is that command."""
@@ -156,6 +157,27 @@ def train(args: Sequence[str]) -> None:
         _show(record, arguments.json_output, print_run, folder)
 
 
+def adapt(args: Sequence[str]) -> None:
+    """tandem adapt MODEL --data SOURCE"""
+    arguments = parse("adapt", AdaptArguments, args)
+    from tandem.cli.progress import ProgressView
+    from tandem.cli.summary import print_run
+    from tandem.experiment.adapting import adapted_settings
+    from tandem.experiment.runner import train_one
+    from tandem.settings import DataSettings
+
+    model, seed = arguments.model, arguments.seed
+    data = DataSettings(train=arguments.data, validation=arguments.validation)
+    settings, configuration = adapted_settings(model, data)
+    own = {"seeds": (seed,), "device": arguments.device, "threads": arguments.threads}
+    folder = Path(arguments.output or model.with_name(f"{model.name}-adapted"))
+    with ProgressView(ERR) as view:
+        record = train_one(
+            settings.model_copy(update=own), configuration, seed, folder, view, arguments.force_new
+        )
+    _show(record, arguments.json_output, print_run, folder)
+
+
 def evaluate(args: Sequence[str]) -> None:
     """tandem evaluate MODEL --data SOURCE"""
     arguments = parse("evaluate", EvaluateArguments, args)
@@ -252,7 +274,7 @@ def quantize(args: Sequence[str]) -> None:
     """tandem quantize MODEL"""
     arguments = parse("quantize", QuantizeArguments, args)
     from tandem.cli.summary import print_quantized
-    from tandem.experiment.artefacts import quantize_model
+    from tandem.experiment.inference import quantize_model
 
     folder = arguments.model
     copied = quantize_model(
@@ -319,7 +341,7 @@ def completion(args: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     function.__name__: function
     for function in (
-        *(experiment, train, evaluate, score, generate, quantize),
+        *(experiment, train, adapt, evaluate, score, generate, quantize),
         *(audit, report, compare, config, doctor, completion),
     )
 }

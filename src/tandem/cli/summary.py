@@ -14,10 +14,10 @@ from tandem.report.statistics import perplexity
 from tandem.shown import command
 
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
-    from tandem.experiment.artefacts import QuantizedModel
     from tandem.experiment.doctor import Checkup
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Evaluation, Mixture
+    from tandem.experiment.inference import QuantizedModel
     from tandem.report.experiments import ComparedExperiments
     from tandem.scoring.files import Counts
     from tandem.scoring.pairs import PairScores

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "experiment": "train and compare configurations over several seeds, and write the report",
     "train": "train one configuration into a model folder",
+    "adapt": "train a model's token layers on other text",
     "evaluate": "score a model on text",
     "score": "score and filter documents one by one, or minimal pairs",
     "generate": "continue a prompt",

@@ -10,13 +10,15 @@ from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.errors import SettingsError
-from tandem.experiment.artefacts import load_for_inference, model_record, settings_for, unused_ids
+from tandem.experiment.artefacts import model_record
+from tandem.experiment.inference import load_for_inference
 from tandem.experiment.machine import free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
 from tandem.metrics import Score, bits_per_byte, effective_rank, hidden_parts, perplexity, score_stream
 from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
+from tandem.model_folder.loading import settings_for, unused_ids
 from tandem.objectives import OBJECTIVES
 from tandem.records import Unbounded
 from tandem.settings import DataSettings, Settings

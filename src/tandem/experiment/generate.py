@@ -19,8 +19,9 @@ from transformers import (
 
 from tandem.advice import named
 from tandem.errors import SettingsError
-from tandem.experiment.artefacts import load_for_inference, settings_for, unused_ids
+from tandem.experiment.inference import load_for_inference
 from tandem.model import TandemCache, TandemForCausalLM
+from tandem.model_folder.loading import settings_for, unused_ids
 from tandem.shown import several_lines, to_terminal
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.tokenizer import plain

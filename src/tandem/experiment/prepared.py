@@ -14,6 +14,7 @@ from tandem.experiment.machine import choose_device, uses_bfloat16
 from tandem.experiment.misfits import config_for, misfits, parameters_for
 from tandem.group import PLAIN, Execution
 from tandem.model import TandemForCausalLM
+from tandem.objectives import OBJECTIVES
 from tandem.records import DataRecord, Precision
 from tandem.settings import Configuration, Settings, TokenizerSettings
 from tandem.text.splits import Splits
@@ -162,6 +163,7 @@ def new_model(prepared: TrainingInputs, configuration: Configuration, seed: int)
         ("token_block", model.token_block, configuration.token_layers),
     ):
         initialize_block(block, model, generator_for(seed, name, depth))
+    OBJECTIVES[prepared.settings.recipe].start(model, prepared.settings)
     return model.to(prepared.device)
 
 

@@ -73,7 +73,8 @@ class Objective(ABC):
 
     section            its section of the settings; none if it has no settings.
     record_type        what `train` returns.
-    parts              children of the model that it trains, and whose weights it leaves to phase 2.
+    parts              children of the model that it trains, and whose weights it leaves to phase 2; with
+                       none it trains no heads either.
     memory_settings    what to lower where memory runs out, its own settings first.
     """
 
@@ -85,6 +86,9 @@ class Objective(ABC):
         "model.embed_dim",
         "model.context_dim",
     )
+
+    def start(self, model: TandemForCausalLM, settings: Settings) -> None:  # noqa: B027
+        """Set the weights of a new model that are not to be drawn from the seed, in place."""
 
     @abstractmethod
     def train(self, inputs: Phase1Inputs) -> Phase1Record:

@@ -25,11 +25,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from tandem.errors import DataError
-from tandem.experiment.artefacts import load_for_inference, settings_for
+from tandem.experiment.inference import load_for_inference
 from tandem.experiment.machine import keep_freed_memory
 from tandem.fingerprint import Fingerprint
 from tandem.metrics import bits_per_byte, perplexity
 from tandem.model import TandemCache, TandemForCausalLM
+from tandem.model_folder.loading import settings_for
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.rules import Rules
 from tandem.tokens.store import TokenStream

@@ -27,6 +27,7 @@ from tandem.settings.section import Seed as Seed
 from tandem.settings.section import check_arguments as check_arguments
 from tandem.settings.section import known_keys as known_keys
 from tandem.settings.section import sentence as sentence
+from tandem.settings.sections import AdaptationSettings as AdaptationSettings
 from tandem.settings.sections import AwdLstmSettings as AwdLstmSettings
 from tandem.settings.sections import BaselineSettings as BaselineSettings
 from tandem.settings.sections import ContextSettings as ContextSettings

@@ -12,7 +12,7 @@ from tandem.fingerprint import fingerprint
 from tandem.settings import sections
 from tandem.settings.section import NAME, VARIANT_NAME, Depth, OneOf, Place, Section, Seed
 
-VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "phase2")
+VARIED = ("recipe", "embeddings", "model", "contexts", "phase1", "prediction", "adaptation", "phase2")
 """What a variant may differ in; text and tokens are the same for all."""
 
 
@@ -45,7 +45,8 @@ class Settings(Section):
     """The configurations to compare, as pairs of context_layers and token_layers."""
     recipe: Annotated[str, OneOf("tandem.objectives:OBJECTIVES")] = "original"
     """Names the objective of phase 1. `original`: it spreads contexts (section `phase1`), as in the original
-    experiment. `predictive`: it predicts (section `prediction`)."""
+    experiment. `predictive`: it predicts (section `prediction`). `adapted`: it was trained before, on other
+    text (section `adaptation`)."""
     variants: dict[Annotated[str, Field(pattern=VARIANT_NAME)], dict[str, Any]] = Field(default_factory=dict)
     """Settings to compare on the same text: a name, and the settings that it changes. Such as: {original:
     {recipe: original, model: {context_dim: 120}}, predictive: {recipe: predictive}}. Each configuration is
@@ -81,6 +82,7 @@ class Settings(Section):
     contexts: sections.ContextSettings = sections.ContextSettings()
     phase1: sections.Phase1Settings = sections.Phase1Settings()
     prediction: sections.PredictionSettings = sections.PredictionSettings()
+    adaptation: sections.AdaptationSettings = sections.AdaptationSettings()
     phase2: sections.Phase2Settings = sections.Phase2Settings()
     baselines: sections.BaselineSettings = sections.BaselineSettings()
     slurm: sections.SlurmSettings = sections.SlurmSettings()

@@ -213,6 +213,15 @@ class PredictionSettings(Section):
     """The gradient is clipped to this norm."""
 
 
+class AdaptationSettings(Section):
+    """Recipe `adapted`: all but the TokenBlock is that of a trained model, and stays as it is."""
+
+    path: ClassVar[str] = "adaptation"
+
+    model: Place = ""
+    """Folder of the trained model; `tandem adapt` sets this and all that must be the same."""
+
+
 class Phase2Settings(Section):
     """Phase 2: the TokenBlock learns to predict the next token from frozen contexts."""
 

@@ -1,0 +1,153 @@
+"""Phase 1 of recipe `adapted`: there is none, as all but the TokenBlock is that of a trained model.
+
+The ContextBlock was trained on other text and is frozen. So the contexts of new text are one scan away, and
+phase 2 alone adapts a model to it. It may start from the model's own token layers. The output bias is that of
+a new model: the frequencies of the new text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tandem.errors import DataError, MisfitError
+from tandem.objectives.base import NewTokenBlock, Objective, Phase1Inputs
+from tandem.records import Phase1Record, Unbounded
+from tandem.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tandem.metrics import Score
+    from tandem.model import TandemConfig, TandemForCausalLM
+
+SIZES = ("cell", "embed_dim", "context_dim", "token_projection", "output_bias", "boundary")
+"""Settings of the section `model` that must be those of the trained model."""
+
+
+class AdaptationRecord(Phase1Record):
+    """Which model was taken, and what it says of the new text before phase 2."""
+
+    model: str
+    token_layers: int
+    """Of the trained model."""
+    nll_nats: Unbounded | None = None
+    """Validation NLL with the output bias of the new text; exact softmax."""
+    accuracy: float | None = None
+
+
+class Adaptation(Objective):
+    """Takes ContextBlock and embedding from a model folder."""
+
+    section = "adaptation"
+    record_type = AdaptationRecord
+    parts = ()
+
+    def start(self, model: TandemForCausalLM, settings: Settings) -> None:
+        """The ContextBlock and the embedding. Raises DataError where the vocabulary is another one."""
+        trained = self._trained(settings)
+        if (theirs := trained.config.vocab_size) != model.config.vocab_size:
+            raise DataError(
+                f"the tokenizer has {model.config.vocab_size} entries, and the model in "
+                f"{settings.adaptation.model} was trained with {theirs}; use the tokenizer in that folder"
+            )
+        ours = model.named_weights()
+        for name, weight in trained.named_weights().items():
+            if not name.startswith(("token_block.", "lm_head.")):
+                ours[name].detach().copy_(weight)
+
+    def new_heads(self, settings: Settings, new_token_block: NewTokenBlock) -> nn.ModuleDict:
+        """The model's own TokenBlock, alone."""
+        from torch import nn
+
+        trained = self._trained(settings).token_block
+        block = new_token_block(len(trained.layers))
+        block.load_state_dict(trained.state_dict())
+        return nn.ModuleDict({"trained": block})
+
+    def train(self, inputs: Phase1Inputs) -> AdaptationRecord:
+        """Nothing; the record says what was taken."""
+        from torch import nn
+
+        from tandem.training.trainable import training_only
+
+        children = dict(inputs.model.model.named_children())
+        with training_only(nn.ModuleDict({**children, **inputs.heads})) as trainable:
+            pass
+        return AdaptationRecord(
+            parts=trainable.parts,
+            tokens=0,
+            seconds_s=0.0,
+            model=inputs.settings.adaptation.model,
+            token_layers=self._config(inputs.settings).depths[1],
+        )
+
+    def score_heads(
+        self, record: AdaptationRecord, heads: nn.ModuleDict, score: Callable[[nn.Module], Score]
+    ) -> AdaptationRecord:
+        """What the model says of the validation text before it is adapted."""
+        before = score(heads["trained"])
+        return record.model_copy(update={"nll_nats": before.nll_nats, "accuracy": before.accuracy})
+
+    def misfits(self, settings: Settings, tokens: int) -> Iterator[MisfitError]:
+        """Other sizes than the trained model has. Raises DataError where there is none that can be used."""
+        config, folder = self._config(settings), settings.adaptation.model
+        if config.int8:
+            raise DataError(f"{folder} holds 8-bit weights; give the model that it was made from")
+        if not config.tie_word_embeddings:
+            raise DataError(
+                f"the head of the model in {folder} is not its embedding; train one whose head is"
+            )
+        for name in SIZES:
+            ours, theirs = getattr(settings.model, name), getattr(config, name)
+            if ours != theirs:
+                yield MisfitError.of(
+                    f"setting model.{name} = {ours} is not possible: the model in {folder} has {theirs}",
+                    {f"model.{name}": theirs},
+                )
+        if other := {c.context_layers for c in settings.grid} - {config.context_layers}:
+            yield MisfitError.of(
+                f"{min(other)} context layers are not possible: the model in {folder} has "
+                f"{config.context_layers}",
+                {},
+                "choose configurations with as many",
+            )
+
+    def summary(self, record: AdaptationRecord) -> str:
+        """What was taken, and the perplexity before phase 2."""
+        from tandem.metrics import perplexity
+
+        before = "" if record.nll_nats is None else f", PPL {perplexity(record.nll_nats):.1f} before phase 2"
+        return f"taken from {record.model}{before}"
+
+    def audit(self, record: AdaptationRecord, settings: Settings, tokens: int) -> Iterator[str]:
+        """The model, and that nothing was trained."""
+        if record.model != settings.adaptation.model:
+            yield f"it took {record.model} instead of {settings.adaptation.model}"
+        if trained := [part.part for part in record.parts if part.trained or part.before != part.after]:
+            yield f"it changed {trained[0]}"
+
+    def _folder(self, settings: Settings) -> Path:
+        from tandem.text.places import user_path
+
+        if not settings.adaptation.model:
+            raise DataError(
+                f"recipe {settings.recipe} needs a trained model; set adaptation.model to its folder, or use "
+                "`tandem adapt`"
+            )
+        return user_path(settings.adaptation.model)
+
+    def _config(self, settings: Settings) -> TandemConfig:
+        from tandem.model_folder.checking import read_config
+
+        folder = self._folder(settings)
+        try:
+            return read_config(folder)
+        except OSError as error:
+            raise DataError(f"there is no model in {folder} ({error.strerror or error})") from None
+
+    def _trained(self, settings: Settings) -> TandemForCausalLM:
+        from tandem.model_folder.loading import load_model
+
+        return load_model(self._folder(settings))[0]
