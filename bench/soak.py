@@ -12,9 +12,11 @@ The library tokenizers keeps the words that a tokenizer has encoded once that to
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
+import pkgutil
 import shutil
 import statistics
 import sys
@@ -27,9 +29,10 @@ import psutil
 import torch
 from made_up_text import write_text
 
+import tandem
 from tandem.cli.main import run
 from tandem.shown import tolerate_any_encoding
-from tandem.tokens.encoding import Encoder
+from tandem.tokens.tokenizer import plain
 
 TINY = (
     *("--seeds", "0", "--device", "cpu", "--tokenizer.vocab-size", "300", "--embeddings.norm", "1"),
@@ -81,14 +84,20 @@ def round_in(folder: Path, text: Path) -> None:
 
 
 def without_word_cache() -> None:
-    """From now on the tokenizer of an Encoder looks nothing up in words that it has encoded."""
-    make = Encoder.__init__
+    """From now on no tokenizer of Tandem looks anything up in words that it has encoded."""
+    for module in pkgutil.walk_packages(tandem.__path__, "tandem."):
+        if not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module.name)
 
-    def made(encoder: Encoder, *given: Any) -> None:
-        make(encoder, *given)
-        encoder._tokenizer.model._resize_cache(0)
+    def plain_without(tokenizer: Any) -> Any:
+        copy = plain(tokenizer)
+        copy.model._resize_cache(0)
+        return copy
 
-    Encoder.__init__ = made  # type: ignore[method-assign]
+    for loaded in [*sys.modules.values()]:
+        if vars(loaded).get("plain") is plain:
+            vars(loaded)["plain"] = plain_without
 
 
 def main() -> None:

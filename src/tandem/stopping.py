@@ -55,6 +55,7 @@ def stopping_gently() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _State.number = None
 
 
 @contextmanager
