@@ -212,6 +212,7 @@ def _fill(place: Path) -> None:
     for number in range(0, 60, 2):
         (place / "my-text" / f"{number:02d}.txt").write_text("\n\n".join(texts[number : number + 2]), "utf-8")
     write_jsonl(place / "my-text.jsonl", texts[:60])
+    write_jsonl(place / "chats.jsonl", texts[64:])
     (place / "other.txt").write_text("\n".join(texts[60:64]), "utf-8")
     (place / "prompt.txt").write_text("the context\n", "utf-8")
     (place / "bench").symlink_to(ROOT / "bench")
