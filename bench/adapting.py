@@ -19,7 +19,7 @@ from quality import CORPORA, TRAIN_BYTES
 
 from tandem.experiment.adapting import adapted_settings
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.records import RunRecord
 from tandem.settings import Configuration, DataSettings, Settings, load_settings
 from tandem.training.progress import Watcher

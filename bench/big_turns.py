@@ -21,9 +21,9 @@ from measuring import Spread, run
 from tandem.cli.arguments import TrainArguments, parse_with_preset
 from tandem.experiment import estimate
 from tandem.experiment.contexts import contexts_of
+from tandem.experiment.one_run import set_up_process
 from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import new_model, prepare, streams
-from tandem.experiment.runner import set_up_process
 from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.settings import Configuration
 from tandem.training.phase2 import Split, train_token_block

@@ -215,7 +215,7 @@ def in_subprocess(function: Callable[..., Any], **arguments: Any) -> Any:
 
 def start(threads: int | None) -> None:
     """Put torch into the state in which the package trains; before any work, and once a process."""
-    from tandem.experiment.runner import set_up_process
+    from tandem.experiment.one_run import set_up_process
     from tandem.settings import Settings
 
     set_up_process(Settings(threads=threads))

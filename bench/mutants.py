@@ -69,6 +69,7 @@ FILES = (
     ),
     *("cross_entropy.py", "metrics.py", "patience.py", "contexts/*.py"),
     *("experiment/pipeline.py", "experiment/prepared.py", "experiment/contexts.py", "experiment/runner.py"),
+    *("experiment/one_run.py", "experiment/single_run.py"),
     *("tokens/*.py", "text/splits.py", "text/documents.py", "text/rows.py"),
 )
 """Code whose mutants make an experiment."""

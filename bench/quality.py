@@ -216,7 +216,7 @@ class Bench:
     def tandem(self, configuration: Configuration, seed: int) -> None:
         """One configuration of Tandem, as `tandem train` trains it."""
         from tandem.experiment.evaluate import evaluate_model
-        from tandem.experiment.runner import train_one
+        from tandem.experiment.single_run import train_one
         from tandem.objectives.predictive import PredictionRecord
         from tandem.training.progress import Watcher
 

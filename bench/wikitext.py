@@ -33,7 +33,7 @@ from measuring import SMALL, made_small, run  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
 
 from tandem.contexts import Stream, compute_contexts  # noqa: E402
-from tandem.experiment.runner import train_one  # noqa: E402
+from tandem.experiment.single_run import train_one  # noqa: E402
 from tandem.metrics import score_stream  # noqa: E402
 from tandem.model_folder.loading import load_model  # noqa: E402
 from tandem.settings import Configuration, Settings, load_settings  # noqa: E402

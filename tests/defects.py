@@ -21,7 +21,7 @@ from tandem.contexts import Contexts, previous_contexts
 from tandem.contexts.stream import Stream
 from tandem.cross_entropy import SampledSoftmax, token_nll
 from tandem.experiment import contexts as both_splits
-from tandem.experiment import pipeline, prepared, runner
+from tandem.experiment import one_run, pipeline, prepared, runner
 from tandem.metrics import Score, perplexity
 from tandem.model import TokenBlock, sequential_contexts
 from tandem.model.cell_gated import GatedContextBlock
@@ -195,11 +195,11 @@ def parameters_left_out(patch: Patch) -> None:
 
 def phase1_of_another_seed(patch: Patch) -> None:
     """Every seed takes up the phase 1 of seed 0."""
-    path, inputs = runner.phase1_path, runner.phase1_fingerprint
+    path, inputs = runner.phase1_path, one_run.phase1_fingerprint
     patch.setattr(
         runner, "phase1_path", lambda run_dir, variant, layers, _seed: path(run_dir, variant, layers, 0)
     )
-    patch.setattr(runner, "phase1_fingerprint", lambda prepared, layers, _seed: inputs(prepared, layers, 0))
+    patch.setattr(one_run, "phase1_fingerprint", lambda prepared, layers, _seed: inputs(prepared, layers, 0))
 
 
 def wrong_tokenizer_at_evaluation(patch: Patch) -> None:
@@ -234,26 +234,26 @@ def last_batch_dropped(patch: Patch) -> None:
 
 def averaged_over_batches(patch: Patch) -> None:
     """PPL is exp of the mean of batch means, not of the mean over tokens."""
-    real = runner.validation_record
+    real = one_run.validation_record
 
     def averaged(score: Score, tokens: Any) -> Any:
         batches = np.split(score.losses, range(256, len(score.losses), 256))
         nll = float(np.mean([batch.mean() for batch in batches]))
         return real(replace(score, nll_nats=nll), tokens)
 
-    patch.setattr(runner, "validation_record", averaged)
+    patch.setattr(one_run, "validation_record", averaged)
 
 
 def mean_of_perplexities(patch: Patch) -> None:
     """PPL is the mean of the PPL of batches."""
-    real = runner.validation_record
+    real = one_run.validation_record
 
     def averaged(score: Score, tokens: Any) -> Any:
         batches = np.split(score.losses, range(256, len(score.losses), 256))
         mean = float(np.mean([perplexity(float(batch.mean())) for batch in batches]))
         return real(score, tokens).model_copy(update={"perplexity": mean})
 
-    patch.setattr(runner, "validation_record", averaged)
+    patch.setattr(one_run, "validation_record", averaged)
 
 
 def scored_token_is_the_current_one(patch: Patch) -> None:
@@ -333,13 +333,13 @@ def phase1_on_a_few_tokens(patch: Patch) -> None:
 
 def norm_counted_as_trained(patch: Patch) -> None:
     """The original experiment: embed_norm counted as trained, though no gradient reached it."""
-    real = runner.count_parameters
+    real = one_run.count_parameters
 
     def counted(*args: Any) -> Any:
         counts = real(*args)
         return counts.model_copy(update={"trained_phase2": counts.trained_phase2 + counts.embed_norm})
 
-    patch.setattr(runner, "count_parameters", counted)
+    patch.setattr(one_run, "count_parameters", counted)
 
 
 def other_weights_saved(patch: Patch) -> None:
@@ -846,12 +846,12 @@ def no_separators(patch: Patch) -> None:
 
 def characters_counted_as_bytes(patch: Patch) -> None:
     """Bits per byte are bits per character."""
-    real = runner.validation_record
+    real = one_run.validation_record
 
     def counted(score: Score, tokens: Any) -> Any:
         return real(score, replace(tokens, scored_bytes=tokens.scored_bytes // 2))
 
-    patch.setattr(runner, "validation_record", counted)
+    patch.setattr(one_run, "validation_record", counted)
 
 
 def edit_records(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tandem.cli.main import run
 from tandem.experiment.adapting import adapted_settings
-from tandem.experiment.runner import run_experiment, train_one
+from tandem.experiment.runner import run_experiment
+from tandem.experiment.single_run import train_one
 from tandem.model_folder.loading import load_model
 from tandem.objectives.adapted import AdaptationRecord
 from tandem.records import RunRecord

@@ -35,7 +35,7 @@ from tandem.baselines.gpt2 import Gpt2Baseline
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.baselines.lstm import LstmBaseline
 from tandem.errors import RunDirError
-from tandem.experiment import baseline, runner
+from tandem.experiment import baseline, one_run, runner
 from tandem.experiment.artefacts import save_baseline
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.grid import plan
@@ -88,7 +88,7 @@ def checks_of(
     snapshots = Snapshots() if snapshots is None else snapshots
     spec = next(spec for spec in plan(inputs.settings) if spec.kind == kind)
     results, weights = baseline.run_baseline(inputs, kind, spec.seed, silent, snapshots)
-    record = runner._record(inputs, spec, status="finished", **results)
+    record = one_run.new_record(inputs, spec, status="finished", **results)
     if weights is not None:
         save_baseline(folder / spec.name, weights, snapshots, record)
     found = baseline_checks(inputs.settings, inputs.corpus, inputs.device, record, folder / spec.name)
@@ -523,7 +523,7 @@ def test_defects_of_baselines_are_named(
         spec = next(spec for spec in plan(tiny_inputs.settings) if spec.kind == kind)
         snapshots = Snapshots()
         results, weights = baseline.run_baseline(tiny_inputs, kind, spec.seed, silent, snapshots)
-    record = runner._record(tiny_inputs, spec, status="finished", **results)
+    record = one_run.new_record(tiny_inputs, spec, status="finished", **results)
     if weights is not None:
         save_baseline(tmp_path / spec.name, weights, snapshots, record)
     found = baseline_checks(

@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny
 from warm import python
 
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.records import RunRecord
 from tandem.settings import Configuration, Settings, dump_settings
 from tandem.training.progress import Watcher
@@ -18,7 +18,7 @@ from tandem.training.progress import Watcher
 WATCHED = """
 import contextlib, json, os, signal, sys
 from pathlib import Path
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.training.progress import Watcher
 from tandem.launch import process_rank
 from tandem.settings import Configuration, load_settings

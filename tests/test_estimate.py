@@ -21,7 +21,8 @@ from tandem.experiment.baseline import run_baseline
 from tandem.experiment.grid import plan
 from tandem.experiment.pipeline import TrainedContexts, TrainedTokens, train_tokens, untrained_contexts
 from tandem.experiment.prepared import prepare
-from tandem.experiment.runner import estimate_experiment, estimate_one, train_one
+from tandem.experiment.runner import estimate_experiment
+from tandem.experiment.single_run import estimate_one, train_one
 from tandem.settings import Configuration, dump_settings
 from tandem.training.progress import OnTick, Tick, Watcher
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tandem.errors import DataError, RunDirError, ScanError, SettingsError
 from tandem.experiment.artefacts import load_phase1, phase1_path
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.runner import run_experiment, train_one
+from tandem.experiment.runner import run_experiment
+from tandem.experiment.single_run import train_one
 from tandem.fingerprint import fingerprint
 from tandem.model_folder.loading import load_model
 from tandem.objectives import OBJECTIVES

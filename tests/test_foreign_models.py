@@ -20,7 +20,7 @@ from tandem.cli.main import run
 from tandem.errors import RunDirError, SettingsError
 from tandem.experiment.evaluate import Evaluation, evaluate_model
 from tandem.experiment.generate import generate_text
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.model_folder.loading import load_model, unused_ids
 from tandem.settings import Configuration
 from tandem.training.progress import Watcher

@@ -17,7 +17,7 @@ from tandem.contexts import Stream, compute_contexts
 from tandem.cross_entropy import nll_and_hits, token_nll
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.generate import _drawn, generate_text
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
 from tandem.model.quantized_tandem import Int8Linear, multiplies_int8

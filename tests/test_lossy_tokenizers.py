@@ -14,7 +14,8 @@ from tandem.cli.main import run
 from tandem.errors import DataError, SettingsError
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.generate import generate_text
-from tandem.experiment.runner import run_experiment, train_one
+from tandem.experiment.runner import run_experiment
+from tandem.experiment.single_run import train_one
 from tandem.fingerprint import fingerprint
 from tandem.records import RunRecord, read_records
 from tandem.report.render import write_report

@@ -17,7 +17,8 @@ from tandem.cli.main import run
 from tandem.errors import DataError
 from tandem.experiment.evaluate import evaluate_model
 from tandem.experiment.executors import Worker
-from tandem.experiment.runner import run_experiment, train_one
+from tandem.experiment.runner import run_experiment
+from tandem.experiment.single_run import train_one
 from tandem.records import read_records
 from tandem.settings import Configuration, Settings, load_settings
 from tandem.text.places import counted_from

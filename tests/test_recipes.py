@@ -21,7 +21,8 @@ from tandem.experiment.pipeline import (
     untrained_contexts,
 )
 from tandem.experiment.prepared import new_model, prepare
-from tandem.experiment.runner import run_experiment, train_one
+from tandem.experiment.runner import run_experiment
+from tandem.experiment.single_run import train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.model_folder.loading import load_model

@@ -23,7 +23,7 @@ import tandem
 from tandem.cli.main import run
 from tandem.errors import DataError, RunDirError, SettingsError, TandemError
 from tandem.experiment.evaluate import evaluate_model
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.scoring import scorer as scorer_module
 from tandem.scoring.files import Added, Counts, FileScoring, Limits
 from tandem.scoring.pairs import Accuracy, score_pairs

@@ -36,7 +36,7 @@ from tandem.errors import TandemError
 from tandem.experiment.machine import PeakMemory, choose_device, environment, uses_bfloat16
 from tandem.experiment.pipeline import new_heads
 from tandem.experiment.prepared import TrainingInputs, new_model, prepare
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.group import Execution
 from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.objectives.predictive import PredictionRecord

@@ -18,7 +18,7 @@ from measuring import SMALL, Candidate, Spread, byte_size, interleaved, made_sma
 from tandem.contexts import Stream, compute_contexts
 from tandem.experiment.generate import next_tokens, sampler
 from tandem.experiment.inference import quantize_model
-from tandem.experiment.runner import train_one
+from tandem.experiment.single_run import train_one
 from tandem.metrics import score_stream
 from tandem.model import TandemCache, TandemConfig, TandemForCausalLM
 from tandem.model_folder.loading import load_model

@@ -152,7 +152,7 @@ def read_again(run_dir: str) -> int:
 
 def command_with_marks(*words: str) -> int:
     """As `command`; whatever is reported as saved is marked in the log."""
-    from tandem.experiment import run_dir, runner
+    from tandem.experiment import run_dir, runner, single_run
 
     shim = ctypes.CDLL(None)
     append, save, baseline = run_dir.append_record, runner.save_model, runner.save_baseline
@@ -169,7 +169,8 @@ def command_with_marks(*words: str) -> int:
         baseline(folder, *given)
         shim.faults_mark(f"model {folder}".encode())
 
-    run_dir.append_record, runner.save_model = append_marked, save_marked  # type: ignore[assignment]
+    run_dir.append_record = append_marked
+    runner.save_model = single_run.save_model = save_marked  # type: ignore[assignment]
     runner.save_baseline = save_baseline_marked  # type: ignore[assignment]
     code = command(*words)
     if code == 0:

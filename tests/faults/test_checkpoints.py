@@ -18,7 +18,8 @@ from warm import python
 from tandem import metrics, stopping
 from tandem.contexts import job, linear, segments
 from tandem.errors import RunDirError
-from tandem.experiment.runner import run_experiment, train_one
+from tandem.experiment.runner import run_experiment
+from tandem.experiment.single_run import train_one
 from tandem.records import RunRecord
 from tandem.settings import Configuration, Settings, dump_settings
 from tandem.stopping import Stopped

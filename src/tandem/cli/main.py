@@ -133,7 +133,7 @@ def train(args: Sequence[str]) -> None:
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_estimate, print_run
     from tandem.experiment.grid import tandem_run
-    from tandem.experiment.runner import estimate_one, train_one
+    from tandem.experiment.single_run import estimate_one, train_one
     from tandem.settings import Configuration, chosen_variant
 
     first = settings.grid[0]
@@ -163,7 +163,7 @@ def adapt(args: Sequence[str]) -> None:
     from tandem.cli.progress import ProgressView
     from tandem.cli.summary import print_run
     from tandem.experiment.adapting import adapted_settings
-    from tandem.experiment.runner import train_one
+    from tandem.experiment.single_run import train_one
     from tandem.settings import DataSettings
 
     model, seed = arguments.model, arguments.seed

@@ -3,14 +3,8 @@
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from tandem.advice import advice
 from tandem.baselines import BASELINES
@@ -25,38 +19,29 @@ from tandem.errors import (
     storage_reason,
 )
 from tandem.experiment.artefacts import (
-    finished_model,
-    load_phase1,
     model_damage,
     model_record,
-    phase1_fingerprint,
     phase1_path,
-    phase1_snapshots,
     save_baseline,
     save_model,
     save_or_rescue,
-    save_phase1,
 )
 from tandem.experiment.baseline import baseline_fingerprint, measured_against, run_baseline
 from tandem.experiment.card import CARD, model_card, write_card
 from tandem.experiment.contexts import check_disk_for_contexts
 from tandem.experiment.estimate import Estimate, estimated
-from tandem.experiment.executors import Executor, executor_of, helped, threads_each
-from tandem.experiment.grid import RunSpec, claims, plan, tandem_run
-from tandem.experiment.machine import PeakMemory, choose_device, environment, keep_freed_memory
+from tandem.experiment.executors import Executor, executor_of, helped
+from tandem.experiment.grid import RunSpec, claims, plan
+from tandem.experiment.machine import PeakMemory
+from tandem.experiment.one_run import TIMING, kept_phase1, make_record, new_record, set_up_process
 from tandem.experiment.pipeline import (
     TrainedContexts,
-    TrainedTokens,
-    count_parameters,
-    phase1_state,
-    train_contexts,
     train_tokens,
     untrained_contexts,
 )
-from tandem.experiment.prepared import TrainingInputs, in_precision, prepare, prepare_variants
-from tandem.experiment.resuming import PHASE1, check_same_training, checkpoint_of, remove_checkpoints
+from tandem.experiment.prepared import TrainingInputs, in_precision, prepare_variants
+from tandem.experiment.resuming import PHASE1, checkpoint_of
 from tandem.experiment.run_dir import (
-    alone_in,
     check_disk,
     check_output,
     check_same,
@@ -65,21 +50,16 @@ from tandem.experiment.run_dir import (
     open_run_dir,
     run_dir_of,
 )
-from tandem.folders import CHECKPOINTS
-from tandem.group import process_group
-from tandem.metrics import validation_record
 from tandem.objectives import OBJECTIVES
 from tandem.records import MADE_AGAIN, RunRecord, read_records, records_path
-from tandem.settings import Configuration, Settings, load_extensions
+from tandem.settings import Settings, load_extensions
 from tandem.stopping import until_saved
-from tandem.text.places import source_folder
 from tandem.training.checkpoint import Checkpoint
 from tandem.training.progress import Watcher
 from tandem.training.snapshots import Snapshots
 
 WAIT_S = 1.0
 """Seconds between two looks at what other workers have done."""
-TIMING = "timing a moment of each kind of work"
 
 
 def run_experiment(
@@ -121,20 +101,6 @@ def estimate_experiment(settings: Settings, watcher: Watcher) -> Estimate:
     prepared = prepare_variants(settings, watcher.preparing)
     watcher.preparing(TIMING)
     return estimated(prepared, settings, plan(settings))
-
-
-def estimate_one(
-    settings: Settings, configuration: Configuration, seed: int, folder: Path, watcher: Watcher
-) -> Estimate:
-    """What `train_one` would take. Raises as that does at its start, where it would refuse the folder too."""
-    check_output(folder, "model folder", settings.data)
-    set_up_process(settings)
-    settings = OBJECTIVES[settings.recipe].for_one_run(settings, configuration.token_layers)
-    prepared, spec = prepare(settings, watcher.preparing), tandem_run(configuration, seed)
-    finished_model(folder, prepared, spec.name)
-    check_disk_for_contexts(prepared)
-    watcher.preparing(TIMING)
-    return estimated({None: prepared}, settings, [spec])
 
 
 def help_experiment(settings: Settings, run_dir: Path) -> None:
@@ -315,7 +281,7 @@ class _Grid:
                     prepared, spec.kind, spec.seed, watcher.tick, snapshots, checkpoint
                 )
                 peak = memory.read()
-                record = _record(prepared, spec, status="finished", peak_memory_bytes=peak, **results)
+                record = new_record(prepared, spec, status="finished", peak_memory_bytes=peak, **results)
                 if prepared.settings.save_models and weights is not None:
                     save_baseline(self._run_dir / "models" / spec.name, weights, snapshots, record)
                 return record
@@ -365,51 +331,14 @@ class _Grid:
             return untrained_contexts(prepared, context_layers, seed)
         path = phase1_path(self._run_dir, variant, context_layers, seed)
         checkpoint = self._checkpoint(f"{PHASE1}-{path.stem}", prepared, seed)
-        return _phase1(path, prepared, context_layers, seed, self._watcher, checkpoint)
-
-
-def _phase1(
-    path: Path,
-    prepared: TrainingInputs,
-    context_layers: int,
-    seed: int,
-    watcher: Watcher,
-    checkpoint: Checkpoint,
-    needed: bool = True,
-) -> TrainedContexts:
-    """A phase 1 with its contexts: kept in `path`, or trained now and kept there.
-
-    Where it is not `needed` again, a file that cannot be written is said, and no error.
-    """
-    inputs = phase1_fingerprint(prepared, context_layers, seed)
-    objective, group = OBJECTIVES[prepared.settings.recipe], prepared.execution.group
-    saved = load_phase1(path, inputs, objective)
-    if saved is None and path.exists():
-        watcher.preparing(f"{path} is damaged, or of other inputs; phase 1 is computed again")
-    if not group.agrees(saved is not None, prepared.device):
-        saved = None
-    with until_saved():
-        trained = train_contexts(prepared, context_layers, seed, watcher.tick, saved, checkpoint)
-        if saved is not None:
-            return replace(trained, snapshots=phase1_snapshots(path))
-        assert trained.phase1 is not None
-        if not group.leads:
-            return trained
-        state = phase1_state(trained.model, objective) | trained.heads.state_dict()
-        try:
-            save_phase1(path, state, trained.phase1, inputs, trained.snapshots)
-        except Exception as error:
-            if needed or not is_out_of_storage(error):
-                raise
-            watcher.preparing(f"cannot write phase 1 to {path} ({storage_reason(error)}); training goes on")
-        else:
-            checkpoint.remove()
-    return trained
+        return kept_phase1(path, prepared, context_layers, seed, self._watcher, checkpoint)
 
 
 def _withdrawn(prepared: TrainingInputs, spec: RunSpec, failure: str) -> RunRecord:
     """The record of a run that counts no more."""
-    return _record(prepared, spec, status="failed", failure=failure, seconds_spent_s=0.0, seconds_alone_s=0.0)
+    return new_record(
+        prepared, spec, status="failed", failure=failure, seconds_spent_s=0.0, seconds_alone_s=0.0
+    )
 
 
 def _failed(
@@ -425,145 +354,6 @@ def _failed(
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(traceback.format_exception(error)), "utf-8")
         reason = f"{type(error).__name__}: {reason} (see {path.relative_to(run_dir)})"
-    return _record(
+    return new_record(
         prepared, spec, status="failed", failure=reason, seconds_spent_s=seconds, seconds_alone_s=seconds
     )
-
-
-def make_record(
-    prepared: TrainingInputs,
-    spec: RunSpec,
-    contexts: TrainedContexts,
-    trained: TrainedTokens,
-    phase1_computed_here: bool,
-    memory: PeakMemory,
-) -> RunRecord:
-    """The record of a finished run of a Tandem model; phase 1's time is spent by the run that computed it."""
-    phase2 = trained.phase2.training
-    alone = contexts.seconds_s + phase2.seconds_s
-    return _record(
-        prepared,
-        spec,
-        status="finished",
-        parameters=count_parameters(trained.model, prepared.settings, contexts.phase1 is not None),
-        phase1=contexts.phase1,
-        phase1_computed_here=phase1_computed_here,
-        contexts=contexts.contexts,
-        phase2=phase2,
-        validation=validation_record(trained.phase2.validation, prepared.corpus.validation),
-        seconds_spent_s=alone if phase1_computed_here else phase2.seconds_s,
-        seconds_alone_s=alone,
-        peak_memory_bytes=memory.read(),
-    )
-
-
-def _record(prepared: TrainingInputs, spec: RunSpec, **results: Any) -> RunRecord:
-    settings, depths = prepared.settings, spec.configuration
-    return RunRecord(
-        run=spec.name,
-        experiment=settings.name,
-        folder=str(source_folder()),
-        kind=spec.kind,
-        recipe=settings.recipe if depths else None,
-        variant=spec.variant,
-        configuration=spec.label,
-        context_layers=depths.context_layers if depths else None,
-        token_layers=depths.token_layers if depths else None,
-        embed_dim=settings.model.embed_dim if depths else None,
-        context_dim=settings.model.context_dim if depths else None,
-        seed=spec.seed,
-        settings_fingerprint=settings.fingerprint(),
-        baseline_fingerprint=baseline_fingerprint(prepared, spec.kind),
-        data=prepared.data_record(spec.seed),
-        environment=environment(prepared.device, prepared.execution.bfloat16),
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        **results,
-    )
-
-
-def train_one(
-    settings: Settings,
-    configuration: Configuration,
-    seed: int,
-    folder: Path,
-    watcher: Watcher,
-    force_new: bool = False,
-) -> RunRecord:
-    """Train one configuration with one seed into a model folder. Raises whatever stops it.
-
-    What a stopped training left there is continued, and of a finished one the record is returned; with
-    `force_new` both are trained anew. Processes that `torchrun` started train it together; each returns the
-    record, and the first one saves. Phase 1 then trains what this configuration needs of it only.
-    """
-    check_output(folder, "model folder", settings.data)
-    set_up_process(settings)
-    settings = OBJECTIVES[settings.recipe].for_one_run(settings, configuration.token_layers)
-    with process_group(choose_device(settings.device)) as group, ExitStack() as claim:
-        if group.leads:
-            check_writable(folder)  # said before the work, not after
-        else:
-            watcher = Watcher()
-        prepared = prepare(settings, watcher.preparing)
-        prepared = replace(prepared, execution=replace(prepared.execution, group=group))
-        spec = tandem_run(configuration, seed)
-        watcher.planned(folder, [spec.name], 0)
-        refused: TandemError | None = None
-        phases = [
-            checkpoint_of(folder, training, prepared, seed, watcher.preparing)
-            for training in (f"{PHASE1}-{spec.name}", spec.name)
-        ]
-        if group.leads:
-            try:
-                claim.enter_context(alone_in(folder))
-                finished_model(folder, prepared, spec.name)
-                if force_new:
-                    remove_checkpoints(folder)
-                check_same_training(folder, *phases)
-                check_disk(folder, {None: prepared}, [spec])
-                check_disk_for_contexts(prepared)
-            except TandemError as error:
-                refused = error
-        if not group.agrees(refused is None, prepared.device):  # all leave, not the first one alone
-            raise refused or RunDirError(f"{folder} cannot take the model; the first process says why")
-        finished = None if force_new else finished_model(folder, prepared, spec.name)
-        if finished is not None and (damage := model_damage(folder)):
-            watcher.preparing(f"{folder} is not what was saved ({damage}); it is trained again")
-            finished = None
-        if group.agrees(finished is not None, prepared.device) and finished is not None:
-            if group.leads:  # they are left where it was killed once the model was saved
-                remove_checkpoints(folder)
-            watcher.preparing(f"{folder} is finished{advice(('train it anew with {}', 'force_new'))}")
-            return finished
-        watcher.run_started(spec.name)
-        memory = PeakMemory(prepared.device)
-        path = folder / CHECKPOINTS / f"{PHASE1}.safetensors"
-        contexts = _phase1(
-            path, prepared, configuration.context_layers, seed, watcher, phases[0], needed=False
-        )
-        with until_saved():
-            trained = train_tokens(prepared, contexts, configuration, seed, watcher.tick, phases[1])
-            record = make_record(prepared, spec, contexts, trained, True, memory)
-            if not group.leads:
-                return record
-            save_or_rescue(
-                folder,
-                lambda place: save_model(place, trained, prepared, record, contexts.snapshots),
-                "; move that folder to where there is room",
-                advice("make room and train again", ("give another {}", "output")),
-            )
-            remove_checkpoints(folder)
-        watcher.run_finished(record)
-        return record
-
-
-def set_up_process(settings: Settings) -> None:
-    """As many CPU threads as the settings name (none: torch's own choice), which take denormals as zero.
-
-    A softmax over a large vocabulary makes many numbers below 1e-38, with which some processors calculate
-    many times more slowly. It holds for threads that are started later, so it comes before all work. Memory
-    that a step frees is kept for the next one.
-    """
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
-    if (threads := threads_each(settings)) is not None:
-        torch.set_num_threads(threads)
