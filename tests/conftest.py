@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def pytest_runtestloop() -> None:
     gc.freeze()
     gc.set_threshold(10_000)  # as the command does
     gc.enable()
+
+
+def slow_but(quick: Container[Any], cases: Iterable[Any]) -> list[Any]:
+    """The cases of a test, of which all but the `quick` ones are marked as slow."""
+    given = ((case, case if isinstance(case, tuple) else (case,)) for case in cases)
+    return [case if case in quick else pytest.param(*own, marks=pytest.mark.slow) for case, own in given]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import defects
 import numpy as np
 import pytest
 import torch
-from conftest import PREDICTIVE, merged, seal_again, sentences, tiny, write_jsonl
+from conftest import PREDICTIVE, merged, seal_again, sentences, slow_but, tiny, write_jsonl
 from safetensors import safe_open
 from warm import python
 
@@ -613,9 +613,13 @@ CLEAN: dict[str, tuple[list[str], dict[str, object]]] = {
     "converged phase 1": (sentences(20), {"phase1": {"max_iterations": 60, "convergence_stop": 0.5}}),
     "without training of the contexts": (sentences(20), {"baselines": {"models": ("untrained", "bigram")}}),
 }
+QUICK = {
+    *("C2T3", "documents reset the context", "trained embeddings", "a fixed burn-in"),
+    *("part of phase 1's tokens", "without training of the contexts"),
+}
 
 
-@pytest.mark.parametrize("shape", CLEAN)
+@pytest.mark.parametrize("shape", slow_but(QUICK, CLEAN))
 def test_no_false_alarm(shape: str, tmp_path: Path) -> None:
     documents, more = CLEAN[shape]
     settings = tiny(
@@ -686,7 +690,7 @@ STRANGE: dict[str, tuple[list[str], dict[str, Any]]] = {
 """Correct runs of text, depths and settings that are rare."""
 
 
-@pytest.mark.parametrize("shape", STRANGE)
+@pytest.mark.parametrize("shape", slow_but((), STRANGE))
 def test_a_strange_run_is_no_alarm(shape: str, tmp_path: Path) -> None:
     documents, more = STRANGE[shape]
     settings = smallest(tmp_path, **more)

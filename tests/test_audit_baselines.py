@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import sentences, tiny, write_jsonl
+from conftest import sentences, slow_but, tiny, write_jsonl
 from naive_kneser_ney import NaiveKneserNey
 from torch import Tensor
 from torch.nn import functional
@@ -614,7 +614,7 @@ def test_another_learning_rate_than_that_of_the_budget_is_named(
     assert "the learning rate of step" in found["steps"]
 
 
-@pytest.mark.parametrize("shape", UNUSUAL)
+@pytest.mark.parametrize("shape", slow_but((), UNUSUAL))
 def test_no_false_alarm_of_baselines(shape: str, tmp_path: Path) -> None:
     kind, documents, more = UNUSUAL[shape]
     found = checks_of(prepared(tmp_path, documents, **more), kind, tmp_path)

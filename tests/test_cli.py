@@ -282,7 +282,8 @@ def test_the_audit_of_a_run_and_of_a_model(
     code, out, _ = call(capsys, "audit", str(run / "models" / "C1T1-seed0"), "--json")
     assert code == 0
     assert {run["run"] for run in json.loads(out)["runs"]} == {None, "C1T1-seed0"}
-    (run / "models" / "C1T1-seed0" / "snapshots.safetensors").unlink()
+    for name in ("snapshots.safetensors", "checksums.json"):
+        (run / "models" / "C1T1-seed0" / name).unlink()
     code, out, _ = call(capsys, "audit", str(run / "models" / "C1T1-seed0"))
     assert code == 0
     assert "1 not checked" in out

@@ -139,7 +139,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(("cell", "boundary"), [("residual", "carry"), ("gated", "reset")])
+@pytest.mark.parametrize(
+    ("cell", "boundary"), [pytest.param("residual", "carry", marks=pytest.mark.slow), ("gated", "reset")]
+)
 def test_a_device_of_its_own_trains_as_the_cpu(cell: str, boundary: str) -> None:
     (figures, generated), (figures_there, generated_there) = json.loads(told(TRAINED, cell, boundary))
     assert len(figures) > 7

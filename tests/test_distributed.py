@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny
+from conftest import slow_but, tiny
 from warm import python
 
 from tandem.experiment.single_run import train_one
@@ -97,7 +97,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", slow_but({"predictive"}, RECIPES))
 def test_two_processes_train_as_one_does(recipe: str, text_file: Path, tmp_path: Path) -> None:
     """Every step's loss, and every figure of the record, dropout and sampled softmax included.
 

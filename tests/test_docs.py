@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import warm
 import yaml
-from conftest import sentences, write_jsonl
+from conftest import sentences, slow_but, write_jsonl
 from filelock import FileLock
 
 from tandem.cli.arguments import ExperimentArguments, TrainArguments, parse_with_preset
@@ -143,6 +143,8 @@ RUNNING = [
     and (block.tag == "python" or not all(map(why_not, block.commands)))
 ]
 
+QUICK = [block for block in RUNNING if not any("bench/" in command for command in block.commands)]
+
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -264,7 +266,7 @@ def filled_in(command: str, folder: Path) -> str:
     return re.sub(r"…(/\w+/)", r"shared/corpora\1", command)
 
 
-@pytest.mark.parametrize("block", RUNNING, ids=lambda block: block.name)
+@pytest.mark.parametrize("block", slow_but(QUICK, RUNNING), ids=lambda block: block.name)
 def test_a_block_runs(block: Block, installed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     shutil.copytree(installed / "place", folder, symlinks=True)

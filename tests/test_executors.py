@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import tiny
+from conftest import slow_but, tiny
 from test_workers import experiment, lines, wait_for
 
 from tandem.claims import CLAIMS, is_alive, liveness_lock
@@ -109,6 +109,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_tasks_share_the_runs_with_the_command(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +126,7 @@ def test_tasks_share_the_runs_with_the_command(
 
 
 @linux
-@pytest.mark.parametrize("kind", ["slurm", "ray"])
+@pytest.mark.parametrize("kind", slow_but({"slurm"}, ["slurm", "ray"]))
 def test_the_run_of_a_killed_worker_is_taken_up(
     kind: str, text_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -48,6 +48,7 @@ def wikitext(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_part_writes_its_figures(tmp_path: Path, wikitext: Path) -> None:
     code, told, results = run(tmp_path / "gpu", "--wikitext", wikitext)
     assert code == 0, told

@@ -231,7 +231,7 @@ def test_what_phase_1_left_is_all_that_a_new_model_needs(text_file: Path) -> Non
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"recipe": "seed"}, "it must be 'original' or 'predictive'"),
+        ({"recipe": "seed"}, "it must be 'original', 'predictive' or 'adapted'"),
         ({"variants": {"a": {"data": {"train": "x"}}}}, r"variants.a.data is not possible: .*recipe, emb"),
         ({"variants": {"a": {"model": {"cel": "gated"}}}}, r"variants.a: .*'model.cell'"),
         ({"variants": {"a-b": {}}}, "variants"),

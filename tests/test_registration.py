@@ -106,6 +106,7 @@ assert torch.allclose(logits, model(torch.tensor([[3]])).logits[:, -1], atol=1e-
     in_fresh_process(place, snippet() + SAME + more, warm.python())
 
 
+@pytest.mark.slow
 def test_the_auto_classes_may_come_by_another_way(place: Path) -> None:
     """From within a module that the model needs, which is half-imported then."""
     code = f"""

@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from conftest import slow_but
 from matplotlib.axes import Axes
 from report_records import (
     ABLATIONS,
@@ -260,9 +261,12 @@ IN_BOTH = (
     "full", "with baselines", "all failed", "arbitrary depths", "failed, hostile", "predictive",
     "both recipes", "ablations", "variants failed",
 )  # fmt: skip
+QUICK = {*((case, "en") for case in CASES), ("with baselines", "ja"), ("failed, hostile", "ja")}
 
 
-@pytest.mark.parametrize(("case", "lang"), [*((c, "en") for c in CASES), *((c, "ja") for c in IN_BOTH)])
+@pytest.mark.parametrize(
+    ("case", "lang"), slow_but(QUICK, [*((c, "en") for c in CASES), *((c, "ja") for c in IN_BOTH)])
+)
 def test_report_files(tmp_path: Path, case: str, lang: str):
     """Every case gives a whole report: nothing unfilled, nothing loaded from elsewhere, tables in shape."""
     manifest, audit = MANIFESTS.get(case), None

@@ -23,7 +23,7 @@ class Commands:
 
     def __init__(self, place: Path, commands: tuple[str, ...]) -> None:
         self.place, self.root = place, place / "root"
-        text = write_jsonl(place / "text.jsonl", sentences(20))
+        text = write_jsonl(place / "text.jsonl", sentences(30))
         settings = tiny(
             text,
             configurations=((1, 1),),

@@ -233,7 +233,7 @@ def contents(folder: str) -> dict[str, str]:
         elif path.suffix == ".safetensors":
             found[name] = _of_tensors(path)
         elif path.name not in ("checksums.json", "README.md") and not path.name.startswith(
-            ("report", "records.lock")
+            ("report", "records.lock", "perplexity_by_seconds")
         ):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sentences, tiny, write_jsonl
+from conftest import sentences, slow_but, tiny, write_jsonl
 from safetensors import safe_open
 from warm import python
 
@@ -103,7 +103,7 @@ class Steps:
         patch.setattr(Checkpoint, "after_step", counted)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but({"predictive"}, KINDS))
 def test_a_chain_of_stops_ends_bit_for_bit_alike(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +130,7 @@ def test_a_chain_of_stops_ends_bit_for_bit_alike(
     assert not (torn / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but({"original"}, KINDS))
 def test_a_signal_while_contexts_or_scores_are_computed_saves_the_training(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

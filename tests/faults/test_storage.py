@@ -43,6 +43,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
 
 
 @needs_cc
+@pytest.mark.slow
 def test_every_kind_is_saved_whole_or_not_at_all(commands: Commands) -> None:
     target, server = commands.root / "out", commands.server
 

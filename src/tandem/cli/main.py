@@ -36,7 +36,7 @@ from tandem.cli.line import no_such_command
 from tandem.cli.terminal import ERR, OUT
 from tandem.errors import SettingsError, TandemError, is_out_of_memory, out_of_memory, storage_reason
 from tandem.launch import process_rank, processes
-from tandem.objectives import OBJECTIVES
+from tandem.objectives import OBJECTIVES, Objective
 from tandem.settings import check_arguments, dump_settings, load_extensions, load_settings, preset_names
 from tandem.shown import command, holds_all_text, json_for, one_line, several_lines, to_terminal
 from tandem.stopping import Stopped, stopping_gently
@@ -391,8 +391,9 @@ def _run(args: Sequence[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        own = [setting for one in reversed(OBJECTIVES.values()) for setting in one.memory_settings]
-        return _fail(out_of_memory(error, *dict.fromkeys(own)))
+        found = [setting for one in reversed(OBJECTIVES.values()) for setting in one.memory_settings]
+        own = sorted(dict.fromkeys(found), key=Objective.memory_settings.__contains__)
+        return _fail(out_of_memory(error, *own))
     except KeyboardInterrupt as stop:
         goes_on = CONTINUED.get(args[0], "").format(command("tandem", *args))
         if process_rank() == 0:
