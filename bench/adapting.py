@@ -25,6 +25,8 @@ from tandem.settings import Configuration, DataSettings, Settings, load_settings
 from tandem.training.progress import Watcher
 
 OLD, NEW = "textbooks", ("dialogue", "wikitext-2")
+VOCABULARY = 2048
+"""Of the tokenizer that is trained on a little text; it supports no larger one."""
 
 
 def data_of(corpus: str, shared: Path, train_bytes: int) -> DataSettings:
@@ -39,10 +41,10 @@ def trained(settings: Settings, configuration: Configuration, folder: Path, thre
     return train_one(settings.model_copy(update={"threads": threads}), configuration, 0, folder, Watcher())
 
 
-def from_scratch(data: DataSettings) -> Settings:
+def from_scratch(data: DataSettings, **more: object) -> Settings:
     """The preset on a text."""
     values = load_settings("predictive").model_dump()
-    return Settings(**made_small({**values, "data": data.model_dump()}))
+    return Settings(**made_small({**values, "data": data.model_dump(), **more}))
 
 
 def bits_per_byte(folder: Path, data: DataSettings) -> float:
@@ -72,7 +74,8 @@ def main() -> None:
             folder = Path(place) / corpus
             settings, configuration = adapted_settings(base, data)
             adapted = trained(Settings(**made_small(settings.model_dump())), configuration, folder, threads)
-            alone = trained(from_scratch(data), configuration, Path(place) / f"{corpus}-alone", threads)
+            scratch = from_scratch(data, tokenizer={"vocab_size": VOCABULARY})
+            alone = trained(scratch, configuration, Path(place) / f"{corpus}-alone", threads)
             assert adapted.validation is not None
             assert alone.validation is not None
             rows.append(

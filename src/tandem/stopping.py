@@ -49,7 +49,8 @@ def stopping_gently() -> Iterator[None]:
     # A signal that is ignored stays so: helpers ignore Ctrl-C, and `nohup` ignores SIGHUP.
     ours = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in ours}
-    _State.number = None
+    # Of a training that a program ran before, and that it did not put into `until_saved`.
+    _State.number, _State.looked_at, _State.save = None, False, None
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ from tandem.folders import atomic_write
 from tandem.model import TokenBlock
 from tandem.model_folder.loading import load_model, settings_for
 from tandem.records import read_experiment, read_records, records_path
+from tandem.stopping import look_after_steps
 
 needs_cc = pytest.mark.skipif(injection.compiler() is None, reason="there is no C compiler `cc`, or no Linux")
 
@@ -292,6 +293,7 @@ def test_a_signal_stops_a_scoring_at_once(
         return real(*given, **named)
 
     monkeypatch.setattr(TokenBlock, "forward", signalled)
+    look_after_steps()  # as a program's own training leaves it
     assert run([command, str(folder), *(["--data", text] if command == "evaluate" else [text])]) == 143
     assert calls == 1
     assert "tandem: interrupted" in capsys.readouterr().err
