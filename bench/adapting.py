@@ -1,6 +1,6 @@
 """What `tandem adapt` brings on a little text of another kind, beside training on that text alone.
 
-    TANDEM_SHARED=… python bench/adapting.py [--base MODEL] [--kilobytes 50] [--threads 2]
+    TANDEM_SHARED=… python bench/adapting.py [--base MODEL] [--corpora …] [--kilobytes 50] [--threads 2]
 
 A model of the recipe predictive is trained on 0.8 MB of textbooks (or MODEL is taken). For each other corpus,
 on KILOBYTES of it: bits per byte of its validation text by the model as it is, by the adapted one, and by a
@@ -56,6 +56,7 @@ def bits_per_byte(folder: Path, data: DataSettings) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--base", type=Path)
+    parser.add_argument("--corpora", nargs="+", choices=NEW, default=NEW)
     parser.add_argument("--kilobytes", type=int, default=2 if SMALL else 50)
     parser.add_argument("--threads", type=int, default=1 if SMALL else 2)
     chosen = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
         if chosen.base is None:
             trained(from_scratch(old), Configuration(2, 2), base, threads)
         before = bits_per_byte(base, old)
-        for corpus in NEW:
+        for corpus in chosen.corpora:
             data = data_of(corpus, shared, 1000 * chosen.kilobytes)
             folder = Path(place) / corpus
             settings, configuration = adapted_settings(base, data)
