@@ -179,7 +179,7 @@ class GenerateArguments(OwnArguments):
 
 
 class AdaptArguments(OwnArguments):
-    """Train new token layers of a model on other text, in seconds; its context layers and embedding stay."""
+    """Train new token layers of a model on other text; its context layers and embedding stay."""
 
     model: Annotated[Path, tyro.conf.Positional]
     """Model folder, as `tandem train` writes it."""
