@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--corpora", nargs="+", choices=NEW, default=NEW)
-    parser.add_argument("--kilobytes", type=int, default=2 if SMALL else 50)
+    parser.add_argument("--kilobytes", type=int, default=12 if SMALL else 50)
     parser.add_argument("--threads", type=int, default=1 if SMALL else 2)
     chosen = parser.parse_args()
     if "TANDEM_SHARED" not in os.environ:
