@@ -1,10 +1,10 @@
 """The AWD-LSTM baseline: an LSTM with the regularisation of Merity, Keskar & Socher 2017 (arXiv:1708.02182).
 
-As there: DropConnect on the matrices from state to state, locked dropouts (Gal & Ghahramani 2016,
-arXiv:1512.05287), dropout of whole words, activation and temporal activation regularisation (AR and TAR),
-windows of varied length with a learning rate in proportion, one embedding for input and output, and weights
-that are averaged once validation no longer improves. Other than there, AdamW with a falling learning rate
-takes the place of SGD, and all layers are as wide as the embedding.
+As there, the matrices from state to state have DropConnect, dropouts are locked (Gal & Ghahramani 2016,
+arXiv:1512.05287), and whole words are dropped. Large and fast-changing outputs are penalised (AR and TAR).
+Windows vary in length, and the learning rate with them. Input and output share one embedding. Weights are
+averaged once validation no longer improves. Other than there, AdamW with a falling learning rate takes the
+place of SGD, and all layers are as wide as the embedding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tandem.baselines.base import BaselineInputs
-from tandem.baselines.lstm import side_by_side
+from tandem.baselines.lstm import open_forget_gates, side_by_side
 from tandem.baselines.network import NetworkBaseline, Step, random_state
 from tandem.settings import AwdLstmSettings, Settings
 
@@ -58,16 +58,12 @@ class AwdLstmBaseline(NetworkBaseline):
 
     def build(self, settings: Settings, vocab_size: int, width: int) -> nn.ModuleDict:
         """Its two modules, which `read_tokens` puts together."""
-        import torch
         from torch import nn
 
         layers = settings.baselines.awd_lstm.layers
         embedding, lstm = nn.Embedding(vocab_size, width), nn.LSTM(width, width, layers)
         nn.init.uniform_(embedding.weight, -0.1, 0.1)
-        with torch.no_grad():
-            for layer in range(layers):
-                # The forget gate starts open: Jozefowicz et al. 2015. (The gates are i, f, g, o.)
-                lstm.get_parameter(f"bias_ih_l{layer}")[width : 2 * width] += 1.0
+        open_forget_gates(lstm)
         return nn.ModuleDict({"embedding": embedding, "lstm": lstm})
 
     def embedding(self, model: Any) -> Tensor:

@@ -45,7 +45,6 @@ class LstmBaseline(NetworkBaseline):
 
     def build(self, settings: Settings, vocab_size: int, width: int) -> nn.ModuleDict:
         """Its four modules, which `read_tokens` puts together."""
-        import torch
         from torch import nn
 
         embed_dim, own = settings.model.embed_dim, settings.baselines.lstm
@@ -53,10 +52,7 @@ class LstmBaseline(NetworkBaseline):
         lstm = nn.LSTM(embed_dim, width, own.layers, dropout=own.dropout if own.layers > 1 else 0.0)
         projection = nn.Linear(width, embed_dim) if width != embed_dim else nn.Identity()
         nn.init.uniform_(embedding.weight, -0.1, 0.1)
-        with torch.no_grad():
-            for layer in range(own.layers):
-                # The forget gate starts open: Jozefowicz et al. 2015. (The gates are i, f, g, o.)
-                lstm.get_parameter(f"bias_ih_l{layer}")[width : 2 * width] += 1.0
+        open_forget_gates(lstm)
         modules = {"embedding": embedding, "lstm": lstm, "projection": projection}
         return nn.ModuleDict({**modules, "dropout": nn.Dropout(own.dropout)})
 
@@ -102,6 +98,15 @@ class LstmBaseline(NetworkBaseline):
         for part in ids[:-1].split(chunk_positions):
             hidden, state = read_tokens(model, part[:, None], state)
             yield hidden[:, 0]
+
+
+def open_forget_gates(lstm: nn.LSTM) -> None:
+    """Let the forget gate of each layer start open: Jozefowicz et al. 2015. (The gates are i, f, g, o.)"""
+    import torch
+
+    with torch.no_grad():
+        for layer in range(lstm.num_layers):
+            lstm.get_parameter(f"bias_ih_l{layer}")[lstm.hidden_size : 2 * lstm.hidden_size] += 1.0
 
 
 def read_tokens(model: nn.ModuleDict, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
