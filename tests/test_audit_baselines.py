@@ -626,7 +626,7 @@ def test_bf16_and_steps_too_large_to_be_kept(
 ) -> None:
     half = replace(tiny_inputs, execution=Execution(bfloat16=True))
     for kind in NETWORKS:
-        assert {check.status for check in checks_of(half, kind, tmp_path)} == {"pass"}
+        assert [check for check in checks_of(half, kind, tmp_path) if check.status != "pass"] == []
     monkeypatch.setattr(network_steps, "BUDGET_BYTES", 150_000)
     status = {c.name: c.status for c in checks_of(tiny_inputs, "lstm", tmp_path, Snapshots(150_000))}
     assert (status["start"], status["steps"]) == ("skip", "pass")

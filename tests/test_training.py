@@ -19,6 +19,7 @@ from tandem.audit import plain
 from tandem.contexts import Contexts, Stream, compute_contexts
 from tandem.cross_entropy import mean_nll, token_nll
 from tandem.errors import NonFiniteLossError
+from tandem.group import Execution
 from tandem.metrics import convergence_rate, effective_rank, perplexity, score_stream
 from tandem.model import TandemConfig, TandemForCausalLM
 from tandem.model.cells_tandem import CELLS
@@ -137,6 +138,18 @@ def test_a_large_batch_of_phase_1_multiplies_each_distinct_token_once(
         assert other.grad_norm == pytest.approx(entry.grad_norm, rel=1e-4)
     for name, weight in weights.items():
         torch.testing.assert_close(other_weights[name], weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_a_large_batch_of_phase_1_in_bf16(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Phase1Settings(max_iterations=5, batch_positions=400)
+    results = []
+    for most in (original.MANY_NUMBERS, 0):
+        monkeypatch.setattr(original, "MANY_NUMBERS", most)
+        model, stream = block_and_stream("carry", tokens=900, cell=cell)
+        results.append(train_phase1(model, stream, settings, execution=Execution(bfloat16=True)).history)
+    for entry, other in zip(*results, strict=True):
+        assert other.loss == pytest.approx(entry.loss, rel=0.02)
 
 
 def test_phase_1_lowers_its_loss_and_settles() -> None:

@@ -208,12 +208,12 @@ class Replay:
             )
 
     def _gradient(
-        self, step: KeptStep, batch: TokenBatch, dropout: bool = True
+        self, step: KeptStep, batch: TokenBatch, dropout: bool = True, single: bool = False
     ) -> tuple[float, dict[str, Tensor], State | None]:
-        """See PlainNetwork; with the random draws of the step."""
+        """See PlainNetwork; with the random draws of the step. `single`: in single precision in any case."""
         self.network.module.train(dropout)
         with _drawing(step.tensors["read/random"], self.network.device):
-            return self.network.gradient(batch, self.bfloat16)
+            return self.network.gradient(batch, self.bfloat16 and not single)
 
     def _again(self, step: KeptStep, batch: TokenBatch, number: int) -> Iterator[str]:
         """Its loss, its gradient, and the weights after it."""
@@ -228,15 +228,17 @@ class Replay:
         norm = plain.gradient_norm
         if not abs(step.gradient_norm - norm) <= self.limit * norm:
             yield f"the gradient of {step.where} was {step.gradient_norm:.4g} long, recomputed {norm:.4g}"
-        off = _off(step, plain)
+        # Of a sum that nearly cancels, bf16 leaves little; how much, single precision tells.
+        single = self._gradient(step, batch, single=True)[1] if self.bfloat16 else None
+        off = _off(step, plain, single)
         worst = max(off, key=lambda name: off[name])
         if not off[worst] <= self.limit:
             causes = {
                 f"the gradient of {step.where}, {norm:.3g} long, was not clipped": _off(
-                    step, replace(plain, max_norm=math.inf)
+                    step, replace(plain, max_norm=math.inf), single
                 ),
-                f"vectors decayed in {step.where}, too": _off(step, plain, vectors_decay=True),
-                f"matrices did not decay in {step.where}": _off(step, replace(plain, decay=0.0)),
+                f"vectors decayed in {step.where}, too": _off(step, plain, single, vectors_decay=True),
+                f"matrices did not decay in {step.where}": _off(step, replace(plain, decay=0.0), single),
             }
             enough = max(EXPLAINS * off[worst], self.limit)
             known = [words for words, rest in causes.items() if max(rest.values()) <= enough]
@@ -265,10 +267,16 @@ def _clip(plain: PlainStep) -> float:
     return min(1.0, plain.max_norm / (plain.gradient_norm + 1e-6))
 
 
-def _off(step: KeptStep, plain: PlainStep, vectors_decay: bool = False) -> dict[str, float]:
+def _off(
+    step: KeptStep,
+    plain: PlainStep,
+    single: Mapping[str, Tensor] | None = None,
+    vectors_decay: bool = False,
+) -> dict[str, float]:
     """How far the weights after a step are from the plain ones, by name: a share of how far these moved.
 
-    Elements count by the size of their gradients: rounding alone moves those that have none.
+    Elements count by the size of their gradients: rounding alone moves those that have none. Of a training in
+    bf16, `single` has the gradients in single precision; what they change about a step is rounding, too.
     """
     before, after, first, second = (step.of(kind) for kind in ("before", "after", "exp_avg", "exp_avg_sq"))
     clip, off = _clip(plain), {}
@@ -280,7 +288,11 @@ def _off(step: KeptStep, plain: PlainStep, vectors_decay: bool = False) -> dict[
         if vectors_decay and weights.dim() < 2:
             wanted = wanted - plain.lr * plain.decay * weights
         size = gradient.abs() if moments is None else second[name].double().sqrt() + gradient.abs()
-        excess = ((after[name].double() - wanted).abs() - ROUNDING * weights.abs()).clamp(min=0)
+        rounding = ROUNDING * weights.abs()
+        if single is not None:
+            other = plain.update(weights, moments, clip * single[name].cpu().double())
+            rounding = rounding + (plain.update(weights, moments, gradient) - other).abs()
+        excess = ((after[name].double() - wanted).abs() - rounding).clamp(min=0)
         off[name] = float((size * excess).sum() / ((size * (wanted - weights).abs()).sum() + 1e-30))
     return off
 

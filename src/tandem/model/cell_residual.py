@@ -78,7 +78,10 @@ class ResidualContextBlock(ContextBlock):
         def step(context: Tensor, rows: Tensor) -> Tensor:
             for update, weight, table in tables:
                 # Not index_select, whose gradient takes as long as the product.
-                context = update(context, torch.embedding(table, rows).addmm_(context, weight))
+                of_token = torch.embedding(table, rows)
+                # Autocast leaves a product into a buffer as it is.
+                add = torch.addmm if torch.is_autocast_enabled(context.device.type) else Tensor.addmm_
+                context = update(context, add(of_token, context, weight))
             return context
 
         return step
