@@ -141,23 +141,26 @@ def planted(defect: str | None) -> Iterator[None]:
         yield
 
 
-def run(shared: Path, output: Path, corpora: list[str], parts: list[str]) -> None:
-    """Every part of every corpus, and then its audit, by the program without a defect."""
+def run_part(chosen: Settings, defect: str | None) -> None:
+    """An experiment with a defect planted into it, or none; then its audit, by the program without one."""
     from tandem.audit import audit, failures
     from tandem.cli.progress import ProgressView
     from tandem.cli.terminal import ERR
     from tandem.experiment.runner import run_experiment
 
+    print(f"== {chosen.name}", flush=True)
+    with planted(defect), ProgressView(ERR) as view:
+        run_experiment(chosen, view)
+    found = audit(Path(str(chosen.output)))
+    print(f"audit: {found.status}", *failures(found), sep="\n  ", flush=True)
+
+
+def run(shared: Path, output: Path, corpora: list[str], parts: list[str]) -> None:
+    """Every part of every corpus."""
     for corpus in corpora:
         for part in PARTS:
-            if part.name not in parts:
-                continue
-            chosen = settings(shared, corpus, part, output)
-            print(f"== {corpus}, {part.name}", flush=True)
-            with planted(part.defect), ProgressView(ERR) as view:
-                run_experiment(chosen, view)
-            found = audit(Path(str(chosen.output)))
-            print(f"audit: {found.status}", *failures(found), sep="\n  ", flush=True)
+            if part.name in parts:
+                run_part(settings(shared, corpus, part, output), part.defect)
 
 
 def main() -> None:

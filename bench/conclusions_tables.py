@@ -28,27 +28,35 @@ DEFECTS = (
 def print_tables(output: Path, corpora: list[str]) -> None:
     """All tables, corpus after corpus."""
     for corpus in corpora:
-        folder = output / corpus
-        grid = _runs(folder / "grid")
-        record = next(iter(grid["C1T1"].values()))
-        data = record.data
-        print(f"\n# {corpus}\n")
-        print(
-            f"{data.train_tokens:,} training tokens in {data.train_documents} documents, "
-            f"{data.validation_tokens:,} validation tokens in {data.validation_documents}; "
-            f"V {data.vocab_size:,}, E {record.embed_dim}, C {record.context_dim}; "
-            f"seeds {', '.join(map(str, sorted(s for s in grid['C1T1'] if s is not None)))}"
-        )
-        audit = read_audit(folder / "grid")
-        print("audit of these runs:", audit.status if audit else "none")
-        _grid(grid)
-        _pairs(folder / "grid")
-        _defects(folder, grid)
-        _convergence(folder, grid)
-        _standing(folder / "grid", grid)
+        grid = print_grid(corpus, output / corpus)
+        _convergence(output / corpus, grid)
 
 
-def _runs(folder: Path) -> dict[str, Runs]:
+def print_grid(title: str, folder: Path) -> dict[str, Runs]:
+    """The four configurations of the part `grid`, in pairs and beside all others; and planted defects.
+
+    Returns the runs by configuration and seed.
+    """
+    grid = runs_in(folder / "grid")
+    record = next(iter(grid["C1T1"].values()))
+    data = record.data
+    print(f"\n# {title}\n")
+    print(
+        f"{data.train_tokens:,} training tokens in {data.train_documents} documents, "
+        f"{data.validation_tokens:,} validation tokens in {data.validation_documents}; "
+        f"V {data.vocab_size:,}, E {record.embed_dim}, C {record.context_dim}; "
+        f"seeds {', '.join(map(str, sorted(s for s in grid['C1T1'] if s is not None)))}"
+    )
+    audit = read_audit(folder / "grid")
+    print("audit of these runs:", audit.status if audit else "none")
+    print_configurations("The four configurations", grid)
+    _pairs(folder / "grid")
+    _defects(folder, grid)
+    _standing(folder / "grid", grid)
+    return grid
+
+
+def runs_in(folder: Path) -> dict[str, Runs]:
     """Finished runs by configuration and seed."""
     found: dict[str, Runs] = {}
     for record in read_records(folder) if folder.is_dir() else []:
@@ -115,7 +123,7 @@ def effect(a: Runs, b: Runs) -> Effect:
     return crossed(differences, tokens)
 
 
-def _change(found: Effect) -> str:
+def change(found: Effect) -> str:
     """PPL ratio with its interval, in percent."""
 
     def percent(nats: float) -> str:
@@ -126,7 +134,8 @@ def _change(found: Effect) -> str:
     return percent(found.difference) + interval
 
 
-def _grid(grid: dict[str, Runs]) -> None:
+def print_configurations(title: str, grid: dict[str, Runs]) -> None:
+    """Phase 1, contexts and the best epoch of each configuration, over its seeds."""
     rows = []
     for name in _configurations(grid):
         runs = grid[name]
@@ -147,7 +156,7 @@ def _grid(grid: dict[str, Runs]) -> None:
             ]
         )
     head = "Config|Params|Phase1 Iter|Conv%|ER%|Best epoch|Train PPL|Val PPL|Val Acc|Bits per byte"
-    _table("The four configurations", head, rows)
+    _table(title, head, rows)
 
 
 def _p(value: float | None) -> str:
@@ -165,7 +174,7 @@ def _pairs(folder: Path) -> None:
             [
                 f"{c.a} → {c.b}",
                 f"{c.effect.difference:+.4f}".replace("-", "−"),
-                _change(c.effect),
+                change(c.effect),
                 by_seed,
                 "–" if c.effect.df is None else f"{c.effect.df:.1f}",
                 _p(c.corrected_p),
@@ -179,7 +188,7 @@ def _defects(folder: Path, grid: dict[str, Runs]) -> None:
     rows = []
     reference = _ppl(grid["C1T1"])
     for part, name, what in DEFECTS:
-        planted = _runs(folder / part).get(name)
+        planted = runs_in(folder / part).get(name)
         if not planted:
             continue
         audit = read_audit(folder / part)
@@ -195,7 +204,7 @@ def _defects(folder: Path, grid: dict[str, Runs]) -> None:
                 what,
                 f"{right:.1f} ({right / reference:.2f})",
                 f"{wrong:.1f} ({wrong / reference:.2f})",
-                _change(effect(grid[name], planted)),
+                change(effect(grid[name], planted)),
                 _spread(planted, lambda r: r.phase2.train_perplexity if r.phase2 else None),
                 f"{SEED_PPL[name] / SEED_PPL['C1T1']:.2f}",
                 ", ".join(named),
@@ -216,7 +225,8 @@ def _convergence(folder: Path, grid: dict[str, Runs]) -> None:
     levels.append(("99%", folder / "converged-99", "C1T1"))
     control = grid[CONTROL["C1T1"]]
     rows = [
-        _convergence_row(label, place, name, _runs(place).get(name), control) for label, place, name in levels
+        _convergence_row(label, place, name, runs_in(place).get(name), control)
+        for label, place, name in levels
     ]
     if "C1T2" in grid and CONTROL["C1T2"] in grid:
         pair = (grid[CONTROL["C1T2"]], grid["C1T2"])
@@ -242,7 +252,7 @@ def _convergence_row(label: str, place: Path, name: str, runs: Runs | None, cont
         _spread(runs, _converged),
         _mean_and_spread(ranks, 1),
         _nll_spread(runs),
-        "–" if name.endswith("untrained") else _change(effect(control, runs)),
+        "–" if name.endswith("untrained") else change(effect(control, runs)),
     ]
 
 
@@ -266,7 +276,7 @@ def _standing(folder: Path, grid: dict[str, Runs]) -> None:
                 _spread(runs, lambda r: r.validation.bits_per_byte if r.validation else None, 3),
                 _spread(runs, lambda r: 100 * r.validation.accuracy if r.validation else None),
                 _spread(runs, lambda r: r.seconds_alone_s, 0),
-                "–" if name == best else _change(effect(runs, grid[best])) + verdict,
+                "–" if name == best else change(effect(runs, grid[best])) + verdict,
             ]
         )
     _table(
