@@ -3,8 +3,8 @@
     TANDEM_SHARED=… python bench/original_size.py run [--parts grid …] [--seeds 0 …] [--threads 2]
     python bench/original_size.py tables
 
-The preset `original` with its sizes: V 50,257 (the GPT-2 tokenizer), E 768, C 500, 2.4 million training tokens,
-22,672 of validation. Four things differ from the original: the text (Schema-Guided Dialogue, not UltraChat),
+The preset `original` with its sizes: V 50,257 (the GPT-2 tokenizer), E 768, C 500, 2.4 million training
+tokens, 22,672 of validation. Four things differ from the original: the text (Schema-Guided Dialogue),
 spectral embeddings in place of GPT-2's, a softmax over a sample in training, and phase 1 on windows. In
 training, products of matrices are in bf16.
 

@@ -146,6 +146,29 @@ def test_mixing_is_reported_apart(
     assert call(capsys, "evaluate", model, "--data", held)[0] == 0  # needs no training text
 
 
+def test_learning_on_is_reported_apart(
+    capsys: pytest.CaptureFixture[str], preset: str, tmp_path: Path
+) -> None:
+    model, held = str(tmp_path / "model"), str(write_jsonl(tmp_path / "held.jsonl", sentences(40, seed=9)))
+    assert call(capsys, "train", preset, "--output", model)[0] == 0
+    alone, both = (
+        json.loads(call(capsys, "evaluate", model, "--data", held, "--json", *more)[1])
+        for more in ((), ("--adapt",))
+    )
+    adapted = both.pop("adapted")
+    assert {**both, "adapted": None} == alone
+    assert adapted["perplexity"] < alone["perplexity"]
+    assert adapted["bits_per_byte"] / alone["bits_per_byte"] == pytest.approx(
+        adapted["nll_nats"] / alone["nll_nats"]
+    )
+    code, out, _ = call(capsys, "evaluate", model, "--data", held, "--adapt")
+    assert code == 0
+    assert f"learning on    perplexity {adapted['perplexity']:.2f}" in out
+    code, _, err = call(capsys, "evaluate", model, "--data", held, "--adapt", "--int8")
+    assert code == 2
+    assert f"--adapt changes weights, and those of {model} are of 8 bits here" in err
+
+
 def test_another_model_is_not_written_over(
     capsys: pytest.CaptureFixture[str], preset: str, text_file: Path, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ ROOMS = (
     ("metrics",),
     ("training",),
     ("objectives",),
-    ("baselines", "mixture"),
+    ("baselines", "dynamic_evaluation", "mixture"),
     ("experiment",),
     ("scoring",),
     ("report",),

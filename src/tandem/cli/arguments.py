@@ -95,6 +95,9 @@ class EvaluateArguments(OwnArguments):
     mix: bool = False
     """Score also a mixture of the model with an n-gram, counted on its training text, and a cache of the last
     2,000 tokens. What it says is shown apart."""
+    adapt: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Score also the model as it goes on learning from the text: each part is scored, then learned from. What
+    it says is shown apart, and the model folder stays as it is."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Round the weights to 8 bits, which is faster on a CPU, and the `auto` device is one."""
     verify: bool = True

@@ -194,6 +194,7 @@ def evaluate(args: Sequence[str]) -> None:
         device=arguments.device,
         int8=arguments.int8,
         mix=arguments.mix,
+        adapt=arguments.adapt,
         verify=arguments.verify,
         on_progress=_tell(arguments.json_output),
         on_warning=_tell(quiet=False),

@@ -16,7 +16,7 @@ from tandem.shown import command
 if TYPE_CHECKING:  # they import torch, and `tandem report` does without
     from tandem.experiment.doctor import Checkup
     from tandem.experiment.estimate import Estimate
-    from tandem.experiment.evaluate import Evaluation, Mixture
+    from tandem.experiment.evaluate import Adapted, Evaluation, Mixture
     from tandem.experiment.inference import QuantizedModel
     from tandem.report.experiments import ComparedExperiments
     from tandem.scoring.files import Counts
@@ -106,6 +106,7 @@ def print_evaluation(console: Terminal, result: Evaluation) -> None:
             **_phase1(result),
             "scan error": f"{result.scan_error:.1e}",
             **_mixture(result.mixture),
+            **_adapted(result.adapted),
         },
     )
 
@@ -197,6 +198,16 @@ def _mixture(mixture: Mixture | None) -> dict[str, str]:
     return {
         "mixed": f"perplexity {mixture.perplexity:.2f}, {mixture.bits_per_byte:.4f} bits per byte",
         "mean weights": weights,
+    }
+
+
+def _adapted(adapted: Adapted | None) -> dict[str, str]:
+    """The row of what the model makes of the text as it learns from it."""
+    if adapted is None:
+        return {}
+    return {
+        "learning on": f"perplexity {adapted.perplexity:.2f}, {adapted.bits_per_byte:.4f} bits per byte, "
+        f"accuracy {adapted.accuracy:.2%}"
     }
 
 

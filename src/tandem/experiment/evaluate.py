@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from tandem.advice import named, written_settings
 from tandem.baselines.kneser_ney import KneserNey
 from tandem.contexts import Contexts, Stream, compute_contexts
+from tandem.dynamic_evaluation import score_and_learn
 from tandem.errors import SettingsError
 from tandem.experiment.artefacts import model_record
 from tandem.experiment.inference import load_for_inference
@@ -39,6 +40,15 @@ class Mixture(BaseModel):
     """Mean weight of each part, by name."""
 
 
+class Adapted(BaseModel):
+    """What the model makes of the text as it goes on learning from it (`tandem.dynamic_evaluation`)."""
+
+    perplexity: Unbounded
+    nll_nats: float
+    accuracy: float
+    bits_per_byte: float
+
+
 class Evaluation(BaseModel):
     """What a model makes of a text.
 
@@ -65,6 +75,7 @@ class Evaluation(BaseModel):
     int8: bool = False
     scan_error: float
     mixture: Mixture | None = None
+    adapted: Adapted | None = None
 
 
 def evaluate_model(
@@ -76,6 +87,7 @@ def evaluate_model(
     device: str = "auto",
     int8: bool = False,
     mix: bool = False,
+    adapt: bool = False,
     verify: bool = True,
     on_progress: Callable[[str], None] = lambda _: None,
     on_warning: Callable[[str], None] = lambda _: None,
@@ -83,12 +95,12 @@ def evaluate_model(
     """Score the model in `folder` on the text of `source`, tokenized as in its training.
 
     `int8`: with weights of 8 bits. With `mix` also of the model mixed with an n-gram, counted on its training
-    text, and a cache. `verify` as of `load_model`. `on_warning` is told what was assumed of a folder that
-    does not say how its model was trained.
+    text, and a cache; with `adapt` also of the model as it learns from the text. `verify` as of `load_model`.
+    `on_warning` is told what was assumed of a folder that does not say how its model was trained.
 
-    Raises RunDirError for a folder that is no model. Raises SettingsError for `int8` where torch cannot, and
-    for a settings.yaml that cannot be used, or that `mix` lacks. Raises DataError for text that cannot be
-    used, and for training text that is no longer what it was.
+    Raises RunDirError for a folder that is no model. Raises SettingsError for `int8` where torch cannot, for
+    `adapt` of 8-bit weights, and for a settings.yaml that cannot be used, or that `mix` lacks. Raises
+    DataError for text that cannot be used, and for training text that is no longer what it was.
     """
     model, tokenizer = load_for_inference(folder, device, int8, verify)
     settings, own = settings_for(folder, tokenizer, on_warning)
@@ -97,6 +109,8 @@ def evaluate_model(
             f"the embedding has {unused:,} rows that no token uses; a score counts the probability that the "
             "model gives them as lost"
         )
+    if adapt and model.config.int8:
+        raise SettingsError(f"{named('adapt')} changes weights, and those of {folder} are of 8 bits here")
     if mix and not own:
         raise SettingsError(
             f"{named('mix')} counts n-grams of the training text, which settings.yaml names, and there is "
@@ -123,6 +137,16 @@ def evaluate_model(
             splits.train, tokenizer, data.separators["train"], splits.train_source, on_progress
         )
         mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
+    adapted = None
+    if adapt:
+        on_progress("scoring again, and learning on")
+        learned = score_and_learn(model, stream, contexts)
+        adapted = Adapted(
+            perplexity=learned.perplexity,
+            nll_nats=learned.nll_nats,
+            accuracy=learned.accuracy,
+            bits_per_byte=learned.bits_per_byte(tokens),
+        )
     return Evaluation(
         model=str(folder),
         configuration=model.config.name,
@@ -141,6 +165,7 @@ def evaluate_model(
         int8=model.config.int8,
         scan_error=max(scan.loop_error, scan.join_error),
         mixture=mixture,
+        adapted=adapted,
     )
 
 

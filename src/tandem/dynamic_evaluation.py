@@ -1,0 +1,65 @@
+"""Dynamic evaluation: a model that goes on learning from the text on which it is scored.
+
+The text is read in parts. Each part is scored, exactly, before anything is learned from it. Then one step
+lowers its loss (Krause et al. 2018, "Dynamic evaluation of neural sequence models", arXiv:1709.07432). Here
+the TokenBlock and the output bias learn. ContextBlock and embedding stay, so that all contexts come from one
+scan.
+"""
+
+from copy import deepcopy
+
+import torch
+from torch.nn import functional as F
+
+from tandem.contexts import PIECE_TOKENS, Contexts, Stream
+from tandem.metrics import Score
+from tandem.model import TandemForCausalLM
+from tandem.stopping import stop_between_parts
+
+PART_TOKENS = 32
+"""Tokens that are scored by the same weights; one step follows on them."""
+LR = 0.0006
+BETAS = (0.0, 0.999)
+"""Of Adam, without momentum: the last part tells most about the next one."""
+RETURN = 0.001
+"""After each step the weights go back to those of the model by this share of the way."""
+
+
+def score_and_learn(model: TandemForCausalLM, stream: Stream, contexts: Contexts) -> Score:
+    """Score every token of the stream but the first, by weights that have learned from the parts before it.
+
+    The weights of `model` stay as they are. Raises ValueError for 8-bit weights, which cannot learn.
+    """
+    if model.config.int8:
+        raise ValueError("8-bit weights cannot learn")
+    block, bias = deepcopy(model.token_block), model.lm_head.bias
+    learned = list(block.parameters())
+    if bias is not None:
+        bias = bias.detach().clone()
+        learned.append(bias)
+    before_text = [weight.detach().clone() for weight in learned]
+    for weight in learned:
+        weight.requires_grad_()
+    optimizer = torch.optim.Adam(learned, lr=LR, betas=BETAS)
+    head, count = model.lm_head.weight.detach(), len(stream) - 1
+    losses, correct = torch.empty(count, dtype=torch.float64), 0
+    for first in range(0, count, PIECE_TOKENS):
+        last = min(first + PIECE_TOKENS, count)
+        window = contexts.window(first, last)
+        for positions in torch.arange(first, last, device=stream.ids.device).split(PART_TOKENS):
+            stop_between_parts()
+            with torch.no_grad():
+                previous, current = window.before_and_after(positions, stream.resets)
+                embeds = model.embed(stream.ids[positions])
+            targets = stream.ids[positions + 1]
+            logits = F.linear(block(previous, current, embeds), head, bias).float()
+            nll = F.cross_entropy(logits, targets, reduction="none")
+            losses[int(positions[0]) : int(positions[-1]) + 1] = nll.detach().cpu()
+            correct += int((logits.argmax(dim=-1) == targets).sum())
+            optimizer.zero_grad()
+            nll.mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                for weight, before in zip(learned, before_text, strict=True):
+                    weight.lerp_(before, RETURN)
+    return Score.of(losses.numpy(), correct)
