@@ -14,9 +14,9 @@ from tandem.model import TandemForCausalLM
 Positions = Tensor | slice
 """Positions of a stream: indices of any shape, or a range."""
 COUNTED_TOKENS = 1 << 20
+"""Tokens that are counted at once; bounds memory."""
 NAMED = 8
 """Documents that a message names at most."""
-"""Tokens that are counted at once; bounds memory."""
 
 
 class Tokens:
