@@ -97,6 +97,13 @@ def test_the_same_command_stays_and_an_adapted_model_is_a_model(
     assert json.loads(said.out)["recipe"] == "adapted"
     assert run(["evaluate", str(adapted), "--data", str(other), "--json"]) == 0
     assert run(["generate", str(adapted), "--prompt", "the", "--max-new-tokens", "3"]) == 0
+    capsys.readouterr()
+    both = ["score", str(trained), str(other), "--also", str(adapted)]
+    assert run(both) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(row["adapted_bits_per_byte"] < row["bits_per_byte"] for row in rows)
+    assert run([*both, str(adapted / ".")]) == 2
+    assert "two folders of --also have one name" in capsys.readouterr().err
     third = str(tmp_path / "third")
     assert run(["adapt", str(adapted), "--data", str(other), "--output", third]) == 0
 
