@@ -62,7 +62,10 @@ def test_only_the_token_block_is_new_and_it_fits_the_text_better(trained: Path, 
     assert record.parameters is not None
     assert record.parameters.trained_phase1 == 0
     assert record.validation is not None
-    assert record.validation.nll_nats < record.phase1.nll_nats - 0.1
+    assert record.phase2 is not None
+    start = record.phase2.history[0]
+    assert start.epoch == 0
+    assert record.validation.nll_nats < start.validation_nll_nats - 0.1
     logits = torch.tensor(after.lm_head.bias.tolist())
     assert math.isclose(float(logits.exp().sum()), 1, rel_tol=1e-4)  # frequencies of the new text
 

@@ -7,19 +7,19 @@ a new model: the frequencies of the new text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandem.errors import DataError, MisfitError
 from tandem.objectives.base import NewTokenBlock, Objective, Phase1Inputs
-from tandem.records import Phase1Record, Unbounded
+from tandem.records import Phase1Record
 from tandem.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tandem.metrics import Score
     from tandem.model import TandemConfig, TandemForCausalLM
 
 SIZES = ("cell", "embed_dim", "context_dim", "token_projection", "output_bias", "boundary")
@@ -27,14 +27,11 @@ SIZES = ("cell", "embed_dim", "context_dim", "token_projection", "output_bias", 
 
 
 class AdaptationRecord(Phase1Record):
-    """Which model was taken, and what it says of the new text before phase 2."""
+    """Which model was taken. What it says of the new text before phase 2 is epoch 0 of that."""
 
     model: str
     token_layers: int
     """Of the trained model."""
-    nll_nats: Unbounded | None = None
-    """Validation NLL with the output bias of the new text; exact softmax."""
-    accuracy: float | None = None
 
 
 class Adaptation(Objective):
@@ -83,13 +80,6 @@ class Adaptation(Objective):
             token_layers=self._config(inputs.settings).depths[1],
         )
 
-    def score_heads(
-        self, record: AdaptationRecord, heads: nn.ModuleDict, score: Callable[[nn.Module], Score]
-    ) -> AdaptationRecord:
-        """What the model says of the validation text before it is adapted."""
-        before = score(heads["trained"])
-        return record.model_copy(update={"nll_nats": before.nll_nats, "accuracy": before.accuracy})
-
     def misfits(self, settings: Settings, tokens: int) -> Iterator[MisfitError]:
         """Other sizes than the trained model has. Raises DataError where there is none that can be used."""
         config, folder = self._config(settings), settings.adaptation.model
@@ -115,11 +105,8 @@ class Adaptation(Objective):
             )
 
     def summary(self, record: AdaptationRecord) -> str:
-        """What was taken, and the perplexity before phase 2."""
-        from tandem.metrics import perplexity
-
-        before = "" if record.nll_nats is None else f", PPL {perplexity(record.nll_nats):.1f} before phase 2"
-        return f"taken from {record.model}{before}"
+        """What was taken."""
+        return f"taken from {record.model}"
 
     def audit(self, record: AdaptationRecord, settings: Settings, tokens: int) -> Iterator[str]:
         """The model, and that nothing was trained."""
@@ -148,6 +135,14 @@ class Adaptation(Objective):
             raise DataError(f"there is no model in {folder} ({error.strerror or error})") from None
 
     def _trained(self, settings: Settings) -> TandemForCausalLM:
-        from tandem.model_folder.loading import load_model
+        folder = self._folder(settings)
+        files = (path.stat() for path in sorted(folder.glob("*.safetensors")))
+        return _loaded(folder, tuple((file.st_size, file.st_mtime_ns) for file in files))
 
-        return load_model(self._folder(settings))[0]
+
+@lru_cache(1)
+def _loaded(folder: Path, _files: tuple[tuple[int, int], ...]) -> TandemForCausalLM:
+    """The model in a folder whose weights have these sizes and times; a training asks four times."""
+    from tandem.model_folder.loading import load_model
+
+    return load_model(folder)[0]
