@@ -1,12 +1,13 @@
 """Phase 1 of recipe `adapted`: there is none, as all but the TokenBlock is that of a trained model.
 
 The ContextBlock was trained on other text and is frozen. So the contexts of new text are one scan away, and
-phase 2 alone adapts a model to it. It may start from the model's own token layers. The output bias is that of
-a new model: the frequencies of the new text.
+phase 2 alone adapts a model to it. It may start from the model's own token layers. The output bias says how
+often tokens occur: in the new text, and by a tenth as the trained model has it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SIZES = ("cell", "embed_dim", "context_dim", "token_projection", "output_bias", "boundary")
 """Settings of the section `model` that must be those of the trained model."""
+OLD_SHARE = 0.1
+"""Weight of the trained model's frequencies: a little text lacks most tokens (LOG.md)."""
 
 
 class AdaptationRecord(Phase1Record):
@@ -42,7 +45,7 @@ class Adaptation(Objective):
     parts = ()
 
     def start(self, model: TandemForCausalLM, settings: Settings) -> None:
-        """The ContextBlock and the embedding. Raises DataError where the vocabulary is another one."""
+        """ContextBlock, embedding and a share of the output bias. Raises DataError for another vocabulary."""
         trained = self._trained(settings)
         if (theirs := trained.config.vocab_size) != model.config.vocab_size:
             raise DataError(
@@ -53,6 +56,9 @@ class Adaptation(Objective):
         for name, weight in trained.named_weights().items():
             if not name.startswith(("token_block.", "lm_head.")):
                 ours[name].detach().copy_(weight)
+        if (bias := model.lm_head.bias) is not None:
+            old = trained.lm_head.bias.detach().log_softmax(0) + math.log(OLD_SHARE)
+            bias.detach().copy_((bias.detach() + math.log(1 - OLD_SHARE)).logaddexp(old))
 
     def new_heads(self, settings: Settings, new_token_block: NewTokenBlock) -> nn.ModuleDict:
         """The model's own TokenBlock, alone."""
