@@ -261,6 +261,32 @@ def test_a_contrast_is_the_difference_of_bits(scorer: Scorer, corpus: Path, tmp_
     assert all(row["contrast_bits_per_byte"] > highest for row in rejected)
 
 
+@torch.no_grad()
+def test_models_on_one_context_block_read_a_text_once(
+    scorer: Scorer, corpus: Path, tmp_path: Path, folder: Path
+) -> None:
+    first, other = tandem.load(str(folder)), tandem.load(str(folder))
+    for parameter in other.model.token_block.parameters():
+        parameter.mul_(0.5)
+    alone = {row["text"]: other.score([row["text"]])[0].bits_per_byte for row in rows_of(corpus)}
+    first.check_same_contexts(other)
+    del other.model.model.context_block  # its contexts are those of the first one
+    scored(first, tmp_path / "out.jsonl", corpus, added=Added(also={"chats": other}))
+    for row in (rows := rows_of(tmp_path / "out.jsonl")):
+        assert row["chats_bits_per_byte"] == pytest.approx(alone[row["text"]], abs=1e-5)
+        assert row["bits_per_byte"] == first.score([row["text"]])[0].bits_per_byte
+    assert any(row["chats_bits_per_byte"] != row["bits_per_byte"] for row in rows)
+
+    moved = tandem.load(str(folder))
+    next(moved.model.context_block.parameters()).add_(0.1)
+    with pytest.raises(SettingsError, match="another ContextBlock, embedding or tokenizer"):
+        scored(first, tmp_path / "other.jsonl", corpus, added=Added(also={"moved": moved}))
+    clash = Added(contrast=scorer, also={"contrast": first})
+    with pytest.raises(SettingsError, match="two figures would be called contrast_bits_per_byte"):
+        scored(first, tmp_path / "other.jsonl", corpus, added=clash)
+    assert not (tmp_path / "other.jsonl.partial").exists()
+
+
 FORMS = {
     "plain": ("out.jsonl", {}),
     "parquet": ("out.parquet", {"added": Added(tokens=True, words=True)}),

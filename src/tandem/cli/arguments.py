@@ -129,6 +129,9 @@ class ScoreArguments(OwnArguments):
     """Add `word_scores`: the same of each word between white space, as a sum over its tokens."""
     contrast: Path | None = None
     """Another model folder; `contrast_bits_per_byte` is what MODEL needs more than that one."""
+    also: tuple[Path, ...] = ()
+    """More model folders with the same ContextBlock, as `tandem adapt` makes them. The text is read once for
+    all; each adds `NAME_bits_per_byte`, where NAME is its folder's."""
     min_perplexity: float | None = None
     """Keep documents of at least this perplexity."""
     max_perplexity: float | None = None

@@ -229,6 +229,9 @@ def score(args: Sequence[str]) -> None:
     limits = Limits(arguments.min_perplexity, arguments.max_perplexity, arguments.keep_quantile)
     scorer = load(arguments.model)
     other = None if arguments.contrast is None else load(arguments.contrast)
+    also = {folder.resolve().name: load(folder) for folder in arguments.also}
+    if len(also) < len(arguments.also):
+        raise SettingsError(f"two folders of {named('also')} have one name; rename one")
     run = FileScoring(
         scorer,
         sources,
@@ -236,7 +239,7 @@ def score(args: Sequence[str]) -> None:
         arguments.output,
         arguments.rejected,
         limits,
-        Added(arguments.tokens, arguments.words, other),
+        Added(arguments.tokens, arguments.words, other, also),
         _JsonOutput(),
     )
     print_scoring(ERR, run.run(tell), arguments.output, arguments.rejected)

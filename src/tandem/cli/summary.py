@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, get_args
 
 from tandem.cli.terminal import Part, Terminal
 from tandem.objectives import OBJECTIVES
-from tandem.records import AuditRecord, DataRecord, RunRecord, read_audit, read_manifest, read_records
+from tandem.records import (
+    AuditRecord,
+    DataRecord,
+    RunRecord,
+    TrainingRecord,
+    read_audit,
+    read_manifest,
+    read_records,
+)
 from tandem.records.audit import Status
 from tandem.report import summary_rows, wording
 from tandem.report.statistics import perplexity
@@ -61,7 +69,7 @@ def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
             f"ER {record.contexts.effective_rank_validation:.1%}",
             "contexts": STORAGE[record.contexts.train.storage],
             "phase 2": f"best epoch {phase2.best_epoch} of {phase2.epochs}, "
-            f"train PPL {phase2.train_perplexity:.1f}",
+            f"train PPL {phase2.train_perplexity:.1f}{_before(phase2)}",
             "validation": f"PPL {validation.perplexity:.1f}, "
             f"accuracy {validation.accuracy:.1%}, {validation.bits_per_byte:.3f} bits per byte",
             "time": f"{record.seconds_alone_s:.0f} s",
@@ -71,6 +79,13 @@ def print_run(console: Terminal, record: RunRecord, folder: Path) -> None:
     )
     console.print()
     console.say("try: ", command("tandem", "generate", folder, "--prompt", "…"))
+
+
+def _before(phase2: TrainingRecord) -> str:
+    """The validation perplexity that a phase 2 started from and was better than, where that is known."""
+    start = phase2.history[0]
+    better = start.epoch == 0 < phase2.best_epoch
+    return f", val PPL {perplexity(start.validation_nll_nats):.1f} before it" if better else ""
 
 
 def _text(data: DataRecord) -> str:

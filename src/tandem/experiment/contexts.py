@@ -14,6 +14,7 @@ from tandem.experiment.prepared import TrainingInputs
 from tandem.launch import local_processes
 from tandem.metrics import effective_rank
 from tandem.model import TandemForCausalLM
+from tandem.objectives import OBJECTIVES
 from tandem.records import ContextsRecord, ScanRecord
 from tandem.settings import Settings
 from tandem.tokens.prepare import default_cache_dir
@@ -88,7 +89,8 @@ def contexts_of(
     record = ContextsRecord(
         train=train_scan,
         validation=validation_scan,
-        memory=measure_memory(model, validation, group),
+        # That of a ContextBlock which phase 1 leaves as it is was measured where it was trained.
+        memory=measure_memory(model, validation, group) if OBJECTIVES[settings.recipe].parts else (),
         effective_rank_train=effective_rank(ours, settings.contexts.rank_positions),
         effective_rank_validation=effective_rank(theirs, settings.contexts.rank_positions),
         seconds_s=train_scan.seconds_s + validation_scan.seconds_s,

@@ -1,40 +1,40 @@
 """Phase 1 of recipe `adapted`: there is none, as all but the TokenBlock is that of a trained model.
 
 The ContextBlock was trained on other text and is frozen. So the contexts of new text are one scan away, and
-phase 2 alone adapts a model to it. It may start from the model's own token layers. The output bias is that of
-a new model: the frequencies of the new text.
+phase 2 alone adapts a model to it. It may start from the model's own token layers. The output bias says how
+often tokens occur: in the new text, and by a tenth as the trained model has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandem.errors import DataError, MisfitError
 from tandem.objectives.base import NewTokenBlock, Objective, Phase1Inputs
-from tandem.records import Phase1Record, Unbounded
+from tandem.records import Phase1Record
 from tandem.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tandem.metrics import Score
     from tandem.model import TandemConfig, TandemForCausalLM
 
 SIZES = ("cell", "embed_dim", "context_dim", "token_projection", "output_bias", "boundary")
 """Settings of the section `model` that must be those of the trained model."""
+OLD_SHARE = 0.1
+"""Weight of the trained model's frequencies: a little text lacks most tokens (LOG.md)."""
 
 
 class AdaptationRecord(Phase1Record):
-    """Which model was taken, and what it says of the new text before phase 2."""
+    """Which model was taken. What it says of the new text before phase 2 is epoch 0 of that."""
 
     model: str
     token_layers: int
     """Of the trained model."""
-    nll_nats: Unbounded | None = None
-    """Validation NLL with the output bias of the new text; exact softmax."""
-    accuracy: float | None = None
 
 
 class Adaptation(Objective):
@@ -45,7 +45,7 @@ class Adaptation(Objective):
     parts = ()
 
     def start(self, model: TandemForCausalLM, settings: Settings) -> None:
-        """The ContextBlock and the embedding. Raises DataError where the vocabulary is another one."""
+        """ContextBlock, embedding and a share of the output bias. Raises DataError for another vocabulary."""
         trained = self._trained(settings)
         if (theirs := trained.config.vocab_size) != model.config.vocab_size:
             raise DataError(
@@ -56,6 +56,9 @@ class Adaptation(Objective):
         for name, weight in trained.named_weights().items():
             if not name.startswith(("token_block.", "lm_head.")):
                 ours[name].detach().copy_(weight)
+        if (bias := model.lm_head.bias) is not None:
+            old = trained.lm_head.bias.detach().log_softmax(0) + math.log(OLD_SHARE)
+            bias.detach().copy_((bias.detach() + math.log(1 - OLD_SHARE)).logaddexp(old))
 
     def new_heads(self, settings: Settings, new_token_block: NewTokenBlock) -> nn.ModuleDict:
         """The model's own TokenBlock, alone."""
@@ -83,13 +86,6 @@ class Adaptation(Objective):
             token_layers=self._config(inputs.settings).depths[1],
         )
 
-    def score_heads(
-        self, record: AdaptationRecord, heads: nn.ModuleDict, score: Callable[[nn.Module], Score]
-    ) -> AdaptationRecord:
-        """What the model says of the validation text before it is adapted."""
-        before = score(heads["trained"])
-        return record.model_copy(update={"nll_nats": before.nll_nats, "accuracy": before.accuracy})
-
     def misfits(self, settings: Settings, tokens: int) -> Iterator[MisfitError]:
         """Other sizes than the trained model has. Raises DataError where there is none that can be used."""
         config, folder = self._config(settings), settings.adaptation.model
@@ -115,11 +111,8 @@ class Adaptation(Objective):
             )
 
     def summary(self, record: AdaptationRecord) -> str:
-        """What was taken, and the perplexity before phase 2."""
-        from tandem.metrics import perplexity
-
-        before = "" if record.nll_nats is None else f", PPL {perplexity(record.nll_nats):.1f} before phase 2"
-        return f"taken from {record.model}{before}"
+        """What was taken."""
+        return f"taken from {record.model}"
 
     def audit(self, record: AdaptationRecord, settings: Settings, tokens: int) -> Iterator[str]:
         """The model, and that nothing was trained."""
@@ -148,6 +141,14 @@ class Adaptation(Objective):
             raise DataError(f"there is no model in {folder} ({error.strerror or error})") from None
 
     def _trained(self, settings: Settings) -> TandemForCausalLM:
-        from tandem.model_folder.loading import load_model
+        folder = self._folder(settings)
+        files = (path.stat() for path in sorted(folder.glob("*.safetensors")))
+        return _loaded(folder, tuple((file.st_size, file.st_mtime_ns) for file in files))
 
-        return load_model(self._folder(settings))[0]
+
+@lru_cache(1)
+def _loaded(folder: Path, _files: tuple[tuple[int, int], ...]) -> TandemForCausalLM:
+    """The model in a folder whose weights have these sizes and times; a training asks four times."""
+    from tandem.model_folder.loading import load_model
+
+    return load_model(folder)[0]

@@ -6,7 +6,7 @@ on where it was, and its output is that of a run that never stopped.
 
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,6 +27,11 @@ from tandem.text.rows import record_text
 
 CONTRAST, TOKEN_SCORES, WORD_SCORES = "contrast_bits_per_byte", "token_scores", "word_scores"
 """Fields that are added when asked for."""
+
+
+def bits_of(name: str) -> str:
+    """The field that another model's figure is in."""
+    return f"{name}_bits_per_byte"
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,21 @@ class Limits:
 
 @dataclass(frozen=True)
 class Added:
-    """What is added to the figures of a document: its tokens, its words, a contrast to another model."""
+    """What is added to the figures of a document: its tokens, its words, a contrast to another model.
+
+    also    bits per byte by more models on the same ContextBlock, by the name of each.
+    """
 
     tokens: bool = False
     words: bool = False
     contrast: Scorer | None = None
+    also: Mapping[str, Scorer] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """Of all fields that rows get."""
         wanted = ((self.contrast, CONTRAST), (self.tokens, TOKEN_SCORES), (self.words, WORD_SCORES))
-        return [*FIGURES, *(name for add, name in wanted if add)]
+        return [*FIGURES, *(name for add, name in wanted if add), *map(bits_of, self.also)]
 
 
 class Counts(BaseModel):
@@ -146,6 +155,11 @@ class FileScoring:
             raise SettingsError(f"nothing rejects a document; give a limit besides {named('rejected')}")
         if self.rejected is not None and self.rejected == self.output:
             raise SettingsError(f"{named('output')} and {named('rejected')} are one file; give two")
+        for other in self.added.also.values():
+            self.scorer.check_same_contexts(other)
+        names = self.added.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise SettingsError(f"two figures would be called {twice}; rename a model folder")
         drafts = [
             Draft(path, form_of(path, setting))
             for path, setting in ((self.output, "output"), (self.rejected, "rejected"))
@@ -210,8 +224,11 @@ class FileScoring:
     def _scored(self, window: list[Row]) -> Rows:
         """The rows of a window with their figures."""
         texts = [row.text for row in window]
-        scored = self.scorer.scored(texts)
+        scored, *others = self.scorer.scored_with([*self.added.also.values()], texts)
         rows = [row.fields | asdict(one.score) for row, one in zip(window, scored, strict=True)]
+        for name, by_other in zip(self.added.also, others, strict=True):
+            for row, other in zip(rows, by_other, strict=True):
+                row[bits_of(name)] = other.score.bits_per_byte
         if self.added.contrast is not None:
             for row, other in zip(rows, self.added.contrast.scored(texts), strict=True):
                 pair = row["bits_per_byte"], other.score.bits_per_byte
@@ -279,6 +296,7 @@ class FileScoring:
             self.scorer.fingerprint,
             self.added.contrast.fingerprint if self.added.contrast else None,
             asdict(self.limits),
+            {name: other.fingerprint for name, other in self.added.also.items()},
             {"fields": self.added.names, "text": self.text_field, "sources": [*self.sources]},
             str(self.rejected),
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from tandem.errors import DataError
+from tandem.errors import DataError, SettingsError
 from tandem.experiment.inference import load_for_inference
 from tandem.experiment.machine import keep_freed_memory
 from tandem.fingerprint import Fingerprint
@@ -186,11 +186,25 @@ class Scorer:
     def fingerprint(self) -> str:
         """Of the model's weights and its tokenizer."""
         whole = Fingerprint("scorer")
-        whole.update(tokenizer_fingerprint(plain(self.tokenizer)))
-        for name, tensor in sorted(self.model.named_weights().items()):
-            whole.update(name)
-            whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        self._add_weights(whole, but=())
         return whole.hexdigest()
+
+    @cached_property
+    def contexts_fingerprint(self) -> str:
+        """Of all that the contexts of a text follow from: tokenizer, embedding and ContextBlock."""
+        config, whole = self.model.config, Fingerprint("contexts of a scorer")
+        whole.update(f"{self._mark} {config.cell} {config.boundary} {config.layer_norm_eps}")
+        self._add_weights(whole, but=("token_block.", "lm_head."))
+        return whole.hexdigest()
+
+    def check_same_contexts(self, other: "Scorer") -> None:
+        """Raises SettingsError where a text has other contexts by another model."""
+        if self.contexts_fingerprint != other.contexts_fingerprint:
+            own, theirs = self._made_of[0], other._made_of[0]
+            raise SettingsError(
+                f"{theirs} has another ContextBlock, embedding or tokenizer than {own}, so a text cannot be "
+                "read once for both; give models that `tandem adapt` made of one, or score with each alone"
+            )
 
     def score(self, texts: Iterable[str]) -> list[TextScore]:
         """The figures of each text, in order."""
@@ -242,14 +256,31 @@ class Scorer:
 
     def scored(self, texts: Sequence[str]) -> list[ScoredText]:
         """Documents of one window, scored; in order."""
+        return self.scored_with((), texts)[0]
+
+    def scored_with(self, others: Sequence["Scorer"], texts: Sequence[str]) -> list[list[ScoredText]]:
+        """The same by this model and by others, a list for each; contexts are computed once.
+
+        `check_same_contexts` says whether the others may be given.
+        """
+        models = [self.model, *(other.model for other in others)]
         streams = self._encoder.encode_each(texts)
         order = sorted((n for n, one in enumerate(streams) if len(one) > 1), key=lambda n: len(streams[n]))
-        losses: list[Losses] = [np.empty(0)] * len(texts)
+        losses: list[list[Losses]] = [[np.empty(0)] * len(texts) for _ in models]
         for batch in _batches(order, [len(stream) for stream in streams]):
-            found, _ = self._losses([streams[n].ids for n in batch], None)
-            for n, own in zip(batch, found, strict=True):
-                losses[n] = own
-        return [ScoredText(*one) for one in zip(texts, streams, losses, strict=True)]
+            found, _ = self._losses([streams[n].ids for n in batch], None, models)
+            for own, rows in zip(losses, found, strict=True):
+                for n, row in zip(batch, rows, strict=True):
+                    own[n] = row
+        return [[ScoredText(*one) for one in zip(texts, streams, own, strict=True)] for own in losses]
+
+    def _add_weights(self, whole: Fingerprint, but: tuple[str, ...]) -> None:
+        """Add the tokenizer and all weights but those whose names begin so."""
+        whole.update(tokenizer_fingerprint(plain(self.tokenizer)))
+        for name, tensor in sorted(self.model.named_weights().items()):
+            if not name.startswith(but):
+                whole.update(name)
+                whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
     def tokens_of(self, scored: ScoredText) -> list[TokenScore]:
         """The tokens of a scored text, without the end-of-text token before it."""
@@ -274,16 +305,19 @@ class Scorer:
         row = [*([] if state.token is None else [state.token]), *ids]
         if len(row) < 2:
             return np.empty(0), state if not row else State(state.cache, row[0])
-        (losses,), context = self._losses([np.array(row)], state.cache.context)
+        ((losses,),), context = self._losses([np.array(row)], state.cache.context, [self.model])
         cache = TandemCache()
         cache.context, cache.tokens_seen = context.clone(), state.cache.tokens_seen + len(row) - 1
         return losses, State(cache, row[-1])
 
     @torch.inference_mode()
-    def _losses(self, rows: Sequence[Ids], context: Tensor | None) -> tuple[list[Losses], Tensor]:
+    def _losses(
+        self, rows: Sequence[Ids], context: Tensor | None, models: Sequence[TandemForCausalLM]
+    ) -> tuple[list[list[Losses]], Tensor]:
         """NLL in nats of every token but the first of each row, read from `context` [B, C] (none: zero) on.
 
-        Also the contexts after the last token but one of the longest row, [B, C].
+        By each of the models, whose contexts are those of this one. Also the contexts after the last token
+        but one of the longest row, [B, C].
         """
         model = self.model
         lengths = [len(row) - 1 for row in rows]
@@ -292,7 +326,7 @@ class Scorer:
             padded[number, : len(row)] = row
         ids = torch.from_numpy(padded).to(model.device)
         inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        losses = torch.zeros(inside.shape, dtype=torch.float64)
+        losses = torch.zeros((len(models), *inside.shape), dtype=torch.float64)
         span = max(1, BATCH_TOKENS // len(rows))
         for first, last in pairwise([*range(0, max(lengths), span), max(lengths)]):
             part, own = ids[:, first:last], inside[:, first:last]
@@ -300,17 +334,22 @@ class Scorer:
             previous, current = model.context_block.unroll(embeds, context, model.reset_mask(part))
             context = current[:, -1]
             picked = own.to(model.device)
-            hidden = model.token_block(previous[picked], current[picked], embeds[picked])
+            previous, current, embeds = previous[picked], current[picked], embeds[picked]
             targets = ids[:, first + 1 : last + 1][picked]
-            nll = [
-                F.cross_entropy(model.lm_head(read).float(), wanted, reduction="none")
-                for read, wanted in zip(
-                    *(one.split(HEAD_POSITIONS) for one in (hidden, targets)), strict=True
-                )
-            ]
-            losses[:, first:last][own] = torch.cat(nll).cpu().double()
+            for number, one in enumerate(models):
+                hidden = one.token_block(previous, current, embeds)
+                nll = [
+                    F.cross_entropy(one.lm_head(read).float(), wanted, reduction="none")
+                    for read, wanted in zip(
+                        *(whole.split(HEAD_POSITIONS) for whole in (hidden, targets)), strict=True
+                    )
+                ]
+                losses[number, :, first:last][own] = torch.cat(nll).cpu().double()
         assert context is not None
-        return [row[:length].numpy() for row, length in zip(losses, lengths, strict=True)], context
+        return [
+            [row[:length].numpy() for row, length in zip(of_model, lengths, strict=True)]
+            for of_model in losses
+        ], context
 
 
 def _load_again(folder: str, device: str, fingerprint: str) -> Scorer:
