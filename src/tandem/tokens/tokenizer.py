@@ -130,8 +130,8 @@ def plain(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
 def literal(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
     """As `plain`, and special tokens in text are text; all that are alike share it, so it is not changed.
 
-    The library keeps the words that a tokenizer has encoded, up to 2 MB, once it is gone (LOG.md). So a
-    process makes few of those that encode.
+    Each thread of the library keeps up to 4 MB of words that a tokenizer has encoded, though it is gone
+    (LOG.md). So a process makes few of those that encode.
     """
     return _literal(plain(tokenizer).to_str())
 
