@@ -5,34 +5,26 @@
 Each round trains, audits, reports, scores and generates with a tiny experiment, in a new folder. After each
 one it notes the memory that the process has (RSS) and its open files. The line at the end compares the median
 of the last quarter with that of the second one; in the first, libraries set up.
-
-The library tokenizers keeps the words that a tokenizer has encoded once that tokenizer is gone. With
-`--no-word-cache` no tokenizer keeps words, which shows that nothing else grows.
 """
 
 import argparse
 import contextlib
-import importlib
 import io
 import json
 import os
-import pkgutil
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from made_up_text import write_text
 
-import tandem
 from tandem.cli.main import run
 from tandem.shown import tolerate_any_encoding
-from tandem.tokens.tokenizer import plain
 
 TINY = (
     *("--seeds", "0", "--device", "cpu", "--tokenizer.vocab-size", "300", "--embeddings.norm", "1"),
@@ -83,33 +75,13 @@ def round_in(folder: Path, text: Path) -> None:
             )
 
 
-def without_word_cache() -> None:
-    """From now on no tokenizer of Tandem looks anything up in words that it has encoded."""
-    for module in pkgutil.walk_packages(tandem.__path__, "tandem."):
-        if not module.name.endswith("__main__"):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module.name)
-
-    def plain_without(tokenizer: Any) -> Any:
-        copy = plain(tokenizer)
-        copy.model._resize_cache(0)
-        return copy
-
-    for loaded in [*sys.modules.values()]:
-        if vars(loaded).get("plain") is plain:
-            vars(loaded)["plain"] = plain_without
-
-
 def main() -> None:
     """Rounds until the time is over."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--no-word-cache", action="store_true")
     given = parser.parse_args()
-    if given.no_word_cache:
-        without_word_cache()
     tolerate_any_encoding()
     torch.set_num_threads(1)
     process, seen, until = psutil.Process(), list[tuple[float, int]](), time.monotonic() + 60 * given.minutes

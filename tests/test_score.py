@@ -100,6 +100,19 @@ def test_figures_are_those_of_evaluate(folder: Path, tmp_path: Path, monkeypatch
         assert [one.nll_nats, one.bits_per_byte, one.perplexity, one.bytes] == pytest.approx(expected, 1e-5)
 
 
+def test_ever_other_texts_have_the_same_few_sizes(scorer: Scorer) -> None:
+    """Memory grows where the token block reads ever other numbers of positions (LOG.md)."""
+    sizes = set[int]()
+
+    def note(_block: torch.nn.Module, read: tuple[torch.Tensor, ...]) -> None:
+        sizes.add(len(read[0]))
+
+    with scorer.model.token_block.register_forward_pre_hook(note):
+        for count in range(1, 40):
+            scorer.score(["word " * count] * count)
+    assert sizes <= {1 << power for power in range(9)}
+
+
 def test_without_an_end_of_text_token_the_first_one_is_not_scored(
     unmarked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

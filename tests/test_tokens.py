@@ -22,7 +22,7 @@ from tandem.tokens import encoding, store, tokenizer
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.prepare import default_cache_dir, prepare_corpus, tokenize_for_evaluation
 from tandem.tokens.store import ids_dtype
-from tandem.tokens.tokenizer import END_OF_TEXT, load_tokenizer, pieces, to_transformers, train_bpe
+from tandem.tokens.tokenizer import END_OF_TEXT, literal, load_tokenizer, pieces, to_transformers, train_bpe
 
 TEXTS = [
     f"The {animal} sat on the {place} and said: 'it's {number} o'clock, wonderful weather for walking'.\n"
@@ -195,6 +195,14 @@ def test_end_of_text_stands_before_each_document():
     assert list(stream.document_bytes) == [7, 5, len(MIXED.encode())]
     assert stream.scored_bytes == stream.document_bytes.sum()
     assert decoded_bytes(stream.ids, BPE) == ("one twothree" + MIXED).encode()
+
+
+def test_tokenizers_that_are_alike_encode_with_one():
+    """The library keeps the words of each that encoded anything (LOG.md)."""
+    one = literal(BPE)
+    assert one is literal(tokenizer.plain(BPE)) is literal(to_transformers(BPE, END_OF_TEXT))
+    assert one is not literal(train_bpe(TEXTS, 301))
+    assert one.encode(END_OF_TEXT).ids != BPE.encode(END_OF_TEXT).ids == [0]
 
 
 def test_text_separator_stands_between_documents():

@@ -19,7 +19,7 @@ from tandem.text.places import source_folder
 from tandem.text.splits import Splits, overlap_allowed
 from tandem.tokens.embeddings import embedding_table
 from tandem.tokens.store import Ids, TokenStream, token_counts
-from tandem.tokens.tokenizer import cutter, pieces, plain
+from tandem.tokens.tokenizer import cutter, literal, pieces
 
 Integers = npt.NDArray[np.int64]
 
@@ -210,8 +210,7 @@ def _leakage(splits: Splits, allowed: bool) -> Check:
 
 def _tokens(prepared: AuditInputs, splits: Splits) -> Check:
     corpus, settings = prepared.corpus, prepared.settings
-    tokenizer = plain(corpus.tokenizer)
-    tokenizer.encode_special_tokens = True
+    tokenizer = literal(corpus.tokenizer)
     wrong, count = [], 0
     for split, documents, stream, separator in (
         ("training", splits.train, corpus.train, settings.data.separators["train"]),

@@ -41,7 +41,7 @@ WINDOW_DOCUMENTS, WINDOW_CHARACTERS = 4096, 1 << 20
 BATCH_TOKENS = 1 << 14
 """Tokens, padding included, that are read at once."""
 HEAD_POSITIONS = 256
-"""Positions whose logits are held at once."""
+"""Positions whose predictions are held at once; a power of two."""
 DIGITS = 6
 """After the point of a figure that is written down; the seventh one is noise of single precision."""
 WORD = re.compile(r"\S+")
@@ -307,7 +307,7 @@ class Scorer:
             return np.empty(0), state if not row else State(state.cache, row[0])
         ((losses,),), context = self._losses([np.array(row)], state.cache.context, [self.model])
         cache = TandemCache()
-        cache.context, cache.tokens_seen = context.clone(), state.cache.tokens_seen + len(row) - 1
+        cache.context, cache.tokens_seen = context, state.cache.tokens_seen + len(row) - 1
         return losses, State(cache, row[-1])
 
     @torch.inference_mode()
@@ -332,24 +332,37 @@ class Scorer:
             part, own = ids[:, first:last], inside[:, first:last]
             embeds = model.embed(part)
             previous, current = model.context_block.unroll(embeds, context, model.reset_mask(part))
-            context = current[:, -1]
-            picked = own.to(model.device)
-            previous, current, embeds = previous[picked], current[picked], embeds[picked]
-            targets = ids[:, first + 1 : last + 1][picked]
+            context = current[:, -1].clone()
+            targets = ids[:, first + 1 : last + 1]
             for number, one in enumerate(models):
-                hidden = one.token_block(previous, current, embeds)
-                nll = [
-                    F.cross_entropy(one.lm_head(read).float(), wanted, reduction="none")
-                    for read, wanted in zip(
-                        *(whole.split(HEAD_POSITIONS) for whole in (hidden, targets)), strict=True
-                    )
-                ]
-                losses[number, :, first:last][own] = torch.cat(nll).cpu().double()
+                nll = _nll(one, previous, current, embeds, targets, own)
+                losses[number, :, first:last][own] = nll.cpu().double()
         assert context is not None
         return [
             [row[:length].numpy() for row, length in zip(of_model, lengths, strict=True)]
             for of_model in losses
         ], context
+
+
+def _nll(
+    model: TandemForCausalLM,
+    previous: Tensor,
+    current: Tensor,
+    embeds: Tensor,
+    targets: Tensor,
+    inside: Tensor,
+) -> Tensor:
+    """NLL of the targets [B, T] that are `inside`, in order of their positions."""
+    count = int(inside.sum())
+    # Parts of nine sizes at most: oneDNN keeps what it compiles for each, amid the memory of a batch.
+    size = min(HEAD_POSITIONS, 1 << (count - 1).bit_length())
+    positions = F.pad(inside.nonzero(), (0, 0, 0, -count % size)).to(targets.device)
+    nll = []
+    for row, column in (part.unbind(1) for part in positions.split(size)):
+        hidden = model.token_block(previous[row, column], current[row, column], embeds[row, column])
+        logits = model.lm_head(hidden).float()
+        nll.append(F.cross_entropy(logits, targets[row, column], reduction="none"))
+    return torch.cat(nll)[:count]
 
 
 def _load_again(folder: str, device: str, fingerprint: str) -> Scorer:

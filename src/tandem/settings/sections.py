@@ -353,27 +353,17 @@ class TransformerSettings(Section):
     """Epochs; the best one counts."""
 
 
-class Gpt2Settings(Section):
+class Gpt2Settings(TransformerSettings):
     """The GPT-2 baseline: transformers' own class, small; its width follows from the parameters allowed."""
 
     path: ClassVar[str] = "baselines.gpt2"
 
-    layers: Depth = 2
-    """Layers."""
-    heads: Annotated[int, Field(gt=0, le=1 << 10)] = 4
-    """Attention heads."""
-    window: Annotated[int, Field(ge=2)] = 64
-    """Tokens it sees at once; in scoring every token but the first ones sees at least half of that."""
-    batch_windows: Positive = 8
-    """Windows per optimizer step."""
     dropout: Probability = 0.1
     """Of embeddings, attention and residuals."""
     lr: PositiveFloat = 0.003
     """AdamW's largest learning rate; it rises for a tenth of the steps and falls along a cosine."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """The gradient is clipped to this norm."""
     max_epochs: Positive = 6
     """Epochs; the best one counts."""
 

@@ -18,7 +18,7 @@ from tandem.patience import Pace, patiently
 from tandem.tokens.lost import NOTHING_LOST, Decoding
 from tandem.tokens.rules import Rules
 from tandem.tokens.store import TokenStream, ids_dtype
-from tandem.tokens.tokenizer import cutter, plain, vocab_size
+from tandem.tokens.tokenizer import cutter, literal, vocab_size
 
 BATCH_CHARACTERS = 1 << 20
 """Characters of text encoded at once. Encodings take some 200 bytes a character."""
@@ -45,9 +45,7 @@ class Encoder:
 
         Raises DataError if the separator is `eos` and the tokenizer has none.
         """
-        # A copy, as the switch that takes special tokens in text literally belongs to the tokenizer object.
-        self._tokenizer = plain(tokenizer)
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = literal(tokenizer)
         self._decoding = Decoding(tokenizer)
         self._cut = cutter(self._tokenizer)
         self._on_encoded = on_encoded or (lambda _: None)

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,22 @@ def plain(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
     copy.no_truncation()
     copy.no_padding()
     return copy
+
+
+def literal(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer:
+    """As `plain`, and special tokens in text are text; all that are alike share it, so it is not changed.
+
+    Each thread of the library keeps up to 4 MB of words that a tokenizer has encoded, though it is gone
+    (LOG.md). So a process makes few of those that encode.
+    """
+    return _literal(plain(tokenizer).to_str())
+
+
+@lru_cache(maxsize=8)
+def _literal(rules: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(rules)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def to_transformers(tokenizer: Tokenizer, eos: str | None) -> PreTrainedTokenizerFast:

@@ -76,25 +76,17 @@ class Snapshots:
         self._joins[-1]["losses"] += loss
         self._joins[-1]["gradient_norms"] += gradient_norm
         self._joins[-1]["last_loss"] = loss
-        timed = {} if seconds_s is None else {"seconds_s": seconds_s}
-        with self._copied(epoch, step, loss, gradient_norm, read, ends, timed):
+        numbers = {"epoch": epoch, "step": step, "loss": loss, "gradient_norm": gradient_norm}
+        if seconds_s is not None:
+            numbers["seconds_s"] = seconds_s
+        with self._copied(self._labels(epoch, step, ends), numbers, read):
             yield
         self._joins[-1]["steps"] = step
         if ends:
             self._joins[-1]["after"] = self._fingerprint()
 
     @contextmanager
-    def _copied(
-        self,
-        epoch: int,
-        step: int,
-        loss: float,
-        gradient_norm: float,
-        read: Read,
-        ends: bool,
-        timed: Mapping[str, float],
-    ) -> Iterator[None]:
-        labels = self._labels(epoch, step, ends)
+    def _copied(self, labels: list[str], numbers: dict[str, float], read: Read) -> Iterator[None]:
         if not labels or self._optimizer is None:
             yield
             return
@@ -112,15 +104,8 @@ class Snapshots:
             for moment in ("exp_avg", "exp_avg_sq", "ax"):
                 if moment in state:
                     tensors[f"{moment}/{name}"] = _copy(self._part(name, state[moment], rows))
-        numbers = {
-            "epoch": epoch,
-            "step": step,
-            "loss": loss,
-            "gradient_norm": gradient_norm,
-            "lr": float(self._optimizer.param_groups[0]["lr"]),
-            "steps_before": self._steps_done - 1,
-            **timed,
-        }
+        numbers["lr"] = float(self._optimizer.param_groups[0]["lr"])
+        numbers["steps_before"] = self._steps_done - 1
         yield
         for name, parameter in self._named.items():
             tensors[f"after/{name}"] = _copy(self._part(name, parameter, rows))
