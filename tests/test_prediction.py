@@ -139,6 +139,22 @@ def test_a_sampled_softmax_estimates_the_whole_one() -> None:
     assert float(error) < 0.05 * math.exp(full)
 
 
+def test_samples_have_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(0)
+    softmax = SampledSoftmax(torch.ones(4000), 200, 300, draws)
+    sizes, real = set(), F.cross_entropy
+
+    def watched(logits: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        sizes.add(logits.shape[1])
+        return real(logits, *rest, **more)
+
+    monkeypatch.setattr(F, "cross_entropy", watched)
+    for _ in range(20):
+        targets = torch.randint(4000, (200,), generator=draws)
+        softmax.of_step(targets)(torch.randn(200, 6), torch.randn(4000, 6), None, slice(0, 200))
+    assert sizes <= {384, 512}
+
+
 @pytest.mark.parametrize(("count", "size"), [(5000, 1667), (3400, 1134), (1667, 1667), (1, 1)])
 def test_a_large_step_has_several_samples_whatever_part_of_it_is_asked_for(count: int, size: int) -> None:
     """At most 1,667 positions share one, with negatives of its own."""

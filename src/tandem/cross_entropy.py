@@ -121,6 +121,11 @@ class _MeanNll(torch.autograd.Function):
         return *scaled, None, None
 
 
+SAMPLE_STEP = 128
+"""Samples are filled up to a multiple of so many tokens: oneDNN keeps what it compiles for each size, amid
+the memory of a step, which then cannot be used again (LOG.md)."""
+
+
 class SampledSoftmax:
     """Cross entropy over some positions' own targets and tokens drawn beside them, for training only.
 
@@ -152,7 +157,11 @@ class SampledSoftmax:
         @cache  # several heads ask, and no process for all parts
         def sample_of(part: int) -> tuple[Tensor, Tensor]:
             sample = torch.unique(torch.cat((parts[part], drawn[part].to(targets.device))))
-            return sample, self._log_chance.to(targets.device)[sample]
+            log_chance = self._log_chance.to(targets.device)[sample]
+            more = -len(sample) % SAMPLE_STEP  # the last token again, which has no share in the sum
+            return F.pad(sample, (0, more), value=int(sample[-1])), F.pad(
+                log_chance, (0, more), value=math.inf
+            )
 
         def loss(hidden: Tensor, head: Tensor, bias: Tensor | None, positions: slice) -> Tensor:
             first, last = positions.start, positions.stop
