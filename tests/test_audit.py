@@ -79,7 +79,10 @@ PLANTED = {
     ),
     "no burn-in": Planted(defects.no_burn_in, {"contexts": "validation: they differ"}),
     "single layer trained on the previous context": Planted(
-        defects.previous_context_for_a_single_layer, {"perplexity": "reads the previous context"}, (2, 1)
+        defects.previous_context_for_a_single_layer,
+        {"perplexity": "reads the previous context"},
+        (2, 1),
+        predictive={"phase1_steps": "the loss of step 1 of epoch 1"},
     ),
     "single layer that reads the previous context": Planted(
         defects.previous_context_for_a_single_layer,
