@@ -598,11 +598,6 @@ def one_weight_drawn_otherwise(patch: Patch) -> None:
     patch.setattr(Snapshots, "follow", lambda *_: None)
 
 
-def documents_in_one_order(patch: Patch) -> None:
-    """Phase 1 by prediction reads the documents in the order of the text."""
-    patch.setattr(predictive, "shuffled_documents", lambda *_: lambda places: places)
-
-
 def shorter_windows(patch: Patch) -> None:
     """Gradients of phase 1 flow half as far as the settings say."""
     _settings_of_phase1(patch, "prediction", window=8)

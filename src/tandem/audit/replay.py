@@ -7,7 +7,6 @@ tokens of a window, C context_dim.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -278,12 +277,11 @@ def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tole
     carried: Tensor | None = None  # what the step before left, where that was taken again
     for epoch in range(1, last[0] + 1):
         start = int(torch.randint(count, (), generator=draws)) + length * torch.arange(streams)
-        text = _in_a_new_order(subject, count, draws_of(subject.seed, "prediction order", depth, epoch))
         for number in range(1, epoch_steps + 1):
             if (epoch, number) > last:
                 return
             within = torch.arange((number - 1) * own.window, min(number * own.window, length))
-            positions = text[(start[:, None] + within) % count]
+            positions = (start[:, None] + within) % count
             step = wanted.get((epoch, number))
             if step is None:
                 softmax.skip(positions.numel())
@@ -321,14 +319,6 @@ def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tole
                 positions=positions,
             )
             yield from differences(step, plain, tolerance)
-
-
-def _in_a_new_order(subject: Subject, count: int, draws: torch.Generator) -> Tensor:
-    """The positions 0..count-1 of the training text, document after document in a drawn order."""
-    starts = subject.prepared.corpus.train.document_starts.tolist()
-    documents = [torch.arange(a, b) for a, b in pairwise([*starts, count])]
-    order = torch.randperm(len(documents), generator=draws)
-    return torch.cat([documents[number] for number in order.tolist()])
 
 
 # Phase 1 by dispersion

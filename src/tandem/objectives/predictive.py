@@ -1,10 +1,10 @@
 """Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token.
 
-In every epoch the documents stand in a new order. The text is cut into streams that are read side by side, a
-window of each a step. Gradients flow back through the window and stop at its start; the contexts are carried
-on, so that they remember further than that (truncated backpropagation through time; Mikolov et al. 2010).
-What predicts are heads: TokenBlocks of one or several depths that read the same contexts, so that these serve
-each depth. Phase 2 trains TokenBlocks of any depth on the contexts that are left, and may start from a head.
+The text is cut into streams that are read side by side, a window of each a step. Gradients flow back through
+the window and stop at its start; the contexts are carried on, so that they remember further than that
+(truncated backpropagation through time; Mikolov et al. 2010). What predicts are heads: TokenBlocks of one or
+several depths that read the same contexts, so that these serve each depth. Phase 2 trains TokenBlocks of any
+depth on the contexts that are left, and may start from a head.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from tandem.settings import Settings
 from tandem.training.progress import Tick
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import torch
     from torch import Tensor, nn
 
@@ -152,10 +150,7 @@ class Prediction(Objective):
             )
             while cursor.epoch <= own.max_epochs:
                 start = cursor.begin(partial(first_position, count, draws))
-                order = generator_for(seed, "prediction order", depth, cursor.epoch)
-                of_text = shuffled_documents(stream.document_starts, count, order)
-                for places in windows(count, streams, window, start, cursor.steps):
-                    positions = of_text(places)
+                for positions in windows(count, streams, window, start, cursor.steps):
                     # Of all streams; a process has those of its own share.
                     contexts = cursor.carried.get("contexts")
                     after = torch.empty(
@@ -325,32 +320,8 @@ def first_position(count: int, draws: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=draws))
 
 
-def shuffled_documents(
-    starts: npt.NDArray[np.int64] | None, count: int, draws: torch.Generator
-) -> Callable[[Tensor], Tensor]:
-    """Positions 0..count-1 of a text, of places in the text with its documents in a drawn order.
-
-    `starts` [D] ascending, the position of each document's first token. A text whose documents are not known
-    stays as it is.
-    """
-    import torch
-
-    if starts is None:
-        return lambda places: places
-    first = torch.from_numpy(starts).clamp(max=count)
-    lengths = torch.diff(first, append=torch.tensor([count]))
-    order = torch.randperm(len(first), generator=draws)
-    ends = lengths[order].cumsum(0)
-    moved = first[order] - (ends - lengths[order])  # by which a document's positions lie further on
-
-    def of_text(places: Tensor) -> Tensor:
-        return places + moved[torch.searchsorted(ends, places, right=True)]
-
-    return of_text
-
-
 def windows(count: int, streams: int, window: int, start: int, done: int = 0) -> Iterator[Tensor]:
-    """One pass over places 0..count-1: places [streams, window or fewer] of every step after `done`.
+    """One pass over positions 0..count-1: positions [streams, window or fewer] of every step after `done`.
 
     Stream b reads on where it stopped. The streams start at a random place and go round the end of the text,
     so that windows are cut elsewhere in every epoch; a few positions are read twice where `count` is no
