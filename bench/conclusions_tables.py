@@ -214,7 +214,8 @@ def _defects(folder: Path, grid: dict[str, Runs]) -> None:
         "Config|Defect|PPL correct (÷ C1T1)|PPL planted (÷ C1T1)|planted ÷ correct [95%]|Train PPL planted"
         "|original ÷ its C1T1|audit fails"
     )
-    _table("The original's defects, planted", head, rows)
+    if rows:
+        _table("The original's defects, planted", head, rows)
 
 
 def _convergence(folder: Path, grid: dict[str, Runs]) -> None:

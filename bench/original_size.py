@@ -30,14 +30,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from conclusions import run_part
 from conclusions_tables import change, effect, print_configurations, print_grid, runs_in
-from measuring import made_small, print_table
+from measuring import SMALL, made_small, print_table
 from measuring import run as run_bench
 
 from tandem.settings import Settings, load_settings
 
-TRAIN_BYTES = 9_211_000
+TRAIN_BYTES = 30_000 if SMALL else 9_211_000
 """2.40 million tokens."""
-VALIDATION_DIALOGUES = 94
+VALIDATION_DIALOGUES = 4 if SMALL else 94
 """Of which the tokens come nearest to the original's 22,723."""
 WINDOW_TOKENS = 20_000
 NEGATIVES = 1024
