@@ -22,8 +22,12 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -33,7 +37,8 @@ from conclusions_tables import change, effect, print_configurations, print_grid,
 from measuring import SMALL, made_small, print_table
 from measuring import run as run_bench
 
-from tandem.settings import Settings, load_settings
+from tandem.records import RunRecord
+from tandem.settings import Configuration, Settings, load_settings
 
 TRAIN_BYTES = 30_000 if SMALL else 9_211_000
 """2.40 million tokens."""
@@ -54,6 +59,7 @@ class Part:
 
 
 DEPTHS = ((1, 1), (2, 1), (1, 2), (2, 2))
+NAMES = tuple(Configuration(*depths).name for depths in DEPTHS)
 ONE_EPOCH: dict[str, int | None] = {"exact": None, "4096": 4096, "1024": 1024}
 PARTS = (
     Part("grid", DEPTHS, {"baselines": {"models": ("unigram", "bigram", "kneser-ney")}}),
@@ -110,7 +116,13 @@ def _validation(source: Path, output: Path) -> Path:
 
 def print_tables(output: Path) -> None:
     """The grid, phase 1 over all tokens beside it, and what the sampled softmax costs."""
-    print_grid("The original's size", output)
+    grid = print_grid("The original's size", output)
+    pairs = [
+        [f"{a} → {b}", f"{seed}", over_documents(grid[a][seed], grid[b][seed])]
+        for a, b in combinations([name for name in NAMES if name in grid], 2)
+        for seed in sorted(grid[a].keys() & grid[b].keys(), key=str)
+    ]
+    print_table("Pairs of one seed, over documents alone", ("pair", "seed", "PPL [95%]"), pairs)
     if literal := runs_in(output / "literal"):
         print_configurations("Phase 1 over all tokens", literal)
     rows = []
@@ -132,6 +144,25 @@ def print_tables(output: Path) -> None:
             )
     head = ("softmax", "seed", "Val NLL, nats", "Val PPL", "against exact [95%]", "seconds of the epoch")
     print_table("One epoch of C1T1", head, rows)
+
+
+def over_documents(a: RunRecord, b: RunRecord) -> str:
+    """The perplexity of b against that of a, with the percentile bootstrap's interval over documents."""
+    assert a.validation is not None
+    assert a.validation.documents is not None
+    assert b.validation is not None
+    assert b.validation.documents is not None
+    tokens, nll_a = a.validation.documents.unpack()
+    difference = b.validation.documents.unpack()[1] - nll_a
+
+    def ratio(of_documents: Any, of_tokens: Any, axis: int = -1) -> Any:
+        return np.exp(of_documents.sum(axis) / of_tokens.sum(axis)) - 1
+
+    found = bootstrap(
+        (difference, tokens), ratio, paired=True, vectorized=True, method="percentile", rng=0
+    ).confidence_interval
+    low, middle, high = (f"{100 * x:+.1f}%" for x in (found.low, ratio(difference, tokens), found.high))
+    return f"{middle} [{low}, {high}]".replace("-", "−")
 
 
 def main() -> None:
