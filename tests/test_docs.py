@@ -22,6 +22,7 @@ import warm
 import yaml
 from conftest import sentences, slow_but, write_jsonl
 from filelock import FileLock
+from tokenizers import ByteLevelBPETokenizer
 
 from tandem.cli.arguments import ExperimentArguments, TrainArguments, parse_with_preset
 from tandem.cli.main import COMMANDS
@@ -233,6 +234,11 @@ def _fill(place: Path) -> None:
             file = place / "shared" / "corpora" / corpus / f"{name}.{kind}.gz"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(gzip.compress(lines.encode()))
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=300, special_tokens=["<|endoftext|>"])
+    file = place / "shared" / "corpora" / "gpt2_tokenizer" / "tokenizer.json"
+    file.parent.mkdir(parents=True)
+    tokenizer.save(str(file))
 
 
 def run_there(command: str, made: Path, folder: Path) -> subprocess.CompletedProcess[str]:
