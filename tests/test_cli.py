@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -116,22 +117,31 @@ def test_presets_run_on_small_text(
         assert "audit: " in out
 
 
+def alone_and_with(
+    capsys: pytest.CaptureFixture[str], model: str, held: str, option: str, part: str
+) -> dict[str, Any]:
+    """What `evaluate` says of a model, and what it says in `part` with an option; all else is the same."""
+    alone, both = (
+        json.loads(call(capsys, "evaluate", model, "--data", held, "--json", *more)[1])
+        for more in ((), (option,))
+    )
+    found = both.pop(part)
+    assert {**both, part: None} == alone
+    assert found["perplexity"] < alone["perplexity"]
+    assert found["bits_per_byte"] / alone["bits_per_byte"] == pytest.approx(
+        found["nll_nats"] / alone["nll_nats"]
+    )
+    return found
+
+
 def test_mixing_is_reported_apart(
     capsys: pytest.CaptureFixture[str], preset: str, text_file: Path, tmp_path: Path
 ) -> None:
     model, held = str(tmp_path / "model"), str(write_jsonl(tmp_path / "held.jsonl", sentences(5, seed=9)))
     assert call(capsys, "train", preset, "--output", model)[0] == 0
-    alone, both = (
-        json.loads(call(capsys, "evaluate", model, "--data", held, "--json", *more)[1])
-        for more in ((), ("--mix",))
-    )
-    mixture = both.pop("mixture")
-    assert {**both, "mixture": None} == alone
-    assert mixture["perplexity"] < alone["perplexity"]  # counts know these sentences after one pass
+    # counts know these sentences after one pass
+    mixture = alone_and_with(capsys, model, held, "--mix", "mixture")
     assert sum(mixture["weights"].values()) == pytest.approx(1)
-    assert mixture["bits_per_byte"] / alone["bits_per_byte"] == pytest.approx(
-        mixture["nll_nats"] / alone["nll_nats"]
-    )
     code, out, _ = call(capsys, "evaluate", model, "--data", held, "--mix")
     assert code == 0
     assert f"mixed          perplexity {mixture['perplexity']:.2f}" in out
@@ -151,16 +161,7 @@ def test_learning_on_is_reported_apart(
 ) -> None:
     model, held = str(tmp_path / "model"), str(write_jsonl(tmp_path / "held.jsonl", sentences(40, seed=9)))
     assert call(capsys, "train", preset, "--output", model)[0] == 0
-    alone, both = (
-        json.loads(call(capsys, "evaluate", model, "--data", held, "--json", *more)[1])
-        for more in ((), ("--adapt",))
-    )
-    adapted = both.pop("adapted")
-    assert {**both, "adapted": None} == alone
-    assert adapted["perplexity"] < alone["perplexity"]
-    assert adapted["bits_per_byte"] / alone["bits_per_byte"] == pytest.approx(
-        adapted["nll_nats"] / alone["nll_nats"]
-    )
+    adapted = alone_and_with(capsys, model, held, "--adapt", "adapted")
     code, out, _ = call(capsys, "evaluate", model, "--data", held, "--adapt")
     assert code == 0
     assert f"learning on    perplexity {adapted['perplexity']:.2f}" in out

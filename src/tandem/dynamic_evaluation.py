@@ -9,10 +9,11 @@ scan.
 from copy import deepcopy
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.contexts import PIECE_TOKENS, Contexts, Stream
-from tandem.metrics import Score
+from tandem.contexts import Contexts, Stream
+from tandem.metrics import Score, hidden_parts
 from tandem.model import TandemForCausalLM
 from tandem.stopping import stop_between_parts
 
@@ -41,25 +42,19 @@ def score_and_learn(model: TandemForCausalLM, stream: Stream, contexts: Contexts
     for weight in learned:
         weight.requires_grad_()
     optimizer = torch.optim.Adam(learned, lr=LR, betas=BETAS)
-    head, count = model.lm_head.weight.detach(), len(stream) - 1
-    losses, correct = torch.empty(count, dtype=torch.float64), 0
-    for first in range(0, count, PIECE_TOKENS):
-        last = min(first + PIECE_TOKENS, count)
-        window = contexts.window(first, last)
-        for positions in torch.arange(first, last, device=stream.ids.device).split(PART_TOKENS):
-            stop_between_parts()
-            with torch.no_grad():
-                previous, current = window.before_and_after(positions, stream.resets)
-                embeds = model.embed(stream.ids[positions])
-            targets = stream.ids[positions + 1]
-            logits = F.linear(block(previous, current, embeds), head, bias).float()
-            nll = F.cross_entropy(logits, targets, reduction="none")
-            losses[int(positions[0]) : int(positions[-1]) + 1] = nll.detach().cpu()
-            correct += int((logits.argmax(dim=-1) == targets).sum())
-            optimizer.zero_grad()
-            nll.mean().backward()
-            optimizer.step()
-            with torch.no_grad():
-                for weight, before in zip(learned, before_text, strict=True):
-                    weight.lerp_(before, RETURN)
-    return Score.of(losses.numpy(), correct)
+    head, losses, correct, done = model.lm_head.weight.detach(), list[Tensor](), 0, 0
+    for hidden in hidden_parts(model, stream, contexts, PART_TOKENS, block):
+        stop_between_parts()
+        done += len(hidden)
+        targets = stream.ids[done - len(hidden) + 1 : done + 1]
+        logits = F.linear(hidden, head, bias).float()
+        nll = F.cross_entropy(logits, targets, reduction="none")
+        losses.append(nll.detach().double().cpu())
+        correct += int((logits.argmax(dim=-1) == targets).sum())
+        optimizer.zero_grad()
+        nll.mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            for weight, before in zip(learned, before_text, strict=True):
+                weight.lerp_(before, RETURN)
+    return Score.of(torch.cat(losses).numpy(), correct)

@@ -133,7 +133,6 @@ def score_parts(
     return losses, correct
 
 
-@torch.no_grad()
 def hidden_parts(
     model: TandemForCausalLM,
     stream: Stream,
@@ -144,7 +143,8 @@ def hidden_parts(
 ) -> Iterator[Tensor]:
     """What the softmax reads, [n, E] in parts that follow on each other, for all tokens but the last.
 
-    Arguments as of `score_stream`; with `share` for these positions only.
+    Arguments as of `score_stream`; with `share` for these positions only. Gradients are those of the
+    TokenBlock, where they are enabled; it may be changed between two parts.
     """
     token_block = model.token_block if token_block is None else token_block
     share = slice(0, len(stream) - 1) if share is None else share
@@ -152,8 +152,10 @@ def hidden_parts(
         last = min(first + PIECE_TOKENS, share.stop)
         window = contexts.window(first, last)
         for positions in torch.arange(first, last, device=stream.ids.device).split(chunk_positions):
-            before, after = window.before_and_after(positions, stream.resets)
-            yield token_block(before, after, model.embed(stream.ids[positions]))
+            with torch.no_grad():
+                before, after = window.before_and_after(positions, stream.resets)
+                embeds = model.embed(stream.ids[positions])
+            yield token_block(before, after, embeds)
 
 
 def validation_record(score: Score, tokens: TokenStream) -> ValidationRecord:

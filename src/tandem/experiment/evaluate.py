@@ -94,8 +94,10 @@ def evaluate_model(
 ) -> Evaluation:
     """Score the model in `folder` on the text of `source`, tokenized as in its training.
 
-    `int8`: with weights of 8 bits. With `mix` also of the model mixed with an n-gram, counted on its training
-    text, and a cache; with `adapt` also of the model as it learns from the text. `verify` as of `load_model`.
+    `int8`: with weights of 8 bits.
+    `mix`: also of the model mixed with a cache, and with an n-gram counted on its training text.
+    `adapt`: also of the model as it learns from the text.
+    `verify`: as of `load_model`.
     `on_warning` is told what was assumed of a folder that does not say how its model was trained.
 
     Raises RunDirError for a folder that is no model. Raises SettingsError for `int8` where torch cannot, for
