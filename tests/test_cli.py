@@ -264,7 +264,7 @@ def test_commands_from_training_to_text(
     assert (result["prompt"] + result["text"]).strip() == text.strip()
     assert result["new_tokens"] <= 20
     with pytest.MonkeyPatch.context() as patch:  # a prompt that is longer than what is read at once
-        patch.setattr("tandem.experiment.generate.READ_AT_ONCE", 1)
+        patch.setattr("tandem.model.state_tandem.READ_AT_ONCE", 1)
         call_again = ("--prompt", "the context", "--max-new-tokens", "20", "--json")
         assert json.loads(call(capsys, "generate", model, *call_again)[1]) == result
     others = [

@@ -26,7 +26,7 @@ def test_the_first_part_is_scored_as_it_is_and_the_model_stays() -> None:
     model, stream = model_and_stream()
     before = copy.deepcopy(model.state_dict())
     contexts = contexts_of(model, stream)
-    plain, learned = score_stream(model, stream, contexts, 512), score_and_learn(model, stream, contexts)
+    plain, learned = score_stream(model, stream, contexts, 512), score_and_learn([model], stream, [contexts])
     np.testing.assert_allclose(learned.losses[:PART_TOKENS], plain.losses[:PART_TOKENS], rtol=1e-5)
     assert (learned.losses[PART_TOKENS:] != plain.losses[PART_TOKENS:]).any()
     assert len(learned.losses) == len(stream) - 1
@@ -37,12 +37,12 @@ def test_the_first_part_is_scored_as_it_is_and_the_model_stays() -> None:
 
 def test_nothing_looks_ahead() -> None:
     model, stream = model_and_stream()
-    whole = score_and_learn(model, stream, contexts_of(model, stream)).losses
+    whole = score_and_learn([model], stream, [contexts_of(model, stream)]).losses
     place = 3 * PART_TOKENS + 5
     ids = stream.ids[torch.arange(len(stream))].clone()
     ids[place + 1 :] = (ids[place + 1 :] + 1) % model.config.vocab_size
     other = Stream.of(model, ids)
-    changed = score_and_learn(model, other, contexts_of(model, other)).losses
+    changed = score_and_learn([model], other, [contexts_of(model, other)]).losses
     np.testing.assert_allclose(changed[:place], whole[:place], rtol=1e-5)
     assert abs(changed[place] - whole[place]) > 1e-3
 
@@ -51,7 +51,7 @@ def test_a_step_is_adam_without_momentum_and_a_share_of_the_way_back() -> None:
     model, stream = model_and_stream()
     contexts = contexts_of(model, stream)
     second = slice(PART_TOKENS, 2 * PART_TOKENS)
-    found = score_and_learn(model, stream, contexts).losses[second]
+    found = score_and_learn([model], stream, [contexts]).losses[second]
     block, bias = copy.deepcopy(model.token_block), model.lm_head.bias.detach().clone().requires_grad_()
 
     def losses(part: slice) -> torch.Tensor:
@@ -77,5 +77,5 @@ def test_text_that_repeats_itself_is_learned() -> None:
     ids = stream.ids[torch.arange(96)].repeat(12)
     again = Stream.of(model, ids)
     contexts = contexts_of(model, again)
-    plain, learned = score_stream(model, again, contexts, 512), score_and_learn(model, again, contexts)
+    plain, learned = score_stream(model, again, contexts, 512), score_and_learn([model], again, [contexts])
     assert learned.losses[-96:].mean() < plain.losses[-96:].mean() - 0.1

@@ -75,7 +75,7 @@ def test_every_loader_is_one_that_states_what_it_promises() -> None:
     }
     other = ("tokens/tokenizer.py", "AutoTokenizer.from_pretrained")
     assert calls.keys() == {
-        ("model_folder/loading.py", "TandemForCausalLM.from_pretrained"),
+        ("model_folder/loading.py", "MODELS[config.model_type].from_pretrained"),
         ("tokens/tokenizer.py", "Tokenizer.from_str"),
         other,
     }

@@ -6,6 +6,7 @@ the TokenBlock and the output bias learn. ContextBlock and embedding stay, so th
 scan.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from tandem.contexts import Contexts, Stream
 from tandem.metrics import Score, hidden_parts
-from tandem.model import TandemForCausalLM
+from tandem.model import TandemForCausalLM, average
 from tandem.stopping import stop_between_parts
 
 PART_TOKENS = 32
@@ -26,28 +27,35 @@ RETURN = 0.001
 """After each step the weights go back to those of the model by this share of the way."""
 
 
-def score_and_learn(model: TandemForCausalLM, stream: Stream, contexts: Contexts) -> Score:
+def score_and_learn(
+    members: Sequence[TandemForCausalLM], stream: Stream, contexts: Sequence[Contexts]
+) -> Score:
     """Score every token of the stream but the first, by weights that have learned from the parts before it.
 
-    The weights of `model` stay as they are. Raises ValueError for 8-bit weights, which cannot learn.
+    Several members count by the average of their probabilities, each with its own contexts. Their weights
+    stay as they are. Raises ValueError for 8-bit weights, which cannot learn.
     """
-    if model.config.int8:
+    if any(member.config.int8 for member in members):
         raise ValueError("8-bit weights cannot learn")
-    block, bias = deepcopy(model.token_block), model.lm_head.bias
-    learned = list(block.parameters())
-    if bias is not None:
-        bias = bias.detach().clone()
-        learned.append(bias)
+    blocks = [deepcopy(member.token_block) for member in members]
+    biases = [deepcopy(member.lm_head.bias) for member in members]
+    heads = [member.lm_head.weight.detach() for member in members]
+    learned = [weight for block in blocks for weight in block.parameters()]
+    learned += [bias for bias in biases if bias is not None]
     before_text = [weight.detach().clone() for weight in learned]
     for weight in learned:
         weight.requires_grad_()
     optimizer = torch.optim.Adam(learned, lr=LR, betas=BETAS)
-    head, losses, correct, done = model.lm_head.weight.detach(), list[Tensor](), 0, 0
-    for hidden in hidden_parts(model, stream, contexts, PART_TOKENS, block):
+    hidden = [
+        hidden_parts(member, stream, own, PART_TOKENS, block)
+        for member, own, block in zip(members, contexts, blocks, strict=True)
+    ]
+    losses, correct, done = list[Tensor](), 0, 0
+    for parts in zip(*hidden, strict=True):
         stop_between_parts()
-        done += len(hidden)
-        targets = stream.ids[done - len(hidden) + 1 : done + 1]
-        logits = F.linear(hidden, head, bias).float()
+        done += len(parts[0])
+        targets = stream.ids[done - len(parts[0]) + 1 : done + 1]
+        logits = average([F.linear(*one) for one in zip(parts, heads, biases, strict=True)]).float()
         nll = F.cross_entropy(logits, targets, reduction="none")
         losses.append(nll.detach().double().cpu())
         correct += int((logits.argmax(dim=-1) == targets).sum())

@@ -249,7 +249,11 @@ def look(path: Path) -> Found:
         what = "the weights of a baseline, kept for the audit of the run directory that it lies in"
         return Found(path, "baseline", what)
     # Its checksums come first when it is saved, so without the rest it is half of one.
-    if kind == "tandem" or _is_of_runs(path / RECORD) or _has(path / CHECKSUMS, f'"{CONFIG}"'.encode()):
+    if (
+        kind in ("tandem", "tandem_ensemble")
+        or _is_of_runs(path / RECORD)
+        or _has(path / CHECKSUMS, f'"{CONFIG}"'.encode())
+    ):
         return Found(path, "model folder", "a model folder")
     if kind is not None or "architectures" in config:
         return Found(path, "foreign model", f"a folder with a model of type '{kind}', not a Tandem model")

@@ -1,7 +1,7 @@
 """The figures, each in one place: training, evaluation, tests and report all mean the same by a name."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from tandem.contexts import PIECE_TOKENS, Contexts, Stream, Tokens
 from tandem.cross_entropy import Head, nll_and_hits
 from tandem.group import ALONE, Group
-from tandem.model import TandemForCausalLM, TokenBlock
+from tandem.model import TandemForCausalLM, TokenBlock, average
 from tandem.records import DocumentScores, ValidationRecord
 from tandem.records import perplexity as perplexity
 from tandem.stopping import stop_between_parts
@@ -110,6 +110,29 @@ def score_stream(
     if group.size > 1:
         losses = group.joined(losses.to(model.device), len(stream) - 1).cpu()
         correct = int(group.total(torch.tensor(correct, device=model.device)))
+    return Score.of(losses.numpy(), correct)
+
+
+@torch.no_grad()
+def score_average(
+    members: Sequence[TandemForCausalLM],
+    stream: Stream,
+    contexts: Sequence[Contexts],
+    chunk_positions: int,
+) -> Score:
+    """As `score_stream`, by the average of several models' probabilities, each with its own contexts."""
+    if len(members) == 1:
+        return score_stream(members[0], stream, contexts[0], chunk_positions)
+    pairs = zip(members, contexts, strict=True)
+    hidden = [hidden_parts(member, stream, own, chunk_positions) for member, own in pairs]
+    widths = [member.config.embed_dim for member in members]
+
+    def head(joined: Tensor) -> Tensor:
+        parts = joined.split(widths, dim=-1)
+        return average([member.lm_head(own) for member, own in zip(members, parts, strict=True)])
+
+    side_by_side = (torch.cat(parts, dim=-1) for parts in zip(*hidden, strict=True))
+    losses, correct = score_parts(side_by_side, head, stream.ids, slice(0, len(stream) - 1))
     return Score.of(losses.numpy(), correct)
 
 

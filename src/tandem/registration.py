@@ -16,9 +16,10 @@ from types import ModuleType
 def _register_config() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from tandem.model.configuration_tandem import TandemConfig
+    from tandem.model.configuration_tandem import TandemConfig, TandemEnsembleConfig
 
-    AutoConfig.register(TandemConfig.model_type, TandemConfig)
+    for config in (TandemConfig, TandemEnsembleConfig):
+        AutoConfig.register(config.model_type, config)
 
 
 def _register_model() -> None:
@@ -28,6 +29,7 @@ def _register_model() -> None:
 
     auto.AutoModel.register(model.TandemConfig, model.TandemModel)
     auto.AutoModelForCausalLM.register(model.TandemConfig, model.TandemForCausalLM)
+    auto.AutoModelForCausalLM.register(model.TandemEnsembleConfig, model.TandemEnsemble)
     auto.AutoModelForSequenceClassification.register(
         model.TandemConfig, model.TandemForSequenceClassification
     )

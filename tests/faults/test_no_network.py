@@ -40,6 +40,7 @@ def test_no_command_asks_the_network(
     settings = tiny(text_file, configurations=((1, 1),), seeds=(0,))
     file, run_dir, model = (tmp_path / name for name in ("settings.yaml", "run", "run/models/C1T1-seed0"))
     file.write_text(dump_settings(settings), "utf-8")
+    other = tmp_path / "other"
     for command in (
         ("experiment", str(file), "--output", str(run_dir), "--baselines.models", "unigram"),
         ("audit", str(model)),
@@ -47,6 +48,8 @@ def test_no_command_asks_the_network(
         ("score", str(model), str(text_file)),
         ("generate", str(model), "--prompt", "the", "--max-new-tokens", "2"),
         ("quantize", str(model), "--output", str(tmp_path / "int8")),
+        ("adapt", str(model), "--data", str(text_file), "--output", str(other)),
+        ("ensemble", str(model), str(other), "--output", str(tmp_path / "both")),
         ("report", str(run_dir)),
         ("doctor",),
     ):

@@ -256,11 +256,8 @@ def test_kept_steps_that_are_gone_or_exchanged_are_said(commands: Commands) -> N
 
 @needs_cc
 def test_checksums_of_a_model_are_left_out_where_asked(commands: Commands) -> None:
-    folder = Path(
-        shutil.copytree(
-            commands.place / "experiment" / "models" / "C1T1-seed0", commands.place / "unverified"
-        )
-    )
+    whole = commands.place / "experiment" / "models" / "C1T1-seed0"
+    folder = Path(shutil.copytree(whole, commands.place / "unverified"))
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -271,6 +268,7 @@ def test_checksums_of_a_model_are_left_out_where_asked(commands: Commands) -> No
         ("score", text),
         ("generate", "--prompt", "ba", "--max-new-tokens", "2"),
         ("quantize",),
+        ("ensemble", str(whole)),
     ):
         words = ("injection:command", name, str(folder), *more)
         done = commands.server.run(*words, root=commands.root)

@@ -116,7 +116,8 @@ class Subject:
         quick: bool = False,
     ) -> "Subject":
         """From a model folder. Raises RunDirError if the model cannot be read."""
-        model, tokenizer = load_model(folder)
+        loaded, tokenizer = load_model(folder)
+        model = loaded.members[0]
         model.to(prepared.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
         sample = load_sample(folder)
         return cls(prepared, record, siblings, folder, model, tokenizer, sample, contexts, quick)

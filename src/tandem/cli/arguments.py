@@ -207,6 +207,21 @@ class AdaptArguments(OwnArguments):
     """Print the record as JSON."""
 
 
+class EnsembleArguments(OwnArguments):
+    """Average the probabilities of several models: one model folder, better than each of them."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Model folder, as `tandem train` writes it."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """More model folders with the same tokenizer, such as those of other seeds."""
+    output: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of the ensemble; none: `MODEL-ensemble`."""
+    verify: bool = True
+    """Compare the files of the models with their checksums first."""
+    json_output: Json = False
+    """Print the folder and its members as JSON."""
+
+
 class QuantizeArguments(OwnArguments):
     """Copy a model folder with weights of 8 bits: a quarter of the size, faster on a CPU, for inference."""
 
@@ -279,6 +294,7 @@ ARGUMENTS: dict[str, type[Any]] = {
     "score": ScoreArguments,
     "generate": GenerateArguments,
     "adapt": AdaptArguments,
+    "ensemble": EnsembleArguments,
     "quantize": QuantizeArguments,
     "audit": AuditArguments,
     "report": ReportArguments,

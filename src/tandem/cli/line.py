@@ -17,6 +17,7 @@ OF_SETTINGS = ("train", "experiment", "config")
 PLACES = {
     **dict.fromkeys(OF_SETTINGS, "a preset or settings file"),
     **dict.fromkeys(("adapt", "evaluate", "score", "generate", "quantize"), "a model folder"),
+    "ensemble": "two model folders or more",
     "audit": "a run directory or model folder",
     "report": "a run directory",
     "compare": "two run directories",
@@ -24,7 +25,7 @@ PLACES = {
     "completion": "a shell (bash, zsh or fish)",
 }
 """By command, its own word: what it takes besides options; empty for nothing."""
-SEVERAL = {"score": "files", "compare": "others"}
+SEVERAL = {"score": "files", "compare": "others", "ensemble": "others"}
 """Commands that take more words after their own, and the argument that these are."""
 TEXTS = {
     **dict.fromkeys(OF_SETTINGS, "a text stands after --data.train"),

@@ -21,6 +21,7 @@ from tandem.cli.arguments import (
     CompletionArguments,
     ConfigArguments,
     DoctorArguments,
+    EnsembleArguments,
     EvaluateArguments,
     ExperimentArguments,
     GenerateArguments,
@@ -274,6 +275,18 @@ def generate(args: Sequence[str]) -> None:
         _write_json(json.dumps(result, ensure_ascii=False))
 
 
+def ensemble(args: Sequence[str]) -> None:
+    """tandem ensemble MODEL MODEL…"""
+    arguments = parse("ensemble", EnsembleArguments, args)
+    from tandem.cli.summary import print_ensemble
+    from tandem.experiment.inference import make_ensemble
+
+    folder = arguments.model
+    output = Path(arguments.output or folder.with_name(f"{folder.name}-ensemble"))
+    found = make_ensemble((folder, *arguments.others), output, arguments.verify)
+    _show(found, arguments.json_output, print_ensemble)
+
+
 def quantize(args: Sequence[str]) -> None:
     """tandem quantize MODEL"""
     arguments = parse("quantize", QuantizeArguments, args)
@@ -345,7 +358,7 @@ def completion(args: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     function.__name__: function
     for function in (
-        *(experiment, train, adapt, evaluate, score, generate, quantize),
+        *(experiment, train, adapt, evaluate, score, generate, ensemble, quantize),
         *(audit, report, compare, config, doctor, completion),
     )
 }

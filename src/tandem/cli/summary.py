@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # they import torch, and `tandem report` does without
     from tandem.experiment.doctor import Checkup
     from tandem.experiment.estimate import Estimate
     from tandem.experiment.evaluate import Adapted, Evaluation, Mixture
-    from tandem.experiment.inference import QuantizedModel
+    from tandem.experiment.inference import Ensemble, QuantizedModel
     from tandem.report.experiments import ComparedExperiments
     from tandem.scoring.files import Counts
     from tandem.scoring.pairs import PairScores
@@ -162,6 +162,11 @@ def print_comparison(console: Terminal, found: ComparedExperiments) -> None:
     if found.untrusted:
         console.say("†: the audit failed for one of its runs")
     console.say("second against first, over the seeds of both; no audit computes these differences again")
+
+
+def print_ensemble(console: Terminal, ensemble: Ensemble) -> None:
+    """Where it is, and of what."""
+    console.say(f"{ensemble.output} averages the probabilities of {len(ensemble.members)} models")
 
 
 def print_quantized(console: Terminal, copied: QuantizedModel) -> None:

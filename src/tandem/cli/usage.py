@@ -9,6 +9,7 @@ COMMANDS = {
     "evaluate": "score a model on text",
     "score": "score and filter documents one by one, or minimal pairs",
     "generate": "continue a prompt",
+    "ensemble": "average several models' probabilities in one model folder",
     "quantize": "copy a model with weights of 8 bits, a quarter of the size",
     "audit": "check what an experiment or a model says of itself",
     "report": "rebuild an experiment's report from its records, also as CSV or for LaTeX",

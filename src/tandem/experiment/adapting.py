@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tandem.folders import check_reading
-from tandem.model_folder.checking import read_config
+from tandem.model_folder.checking import read_single_config
 from tandem.model_folder.loading import model_settings
 from tandem.objectives.adapted import SIZES
 from tandem.settings import (
@@ -40,7 +40,7 @@ def adapted_settings(folder: Path, data: DataSettings) -> tuple[Settings, Config
     Raises RunDirError for a folder that holds no model, SettingsError or DataError for one of broken files.
     """
     check_reading(folder, "model folder")
-    config, place, before = read_config(folder), str(folder.resolve()), model_settings(folder)
+    config, place, before = read_single_config(folder), str(folder.resolve()), model_settings(folder)
     configuration = Configuration(*config.depths)
     settings = Settings(
         name=f"{folder.resolve().name}-adapted",

@@ -27,6 +27,7 @@ tags:
 MARK = re.compile(r"\n<!-- Tandem wrote this card, (\w+)\. A card that you change stays as it is\. -->\n\Z")
 """Ends a card, with the fingerprint of what stands before."""
 ROUNDED = "Its weights were rounded to 8 bits after training. The figures are those of the model before."
+ROUNDED_ENSEMBLE = "Their weights were rounded to 8 bits."
 INTRODUCTION = """A Tandem language model. One block folds all that was read into a vector of fixed size, and
 another predicts the next token from it.
 """
@@ -106,9 +107,21 @@ def model_card(record: RunRecord, cell: str, others: Iterable[RunRecord] = (), i
         LIMITS,
         "`record.json` has all figures, and `settings.yaml` what made the model.\n",
     ]
-    body = HEADER + "\n" + "\n".join(sections)
-    mark = f"Tandem wrote this card, {_seal(body)}. A card that you change stays as it is."
-    return f"{body}\n<!-- {mark} -->\n"
+    return _sealed(sections)
+
+
+def ensemble_card(members: Sequence[str], int8: bool = False) -> str:
+    """The card of an ensemble of these models, by their names."""
+    listed = "".join(f"- {escaped(name)}\n" for name in members)
+    return _sealed(
+        [
+            "# An ensemble\n",
+            f"{INTRODUCTION}The probabilities of {len(members)} such models are averaged:\n\n{listed}"
+            + (f"\n{ROUNDED_ENSEMBLE}\n" if int8 else ""),
+            USE,
+            LIMITS,
+        ]
+    )
 
 
 def write_card(folder: Path, card: str) -> None:
@@ -136,6 +149,13 @@ def escaped(text: object) -> str:
     """Text of others for one line of Markdown: nothing of it is markup, a link or a mention."""
     line = one_line(" ".join(str(text).split()))
     return re.sub(r"([\\`*_\[\]()<>&#~$|!:@]|(?<=[wW])\.)", r"\\\1", line)
+
+
+def _sealed(sections: Iterable[str]) -> str:
+    """A card of these sections, which says that Tandem wrote it."""
+    body = HEADER + "\n" + "\n".join(sections)
+    mark = f"Tandem wrote this card, {_seal(body)}. A card that you change stays as it is."
+    return f"{body}\n<!-- {mark} -->\n"
 
 
 def _seal(body: str) -> str:

@@ -1,7 +1,8 @@
 """Scoring a saved model on any text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ from tandem.experiment.artefacts import model_record
 from tandem.experiment.inference import load_for_inference
 from tandem.experiment.machine import free_memory, keep_freed_memory
 from tandem.folders import SETTINGS
-from tandem.metrics import Score, bits_per_byte, effective_rank, hidden_parts, perplexity, score_stream
+from tandem.metrics import Score, bits_per_byte, effective_rank, hidden_parts, perplexity, score_average
 from tandem.mixture import SHARPNESSES, cache_probabilities
 from tandem.mixture import mix as mix_parts
 from tandem.model import TandemForCausalLM
@@ -55,6 +56,7 @@ class Evaluation(BaseModel):
     lost_bytes      of the text, what its tokens cannot give back; each costs 8 bits in bits_per_byte.
     lost_such_as    the first characters among them.
     phase1          figures that only the objective of its phase 1 has, by name.
+    effective_rank  of an ensemble, the mean of its members'.
     int8            whether its weights were of 8 bits.
     """
 
@@ -92,7 +94,7 @@ def evaluate_model(
     on_progress: Callable[[str], None] = lambda _: None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Score the model in `folder` on the text of `source`, tokenized as in its training.
+    """Score the model or ensemble in `folder` on the text of `source`, tokenized as in its training.
 
     `int8`: with weights of 8 bits.
     `mix`: also of the model mixed with a cache, and with an n-gram counted on its training text.
@@ -128,21 +130,24 @@ def evaluate_model(
     )
     tokens = tokenize_for_evaluation(source, reading, tokenizer, on_progress)
     on_progress(f"scoring {len(tokens):,} tokens of {source}")
-    stream = Stream.of(model, tokens.ids)
+    members = list(model.members)
+    stream = Stream.of(members[0], tokens.ids)
+    memory = free_memory(model.device) // 2 // len(members)
     with written_settings(folder / SETTINGS, ("contexts",)):
-        contexts, scan = compute_contexts(model, stream, settings.contexts, free_memory(model.device) // 2)
-    score = score_stream(model, stream, contexts, settings.phase2.chunk_positions)
+        found = [compute_contexts(member, stream, settings.contexts, memory) for member in members]
+    contexts = [own for own, _ in found]
+    score = score_average(members, stream, contexts, settings.phase2.chunk_positions)
     mixture = None
     if mix:
         splits = _training_text(folder, data, on_progress, on_warning)
         counted = tokenize(
             splits.train, tokenizer, data.separators["train"], splits.train_source, on_progress
         )
-        mixture = _mixture(model, stream, contexts, score, tokens, counted, settings)
+        mixture = _mixture(members, stream, contexts, score, tokens, counted, settings)
     adapted = None
     if adapt:
         on_progress("scoring again, and learning on")
-        learned = score_and_learn(model, stream, contexts)
+        learned = score_and_learn(members, stream, contexts)
         adapted = Adapted(
             perplexity=learned.perplexity,
             nll_nats=learned.nll_nats,
@@ -162,13 +167,20 @@ def evaluate_model(
         nll_nats=score.nll_nats,
         accuracy=score.accuracy,
         bits_per_byte=score.bits_per_byte(tokens),
-        effective_rank=effective_rank(contexts, settings.contexts.rank_positions),
-        phase1=OBJECTIVES[settings.recipe].evaluate(model, stream, settings) if own else {},
+        effective_rank=fmean(effective_rank(one, settings.contexts.rank_positions) for one in contexts),
+        phase1=_phase1_figures(members, stream, settings) if own else {},
         int8=model.config.int8,
-        scan_error=max(scan.loop_error, scan.join_error),
+        scan_error=max(max(scan.loop_error, scan.join_error) for _, scan in found),
         mixture=mixture,
         adapted=adapted,
     )
+
+
+def _phase1_figures(
+    members: Sequence[TandemForCausalLM], stream: Stream, settings: Settings
+) -> dict[str, float]:
+    """What phase 1 of a model means on this text; nothing of an ensemble, which has several."""
+    return {} if len(members) > 1 else OBJECTIVES[settings.recipe].evaluate(members[0], stream, settings)
 
 
 def _training_text(
@@ -193,18 +205,18 @@ def _training_text(
 
 
 def _mixture(
-    model: TandemForCausalLM,
+    members: Sequence[TandemForCausalLM],
     stream: Stream,
-    contexts: Contexts,
+    contexts: Sequence[Contexts],
     score: Score,
     tokens: TokenStream,
     counted: TokenStream,
     settings: Settings,
 ) -> Mixture:
-    """Of the stream with its contexts and the model's own score."""
+    """Of the stream with its contexts and the model's own score; the cache is that of the first member."""
     order = settings.baselines.order
-    ngram = KneserNey.fit(counted.ids, model.config.vocab_size, order).score(tokens.ids)
-    hidden = hidden_parts(model, stream, contexts, settings.phase2.chunk_positions)
+    ngram = KneserNey.fit(counted.ids, members[0].config.vocab_size, order).score(tokens.ids)
+    hidden = hidden_parts(members[0], stream, contexts[0], settings.phase2.chunk_positions)
     caches = cache_probabilities(hidden, stream.ids)
     own = np.exp(-np.stack((score.losses, ngram.losses), axis=1, dtype=np.float64))
     mixed = mix_parts(np.concatenate((own, caches), axis=1))

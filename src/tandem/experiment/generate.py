@@ -20,14 +20,12 @@ from transformers import (
 from tandem.advice import named
 from tandem.errors import SettingsError
 from tandem.experiment.inference import load_for_inference
-from tandem.model import TandemCache, TandemForCausalLM
+from tandem.model import TandemCache, average
+from tandem.model_folder.checking import AnyModel
 from tandem.model_folder.loading import settings_for, unused_ids
 from tandem.shown import several_lines, to_terminal
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.tokenizer import plain
-
-READ_AT_ONCE = 4096
-"""Tokens of a prompt that are read in one go: what memory they take does not grow with the prompt."""
 
 
 def generate_text(
@@ -92,7 +90,7 @@ def generate_text(
         streamer.put(torch.tensor(ids))
     new: list[int] = []
     with torch.inference_mode():
-        for token in islice(next_tokens(model, _read(model, ids[:-1]), ids[-1], choose), max_new_tokens):
+        for token in islice(next_tokens(model, model.read(ids[:-1]), ids[-1], choose), max_new_tokens):
             new.append(token)
             if streamer is not None:
                 streamer.put(torch.tensor([token]))
@@ -121,7 +119,7 @@ def _as_text(text: str) -> str:
 
 
 def sampler(
-    model: TandemForCausalLM,
+    model: AnyModel,
     temperature: float,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -161,29 +159,24 @@ def _drawn(probabilities: Tensor) -> Tensor:
 
 
 def next_tokens(
-    model: TandemForCausalLM, state: TandemCache, token: int, choose: Callable[[Tensor], Tensor]
+    model: AnyModel, state: TandemCache, token: int, choose: Callable[[Tensor], Tensor]
 ) -> Iterator[int]:
     """Tokens without end after `token`, before which the state was reached.
 
     Blocks are called directly: `model.generate` took several times as long around them (LOG.md).
     """
+    members, widths = list(model.members), [config.context_dim for config in model.config.configs]
     context = state.context
     if context is None:
-        context = torch.zeros(1, model.config.context_dim, dtype=model.dtype, device=model.device)
+        context = torch.zeros(1, sum(widths), dtype=model.dtype, device=model.device)
+    contexts = list(context.split(widths, dim=-1))
     while True:
-        ids = torch.tensor([token], device=model.device)
-        embeds = model.embed(ids)
-        if (reset := model.reset_mask(ids)) is not None:
-            context = context.masked_fill(reset[:, None], 0.0)
-        before, context = context, model.context_block(context, embeds)
-        token = int(choose(model.lm_head(model.token_block(before, context, embeds))))
+        ids, logits = torch.tensor([token], device=model.device), []
+        for number, member in enumerate(members):
+            before, embeds = contexts[number], member.embed(ids)
+            if (reset := member.reset_mask(ids)) is not None:
+                before = before.masked_fill(reset[:, None], 0.0)
+            contexts[number] = member.context_block(before, embeds)
+            logits.append(member.lm_head(member.token_block(before, contexts[number], embeds)))
+        token = int(choose(average(logits)))
         yield token
-
-
-def _read(model: TandemForCausalLM, ids: list[int]) -> TandemCache:
-    """The state after these tokens, of which there may be any number, also none."""
-    state = TandemCache()
-    for first in range(0, len(ids), READ_AT_ONCE):
-        part = torch.tensor([ids[first : first + READ_AT_ONCE]], device=model.device)
-        model(part, past_key_values=state, use_cache=True, logits_to_keep=1)
-    return state

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tandem.model.cell_tandem import ContextBlock as ContextBlock
     from tandem.model.cell_tandem import sequential_contexts as sequential_contexts
     from tandem.model.configuration_tandem import TandemConfig as TandemConfig
+    from tandem.model.configuration_tandem import TandemEnsembleConfig as TandemEnsembleConfig
+    from tandem.model.ensemble_tandem import TandemEnsemble as TandemEnsemble
+    from tandem.model.ensemble_tandem import average as average
     from tandem.model.modeling_tandem import TandemForCausalLM as TandemForCausalLM
     from tandem.model.modeling_tandem import (
         TandemForSequenceClassification as TandemForSequenceClassification,
@@ -25,11 +28,14 @@ _FILES = {
     "ContextBlock": "cell",
     "TandemCache": "cache",
     "TandemConfig": "configuration",
+    "TandemEnsemble": "ensemble",
+    "TandemEnsembleConfig": "configuration",
     "TandemForCausalLM": "modeling",
     "TandemForSequenceClassification": "modeling",
     "TandemForTokenClassification": "modeling",
     "TandemModel": "modeling",
     "TokenBlock": "token_block",
+    "average": "ensemble",
     "sequential_contexts": "cell",
 }
 

@@ -1,6 +1,7 @@
-"""Configuration of the two-block language model."""
+"""Configuration of the two-block language model, and of an ensemble of such models."""
 
 import math
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -107,5 +108,69 @@ class TandemConfig(PreTrainedConfig):
         """The customary name of the depths, such as C2T1."""
         return f"C{self.context_layers}T{self.token_layers}"
 
+    @property
+    def configs(self) -> "list[TandemConfig]":
+        """As of an ensemble of this model alone."""
+        return [self]
 
-__all__ = ["TandemConfig"]
+
+SHARED = (
+    *("vocab_size", "boundary", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("tie_word_embeddings", "int8"),
+)
+"""What the members of an ensemble have alike, and the ensemble too."""
+MEMBER_FIELDS = (
+    *("embed_dim", "context_dim", "context_layers", "token_layers", "cell", "token_projection"),
+    *("output_bias", "weight_init_std", "bias_init_std", "layer_norm_eps", *SHARED),
+)
+"""What an ensemble keeps of the configuration of a member."""
+
+
+class TandemEnsembleConfig(PreTrainedConfig):
+    """Models whose probabilities are averaged.
+
+    members    the configuration of each, MEMBER_FIELDS alone; all have SHARED alike.
+
+    Raises ValueError for fewer than two, and for one that contradicts another or that TandemConfig refuses.
+    """
+
+    model_type = "tandem_ensemble"
+    _auto_class = "AutoConfig"
+
+    members: list[dict[str, Any]] | None = None
+    max_position_embeddings: int = TandemConfig.max_position_embeddings
+    use_cache: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Without any it is the default, with which the library compares what it writes.
+        if self.members is not None:
+            unknown = {name for values in self.members for name in values}.difference(MEMBER_FIELDS)
+            if unknown:
+                raise ValueError(f"a member has a field {min(unknown)!r}, which is none of an ensemble's")
+            configs = self.configs
+            if len(configs) < 2:
+                raise ValueError("an ensemble has at least two members")
+            for name in SHARED:
+                values = [getattr(config, name) for config in configs]
+                if wrong := next((value for value in values if value != values[0]), None):
+                    raise ValueError(f"members differ in {name}: {values[0]!r} and {wrong!r}")
+                kwargs[name] = values[0]
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def of(cls, configs: list[TandemConfig]) -> "TandemEnsembleConfig":
+        """Of models with these configurations."""
+        return cls(members=[{name: getattr(one, name) for name in MEMBER_FIELDS} for one in configs])
+
+    @property
+    def configs(self) -> list[TandemConfig]:
+        """Of each member."""
+        return [TandemConfig(**values) for values in self.members or ()]
+
+    @property
+    def name(self) -> str:
+        """Those of the members, such as C2T2 + C2T2."""
+        return " + ".join(config.name for config in self.configs)
+
+
+__all__ = ["TandemConfig", "TandemEnsembleConfig"]

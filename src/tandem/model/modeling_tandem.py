@@ -13,28 +13,21 @@ current token into a prediction of the next one:
 TandemModel gives x_t. On it stand a causal language model and two classifiers.
 """
 
-import copy
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -43,10 +36,8 @@ from .cell_tandem import ContextBlock
 from .cells_tandem import CELLS
 from .configuration_tandem import TandemConfig
 from .quantized_tandem import Int8Embedding, Int8Head, Int8Linear, int8_linears, stored_numbers
+from .state_tandem import HasState, StateGenerationMixin
 from .token_block_tandem import TokenBlock, TokenLayer
-
-READ_AT_ONCE = 4096
-"""Tokens that `read` reads in one call."""
 
 
 @dataclass
@@ -63,20 +54,18 @@ class TandemCausalLMOutput(CausalLMOutputWithPast):
     contexts: Tensor | None = None
 
 
-class TandemPreTrainedModel(PreTrainedModel):
+class TandemPreTrainedModel(HasState):
     """What all models share: the configuration, initial weights, and where the embedding is."""
 
     config_class = TandemConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _is_stateful = True
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": [
             OutputRecorder(nn.LayerNorm, layer_name="embed_norm", capture_initial_hidden_state=False),
             OutputRecorder(TokenLayer, capture_initial_hidden_state=False),
         ]
     }
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding [V, E]."""
@@ -97,10 +86,6 @@ class TandemPreTrainedModel(PreTrainedModel):
         }
         super().save_pretrained(*args, **kwargs)
 
-    @property
-    def _base(self) -> Any:
-        return self.base_model
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # By leaves, since transformers passes over custom modules that have no parameter of their own.
@@ -117,51 +102,6 @@ class TandemPreTrainedModel(PreTrainedModel):
         block = self._base.context_block
         if any(module is own for own in block.modules()):
             block.initialize(module)
-
-    @torch.no_grad()
-    def read(
-        self,
-        text_or_ids: str | Tensor | Sequence[int],
-        state: TandemCache | None = None,
-        tokenizer: Any = None,
-    ) -> TandemCache:
-        """The state after a text, going on from `state`, which stays as it is; of a size that never grows.
-
-        text_or_ids: ids [T] or [B, T], or a text, of which `tokenizer` makes ids. Reading in pieces of ids
-        equals reading at once. Raises ValueError for a text without a tokenizer.
-        Give it as `past_key_values` to `generate`, which leaves it as it is, or, as `copy.copy(state)`, to
-        the model itself. A prediction needs its last token, so leave that to those.
-        """
-        if isinstance(text_or_ids, str):
-            if tokenizer is None:
-                raise ValueError("a text needs the model's tokenizer; give it as `tokenizer`, or give ids")
-            text_or_ids = tokenizer(text_or_ids, add_special_tokens=state is None)["input_ids"]
-        ids = torch.atleast_2d(torch.as_tensor(text_or_ids, device=self.device))
-        state = TandemCache() if state is None else copy.copy(state)
-        for part in ids.split(READ_AT_ONCE, dim=1) if ids.shape[1] else ():
-            self._base(part, past_key_values=state, use_cache=True, logits_to_keep=1)
-        state.tokens_before, state.tokens_seen = state.tokens_before + int(state.tokens_seen), 0
-        return state
-
-    def save_state(self, state: TandemCache, path: str | Path) -> None:
-        """Write a state to a safetensors file, with the fingerprint of what made it."""
-        if state.context is None:
-            raise ValueError("a state that has read nothing is not worth a file")
-        about = {"fingerprint": self.state_fingerprint(), "tokens": str(state.tokens_before)}
-        save_file({"context": state.context.contiguous()}, path, about)
-
-    def load_state(self, path: str | Path) -> TandemCache:
-        """A state that was saved. Raises ValueError where another model read it."""
-        state = TandemCache()
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("fingerprint") != self.state_fingerprint():
-                raise ValueError(f"the state in {path} is another model's; let this one read the text itself")
-            state.context, state.tokens_before = (
-                file.get_tensor("context").to(self.device),
-                int(about["tokens"]),
-            )
-        return state
 
     def state_fingerprint(self) -> str:
         """Of all that a state depends on: embedding, embed_norm, context_block, and the boundary."""
@@ -302,7 +242,7 @@ def _start_rare(bias: Tensor | None, old: int) -> None:
         bias[old:] = bias[:old].min() - math.log(len(bias) - old)
 
 
-class TandemForCausalLM(TandemPreTrainedModel, GenerationMixin):
+class TandemForCausalLM(TandemPreTrainedModel, StateGenerationMixin):
     """ContextBlock, TokenBlock and a head tied to the embedding, as a Hugging Face causal LM."""
 
     _auto_class = "AutoModelForCausalLM"
@@ -315,6 +255,11 @@ class TandemForCausalLM(TandemPreTrainedModel, GenerationMixin):
         if config.int8:
             self._head_to_int8()
         self.post_init()
+
+    @property
+    def members(self) -> "list[TandemForCausalLM]":
+        """As of an ensemble of this model alone."""
+        return [self]
 
     @property
     def embedding(self) -> Any:
@@ -358,31 +303,6 @@ class TandemForCausalLM(TandemPreTrainedModel, GenerationMixin):
         self.lm_head = Int8Head(self.model.embedding, bias) if tied else Int8Linear(self.lm_head)
         self._tied_weights_keys = {}
         self.all_tied_weights_keys = {}
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False
-
-    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """A cache from the start, as reading a prompt in pieces needs one.
-
-        What `read` returned is copied, so that it serves again.
-        """
-        mixin: Any = GenerationMixin
-        mixin._prepare_cache_for_generation(self, *args, **kwargs)
-        config, model_kwargs = args[:2]
-        cache = TandemCache.from_given(model_kwargs.get("past_key_values"))
-        if cache is None and config.use_cache:
-            cache = TandemCache()
-        if cache is not None and cache.tokens_seen == 0:
-            cache = copy.copy(cache)
-            if cache.batch_size > 1:
-                cache.batch_repeat_interleave(max(config.num_beams or 1, config.num_return_sequences or 1))
-            if config.is_assistant:
-                cache.activate_past_recording()
-        model_kwargs.pop("past_key_values", None)
-        if cache is not None:  # beams reorder whatever stands under this name
-            model_kwargs["past_key_values"] = cache
 
     @torch.no_grad()
     def resize_token_embeddings(

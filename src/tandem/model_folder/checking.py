@@ -18,7 +18,7 @@ import torch
 from tandem.decoding import check_regular, read_text
 from tandem.errors import DataError
 from tandem.folders import CONFIG
-from tandem.model import TandemConfig, TandemForCausalLM
+from tandem.model import TandemConfig, TandemEnsemble, TandemEnsembleConfig, TandemForCausalLM
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -42,6 +42,11 @@ WHOLE = {
     torch.bool: "BOOL",
 }  # fmt: skip
 HEAD = "lm_head.weight"
+AnyConfig = TandemConfig | TandemEnsembleConfig
+AnyModel = TandemForCausalLM | TandemEnsemble
+"""What a folder may hold: a model, or several that count as one."""
+MODELS: dict[str, Any] = {kind.config_class.model_type: kind for kind in (TandemForCausalLM, TandemEnsemble)}
+"""By the name that config.json has for each."""
 
 
 class Stored(NamedTuple):
@@ -63,7 +68,7 @@ def read_json(path: Path, most_bytes: int = CONFIG_BYTES) -> dict[str, Any]:
     return found
 
 
-def read_config(folder: Path) -> TandemConfig:
+def read_config(folder: Path) -> AnyConfig:
     """The configuration of a model. Raises DataError, with the file, where it is none to build a model of.
 
     Nothing that it names is fetched or imported.
@@ -77,15 +82,27 @@ def read_config(folder: Path) -> TandemConfig:
         )
     for key in ("auto_map", "dtype", "torch_dtype"):  # our own classes are loaded, in float32
         values.pop(key, None)
+    if (kind := values.get("model_type")) not in MODELS:
+        raise DataError(f"{CONFIG} is that of a model of type '{kind}', not of a Tandem model")
     try:
-        config: TandemConfig = TandemConfig.from_dict(values)
+        config: AnyConfig = MODELS[kind].config_class.from_dict(values)
     except Exception as error:  # the library checks types in ways of its own
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{CONFIG}: {said[-1].strip()}") from None
     return config
 
 
-def check_weights(folder: Path, config: TandemConfig) -> None:
+def read_single_config(folder: Path) -> TandemConfig:
+    """As `read_config`, where an ensemble is none. Raises DataError for one."""
+    configs = read_config(folder).configs
+    if len(configs) > 1:
+        raise DataError(
+            f"{folder} holds an ensemble of {len(configs)} models; give one of those it was made of"
+        )
+    return configs[0]
+
+
+def check_weights(folder: Path, config: AnyConfig) -> None:
     """Whether the weights in a folder are those of a model of this configuration, by their names and shapes.
 
     Raises DataError, with the file, where they are not. No weight is read.
@@ -98,13 +115,14 @@ def check_weights(folder: Path, config: TandemConfig) -> None:
                 raise DataError(f"{path.name} holds {tensor} a second time")
             stored[tensor] = found
     # A layer has several tensors, so that a model is not built of more layers than there can be.
-    if (layers := sum(config.depths)) > len(stored):
+    if (layers := sum(sum(one.depths) for one in config.configs)) > len(stored):
         raise DataError(f"{CONFIG} names {layers:,} layers, and {name} has {len(stored):,} tensors")
     with torch.device("meta"):  # shapes alone, without memory
-        expected = TandemForCausalLM(copy.deepcopy(config)).state_dict()
+        expected = MODELS[config.model_type](copy.deepcopy(config)).state_dict()
     ours = {tensor.removeprefix("model."): weight for tensor, weight in expected.items()}
     theirs = {tensor.removeprefix("model."): found for tensor, found in stored.items()}
-    free = {HEAD} if config.tie_word_embeddings else set()
+    heads = {tensor for tensor in (*ours, *theirs) if tensor.endswith(HEAD)}
+    free = heads if config.tie_word_embeddings else set()
     for kind, wrong in (
         ("missing", ours.keys() - theirs.keys() - free),
         ("unexpected", theirs.keys() - ours.keys() - free),

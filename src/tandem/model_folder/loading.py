@@ -25,8 +25,7 @@ from tandem.folders import (
     SNAPSHOTS,
     check_reading,
 )
-from tandem.model import TandemForCausalLM
-from tandem.model_folder.checking import HEAD, check_weights, read_config, read_json
+from tandem.model_folder.checking import HEAD, MODELS, AnyModel, check_weights, read_config, read_json
 from tandem.settings import DataSettings, Settings, load_settings
 from tandem.tokens.tokenizer import load_tokenizer, to_transformers, vocab_size
 
@@ -38,8 +37,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model
 """What a tokenizer is read from; one of them is enough."""
 
 
-def load_model(folder: Path, verify: bool = True) -> tuple[TandemForCausalLM, PreTrainedTokenizerFast]:
-    """A saved model and its tokenizer. Raises RunDirError if the folder does not hold both, intact.
+def load_model(folder: Path, verify: bool = True) -> tuple[AnyModel, PreTrainedTokenizerFast]:
+    """A saved model or ensemble and its tokenizer. Raises RunDirError if the folder lacks one, or is damaged.
 
     Whatever the folder says: weights are in float32, text is neither cut nor padded, decoding tidies nothing,
     and generation follows its arguments alone. The embedding may have more rows than the tokenizer entries.
@@ -57,12 +56,12 @@ def load_model(folder: Path, verify: bool = True) -> tuple[TandemForCausalLM, Pr
             f"{CHECKSUMS} if another program changed it on purpose"
         ) from None
     with _as_damage(folder):
-        if (kind := values.get("model_type")) != "tandem":
+        if (kind := values.get("model_type")) not in MODELS:
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
         config = read_config(folder)
         check_weights(folder, config)
         with quiet_transformers():
-            loaded: Any = TandemForCausalLM.from_pretrained(
+            loaded: Any = MODELS[config.model_type].from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -73,7 +72,7 @@ def load_model(folder: Path, verify: bool = True) -> tuple[TandemForCausalLM, Pr
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-            model: TandemForCausalLM = loaded[0]
+            model: AnyModel = loaded[0]
         tokenizer = _load_tokenizer(folder, model)
         mark = tokenizer.eos_token_id
         model.generation_config = GenerationConfig(bos_token_id=mark, eos_token_id=mark, pad_token_id=mark)
@@ -98,7 +97,7 @@ def _as_damage(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _load_tokenizer(folder: Path, model: TandemForCausalLM) -> PreTrainedTokenizerFast:
+def _load_tokenizer(folder: Path, model: AnyModel) -> PreTrainedTokenizerFast:
     """The tokenizer beside a model, whose end-of-text token is the one that the model was trained with."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise RunDirError(
@@ -155,19 +154,18 @@ def settings_for(
     return Settings(data=DataSettings(separator="\n\n" if mark is None else "eos")), False
 
 
-def unused_ids(model: TandemForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def unused_ids(model: AnyModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Rows of the embedding that no entry of the tokenizer uses: padding, mostly."""
     return sorted(set(range(model.config.vocab_size)) - set(tokenizer.get_vocab().values()))
 
 
-def _fault(
-    model: TandemForCausalLM, tokenizer: PreTrainedTokenizerFast, loading: dict[str, Any]
-) -> str | None:
+def _fault(model: AnyModel, tokenizer: PreTrainedTokenizerFast, loading: dict[str, Any]) -> str | None:
     """What is wrong with a loaded model: the library would fill in missing weights at random."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         found = (name[0] if isinstance(name, tuple) else name for name in loading.get(kind, ()))
         names = (name.removeprefix("model.") for name in found)
-        if wrong := sorted(name for name in names if name != HEAD or not model.config.tie_word_embeddings):
+        tied = model.config.tie_word_embeddings
+        if wrong := sorted(name for name in names if not (tied and name.endswith(HEAD))):
             return f"{kind.replace('_', ' ')} in its weights, such as {wrong[0]}"
     if (entries := vocab_size(tokenizer.backend_tokenizer)) > model.config.vocab_size:
         return f"its tokenizer has {entries} entries and its embedding {model.config.vocab_size} rows"

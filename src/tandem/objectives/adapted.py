@@ -132,11 +132,11 @@ class Adaptation(Objective):
         return user_path(settings.adaptation.model)
 
     def _config(self, settings: Settings) -> TandemConfig:
-        from tandem.model_folder.checking import read_config
+        from tandem.model_folder.checking import read_single_config
 
         folder = self._folder(settings)
         try:
-            return read_config(folder)
+            return read_single_config(folder)
         except OSError as error:
             raise DataError(f"there is no model in {folder} ({error.strerror or error})") from None
 
@@ -151,4 +151,4 @@ def _loaded(folder: Path, _files: tuple[tuple[int, int], ...]) -> TandemForCausa
     """The model in a folder whose weights have these sizes and times; a training asks four times."""
     from tandem.model_folder.loading import load_model
 
-    return load_model(folder)[0]
+    return load_model(folder)[0].members[0]

@@ -4,7 +4,7 @@ The rule is that of `tandem evaluate` for a text of one document. Where the mode
 end-of-text token, every token of the text is scored. Otherwise nothing predicts the first one, and no figure
 includes it.
 
-Shape letters: B documents, T tokens, C context_dim.
+Shape letters: B documents, T tokens, C context_dim (of an ensemble, the sum of those of its members).
 """
 
 import math
@@ -30,6 +30,7 @@ from tandem.experiment.machine import keep_freed_memory
 from tandem.fingerprint import Fingerprint
 from tandem.metrics import bits_per_byte, perplexity
 from tandem.model import TandemCache, TandemForCausalLM
+from tandem.model_folder.checking import AnyModel
 from tandem.model_folder.loading import settings_for
 from tandem.tokens.encoding import Encoder
 from tandem.tokens.rules import Rules
@@ -161,7 +162,7 @@ class Scorer:
         self._made_of = (str(folder), device)
         model, tokenizer = load_for_inference(folder, device, verify=verify)
         settings, _ = settings_for(folder, tokenizer, on_warning)
-        self.model: TandemForCausalLM = model
+        self.model: AnyModel = model
         self.tokenizer: PreTrainedTokenizerFast = tokenizer
         mark = tokenizer.eos_token if settings.data.separators["validation"] == "eos" else None
         self._mark = None if mark is None else int(tokenizer.eos_token_id)
@@ -192,8 +193,9 @@ class Scorer:
     @cached_property
     def contexts_fingerprint(self) -> str:
         """Of all that the contexts of a text follow from: tokenizer, embedding and ContextBlock."""
-        config, whole = self.model.config, Fingerprint("contexts of a scorer")
-        whole.update(f"{self._mark} {config.cell} {config.boundary} {config.layer_norm_eps}")
+        whole = Fingerprint("contexts of a scorer")
+        for config in self.model.config.configs:
+            whole.update(f"{self._mark} {config.cell} {config.boundary} {config.layer_norm_eps}")
         self._add_weights(whole, but=("token_block.", "lm_head."))
         return whole.hexdigest()
 
@@ -263,12 +265,11 @@ class Scorer:
 
         `check_same_contexts` says whether the others may be given.
         """
-        models = [self.model, *(other.model for other in others)]
         streams = self._encoder.encode_each(texts)
         order = sorted((n for n, one in enumerate(streams) if len(one) > 1), key=lambda n: len(streams[n]))
-        losses: list[list[Losses]] = [[np.empty(0)] * len(texts) for _ in models]
+        losses: list[list[Losses]] = [[np.empty(0)] * len(texts) for _ in (self, *others)]
         for batch in _batches(order, [len(stream) for stream in streams]):
-            found, _ = self._losses([streams[n].ids for n in batch], None, models)
+            found, _ = self._losses([streams[n].ids for n in batch], None, others)
             for own, rows in zip(losses, found, strict=True):
                 for n, row in zip(batch, rows, strict=True):
                     own[n] = row
@@ -277,10 +278,11 @@ class Scorer:
     def _add_weights(self, whole: Fingerprint, but: tuple[str, ...]) -> None:
         """Add the tokenizer and all weights but those whose names begin so."""
         whole.update(tokenizer_fingerprint(plain(self.tokenizer)))
-        for name, tensor in sorted(self.model.named_weights().items()):
-            if not name.startswith(but):
-                whole.update(name)
-                whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for member in self.model.members:
+            for name, tensor in sorted(member.named_weights().items()):
+                if not name.startswith(but):
+                    whole.update(name)
+                    whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
     def tokens_of(self, scored: ScoredText) -> list[TokenScore]:
         """The tokens of a scored text, without the end-of-text token before it."""
@@ -305,43 +307,65 @@ class Scorer:
         row = [*([] if state.token is None else [state.token]), *ids]
         if len(row) < 2:
             return np.empty(0), state if not row else State(state.cache, row[0])
-        ((losses,),), context = self._losses([np.array(row)], state.cache.context, [self.model])
+        ((losses,),), context = self._losses([np.array(row)], state.cache.context, ())
         cache = TandemCache()
         cache.context, cache.tokens_seen = context, state.cache.tokens_seen + len(row) - 1
         return losses, State(cache, row[-1])
 
     @torch.inference_mode()
     def _losses(
-        self, rows: Sequence[Ids], context: Tensor | None, models: Sequence[TandemForCausalLM]
+        self, rows: Sequence[Ids], context: Tensor | None, others: Sequence["Scorer"]
     ) -> tuple[list[list[Losses]], Tensor]:
         """NLL in nats of every token but the first of each row, read from `context` [B, C] (none: zero) on.
 
-        By each of the models, whose contexts are those of this one. Also the contexts after the last token
-        but one of the longest row, [B, C].
+        By this model, and by others whose contexts are the same. Also the contexts after the last token but
+        one of the longest row, [B, C].
         """
-        model = self.model
         lengths = [len(row) - 1 for row in rows]
         padded = np.zeros((len(rows), max(lengths) + 1), np.int64)
         for number, row in enumerate(rows):
             padded[number, : len(row)] = row
-        ids = torch.from_numpy(padded).to(model.device)
+        ids = torch.from_numpy(padded).to(self.model.device)
         inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        losses = torch.zeros((len(models), *inside.shape), dtype=torch.float64)
-        span = max(1, BATCH_TOKENS // len(rows))
-        for first, last in pairwise([*range(0, max(lengths), span), max(lengths)]):
-            part, own = ids[:, first:last], inside[:, first:last]
-            embeds = model.embed(part)
-            previous, current = model.context_block.unroll(embeds, context, model.reset_mask(part))
-            context = current[:, -1].clone()
-            targets = ids[:, first + 1 : last + 1]
-            for number, one in enumerate(models):
-                nll = _nll(one, previous, current, embeds, targets, own)
-                losses[number, :, first:last][own] = nll.cpu().double()
-        assert context is not None
+        widths = [config.context_dim for config in self.model.config.configs]
+        starts = [None] * len(widths) if context is None else context.split(widths, dim=-1)
+        by_member, contexts = [], []
+        for sharing, start in zip(
+            zip(*(scorer.model.members for scorer in (self, *others)), strict=True), starts, strict=True
+        ):
+            losses, after = _sharing_losses(sharing, ids, inside, start)
+            by_member.append(-losses)
+            contexts.append(after)
+        # The average of the members' probabilities; of one alone, its own.
+        mixed = math.log(len(widths)) - torch.stack(by_member).logsumexp(dim=0)
         return [
             [row[:length].numpy() for row, length in zip(of_model, lengths, strict=True)]
-            for of_model in losses
-        ], context
+            for of_model in mixed
+        ], torch.cat(contexts, dim=-1)
+
+
+def _sharing_losses(
+    models: Sequence[TandemForCausalLM], ids: Tensor, inside: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """NLL in nats by models of the same contexts, [models, B, T] float64; zero where not `inside`.
+
+    Of the tokens after the first in ids [B, T + 1], read from `context` [B, C] (none: zero) on. Also the
+    contexts after the last token but one, [B, C].
+    """
+    first_model, count = models[0], inside.shape[1]
+    losses = torch.zeros((len(models), *inside.shape), dtype=torch.float64)
+    span = max(1, BATCH_TOKENS // len(ids))
+    for first, last in pairwise([*range(0, count, span), count]):
+        part, own = ids[:, first:last], inside[:, first:last]
+        embeds = first_model.embed(part)
+        previous, current = first_model.context_block.unroll(embeds, context, first_model.reset_mask(part))
+        context = current[:, -1].clone()
+        targets = ids[:, first + 1 : last + 1]
+        for number, one in enumerate(models):
+            nll = _nll(one, previous, current, embeds, targets, own)
+            losses[number, :, first:last][own] = nll.cpu().double()
+    assert context is not None
+    return losses, context
 
 
 def _nll(
