@@ -29,7 +29,7 @@ from tandem.model.cell_residual import ResidualContextBlock
 from tandem.objectives import OBJECTIVES, Phase1Inputs, predictive
 from tandem.text import files, hub, listing, python_docs, rows, sources, splits
 from tandem.tokens import encoding, prepare, shards
-from tandem.training import dropout, optimizer, phase2
+from tandem.training import dropout, optimizer, phase2, split_tokens
 from tandem.training.initialization import generator_for
 from tandem.training.monitor import TrainingMonitor
 from tandem.training.snapshots import Snapshots
@@ -578,9 +578,10 @@ def windows_always_cut_alike(patch: Patch) -> None:
     """Streams start at the same place in every epoch."""
     real = predictive.windows
 
-    def alike(count: int, streams: int, window: int, _start: int, done: int) -> Iterator[Tensor]:
-        start = predictive.first_position(count, generator_for(0, "defect"))
-        return real(count, streams, window, start, done)
+    def alike(count: int, streams: int, window: int, _start: int, *more: int) -> Iterator[Tensor]:
+        return real(
+            count, streams, window, predictive.first_position(count, generator_for(0, "defect")), *more
+        )
 
     patch.setattr(predictive, "windows", alike)
 
@@ -596,6 +597,31 @@ def one_weight_drawn_otherwise(patch: Patch) -> None:
 
     patch.setattr(prepared, "initialize_block", drawn)
     patch.setattr(Snapshots, "follow", lambda *_: None)
+
+
+def documents_in_one_order(patch: Patch) -> None:
+    """Phase 1 by prediction reads the documents in the order of the text."""
+    patch.setattr(predictive, "shuffled_documents", lambda *_: lambda places: places)
+
+
+def tokens_always_whole(patch: Patch) -> None:
+    """Phase 1 by prediction splits no tokens."""
+    patch.setattr(predictive, "split_epochs", lambda _: 0)
+
+
+def tokens_split_without_end(patch: Patch) -> None:
+    """Tokens are split in the last epochs, too."""
+    patch.setattr(predictive, "split_epochs", lambda epochs: epochs)
+
+
+def other_tokens_split(patch: Patch) -> None:
+    """Tokens are split twice as often as the settings say."""
+    real = split_tokens.split_tokens
+    patch.setattr(
+        split_tokens,
+        "split_tokens",
+        lambda stream, pieces, chance, draws: real(stream, pieces, 2 * chance, draws),
+    )
 
 
 def shorter_windows(patch: Patch) -> None:

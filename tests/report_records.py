@@ -101,6 +101,7 @@ def make_prediction(context_layers: int, seed: int, head_nll: float, epochs: int
                 grad_norm=0.8,
                 positions=2_403_562,
                 position_sum=2_403_562 * 2_403_561 // 2,
+                text_tokens=2_403_563,
                 seconds_s=130.0 * e,
             )
             for e in range(1, epochs + 1)

@@ -242,6 +242,26 @@ HISTORIES: dict[str, tuple[str, Edit, str]] = {
         lambda r: r["phase1"]["history"][1].update(positions=9),
         "epoch 2 of phase 1 predicted tokens: 9",
     ),
+    "positions of split tokens": (
+        P,
+        lambda r: r["phase1"]["history"][0].update(positions=9),
+        "epoch 1 of phase 1 predicted tokens: 9",
+    ),
+    "split tokens read twice": (
+        P,
+        lambda r: r["phase1"]["history"][0].update(position_sum=0),
+        "epoch 1 of phase 1 read some positions more often",
+    ),
+    "a text that is too short": (
+        P,
+        lambda r: r["phase1"]["history"][0].update(text_tokens=9),
+        "epoch 1 of phase 1 read a text of 9 tokens",
+    ),
+    "split tokens at the end": (
+        P,
+        lambda r: r["phase1"]["history"][1].update(text_tokens=10**6),
+        "epoch 2 of phase 1 read a text of 1000000 tokens",
+    ),
     "a head too few": (
         P,
         lambda r: r["phase1"]["heads"].pop(),

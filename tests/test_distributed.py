@@ -119,7 +119,14 @@ def test_two_processes_train_as_one_does(recipe: str, text_file: Path, tmp_path:
     assert [tick[:2] for tick in ticks] == [tick[:2] for tick in ticks_of_two]
     for (_, _, figures), (_, _, figures_of_two) in zip(ticks, ticks_of_two, strict=True):
         assert figures == pytest.approx(figures_of_two, rel=1e-5)
-    assert figures_of(record) == pytest.approx(figures_of(record_of_two), rel=1e-5, abs=1e-6)
+    one, two = figures_of(record), figures_of(record_of_two)
+    # Where a difference that dies away crosses a limit, the last digits decide.
+    burn_ins = [
+        [figures.pop(f".contexts.{split}.burn_in") for split in ("train", "validation")]
+        for figures in (one, two)
+    ]
+    assert burn_ins[0] == pytest.approx(burn_ins[1], rel=0.01)
+    assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
 
     # Stopped in phase 1 or phase 2, and continued: the same weights bit for bit.
     done = 0

@@ -3,8 +3,10 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from blocks import train_phase1
@@ -17,7 +19,8 @@ from tandem.cross_entropy import SampledSoftmax, training_loss
 from tandem.errors import NonFiniteLossError
 from tandem.metrics import score_stream
 from tandem.model import TandemConfig, TandemForCausalLM, sequential_contexts
-from tandem.objectives.predictive import first_position, windows
+from tandem.objectives import predictive
+from tandem.objectives.predictive import first_position, shuffled_documents, windows
 from tandem.settings import ContextSettings, Phase2Settings, PredictionSettings
 from tandem.training.dropout import Dropout, DropoutMasks, Masks
 from tandem.training.initialization import generator_for
@@ -70,6 +73,37 @@ def test_windows_read_every_position_in_order(count: int, streams: int, window: 
     rest = list(windows(count, streams, window, start, done))
     assert all(map(torch.equal, rest, made[done:]))
     assert len(rest) == len(made) - done
+
+
+@given(lengths=st.lists(st.integers(0, 7), min_size=1, max_size=30).filter(any), seed=st.integers(0, 9))
+def test_documents_in_a_new_order_are_the_same_documents(lengths: list[int], seed: int) -> None:
+    ends = np.cumsum(lengths)
+    starts, count = ends - lengths, max(1, int(ends[-1]) - 1)  # nothing follows on the last token
+    of_text = shuffled_documents(starts, count, torch.Generator().manual_seed(seed))
+    moved = of_text(torch.arange(count)).tolist()
+    assert sorted(moved) == list(range(count))
+    documents = [list(range(start, min(end, count))) for start, end in zip(starts, ends, strict=True)]
+    of_position = {position: document for document in documents for position in document}
+    while moved:  # whole, one after the other
+        document = of_position[moved[0]]
+        assert moved[: len(document)] == document
+        moved = moved[len(document) :]
+
+
+def test_documents_stand_in_a_new_order_in_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stream = model_and_stream()
+    stream = replace(stream, document_starts=np.arange(0, 1200, 40))
+    orders = []
+    real = predictive.shuffled_documents
+
+    def watched(*arguments: Any) -> Any:
+        orders.append(of_text := real(*arguments))
+        return of_text
+
+    monkeypatch.setattr(predictive, "shuffled_documents", watched)
+    train_phase1(model, stream, PredictionSettings(max_epochs=3, streams=4, **PLAIN))
+    read = [tuple(order(torch.arange(1199)).tolist()) for order in orders]
+    assert len(set(read)) == 3
 
 
 def test_a_sample_of_everything_is_the_whole_softmax() -> None:

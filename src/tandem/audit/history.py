@@ -249,7 +249,17 @@ def _prediction(record: RunRecord, settings: Settings) -> Iterator[str]:
     # Streams of one length; where they do not divide the text, its first positions are read twice.
     twice = -count % streams
     for e in said.history:
-        yield from _positions(f"epoch {e.epoch} of phase 1", e, count, twice)
+        if e.text_tokens == tokens:
+            yield from _positions(f"epoch {e.epoch} of phase 1", e, count, twice)
+            continue
+        # Of a text with split tokens as many places are read, none of them twice.
+        yield from _differing(f"epoch {e.epoch} of phase 1 predicted tokens:", e.positions, count + twice)
+        least = e.positions * (e.positions - 1) // 2
+        most = e.positions * (e.text_tokens - 1 - e.positions) + least
+        if own.split_tokens == 0 or e.text_tokens < tokens or e.epoch > 0.75 * own.max_epochs:
+            yield f"epoch {e.epoch} of phase 1 read a text of {e.text_tokens} tokens, there are {tokens}"
+        elif not least <= e.position_sum <= max(most, least + twice * e.text_tokens):
+            yield f"epoch {e.epoch} of phase 1 read some positions more often than others"
     found = [head.token_layers for head in said.heads]
     yield from _differing("phase 1 has heads of layers", found, sorted(set(own.head_layers)))
     validation, parameters = record.validation, record.parameters

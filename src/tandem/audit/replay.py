@@ -7,9 +7,11 @@ tokens of a window, C context_dim.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -260,7 +262,7 @@ def _drawn(
 def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tolerance) -> Iterator[str]:
     """Windows of streams that are read side by side; no gradient beyond the window, contexts carried on."""
     own, depth = subject.prepared.settings.prediction, subject.configuration.context_layers
-    ids, count = subject.ids("train"), len(subject.ids("train")) - 1
+    count = len(subject.ids("train")) - 1
     streams = min(own.streams, count)
     length = math.ceil(count / streams)
     epoch_steps = math.ceil(length / own.window)
@@ -270,18 +272,26 @@ def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tole
     yield from _weights(kept_steps, subject.phase1_start, heads.state_dict(), subject, 0)
     draws = draws_of(subject.seed, "prediction", depth)
     dropouts = PlainDropouts.of(own, subject.seed, "prediction", depth, along=1)
-    softmax = PlainSoftmax(subject.token_counts, streams * own.window, own, draws)
     wanted = {(step.epoch, step.step): step for step in kept_steps}
     last = max(wanted)
     calls = _drawn(own, subject, "prediction", along=1)
     carried: Tensor | None = None  # what the step before left, where that was taken again
     for epoch in range(1, last[0] + 1):
-        start = int(torch.randint(count, (), generator=draws)) + length * torch.arange(streams)
+        ids, documents = _text_of_epoch(subject, epoch)
+        count = len(ids) - 1
+        token_counts = torch.bincount(ids, minlength=subject.model.config.vocab_size)
+        softmax = PlainSoftmax(token_counts, streams * own.window, own, draws)
+        share = math.ceil(count / streams)
+        start = int(torch.randint(count, (), generator=draws)) + share * torch.arange(streams)
+        order = torch.randperm(
+            len(documents), generator=draws_of(subject.seed, "prediction order", depth, epoch)
+        )
+        text = torch.cat([documents[number] for number in order.tolist()])
         for number in range(1, epoch_steps + 1):
             if (epoch, number) > last:
                 return
             within = torch.arange((number - 1) * own.window, min(number * own.window, length))
-            positions = (start[:, None] + within) % count
+            positions = text[(start[:, None] + within) % count]
             step = wanted.get((epoch, number))
             if step is None:
                 softmax.skip(positions.numel())
@@ -319,6 +329,39 @@ def predictive(subject: Subject, kept_steps: Sequence[KeptStep], tolerance: Tole
                 positions=positions,
             )
             yield from differences(step, plain, tolerance)
+
+
+def _text_of_epoch(subject: Subject, epoch: int) -> tuple[Tensor, list[Tensor]]:
+    """The training text as an epoch reads it, tokens split at random, and the positions of each document.
+
+    Positions are those that have a next token.
+    """
+    corpus, own = subject.prepared.corpus, subject.prepared.settings.prediction
+    whole = subject.ids("train")
+    ids, starts = whole[torch.arange(len(whole))], torch.tensor(corpus.train.document_starts)
+    if corpus.pieces is not None and epoch <= 0.75 * own.max_epochs:
+        draws = draws_of(subject.seed, "prediction splits", subject.configuration.context_layers, epoch)
+        parts, places, length = [], [], 0
+        for part in ids.split(1 << 20):
+            origin, fresh = torch.arange(len(part)), torch.ones(len(part), dtype=torch.bool)
+            left, right = torch.from_numpy(corpus.pieces).long().unbind(1)
+            while fresh.any():
+                lots = torch.rand(len(part), generator=draws)
+                cut = (fresh & (lots < own.split_tokens) & (left[part] >= 0)).nonzero()[:, 0].numpy()
+                # Each cut token becomes its left piece, and its right piece is put behind it.
+                second = np.insert(np.zeros(len(part), bool), cut + 1, True)
+                longer = torch.from_numpy(np.insert(part.numpy(), cut + 1, right[part[cut]].numpy()))
+                first = torch.from_numpy(np.append(second[1:], False))
+                longer[first] = left[part[cut]]
+                origin = torch.from_numpy(np.insert(origin.numpy(), cut + 1, origin[cut].numpy()))
+                part, fresh = longer, first | torch.from_numpy(second)
+            parts.append(part)
+            begins = torch.searchsorted(origin, torch.arange(int(origin[-1]) + 1))
+            places.append(length + begins)
+            length += len(part)
+        ids, starts = torch.cat(parts), torch.cat(places)[starts]
+    edges = [*starts.tolist(), len(ids) - 1]
+    return ids, [torch.arange(a, b) for a, b in pairwise(edges)]
 
 
 # Phase 1 by dispersion

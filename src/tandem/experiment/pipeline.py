@@ -116,6 +116,7 @@ def train_contexts(
             prepared.execution,
             snapshots,
             checkpoint or Checkpoint(),
+            prepared.corpus.pieces,
         )
         phase1 = objective.train(inputs)
     else:

@@ -17,6 +17,8 @@ from tandem.settings import Settings
 from tandem.training.progress import OnTick
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import nn
 
     from tandem.contexts import Stream
@@ -55,6 +57,8 @@ class Phase1Inputs:
     execution    the processes that train together, and their precision.
     snapshots    keeps a few steps for the audit, where the objective tells it of its steps.
     checkpoint   keeps the training, where the objective names its parts and tells it of its steps.
+    pieces       [V, 2] the two tokens that each was joined from, negative where it was not; none where the
+                 tokenizer joins none.
     """
 
     model: TandemForCausalLM
@@ -66,6 +70,7 @@ class Phase1Inputs:
     execution: Execution
     snapshots: Snapshots = field(default_factory=new_snapshots)
     checkpoint: Checkpoint = field(default_factory=no_checkpoint)
+    pieces: npt.NDArray[np.int32] | None = None
 
 
 class Objective(ABC):

@@ -1,10 +1,11 @@
 """Phase 1 of recipe `predictive`: ContextBlock and embedding learn to predict the next token.
 
-The text is cut into streams that are read side by side, a window of each a step. Gradients flow back through
-the window and stop at its start; the contexts are carried on, so that they remember further than that
-(truncated backpropagation through time; Mikolov et al. 2010). What predicts are heads: TokenBlocks of one or
-several depths that read the same contexts, so that these serve each depth. Phase 2 trains TokenBlocks of any
-depth on the contexts that are left, and may start from a head.
+In every epoch the documents stand in a new order, and in most of them some tokens are split. The text is cut
+into streams that are read side by side, a window of each a step. Gradients flow back through the window and
+stop at its start; the contexts are carried on, so that they remember further than that (truncated
+backpropagation through time; Mikolov et al. 2010). What predicts are heads: TokenBlocks of one or several
+depths that read the same contexts, so that these serve each depth. Phase 2 trains TokenBlocks of any depth on
+the contexts that are left, and may start from a head.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tandem.settings import Settings
 from tandem.training.progress import Tick
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor, nn
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from tandem.training.dropout import StepMasks
 
 WARM_UP_STEPS = 100
+WHOLE_SHARE = 0.25
+"""Of the epochs, the last ones: in these no token is split, as none is when the model is used."""
 BETAS = (0.9, 0.95)
 """Of AdamW: with few steps in all, the second moment must not look back over most of them."""
 
@@ -49,6 +54,8 @@ class PredictionEpoch(Record):
     """Tokens predicted."""
     position_sum: int
     """Sum of their positions: it tells which were read twice."""
+    text_tokens: int
+    """Of the text, once some of its tokens were split; as many are predicted as where none is."""
     seconds_s: float
     """Since the start of phase 1."""
 
@@ -103,6 +110,7 @@ class Prediction(Objective):
         from tandem.training.gradients import GradientAccumulator
         from tandem.training.initialization import generator_for
         from tandem.training.optimizer import adamw, clip_gradients, linear_share
+        from tandem.training.split_tokens import split_tokens
         from tandem.training.trainable import training_only
 
         clock, model, heads, stream = Stopwatch(), inputs.model, inputs.heads, inputs.stream
@@ -110,15 +118,12 @@ class Prediction(Objective):
         own, count = settings.prediction, len(stream) - 1
         window, streams = own.window, min(own.streams, count)
         execution.group.check_enough(streams, "prediction.streams")
-        epoch_steps = math.ceil(math.ceil(count / streams) / window)
+        length = math.ceil(count / streams)
+        epoch_steps = math.ceil(length / window)
         steps = own.max_epochs * epoch_steps
         depth = len(model.context_block.layers)
         draws = generator_for(seed, "prediction", depth)
         dropout = DropoutMasks(own, seed, "prediction", depth, along=1)
-        token_counts = stream.ids.counts(model.config.vocab_size)
-        loss_of_targets = training_loss(
-            token_counts, streams * window, own, draws, settings.phase2.chunk_positions
-        )
         children = (*model.model.named_children(), *model.named_children())
         parts = {name: part for name, part in children if name in self.parts}
         learners = nn.ModuleDict({**parts, **heads})
@@ -149,19 +154,31 @@ class Prediction(Objective):
                 cursor=cursor,
             )
             while cursor.epoch <= own.max_epochs:
+                text, purpose = stream, (depth, cursor.epoch)
+                if inputs.pieces is not None and cursor.epoch <= split_epochs(own.max_epochs):
+                    splits = generator_for(seed, "prediction splits", *purpose)
+                    text = split_tokens(stream, inputs.pieces, own.split_tokens, splits)
+                count = len(text) - 1
+                loss_of_targets = training_loss(
+                    text.ids.counts(model.config.vocab_size),
+                    *(streams * window, own, draws, settings.phase2.chunk_positions),
+                )
                 start = cursor.begin(partial(first_position, count, draws))
-                for positions in windows(count, streams, window, start, cursor.steps):
+                order = generator_for(seed, "prediction order", *purpose)
+                of_text = shuffled_documents(text.document_starts, count, order)
+                for places in windows(count, streams, window, start, cursor.steps, length):
+                    positions = of_text(places)
                     # Of all streams; a process has those of its own share.
                     contexts = cursor.carried.get("contexts")
                     after = torch.empty(
                         streams, model.config.context_dim, device=model.device, dtype=model.dtype
                     )
-                    batch = WindowBatch(stream, positions.to(model.device), contexts, after)
-                    loss_of_rows = loss_of_targets(stream.ids[batch.positions + 1].flatten())
+                    batch = WindowBatch(text, positions.to(model.device), contexts, after)
+                    loss_of_rows = loss_of_targets(text.ids[batch.positions + 1].flatten())
                     forward = partial(_forward, model, heads, batch, loss_of_rows, dropout.next_step(streams))
                     loss = gradients.backward(forward, streams)
                     gradient_norm = clip_gradients(trainable.parameters, own.max_grad_norm)
-                    read_documents = partial(stream.read_at, batch.positions)
+                    read_documents = partial(text.read_at, batch.positions)
                     _check_finite(loss, gradient_norm, history, cursor.steps + 1, read_documents)
                     with inputs.snapshots.step(
                         cursor.epoch, cursor.steps + 1, loss, gradient_norm, batch.read
@@ -181,6 +198,7 @@ class Prediction(Objective):
                         grad_norm=cursor.norm_sum / cursor.steps,
                         positions=cursor.seen,
                         position_sum=cursor.position_sum,
+                        text_tokens=len(text),
                         seconds_s=clock.seconds_s,
                     )
                 )
@@ -320,17 +338,49 @@ def first_position(count: int, draws: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=draws))
 
 
-def windows(count: int, streams: int, window: int, start: int, done: int = 0) -> Iterator[Tensor]:
-    """One pass over positions 0..count-1: positions [streams, window or fewer] of every step after `done`.
+def shuffled_documents(
+    starts: npt.NDArray[np.int64] | None, count: int, draws: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    """Positions 0..count-1 of a text, of places in the text with its documents in a drawn order.
 
-    Stream b reads on where it stopped. The streams start at a random place and go round the end of the text,
-    so that windows are cut elsewhere in every epoch; a few positions are read twice where `count` is no
-    multiple of `streams`.
+    `starts` [D] ascending, the position of each document's first token. A text whose documents are not known
+    stays as it is.
     """
     import torch
 
-    length = math.ceil(count / streams)
-    starts = start + length * torch.arange(streams)
+    if starts is None:
+        return lambda places: places
+    first = torch.from_numpy(starts).clamp(max=count)
+    lengths = torch.diff(first, append=torch.tensor([count]))
+    order = torch.randperm(len(first), generator=draws)
+    ends = lengths[order].cumsum(0)
+    moved = first[order] - (ends - lengths[order])  # by which a document's positions lie further on
+
+    def of_text(places: Tensor) -> Tensor:
+        return places + moved[torch.searchsorted(ends, places, right=True)]
+
+    return of_text
+
+
+def split_epochs(epochs: int) -> int:
+    """The epochs, of so many, in which tokens are split: the first ones."""
+    return int(epochs * (1 - WHOLE_SHARE))
+
+
+def windows(
+    count: int, streams: int, window: int, start: int, done: int = 0, length: int | None = None
+) -> Iterator[Tensor]:
+    """One pass over places 0..count-1: places [streams, window or fewer] of every step after `done`.
+
+    Stream b reads on where it stopped. The streams start at a random place and go round the end of the text,
+    so that windows are cut elsewhere in every epoch; a few places are read twice where `count` is no
+    multiple of `streams`. With a `length` each stream reads so many places alone.
+    """
+    import torch
+
+    share = math.ceil(count / streams)
+    length = share if length is None else length
+    starts = start + share * torch.arange(streams)
     for first in range(done * window, length, window):
         yield (starts[:, None] + torch.arange(first, min(first + window, length))) % count
 

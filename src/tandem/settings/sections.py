@@ -182,7 +182,7 @@ class PredictionSettings(Section):
 
     path: ClassVar[str] = "prediction"
 
-    max_epochs: Positive = 8
+    max_epochs: Positive = 12
     """Passes over the training tokens; all are made, as the learning rate falls to zero over them."""
     head_layers: Annotated[tuple[Depth, ...], Field(min_length=1)] = (1, 2)
     """Depths of the TokenBlocks through which it predicts, side by side, all with the same weight."""
@@ -209,6 +209,10 @@ class PredictionSettings(Section):
     sample_positions: Positive = 2048
     """At most so many positions of a step share such a sample; larger steps have several. A sample grows with
     the targets in it, and with it what each position costs, while a small one estimates worse."""
+    split_tokens: Probability = 0.2
+    """Chance that a token is read as the two that a BPE joined it from, and each of these again. So in the
+    first three quarters of the epochs, drawn anew in each (after BPE-dropout, Provilkov et al. 2020,
+    arXiv:1910.13267). Tokens of other tokenizers stay whole."""
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
 

@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from platformdirs import user_cache_path
 from tokenizers import Tokenizer, __version__
 from transformers import PreTrainedTokenizerFast
@@ -38,6 +40,7 @@ from tandem.tokens.store import CacheFault, TokenStream, cache_faults, map_strea
 from tandem.tokens.tokenizer import (
     END_OF_TEXT,
     load_tokenizer,
+    merged_pieces,
     plain,
     read_tokenizer,
     to_transformers,
@@ -74,6 +77,11 @@ class Corpus:
     def fingerprint(self) -> str:
         """Of both token streams, chained from text, tokenizer and separators."""
         return fingerprint("corpus", self.train.fingerprint, self.validation.fingerprint)
+
+    @cached_property
+    def pieces(self) -> npt.NDArray[np.int32] | None:
+        """As of `merged_pieces`."""
+        return merged_pieces(plain(self.tokenizer), self.vocab_size)
 
     @classmethod
     def of(

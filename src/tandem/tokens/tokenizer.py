@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -168,6 +170,23 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 def vocab_size(tokenizer: Tokenizer) -> int:
     """One more than the largest id, added tokens included: the rows an embedding needs."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def merged_pieces(tokenizer: Tokenizer, size: int) -> npt.NDArray[np.int32] | None:
+    """Of each of `size` tokens the two that a BPE joined it from, [V, 2]; -1 where it did not.
+
+    None for a tokenizer that is no BPE, or one without merges, as of whole words.
+    """
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("type") != "BPE" or not model["merges"]:
+        return None
+    pieces, ids = np.full((size, 2), -1, np.int32), model["vocab"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    for left, right in reversed(model["merges"]):  # the first one that makes a token counts
+        joined = left + right.removeprefix(prefix)
+        if joined in ids:
+            pieces[ids[joined]] = ids[left], ids[right]
+    return pieces
 
 
 def cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[str]]:
