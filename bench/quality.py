@@ -269,18 +269,20 @@ def tables(output: Path) -> None:
     heads = ("Corpus", "Model (seeds)", "Params", "Val PPL", "Test PPL", "Bits per byte", "Seconds")
     print(f"| {' | '.join((*heads, 'Against KN-5', 'Against LSTM'))} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for corpus, precision in dict.fromkeys((r["corpus"], r["precision"]) for r in results):
-        own = [r for r in results if (r["corpus"], r["precision"]) == (corpus, precision)]
+    for corpus in dict.fromkeys(r["corpus"] for r in results):
+        own = [r for r in results if r["corpus"] == corpus]
         tried = any(r["model"] == "LSTM trial" for r in own)
         lstm = {key: chosen_lstm(own)[key] for key in ("lr", "epochs")} if tried else {}
         rows = [r for r in own if r["model"] != "LSTM trial"]
         rows = [r for r in rows if r["model"] != "LSTM" or r.items() >= lstm.items()]
-        means = {model: _mean(rows, model) for model in dict.fromkeys(r["model"] for r in rows)}
-        for model, mean in means.items():
-            against = [
-                _against(mean, means[other]) if other in means and other != model else "–"
+        kinds = dict.fromkeys((r["model"], r["precision"]) for r in rows)
+        means = {kind: _mean(rows, *kind) for kind in kinds}
+        for (model, precision), mean in means.items():
+            others = [
+                next((one for (name, _), one in means.items() if name == other != model), None)
                 for other in ("KN-5", "LSTM")
             ]
+            against = ["–" if other is None else _against(mean, other) for other in others]
             test = f"{math.exp(mean['test_nll']):.1f}" if "test_nll" in mean else "–"
             print(
                 f"| {corpus}, {precision} | {model} ({mean['seeds']:.0f}) | {mean['parameters']:,.0f} | "
@@ -295,8 +297,8 @@ def _against(mean: dict[str, float], other: dict[str, float]) -> str:
     return f"{100 * (math.exp(mean[nll] - other[nll]) - 1):+.1f}%"
 
 
-def _mean(rows: list[dict[str, Any]], model: str) -> dict[str, float]:
-    own = [r for r in rows if r["model"] == model]
+def _mean(rows: list[dict[str, Any]], model: str, precision: str) -> dict[str, float]:
+    own = [r for r in rows if (r["model"], r["precision"]) == (model, precision)]
 
     def figures() -> Iterator[tuple[str, float]]:
         for name in ("parameters", "validation_nll", "validation_bits", "test_nll", "seconds"):
