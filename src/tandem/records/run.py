@@ -300,7 +300,7 @@ class Environment(Record):
 class RunRecord(Record):
     """One run: one configuration, or one baseline, with one seed."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     run: Name
     """Such as `C2T1-seed0`, `LSTM-seed0`, `KN-5`."""
     experiment: str
