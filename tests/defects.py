@@ -606,12 +606,12 @@ def documents_in_one_order(patch: Patch) -> None:
 
 def tokens_always_whole(patch: Patch) -> None:
     """Phase 1 by prediction splits no tokens."""
-    patch.setattr(predictive, "split_epochs", lambda _: 0)
+    patch.setattr(predictive, "split_epochs", lambda *_: 0)
 
 
 def tokens_split_without_end(patch: Patch) -> None:
     """Tokens are split in the last epochs, too."""
-    patch.setattr(predictive, "split_epochs", lambda epochs: epochs)
+    patch.setattr(predictive, "split_epochs", lambda epochs, _: epochs)
 
 
 def other_tokens_split(patch: Patch) -> None:

@@ -108,7 +108,8 @@ def test_without_known_documents_none_are_made_up(pieces: Pieces, stream: Stream
 
 
 def test_the_last_quarter_of_the_epochs_reads_whole_tokens() -> None:
-    assert [split_epochs(n) for n in (1, 2, 3, 4, 8, 12)] == [0, 1, 2, 3, 6, 9]
+    assert [split_epochs(n, 1000) for n in (1, 2, 3, 4, 8, 12)] == [0, 1, 2, 3, 6, 9]
+    assert [split_epochs(12, tokens) for tokens in (400_000, 400_001)] == [9, 0]
     model, stream = block_and_stream(cell="gated", output_bias=True)
     pieces = np.full((model.config.vocab_size, 2), -1, np.int32)
     pieces[60:] = 5, 6

@@ -339,7 +339,7 @@ def _text_of_epoch(subject: Subject, epoch: int) -> tuple[Tensor, list[Tensor]]:
     corpus, own = subject.prepared.corpus, subject.prepared.settings.prediction
     whole = subject.ids("train")
     ids, starts = whole[torch.arange(len(whole))], torch.tensor(corpus.train.document_starts)
-    if corpus.pieces is not None and epoch <= 0.75 * own.max_epochs:
+    if corpus.pieces is not None and epoch <= 0.75 * own.max_epochs and len(ids) <= 400_000:
         draws = draws_of(subject.seed, "prediction splits", subject.configuration.context_layers, epoch)
         parts, places, length = [], [], 0
         for part in ids.split(1 << 20):

@@ -212,7 +212,7 @@ class PredictionSettings(Section):
     split_tokens: Probability = 0.2
     """Chance that a token is read as the two that a BPE joined it from, and each of these again. So in the
     first three quarters of the epochs, drawn anew in each (after BPE-dropout, Provilkov et al. 2020,
-    arXiv:1910.13267). Tokens of other tokenizers stay whole."""
+    arXiv:1910.13267). Tokens of other tokenizers, and of texts of more than 400,000 tokens, stay whole."""
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is clipped to this norm."""
 
