@@ -155,6 +155,8 @@ def test_a_configuration_refuses_what_contradicts_itself() -> None:
     for wrong, words in (
         ([first], "at least two members"),
         ([first, {**second, "vocab_size": 8}], "members differ in vocab_size: 9 and 8"),
+        ([{**first, "int8": True}, second], "members differ in int8: True and False"),
+        ([{**first, "pad_token_id": 1}, second], "members differ in pad_token_id: 1 and None"),
         ([first, {**second, "kernel": "hub/kernel"}], "a field 'kernel'"),
         ([first, {**second, "context_dim": 0}], "context_dim=0"),
     ):

@@ -18,7 +18,6 @@ from tandem.objectives import OBJECTIVES, Phase1Inputs
 from tandem.objectives.predictive import split_epochs, windows
 from tandem.settings import PredictionSettings, Settings
 from tandem.tokens.tokenizer import merged_pieces, train_bpe
-from tandem.training import split_tokens as module
 from tandem.training.progress import silent
 from tandem.training.split_tokens import split_tokens
 
@@ -78,9 +77,8 @@ def test_tokens_of_other_kinds_have_no_pieces() -> None:
 
 @pytest.mark.parametrize("chance", [0.0, 0.12, 0.7, 1.0])
 def test_the_text_and_its_documents_stay(
-    tokenizer: Tokenizer, pieces: Pieces, stream: Stream, chance: float, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, pieces: Pieces, stream: Stream, chance: float
 ) -> None:
-    monkeypatch.setattr(module, "COUNTED_TOKENS", 100)  # a text of several parts
     found = split(stream, pieces, chance)
     ids, whole = ids_of(found), ids_of(stream)
     assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.decode(

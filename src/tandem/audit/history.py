@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from tandem.audit.plain import splits_tokens
 from tandem.audit.sizes import NETWORKS, tandem_sizes
 from tandem.fingerprint import fingerprint
 from tandem.records import Check, RunRecord, TrainingRecord
@@ -256,8 +257,7 @@ def _prediction(record: RunRecord, settings: Settings) -> Iterator[str]:
         yield from _differing(f"epoch {e.epoch} of phase 1 predicted tokens:", e.positions, count + twice)
         least = e.positions * (e.positions - 1) // 2
         most = e.positions * (e.text_tokens - 1 - e.positions) + least
-        split = own.split_tokens > 0 and tokens <= 400_000 and e.epoch <= 0.75 * own.max_epochs
-        if not split or e.text_tokens < tokens:
+        if not splits_tokens(own, tokens, e.epoch) or e.text_tokens < tokens:
             yield f"epoch {e.epoch} of phase 1 read a text of {e.text_tokens} tokens, there are {tokens}"
         elif not least <= e.position_sum <= max(most, least + twice * e.text_tokens):
             yield f"epoch {e.epoch} of phase 1 read some positions more often than others"

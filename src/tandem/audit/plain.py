@@ -24,8 +24,15 @@ EPSILON = 1e-8
 """AdamW's."""
 PIECE, BLOCK = 65_536, 512
 """Shuffling draws positions from about PIECE at a time, in blocks of about BLOCK consecutive ones."""
+SPLIT_TOKENS, SPLIT_SHARE = 400_000, 0.75
+"""The longest text of which tokens are split, and the share of the epochs in which they are."""
 CHUNK = 512
 """Positions whose logits over the whole vocabulary are there at once."""
+
+
+def splits_tokens(own: PredictionSettings, tokens: int, epoch: int) -> bool:
+    """Whether an epoch of phase 1 by prediction splits tokens of a text of so many."""
+    return own.split_tokens > 0 and tokens <= SPLIT_TOKENS and epoch <= SPLIT_SHARE * own.max_epochs
 
 
 def seed_of(seed: int, *purpose: str | int) -> int:

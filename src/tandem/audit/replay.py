@@ -24,6 +24,7 @@ from tandem.audit.plain import (
     gradients_of,
     linear_rate,
     seed_of,
+    splits_tokens,
 )
 from tandem.audit.steps import (
     ROUNDED,
@@ -338,30 +339,23 @@ def _text_of_epoch(subject: Subject, epoch: int) -> tuple[Tensor, list[Tensor]]:
     """
     corpus, own = subject.prepared.corpus, subject.prepared.settings.prediction
     whole = subject.ids("train")
-    ids, starts = whole[torch.arange(len(whole))], torch.tensor(corpus.train.document_starts)
-    if corpus.pieces is not None and epoch <= 0.75 * own.max_epochs and len(ids) <= 400_000:
+    ids, starts = whole[torch.arange(len(whole))].cpu(), torch.tensor(corpus.train.document_starts)
+    if corpus.pieces is not None and splits_tokens(own, len(ids), epoch):
         draws = draws_of(subject.seed, "prediction splits", subject.configuration.context_layers, epoch)
-        parts, places, length = [], [], 0
-        for part in ids.split(1 << 20):
-            origin, fresh = torch.arange(len(part)), torch.ones(len(part), dtype=torch.bool)
-            left, right = torch.from_numpy(corpus.pieces).long().unbind(1)
-            while fresh.any():
-                lots = torch.rand(len(part), generator=draws)
-                cut = (fresh & (lots < own.split_tokens) & (left[part] >= 0)).nonzero()[:, 0].numpy()
-                # Each cut token becomes its left piece, and its right piece is put behind it.
-                second = np.insert(np.zeros(len(part), bool), cut + 1, True)
-                longer = torch.from_numpy(np.insert(part.numpy(), cut + 1, right[part[cut]].numpy()))
-                first = torch.from_numpy(np.append(second[1:], False))
-                longer[first] = left[part[cut]]
-                origin = torch.from_numpy(np.insert(origin.numpy(), cut + 1, origin[cut].numpy()))
-                part, fresh = longer, first | torch.from_numpy(second)
-            parts.append(part)
-            begins = torch.searchsorted(origin, torch.arange(int(origin[-1]) + 1))
-            places.append(length + begins)
-            length += len(part)
-        ids, starts = torch.cat(parts), torch.cat(places)[starts]
+        left, right = torch.from_numpy(corpus.pieces).long().unbind(1)
+        fresh = torch.ones(len(ids), dtype=torch.bool)
+        while fresh.any():
+            lots = torch.rand(len(ids), generator=draws)
+            cut = (fresh & (lots < own.split_tokens) & (left[ids] >= 0)).nonzero()[:, 0].numpy()
+            # Each cut token becomes its left piece, and its right piece is put behind it.
+            second = np.insert(np.zeros(len(ids), bool), cut + 1, True)
+            longer = torch.from_numpy(np.insert(ids.numpy(), cut + 1, right[ids[cut]].numpy()))
+            first = torch.from_numpy(np.append(second[1:], False))
+            longer[first] = left[ids[cut]]
+            starts = starts + torch.searchsorted(torch.from_numpy(cut), starts)  # cuts before each
+            ids, fresh = longer, first | torch.from_numpy(second)
     edges = [*starts.tolist(), len(ids) - 1]
-    return ids, [torch.arange(a, b) for a, b in pairwise(edges)]
+    return ids.to(whole.device), [torch.arange(a, b) for a, b in pairwise(edges)]
 
 
 # Phase 1 by dispersion

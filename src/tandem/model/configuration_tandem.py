@@ -152,8 +152,9 @@ class TandemEnsembleConfig(PreTrainedConfig):
                 raise ValueError("an ensemble has at least two members")
             for name in SHARED:
                 values = [getattr(config, name) for config in configs]
-                if wrong := next((value for value in values if value != values[0]), None):
-                    raise ValueError(f"members differ in {name}: {values[0]!r} and {wrong!r}")
+                for value in values:
+                    if value != values[0]:
+                        raise ValueError(f"members differ in {name}: {values[0]!r} and {value!r}")
                 kwargs[name] = values[0]
         super().__post_init__(**kwargs)
 
