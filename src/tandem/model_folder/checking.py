@@ -82,7 +82,7 @@ def read_config(folder: Path) -> AnyConfig:
         )
     for key in ("auto_map", "dtype", "torch_dtype"):  # our own classes are loaded, in float32
         values.pop(key, None)
-    if (kind := values.get("model_type")) not in MODELS:
+    if (kind := str(values.get("model_type"))) not in MODELS:
         raise DataError(f"{CONFIG} is that of a model of type '{kind}', not of a Tandem model")
     try:
         config: AnyConfig = MODELS[kind].config_class.from_dict(values)

@@ -56,7 +56,7 @@ def load_model(folder: Path, verify: bool = True) -> tuple[AnyModel, PreTrainedT
             f"{CHECKSUMS} if another program changed it on purpose"
         ) from None
     with _as_damage(folder):
-        if (kind := values.get("model_type")) not in MODELS:
+        if (kind := str(values.get("model_type"))) not in MODELS:
             raise RunDirError(f"{folder} holds a model of type '{kind}', not a Tandem model")
         config = read_config(folder)
         check_weights(folder, config)
