@@ -49,8 +49,8 @@ class PredictionEpoch(Record):
 
     epoch: int
     train_nll_nats: Unbounded
-    """Mean over the epoch while the weights move, with dropout and a sampled softmax: not to be compared with
-    a validation figure."""
+    """Mean over the epoch while the weights move, with dropout, a sampled softmax and perhaps split tokens:
+    not to be compared with a validation figure."""
     grad_norm: float
     """Mean over the epoch, before clipping."""
     positions: int
